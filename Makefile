@@ -1,0 +1,25 @@
+# Two commands: `make demo` and `make test`. Both make .venv first; nothing else is needed.
+.PHONY: demo test clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+demo: $(VENV)/.installed
+	$(BIN)/mint-mlx demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n auto
+
+$(VENV)/.installed: pyproject.toml bootstrap.sh
+	sh bootstrap.sh $(VENV)
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml bootstrap.sh
+	sh bootstrap.sh $(VENV) dev
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

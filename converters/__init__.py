@@ -1,0 +1,1 @@
+"""Sources in, checkpoints out: quantizers, the writer, the verifier, the model card."""

@@ -1,0 +1,191 @@
+"""Writes shards tensor by tensor at the places that the layout gives: order and interruption never change a byte.
+
+Work goes to `NAME.partial` beside the target. A journal there says which modules are on disk, with a hash each; a run
+that finds it goes on from there, after checking the hashes. Shards end in `.part` until all is written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import mlx.core as mx
+
+from ..errors import MintError
+from ..layers import MLX_DTYPES
+from ..layout import Layout, TensorSpec
+
+JOURNAL = "journal.jsonl"
+LOCK = "lock"
+
+
+class Writer:
+    """An open work folder.
+
+    Attributes:
+        done: modules that an earlier run finished.
+    """
+
+    def __init__(
+        self,
+        work: Path,
+        layout: Layout,
+        units: Mapping[str, tuple[TensorSpec, ...]],
+        identity: Mapping[str, Any],
+        discard: bool = False,
+    ) -> None:
+        """Open or create a work folder.
+
+        Args:
+            work: the folder.
+            layout: where each tensor lies.
+            units: the tensors of each module.
+            identity: what the work is made from (source, plan, versions); a folder made from something else is refused.
+            discard: throw unfinished work of another kind away instead.
+
+        Raises:
+            MintError: another process works there, or the folder holds other work.
+        """
+        self.work, self.layout, self.units = work, layout, units
+        work.mkdir(parents=True, exist_ok=True)
+        self._lock = (work / LOCK).open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise MintError(f"another run is writing to {work}: wait for it or choose another folder with -o") from None
+        self._files: list[int] = []
+        try:
+            self.done = self._resume(json.loads(json.dumps(identity)), discard)
+            self._journal: IO[str] = (work / JOURNAL).open("a", encoding="utf-8")
+        except BaseException:
+            self._release()
+            raise
+
+    def _resume(self, identity: Any, discard: bool) -> set[str]:
+        journal = self.work / JOURNAL
+        lines = journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []
+        entries = _decode(lines)
+        if lines and (not entries or entries[0] != identity):
+            if not discard:
+                raise MintError(
+                    f"{self.work} holds unfinished work from another source, plan or version: delete it or give --force"
+                )
+            entries = []
+        if not entries:
+            for path in self.work.iterdir():
+                if path.name != LOCK:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        names = [self.work / f"{name}.part" for name in self.layout.names]
+        for path, size, header in zip(names, self.layout.sizes, self.layout.headers, strict=True):
+            whole = path.is_file() and path.stat().st_size == size
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._files.append(file)
+            if not whole:
+                _reserve(file, size)
+            _write_all(file, header, 0)
+        done = {
+            e["unit"] for e in entries[1:] if e.get("unit") in self.units and self._hash(e["unit"]) == e.get("hash")
+        }
+        fresh = [identity] + [e for e in entries[1:] if e.get("unit") in done]
+        partial = journal.with_suffix(".part")
+        partial.write_text("".join(json.dumps(e) + "\n" for e in fresh), encoding="utf-8")
+        partial.replace(journal)
+        return done
+
+    def _hash(self, unit: str) -> str:
+        """Hash of a module's bytes as they are on disk."""
+        digest = hashlib.blake2b(digest_size=16)
+        for spec in self.units[unit]:
+            place = self.layout.tensors[spec.name]
+            position, end = place.offset, place.offset + spec.nbytes
+            while position < end:
+                block = os.pread(self._files[place.shard], min(1 << 24, end - position), position)
+                if not block:
+                    return ""
+                digest.update(block)
+                position += len(block)
+        return digest.hexdigest()
+
+    def put(self, unit: str, tensors: Mapping[str, mx.array]) -> None:
+        """Write one module's tensors (by local name), then enter it in the journal."""
+        digest = hashlib.blake2b(digest_size=16)
+        for spec in self.units[unit]:
+            array = tensors[spec.name.rpartition(".")[2]]
+            if tuple(array.shape) != spec.shape or str(array.dtype) != f"mlx.core.{MLX_DTYPES[spec.dtype]}":
+                raise RuntimeError(
+                    f"{spec.name} is {array.dtype} {array.shape}, the layout says {spec.dtype} {spec.shape}"
+                )
+            data = _bytes(array)
+            digest.update(data)
+            place = self.layout.tensors[spec.name]
+            _write_all(self._files[place.shard], data, place.offset)
+        self._journal.write(json.dumps({"unit": unit, "hash": digest.hexdigest()}) + "\n")
+        self._journal.flush()
+
+    def finish(self) -> None:
+        """Flush the shards to disk and give them their final names."""
+        for file, name in zip(self._files, self.layout.names, strict=True):
+            os.fsync(file)
+            (self.work / f"{name}.part").replace(self.work / name)
+
+    def _release(self) -> None:
+        for file in self._files:
+            os.close(file)
+        self._files = []
+        self._lock.close()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._journal.close()
+        self._release()
+
+
+def _bytes(array: mx.array) -> memoryview:
+    """The array's memory as bytes (numpy has no bfloat16, but a view as uint8 needs none)."""
+    flat: Any = array.reshape(-1).view(mx.uint8) if array.size else b""
+    return memoryview(flat)
+
+
+def _decode(lines: list[str]) -> list[Any]:
+    """Journal entries up to the first line that a kill cut short."""
+    entries = []
+    for line in lines:
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break
+    return entries
+
+
+def _reserve(file: int, size: int) -> None:
+    """Give a file its size, with its blocks where the system can, so that a full disk shows at once."""
+    os.ftruncate(file, size)
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+
+
+def _write_all(file: int, data: bytes | memoryview, offset: int) -> None:
+    view = memoryview(data)
+    while len(view):
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def write_index(folder: Path, layout: Layout, parameters: int) -> None:
+    """Write model.safetensors.index.json, with the totals that mlx-lm writes too."""
+    weight_map = {name: layout.names[place.shard] for name, place in sorted(layout.tensors.items())}
+    total = sum(place.spec.nbytes for place in layout.tensors.values())
+    index = {"metadata": {"total_size": total, "total_parameters": parameters}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=4) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Proof: WikiText-2 text, perplexity, divergence, comparison at equal bytes."""

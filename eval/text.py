@@ -1,0 +1,41 @@
+"""The text that is scored: WikiText-2's raw test split, shipped with the package, or the user's own file."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from pathlib import Path
+
+from ..errors import MintError
+
+WIKITEXT = Path(__file__).parent / "data" / "wiki.test.raw.gz"
+WIKITEXT_SHA256 = "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"
+
+
+def wikitext() -> str:
+    """WikiText-2's raw test split (Merity et al., 2016; CC BY-SA 3.0), checked against its SHA-256.
+
+    Raises:
+        MintError: the installed file is damaged.
+    """
+    data = gzip.decompress(WIKITEXT.read_bytes())
+    if hashlib.sha256(data).hexdigest() != WIKITEXT_SHA256:
+        raise MintError("the WikiText-2 text of this installation is damaged: install mint-mlx again")
+    return data.decode("utf-8")
+
+
+def read_text(path: str | None) -> str:
+    """A UTF-8 file, or WikiText-2 where no path is given.
+
+    Raises:
+        MintError: no such file, or it isn't UTF-8.
+    """
+    if path is None:
+        return wikitext()
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise MintError(f"there is no text file {path}: check the path")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise MintError(f"{path} is not UTF-8 text: convert it first") from None

@@ -1,0 +1,244 @@
+"""From rate-distortion curves and a budget to a plan: floors and overrides first, then the knapsack.
+
+Costs are exact bytes on disk, so a budget is met to the byte; the loss is a named objective's (objectives.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import MintError, UsageError
+from .knapsack import solve
+from .layers import Inventory, Layer
+from .layout import make_layout, shard_overhead
+from .load import Source
+from .objectives import Context, find_objective
+from .plan import LayerError, Plan, check_config
+from .profile import Profile, RateDistortion, sqnr_db
+from .quant import KEEP, QuantConfig, parse_config
+from .recipes import Recipe, candidates
+from .units import Budget, both
+from .versions import versions
+
+Candidates = dict[str, tuple[QuantConfig, ...]]
+
+
+@dataclass(frozen=True)
+class Override:
+    """All layers whose path matches get one configuration."""
+
+    pattern: re.Pattern[str]
+    config: QuantConfig
+
+
+def parse_override(text: str) -> Override:
+    """Read `REGEX=CONFIG`.
+
+    Raises:
+        UsageError: no `=`, a broken regular expression or an unknown configuration.
+    """
+    pattern, equals, config = text.rpartition("=")
+    if not equals or not pattern:
+        raise UsageError(f"the override {text!r} must be written REGEX=CONFIG, for example 'lm_head=8bit-g32'")
+    try:
+        return Override(re.compile(pattern), parse_config(config))
+    except re.error as error:
+        raise UsageError(f"the override's pattern {pattern!r} is not a regular expression: {error}") from None
+
+
+def apply_overrides(overrides: Sequence[Override], inventory: Inventory, ignore_guards: bool) -> dict[str, QuantConfig]:
+    """The configuration that overrides give, by layer path; later ones win.
+
+    Raises:
+        MintError: an override matches no layer, can't be taken by one that it matches, or breaks a guard.
+    """
+    forced: dict[str, QuantConfig] = {}
+    for override in overrides:
+        matched = [layer for layer in inventory.layers if override.pattern.search(layer.path)]
+        if not matched:
+            raise MintError(
+                f"the override {override.pattern.pattern!r} matches no layer: `mint-mlx inspect MODEL` lists them"
+            )
+        for layer in matched:
+            check_config(layer, override.config, ignore_guards)
+            forced[layer.path] = override.config
+    return forced
+
+
+def list_candidates(
+    inventory: Inventory, recipe: Recipe, forced: dict[str, QuantConfig] | None = None, ignore_guards: bool = False
+) -> Candidates:
+    """Every layer's candidates under guards, recipe and overrides, from headers alone."""
+    forced = forced or {}
+    return {
+        layer.path: (forced[layer.path],) if layer.path in forced else candidates(layer, recipe, ignore_guards)
+        for layer in inventory.layers
+    }
+
+
+def above_floor(
+    inventory: Inventory,
+    curves: dict[str, RateDistortion],
+    options: Candidates,
+    recipe: Recipe,
+    forced: dict[str, QuantConfig],
+) -> Candidates:
+    """Drop the candidates whose worst expert lies under the recipe's SQNR floor; overrides are exempt.
+
+    A layer whose candidates all fall stays unquantized.
+    """
+
+    def safe(layer: Layer) -> tuple[QuantConfig, ...]:
+        if layer.path in forced:
+            return options[layer.path]
+        curve = curves[layer.path]
+        return tuple(
+            c for c in options[layer.path] if not c.quantized or sqnr_db(float(curve.of(c).max())) >= recipe.sqnr_floor
+        ) or (KEEP,)
+
+    return {layer.path: safe(layer) for layer in inventory.layers}
+
+
+def size_range(inventory: Inventory, options: Candidates) -> tuple[int, int]:
+    """The smallest and the largest checkpoint that these candidates allow, in bytes."""
+    ends = []
+    for pick in (min, max):
+        choice = {layer.path: pick(options[layer.path], key=layer.bytes) for layer in inventory.layers}
+        ends.append(make_layout(specs for _, specs in inventory.units(choice)).total)
+    return ends[0], ends[1]
+
+
+def check_feasible(budget: int, inventory: Inventory, options: Candidates, reason: str = "") -> None:
+    """Refuse a budget below the smallest size.
+
+    Raises:
+        MintError: with the range that is possible.
+    """
+    least, most = size_range(inventory, options)
+    if budget < least:
+        raise MintError(
+            f"a budget of {both(budget)} is too small for this model{reason}: from {both(least)} "
+            f"({least * 8 / inventory.parameters:.2f} bpw, `--budget {least}B`) to {both(most)} is possible"
+        )
+
+
+def allocate(
+    profile: Profile,
+    budget: Budget,
+    recipe: Recipe,
+    objective: str | None = None,
+    overrides: Sequence[Override] = (),
+    ignore_guards: bool = False,
+) -> Plan:
+    """Choose each layer's configuration so that the whole checkpoint fits the budget at the least loss.
+
+    Args:
+        profile: measured curves, with their inventory.
+        budget: bytes, bits per weight, or `smallest`.
+        recipe: candidates, rules, floor and priors.
+        objective: a name of objectives.OBJECTIVES; the recipe's by default.
+        overrides: fixed configurations by pattern.
+        ignore_guards: allow what the guards forbid.
+
+    Raises:
+        MintError: the budget can't be met, or an override or the objective is wrong.
+    """
+    inventory = profile.inventory
+    name = objective or recipe.objective
+    function = find_objective(name)
+    forced = apply_overrides(overrides, inventory, ignore_guards)
+    options = list_candidates(inventory, recipe, forced, ignore_guards)
+    limit = budget.resolve(inventory.parameters)
+    if limit is not None:
+        check_feasible(limit, inventory, options)
+    options = above_floor(inventory, profile.curves, options, recipe, forced)
+    context = Context(recipe.priors, inventory.blocks)
+    costs = [np.array([layer.bytes(c) for c in options[layer.path]], dtype=np.int64) for layer in inventory.layers]
+    losses = [
+        np.zeros(1)  # nothing to choose, and an override may name what was never measured
+        if len(options[layer.path]) == 1
+        else function(layer, np.stack([profile.curves[layer.path].of(c) for c in options[layer.path]]), context)
+        for layer in inventory.layers
+    ]
+    if limit is None:
+        limit = size_range(inventory, options)[0]
+    else:
+        reason = f" with the safety floor of {recipe.sqnr_floor:g} dB SQNR"
+        check_feasible(limit, inventory, options, reason)
+    largest = max([*(int(c.max()) for c in costs), 1])
+    fixed = inventory.other_bytes + shard_overhead(limit, largest)
+    solution = solve(costs, losses, limit - fixed)
+    if solution is None:  # the smallest size fits, but not with the reserve for shards: take it as it is
+        picks = [int(np.argmin(c)) for c in costs]
+        loss, gap = sum(float(v[k]) for v, k in zip(losses, picks, strict=True)), 0.0
+    else:
+        picks, loss, gap = list(solution.choice), solution.loss, solution.gap
+    choice = {layer.path: options[layer.path][k] for layer, k in zip(inventory.layers, picks, strict=True)}
+    return Plan(
+        source=profile.source,
+        revision=profile.revision,
+        structure=profile.structure,
+        content=profile.content,
+        choice=choice,
+        recipe=recipe.name,
+        objective=name,
+        budget=budget.text,
+        budget_bytes=limit if budget.text != "smallest" else None,
+        loss=loss,
+        gap=gap,
+        errors=measured_errors(choice, profile.curves),
+        versions=profile.versions or {},
+    )
+
+
+def measured_errors(choice: dict[str, QuantConfig], curves: dict[str, RateDistortion]) -> dict[str, LayerError]:
+    """The measured error of each quantized layer, where its curve holds it."""
+    return {
+        path: LayerError(float(curves[path].of(config).mean()), float(curves[path].of(config).max()))
+        for path, config in choice.items()
+        if config.quantized and path in curves and config in curves[path].configs
+    }
+
+
+def uniform(
+    source: Source,
+    inventory: Inventory,
+    config: QuantConfig,
+    overrides: Sequence[Override] = (),
+    ignore_guards: bool = False,
+) -> Plan:
+    """The same configuration for every layer that can take it; no profile is needed.
+
+    As mlx-lm does, a layer whose rows the group doesn't divide stays unquantized. Routers get what their model class
+    asks for, else 8 bits.
+
+    Raises:
+        MintError: an override is wrong.
+    """
+    forced = apply_overrides(overrides, inventory, ignore_guards)
+
+    def pick(layer: Layer) -> QuantConfig:
+        if layer.path in forced:
+            return forced[layer.path]
+        wanted = config
+        if layer.objection(config) and not ignore_guards:
+            if layer.keep:
+                return KEEP
+            wanted = layer.class_config or QuantConfig(
+                layer.floor, config.group_size if config.mode == "affine" else 32
+            )
+        return wanted if wanted.divides(layer.shape[-1]) else KEEP
+
+    return Plan(
+        source=source.name,
+        revision=source.revision,
+        structure=source.structure,
+        content=source.content,
+        choice={layer.path: pick(layer) for layer in inventory.layers},
+        recipe=f"uniform {config}",
+        versions=versions(),
+    )

@@ -1,0 +1,45 @@
+"""What the program keeps between runs: profiles, by the fingerprint of their source."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from .errors import MintError
+from .load import Source
+from .profile import Profile, load_profile, save_profile
+from .quant import QuantConfig
+
+
+def cache_dir() -> Path:
+    """The user's cache folder: MINT_MLX_CACHE, else $XDG_CACHE_HOME/mint-mlx, else ~/.cache/mint-mlx."""
+    if own := os.environ.get("MINT_MLX_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mint-mlx"
+
+
+def profile_path(source: Source, candidates: dict[str, tuple[QuantConfig, ...]]) -> Path:
+    """Where a source's profile with these candidates lies."""
+    text = "\n".join(f"{path} {' '.join(map(str, configs))}" for path, configs in candidates.items())
+    key = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return cache_dir() / "profiles" / f"{source.name.replace('/', '--')}-{source.fingerprint}-{key}.json"
+
+
+def cached_profile(source: Source, candidates: dict[str, tuple[QuantConfig, ...]]) -> Profile | None:
+    """A profile from an earlier run, if there is one that still fits. A damaged one counts as none."""
+    path = profile_path(source, candidates)
+    if not path.is_file():
+        return None
+    try:
+        found = load_profile(path)
+    except MintError:  # written by another version, or cut short by a full disk: measured anew
+        return None
+    return found if found.fingerprint == source.fingerprint else None
+
+
+def keep_profile(profile: Profile, source: Source, candidates: dict[str, tuple[QuantConfig, ...]]) -> Path:
+    """Keep a profile for later runs."""
+    path = profile_path(source, candidates)
+    save_profile(profile, path)
+    return path

@@ -1,0 +1,72 @@
+"""`mint-mlx demo`: the whole job on a really trained Mixture-of-Experts model of 2.3 M parameters, shipped inside."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from .. import pipeline
+from ..output import Output
+from ..units import both, duration
+
+MODEL = Path(__file__).parent / "model"
+WINDOWS, LENGTH, BATCH = 40, 256, 8
+
+
+def run(output: Output, out: Path | None = None) -> None:
+    """Profile, allocate, convert, reload, generate, and score the result beside its source and uniform quantization.
+
+    Args:
+        output: where to print.
+        out: keep the result here; it is thrown away otherwise.
+    """
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mint-mlx-demo-") as scratch:
+        source = Path(scratch) / "demo-moe"
+        shutil.copytree(MODEL, source)
+        uniform = pipeline.convert(
+            str(source), None, f"{scratch}/uniform", uniform_config="4bit-g64", smoke=False, report=output
+        )
+        target = out or Path(scratch) / "demo-moe-mint"
+        ours = pipeline.convert(str(source), f"{uniform.bytes}B", target, report=output)
+        output.close()
+        output.line(
+            f"A Qwen3-MoE of 2.3 M parameters, converted to the size of its uniform 4-bit version: {both(ours.bytes)}"
+        )
+        output.line(f"stock mlx-lm loads it, and it writes: {ours.sentence}")
+        rows, data = [], []
+        total = sum(f.stat().st_size for f in source.glob("*.safetensors"))
+        folders = [
+            ("source (bf16)", source, total),
+            ("mint-mlx", target, ours.bytes),
+            ("uniform 4bit-g64", uniform.path, uniform.bytes),
+        ]
+        for name, folder, size in folders:
+            perplexity = _perplexity(folder, name, output)
+            bits = size * 8 / ours.inventory.parameters
+            rows.append([name, f"{size:,}", f"{bits:.2f}", f"{perplexity:.3f}"])
+            data.append({"name": name, "bytes": size, "bits_per_weight": bits, "perplexity": perplexity})
+        output.close()
+        output.table(
+            ["checkpoint", "bytes", "bpw", "perplexity"],
+            rows,
+            f"WikiText-2 test, the first {WINDOWS} windows of {LENGTH}",
+        )
+        output.line(
+            f"done in {duration(time.monotonic() - started)}; now your own: mint-mlx convert org/name --budget 19GB"
+        )
+        output.result({"rows": data, "sentence": ours.sentence, "seconds": time.monotonic() - started})
+
+
+def _perplexity(folder: Path, name: str, output: Output) -> float:
+    from .. import mlxlm
+    from ..eval import score, text
+
+    output.stage("evaluate")
+    model, tokenizer = score.load_for_scoring(folder)
+    ids: Any = mlxlm.encode(tokenizer, text.wikitext()[: 8 * WINDOWS * LENGTH])
+    windows = score.make_windows(ids, LENGTH, WINDOWS)
+    return score.score(model, windows, BATCH, lambda done, of: output.step(name, done, of)).perplexity

@@ -1,0 +1,69 @@
+"""Errors that a user meets: one sentence each, that says what is wrong and what to do.
+
+`MintError` is raised by our own checks. `explain` puts exceptions of other libraries into words, for causes that lie
+outside this program (network, disk, permissions). Whatever neither of them knows is a bug and is reported as one.
+"""
+
+from __future__ import annotations
+
+import errno
+
+
+class MintError(Exception):
+    """A refusal or a failure with a known cause. Its text is one sentence for the user."""
+
+
+class UsageError(MintError):
+    """The command line or an argument is malformed (exit code 2)."""
+
+
+def explain(error: BaseException) -> str | None:
+    """Return the sentence for an exception raised outside this package, or None where the cause isn't known."""
+    if isinstance(error, MintError):
+        return str(error)
+    if isinstance(error, OSError):
+        sentence = _explain_os(error)
+        if sentence:
+            return sentence
+    return _explain_hub(error)
+
+
+def _explain_os(error: OSError) -> str | None:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk is full{where}: free some space or choose another folder with -o, then run the same command "
+            "again; finished layers are kept and it goes on from there"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission to write or read{where}: check the folder's rights or choose another one"
+    return None
+
+
+def _explain_hub(error: BaseException) -> str | None:
+    """Sentences for huggingface_hub's errors, matched by class name so that the library need not be imported."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if "GatedRepoError" in names:
+        return (
+            "this model is gated: accept its licence on its Hugging Face page, then run `hf auth login` with a token "
+            "that may read it"
+        )
+    if "RevisionNotFoundError" in names:
+        return "this revision does not exist on the Hugging Face Hub: check the part after '@'"
+    if "RepositoryNotFoundError" in names:
+        return (
+            "no such model on the Hugging Face Hub, or it is private: check the name (org/name), and log in with "
+            "`hf auth login` if it is private"
+        )
+    if "EntryNotFoundError" in names and "LocalEntryNotFoundError" not in names:
+        return f"the repository lacks a file that is needed: {str(error).splitlines()[0]}"
+    if "IncompleteSnapshotError" in names:
+        return "the model is only half downloaded: run the same command again while online; finished files are kept"
+    if names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectTimeout", "ReadTimeout"}:
+        return (
+            "the Hugging Face Hub cannot be reached and the model is not complete in the local cache: check the "
+            "connection (or HF_HUB_OFFLINE) and run the same command again; finished files are kept"
+        )
+    if names & {"HfHubHTTPError", "HTTPStatusError", "RemoteProtocolError", "ReadError"}:
+        return f"the Hugging Face Hub answered with an error, try again later: {str(error).splitlines()[0]}"
+    return None

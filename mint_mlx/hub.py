@@ -1,0 +1,136 @@
+"""The Hugging Face Hub: names, headers without weights, downloads.
+
+`headers` needs a few kilobytes per shard, so that a plan, a dry run or a refusal costs no download.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import shutil
+import struct
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import MintError
+from .headers import INDEX, parse_header
+
+SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.jsonl", "*.model", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*"]
+WEIGHTS = ["model*.safetensors"]
+_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class RepoId:
+    """`org/name` with an optional revision."""
+
+    name: str
+    revision: str | None
+
+
+def parse_repo(text: str) -> RepoId | None:
+    """Read `org/name` or `org/name@revision`; None where the text can't be a Hub id."""
+    name, _, revision = text.partition("@")
+    return RepoId(name, revision or None) if _NAME.fullmatch(name) and ".." not in name else None
+
+
+def _quiet_unless_terminal() -> None:
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+
+
+def download(repo: RepoId) -> tuple[Path, str]:
+    """Download what a conversion needs (or find it in the local cache): the folder and the commit."""
+    from huggingface_hub import snapshot_download
+
+    _quiet_unless_terminal()
+    folder = Path(snapshot_download(repo.name, revision=repo.revision, allow_patterns=SMALL_FILES + WEIGHTS))
+    return folder, folder.name
+
+
+def cached(repo: RepoId) -> Path | None:
+    """The repo's complete snapshot in the local cache, if there is one."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(
+                repo.name, revision=repo.revision, allow_patterns=SMALL_FILES + WEIGHTS, local_files_only=True
+            )
+        )
+    except FileNotFoundError:  # LocalEntryNotFoundError and IncompleteSnapshotError are both of this kind
+        return None
+    shards = {f.name for f in folder.glob("model*.safetensors")}
+    index = folder / INDEX
+    if index.is_file():
+        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return folder if wanted <= shards else None
+    return folder if shards else None
+
+
+def headers(repo: RepoId) -> tuple[Path, str, dict[str, str], int]:
+    """A folder with the repo's small files and, for each shard, a file of its true size that holds only the header.
+
+    The data of these files are holes: they take no space, and mlx-lm maps them as if they were whole.
+
+    Returns:
+        The folder (removed at exit), the commit, the Hub's SHA-256 of each shard, and the bytes of all weights.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    _quiet_unless_terminal()
+    api = HfApi()
+    info = api.model_info(repo.name, revision=repo.revision, files_metadata=True)
+    commit = info.sha or repo.revision or "main"
+    folder = Path(tempfile.mkdtemp(prefix="mint-mlx-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    siblings = {s.rfilename: s for s in info.siblings or []}
+    for name in siblings:
+        if "/" not in name and Path(name).suffix in (".json", ".jinja", ".model") and name != INDEX:
+            local = hf_hub_download(repo.name, name, revision=commit)
+            shutil.copyfile(local, folder / name)
+    if not any(re.fullmatch(r"model[^/]*\.safetensors", name) for name in siblings):
+        raise MintError(f"{repo.name} holds no model*.safetensors: give a Hugging Face checkpoint in safetensors")
+    metadata = api.get_safetensors_metadata(repo.name, revision=commit)
+    hashes, total = {}, 0
+    for name, file in metadata.files_metadata.items():
+        if os.path.basename(name) != name:
+            raise MintError(f"{repo.name} names the shard {name!r}, which is not a plain file name: refused")
+        table: dict[str, Any] = {
+            tensor: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": list(t.data_offsets)}
+            for tensor, t in file.tensors.items()
+        }
+        parse_header(table, name)
+        raw = json.dumps(table).encode()
+        end = max((t["data_offsets"][1] for t in table.values()), default=0)
+        with (folder / name).open("wb") as out:
+            out.write(struct.pack("<Q", len(raw)) + raw)
+            out.truncate(8 + len(raw) + end)
+        lfs = siblings[name].lfs if name in siblings else None
+        hashes[name] = lfs.sha256 if lfs else ""
+        total += end
+    return folder, commit, hashes, total
+
+
+def blob_hash(path: Path) -> str:
+    """The SHA-256 by which the Hub knows a file of its cache (the name of the blob it links to), or ''."""
+    name = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
+    return name if _SHA256.fullmatch(name) else ""
+
+
+def upload(folder: Path, repo: str, private: bool) -> str:
+    """Upload a written checkpoint; returns its page. Chunks that arrived before an interruption are not sent again."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    url = api.create_repo(repo, private=private, exist_ok=True)
+    api.upload_folder(repo_id=repo, repo_type="model", folder_path=folder)
+    return str(url)

@@ -1,0 +1,138 @@
+"""Where a model comes from: a local folder or a repository of the Hugging Face Hub.
+
+A `Source` is a skeleton: config, headers and a fingerprint. `open_model` makes the lazy mlx-lm model of it, whose
+weights are read only when a step evaluates them (`stream.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import hub, mlxlm
+from .errors import MintError
+from .headers import TensorInfo, read_folder, read_header
+
+SAMPLE = 4096  # bytes read at the start, middle and end of each tensor for a local fingerprint
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint to read from.
+
+    Attributes:
+        name: the Hub id, or the folder's name.
+        path: a folder with config.json and shards (shards of holes where `has_weights` is false).
+        config: config.json as it stands.
+        revision: the commit on the Hub, or None for a folder.
+        structure: hash of the config and of all headers.
+        content: hash of the weights: the Hub's own hashes, or samples of every tensor.
+        weight_bytes: bytes of all shards.
+    """
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    revision: str | None
+    structure: str
+    content: str
+    weight_bytes: int
+    has_weights: bool
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.structure}-{self.content}"
+
+
+def load_source(model: str, weights: bool = True) -> Source:
+    """Find a checkpoint; a Hub repository is downloaded only if `weights` is true.
+
+    Raises:
+        MintError: there is no such model, or what is there is incomplete or not a language model that mlx-lm knows.
+        (Errors of huggingface_hub pass through; `errors.explain` has their sentences.)
+    """
+    folder = Path(model).expanduser()
+    if folder.exists():
+        return _from_folder(folder, folder.resolve().name, None)
+    repo = hub.parse_repo(model)
+    if repo is None or model.startswith((".", "/", "~")):
+        raise MintError(f"{model} does not exist: give a folder, or a model of the Hugging Face Hub as org/name")
+    local = hub.cached(repo)
+    if local is not None and repo.revision is None and not weights:
+        return _from_folder(local, repo.name, local.name)
+    if weights:
+        local, commit = hub.download(repo)
+        return _from_folder(local, repo.name, commit)
+    folder, commit, hashes, total = hub.headers(repo)
+    config = read_config(folder)
+    mlxlm.check_model_type(config)
+    headers = {path.name: read_header(path)[0] for path in sorted(folder.glob("model*.safetensors"))}
+    structure = _hash_structure(config, headers)
+    return Source(repo.name, folder, config, commit, structure, _digest(sorted(hashes.items())), total, False)
+
+
+def _from_folder(folder: Path, name: str, revision: str | None) -> Source:
+    if folder.is_file():
+        if folder.suffix == ".gguf":
+            raise MintError(f"{folder.name} is a GGUF file: give the original Hugging Face checkpoint instead")
+        raise MintError(f"{folder} is a file: give the folder that holds config.json and the weights")
+    config = read_config(folder)
+    mlxlm.check_model_type(config)
+    headers = read_folder(folder)
+    size = sum((folder / file).stat().st_size for file in headers)
+    return Source(
+        name, folder, config, revision, _hash_structure(config, headers), _hash_content(folder, headers), size, True
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as a table.
+
+    Raises:
+        MintError: it is missing or malformed.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MintError(f"{folder.name} has no config.json: give the folder of a Hugging Face checkpoint")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise MintError(f"config.json in {folder.name} is not valid JSON: download it again") from None
+    if not isinstance(config, dict):
+        raise MintError(f"config.json in {folder.name} is not a table: download it again")
+    return config
+
+
+def open_model(source: Source) -> Any:
+    """The lazy mlx-lm model of a source. Evaluate its weights only if `source.has_weights`."""
+    return mlxlm.build_model(source.path)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _hash_structure(config: dict[str, Any], headers: dict[str, dict[str, TensorInfo]]) -> str:
+    tensors = [
+        [file, name, t.dtype, list(t.shape), t.start] for file in sorted(headers) for name, t in headers[file].items()
+    ]
+    return _digest([config, tensors])
+
+
+def _hash_content(folder: Path, headers: dict[str, dict[str, TensorInfo]]) -> str:
+    blobs = {name: hub.blob_hash(folder / name) for name in headers}
+    if all(blobs.values()):
+        return _digest(sorted(blobs.items()))
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(headers):
+        data = read_header(folder / name)[1]
+        with (folder / name).open("rb") as file:
+            for info in headers[name].values():
+                middle = (info.start + info.end) // 2
+                for position in sorted({info.start, middle, max(info.start, info.end - SAMPLE)}):
+                    file.seek(data + position)
+                    digest.update(file.read(min(SAMPLE, info.end - position)))
+    return digest.hexdigest()

@@ -1,0 +1,109 @@
+"""The one place that touches mlx-lm's internals: building a lazy model, its tokenizer, a generated sentence.
+
+Everything is imported inside the functions, since `import mlx_lm` takes one to two seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import MintError
+
+
+def check_model_type(config: dict[str, Any]) -> None:
+    """Refuse a config that mlx-lm has no model class for.
+
+    Raises:
+        MintError: no `model_type`, code of its own, or an unknown type.
+    """
+    from mlx_lm.utils import _get_classes
+
+    if not isinstance(config.get("model_type"), str):
+        raise MintError("config.json has no model_type: this is not a language model checkpoint")
+    if config.get("model_file") is not None:
+        raise MintError(
+            f"this checkpoint brings code of its own ({config['model_file']}), which mint-mlx does not run: use one "
+            "whose architecture mlx-lm has built in"
+        )
+    try:
+        _get_classes(config)
+    except ValueError:
+        raise MintError(
+            f"mlx-lm has no model of type {config['model_type']!r}: update mlx-lm, or check that this is a text model"
+        ) from None
+
+
+def build_model(folder: Path) -> Any:
+    """The lazy mlx-lm model of a checkpoint, weights mapped and sanitized but not read.
+
+    Everything that builds the weights (reading, stacking, dequantizing) is put on the CPU stream, so that on a Mac no
+    GPU command buffer ever waits for the disk (the GPU watchdog kills those that do).
+
+    Raises:
+        MintError: mlx-lm can't build the model from this config and these tensors.
+    """
+    import mlx.core as mx
+    from mlx_lm.utils import load_model
+
+    try:
+        with mx.stream(mx.cpu):
+            model, _ = load_model(folder, lazy=True)
+    # The config and the tensors are the user's: these are the ways in which mlx-lm fails on ones that don't fit.
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MintError(
+            f"mlx-lm cannot build a model from {folder.name}: {first[:300]} (is the checkpoint complete, and does its "
+            "config.json belong to it?)"
+        ) from error
+    return model
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder holds a tokenizer in any of the forms that transformers reads."""
+    names = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json", "vocab.txt", "spiece.model")
+    return any((folder / name).is_file() for name in names) or any(folder.glob("*.tiktoken"))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """mlx-lm's tokenizer of a checkpoint.
+
+    Raises:
+        MintError: there is none, or transformers can't read it.
+    """
+    if not has_tokenizer(folder):
+        raise MintError(f"{folder.name} has no tokenizer (tokenizer.json or tokenizer.model): add the original's files")
+    from mlx_lm.utils import load_tokenizer as load
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        return load(folder, eos_token_ids=config.get("eos_token_id"))
+    # transformers and tokenizers raise all of these (and a bare Exception) for a file that they can't read.
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MintError(f"the tokenizer of {folder.name} cannot be read: {first[:300]}") from error
+
+
+def encode(tokenizer: Any, text: str) -> Any:
+    """Token ids of a text, int64 (tokens,), with the tokenizer's own special tokens at the start."""
+    import numpy as np
+
+    # verbose: transformers would warn that the text is longer than the context, which windows take care of
+    return np.asarray(tokenizer.encode(text, verbose=False), dtype=np.int64)
+
+
+def generate_sentence(folder: Path, max_tokens: int = 40) -> str:
+    """Load a written checkpoint with stock mlx-lm and let it go on greedily from a short prompt."""
+    import mlx.core as mx
+    from mlx_lm import generate, load
+
+    model, tokenizer = load(str(folder))
+    if mx.default_device() == mx.cpu:  # gather_mm takes float32 only there
+        model.set_dtype(mx.float32)
+    prompt: Any = "The history of the city"
+    if tokenizer.chat_template is not None:
+        message = [{"role": "user", "content": "Describe the sea in one sentence."}]
+        prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True)
+    text: str = generate(model, tokenizer, prompt=prompt, max_tokens=max_tokens, verbose=False)
+    return " ".join(f"{prompt} {text}".split() if isinstance(prompt, str) else text.split())

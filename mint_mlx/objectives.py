@@ -1,0 +1,63 @@
+"""Objectives: how much a layer's error at each candidate is taken to hurt. The allocator minimises their sum.
+
+An objective is a function `(layer, nmse, context) -> loss`, with `nmse` float64 (candidates, experts) and `loss`
+float64 (candidates,), never negative. To add one, write it here and enter it in OBJECTIVES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import MintError
+from .layers import Layer
+
+if TYPE_CHECKING:
+    from .recipes import Priors
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an objective may know beyond the layer: the recipe's priors and the number of blocks."""
+
+    priors: Priors
+    blocks: int
+
+
+Objective = Callable[[Layer, np.ndarray, Context], np.ndarray]
+
+
+def nmse(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
+    """Parameter-weighted relative squared error: number of weights x mean NMSE over experts."""
+    return layer.size * errors.mean(axis=1)
+
+
+def mint(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
+    """MINT's published objective: prior x NRMSE, one term a layer, the mean over its experts (baa.ai, 2026).
+
+    Its sources give 3 for the first block, 2 for the last, 10 for embedding and head, 8 for routers.
+    """
+    priors = context.priors
+    prior = priors.roles.get(layer.role, 1.0)
+    if layer.block == 0:
+        prior = max(prior, priors.first_block)
+    elif layer.block is not None and layer.block == context.blocks - 1:
+        prior = max(prior, priors.last_block)
+    return prior * np.sqrt(errors).mean(axis=1)
+
+
+OBJECTIVES: dict[str, Objective] = {"nmse": nmse, "mint": mint}
+
+
+def find_objective(name: str) -> Objective:
+    """An objective by name.
+
+    Raises:
+        MintError: there is none of that name.
+    """
+    if name not in OBJECTIVES:
+        raise MintError(f"no objective is called {name!r}: there are {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name]

@@ -1,0 +1,256 @@
+"""What a person asks before converting: which sizes there are, what a plan would write, which layer got what."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from .allocate import allocate, list_candidates, size_range
+from .cache import cached_profile
+from .converters.card import config_table
+from .layers import Inventory
+from .memory import smallest_mac
+from .pipeline import Job, active_ratio, profile_candidates
+from .plan import Plan
+from .profile import Profile, assumed, sqnr_db
+from .quant import KEEP, QuantConfig
+from .roles import EXPERTS, block_of
+from .units import Budget, both, count, duration, human, parse_budget
+from .versions import versions
+
+SIZES = ("3.5bpw", "4.5bpw", "5.5bpw", "6.5bpw", "8.5bpw")
+Row = list[Any]
+
+
+@dataclass(frozen=True)
+class SizeRow:
+    """One possible size of a model."""
+
+    label: str
+    bytes: int
+    bits_per_weight: float
+    loss: float | None
+    active_bytes: int
+    mac: int | None
+
+
+def known_profile(job: Job) -> Profile | None:
+    """The source's profile from the cache, if an earlier run left one."""
+    return cached_profile(job.source, profile_candidates(job))
+
+
+def assumed_profile(job: Job) -> Profile:
+    """A profile as Gaussian weights would give it, for sizes before any weight is read."""
+    curves = assumed(job.inventory, profile_candidates(job))
+    s = job.source
+    return Profile(
+        s.name, s.revision, s.structure, s.content, job.inventory, curves, job.recipe.name, weighting="assumed"
+    )
+
+
+def size_table(job: Job) -> list[SizeRow]:
+    """Five or six sizes from the smallest to nearly lossless, the last the unquantized model.
+
+    Losses are known where a cached profile is; without one the smallest size assumes Gaussian weights.
+    """
+    measured = known_profile(job)
+    profile = measured or assumed_profile(job)
+    _, most = size_range(job.inventory, list_candidates(job.inventory, job.recipe))
+    rows = []
+    smallest = allocate(profile, Budget("smallest"), job.recipe)
+    budgets = [("smallest", smallest)]
+    floor = smallest.layout(job.inventory).total
+    for text in SIZES:
+        limit = parse_budget(text).resolve(job.inventory.parameters)
+        if limit is not None and floor * 1.02 < limit < most:
+            budgets.append((text, allocate(profile, parse_budget(text), job.recipe)))
+    for label, plan in budgets:
+        rows.append(_size_row(job, label, plan, measured is not None))
+    unquantized = Plan(profile.source, None, "", "", {layer.path: KEEP for layer in job.inventory.layers})
+    rows.append(_size_row(job, "unquantized", unquantized, False))
+    return rows
+
+
+def _size_row(job: Job, label: str, plan: Plan, known: bool) -> SizeRow:
+    total = plan.layout(job.inventory).total
+    bits = total * 8 / job.inventory.parameters
+    active = job.inventory.active_bytes(plan.choice)
+    return SizeRow(label, total, bits, plan.loss if known else None, active, smallest_mac(total))
+
+
+def size_rows(table: list[SizeRow]) -> tuple[list[str], list[Row]]:
+    """A size table as columns and rows to print."""
+    columns = ["--budget", "bytes", "bpw", "loss", "read per token", "fits a Mac of"]
+    rows: list[Row] = []
+    for row in table:
+        loss = "-" if row.loss is None else f"{row.loss:.4g}"
+        mac = f"{row.mac} GiB" if row.mac else "-"
+        rows.append([row.label, both(row.bytes), f"{row.bits_per_weight:.2f}", loss, human(row.active_bytes), mac])
+    return columns, rows
+
+
+def collapse(paths: list[str], blocks: int) -> str:
+    """Module paths that differ in their block number as one: `layers.*` for all blocks, else `layers.[0-2,5]`."""
+    match = re.search(r"\.(\d+)\.", paths[0])
+    if match is None:
+        return paths[0]
+    numbers = sorted(block for block in map(block_of, paths) if block is not None)
+    middle = "*" if len(numbers) == blocks > 1 else _ranges(numbers)
+    return f"{paths[0][: match.start()]}.{middle}.{paths[0][match.end() :]}"
+
+
+def _ranges(numbers: list[int]) -> str:
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and runs[-1][-1] == n - 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return texts[0] if len(numbers) == 1 else f"[{','.join(texts)}]"
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer as `inspect` shows it. `worst` is the worst expert's NMSE where it is known."""
+
+    path: str
+    role: str
+    shape: str
+    config: str
+    bytes: int
+    worst: float | None
+
+
+def plan_rows(plan: Plan, inventory: Inventory) -> list[LayerRow]:
+    """Every layer of a plan."""
+    rows = []
+    for layer in inventory.layers:
+        config, error = plan.choice[layer.path], plan.errors.get(layer.path)
+        shape = "x".join(map(str, layer.shape))
+        rows.append(
+            LayerRow(layer.path, layer.role, shape, str(config), layer.bytes(config), error.worst if error else None)
+        )
+    return rows
+
+
+def layer_table(layers: list[LayerRow]) -> tuple[list[str], list[Row]]:
+    """Layers with configuration, bytes and error; those that agree but for their block are drawn together."""
+    blocks = len({block_of(layer.path) for layer in layers} - {None})
+    groups: dict[tuple[str, str, str], list[LayerRow]] = defaultdict(list)
+    for layer in layers:
+        groups[re.sub(r"\.\d+\.", ".*.", layer.path, count=1), layer.config, layer.shape].append(layer)
+    rows: list[Row] = []
+    for group in groups.values():
+        first, worst = group[0], [layer.worst for layer in group if layer.worst]
+        sqnr = f"{sqnr_db(max(worst)):.1f}" if worst else "-"
+        name, size = collapse([layer.path for layer in group], blocks), sum(layer.bytes for layer in group)
+        rows.append([name, first.role, first.shape, first.config, human(size), sqnr])
+    return ["layer", "role", "shape", "as", "bytes", "worst SQNR dB"], rows
+
+
+def config_rows(plan: Plan, inventory: Inventory) -> tuple[list[str], list[Row]]:
+    """The bits x group table: layers, weights, bytes and their share."""
+    total = plan.layout(inventory).total
+    rows: list[Row] = [
+        [config, layers, count(weights), human(size), f"{size / total:.1%}"]
+        for config, layers, weights, size in config_table(plan, inventory)
+    ]
+    rest = inventory.other_bytes
+    rows.append(["other tensors", "-", "-", human(rest), f"{rest / total:.1%}"])
+    return ["as", "layers", "weights", "bytes", "share"], rows
+
+
+def stored_plan(job: Job) -> Plan:
+    """What a checkpoint is stored as now, as a plan (errors from its profile cannot be known)."""
+    choice = {layer.path: layer.stored or KEEP for layer in job.inventory.layers}
+    s = job.source
+    return Plan(s.name, s.revision, s.structure, s.content, choice, recipe="as stored", versions=versions())
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a conversion would do."""
+
+    bytes: int
+    bits_per_weight: float
+    range: tuple[int, int]
+    download: int
+    disk: int
+    memory: int
+    seconds: dict[str, float]
+    profiled: bool
+
+
+def dry_run(job: Job, plan: Plan, profiled: bool, needs_profile: bool) -> DryRun:
+    """Sizes from headers; times from a measurement of MLX's quantizer that takes a fraction of a second.
+
+    Args:
+        job: the source.
+        plan: what would be carried out (allocated on a cached profile, or on assumed errors).
+        profiled: whether a cached profile was used.
+        needs_profile: whether a profile would have to be measured first.
+    """
+    total = plan.layout(job.inventory).total
+    largest = max((layer.size * 2 for layer in job.inventory.layers), default=0)
+    rate, disk_rate = _quantizer_rate(), 1.0e9
+    weights = sum(layer.size for layer in job.inventory.layers)
+    measured = sum(
+        layer.size * len([c for c in configs if c.quantized])
+        for layer, configs in zip(job.inventory.layers, profile_candidates(job).values(), strict=True)
+    )
+    reading = job.source.weight_bytes / disk_rate
+    seconds = {"convert": reading + total / disk_rate + weights / rate["quantize"]}
+    if needs_profile and not profiled:
+        seconds = {"profile": reading + measured / rate["error"]} | seconds
+    return DryRun(
+        total,
+        total * 8 / job.inventory.parameters,
+        size_range(job.inventory, list_candidates(job.inventory, job.recipe)),
+        0 if job.source.has_weights else job.source.weight_bytes,
+        total + (0 if job.source.has_weights else job.source.weight_bytes),
+        3 * largest + 500_000_000,
+        seconds,
+        profiled,
+    )
+
+
+def _quantizer_rate() -> dict[str, float]:
+    """Weights per second of `mx.quantize`, and of quantize, dequantize and squared error together, on this machine."""
+    import time
+
+    import mlx.core as mx
+
+    from .profile import measure
+
+    w = mx.random.normal((256, 4096)).astype(mx.bfloat16)
+    config = QuantConfig(4, 64)
+    mx.eval(mx.quantize(w, 64, 4))
+    start = time.perf_counter()
+    mx.eval(mx.quantize(w, 64, 4))
+    middle = time.perf_counter()
+    measure(w, [config] * 4)
+    end = time.perf_counter()
+    return {"quantize": w.size / (middle - start), "error": 4 * w.size / (end - middle)}
+
+
+def dry_lines(job: Job, plan: Plan, run: DryRun) -> list[str]:
+    """A dry run for people."""
+    least, most = run.range
+    ratio = active_ratio(job, plan)
+    active = job.inventory.active_bytes(plan.choice)
+    experts = any(layer.role in EXPERTS for layer in job.inventory.layers)
+    lines = [
+        f"would write   {both(run.bytes)}, {run.bits_per_weight:.2f} bits per weight (exact)",
+        f"possible      {both(least)} to {both(most)} (before the safety floor)",
+        f"read a token  {both(active)}, {ratio:.2f}x of uniform 4bit-g64" + (" (k of E experts)" if experts else ""),
+        f"download      {both(run.download)}" if run.download else "download      nothing",
+        f"disk          {both(run.disk)}",
+        f"memory        about {both(run.memory)} at the peak",
+        "time          " + ", ".join(f"{stage} about {duration(s)}" for stage, s in run.seconds.items()),
+    ]
+    if not run.profiled and plan.objective:
+        lines.append("the choice of layers below assumes Gaussian weights: `mint-mlx profile` measures them first")
+    return lines

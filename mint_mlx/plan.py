@@ -1,0 +1,237 @@
+"""A plan: which configuration each layer gets, as a file that a person can read, edit and feed back.
+
+One line a layer; `layer` and `as` decide, the rest is for the reader (sizes are computed anew, never trusted).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import MintError, UsageError
+from .layers import Inventory
+from .layout import Layout, make_layout
+from .quant import QuantConfig, parse_config
+from .yamlfile import line_of, read_yaml
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Measured error of a layer under its configuration: NMSE over experts."""
+
+    mean: float
+    worst: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A choice for every layer, and what it was made from.
+
+    Attributes:
+        choice: configuration by layer path.
+        quantizer: the named function that makes the codes (converters/).
+        budget: as the user wrote it, or None.
+        loss, gap: the objective's value and its distance to the knapsack's bound, where an objective was used.
+        errors: measured error by layer path, where a profile was used.
+    """
+
+    source: str
+    revision: str | None
+    structure: str
+    content: str
+    choice: dict[str, QuantConfig]
+    quantizer: str = "rtn"
+    effort: str = "fast"
+    recipe: str = "default"
+    objective: str | None = None
+    budget: str | None = None
+    budget_bytes: int | None = None
+    loss: float | None = None
+    gap: float | None = None
+    errors: dict[str, LayerError] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def layout(self, inventory: Inventory) -> Layout:
+        """Shards, headers and places of the checkpoint that this plan makes."""
+        return make_layout(specs for _, specs in inventory.units(self.choice))
+
+    def quantization(self) -> dict[str, Any]:
+        """The `quantization` block of a config.json: mlx-lm's three global keys, then one entry per quantized layer."""
+        used = Counter(config for config in self.choice.values() if config.quantized)
+        if not used:
+            return {}
+        common = max(used, key=lambda config: (used[config], config))
+        return common.as_mlx() | {path: c.as_mlx() for path, c in self.choice.items() if c.quantized}
+
+    def quant_predicate(self) -> Callable[[str, Any], bool | dict[str, int | str]]:
+        """The plan as a predicate for `mlx_lm.convert(..., quant_predicate=...)`.
+
+        Raises (when called):
+            MintError: the model has a layer that the plan doesn't name.
+        """
+
+        def predicate(path: str, module: Any) -> bool | dict[str, int | str]:
+            if path not in self.choice:
+                raise MintError(f"the plan has no line for the layer {path}: it was made for another model")
+            config = self.choice[path]
+            return config.as_mlx() if config.quantized else False
+
+        return predicate
+
+
+def check_plan(plan: Plan, inventory: Inventory, ignore_guards: bool = False) -> None:
+    """Refuse a plan that doesn't fit the model or breaks a guard.
+
+    Raises:
+        MintError: a layer is unknown or missing, a group doesn't divide, or a guard is broken.
+    """
+    layers = {layer.path: layer for layer in inventory.layers}
+    unknown = [path for path in plan.choice if path not in layers]
+    if unknown:
+        raise MintError(f"the plan names the layer {unknown[0]}, which this model does not have ({len(unknown)} such)")
+    missing = [path for path in layers if path not in plan.choice]
+    if missing:
+        raise MintError(
+            f"the plan has no line for the layer {missing[0]} ({len(missing)} such): add it, `as: keep` if it stays"
+        )
+    for path, config in plan.choice.items():
+        check_config(layers[path], config, ignore_guards)
+
+
+def check_config(layer: Any, config: QuantConfig, ignore_guards: bool) -> None:
+    """Refuse a configuration that a layer can't take or that a guard forbids (a MintError each)."""
+    if not config.divides(layer.shape[-1]):
+        raise MintError(
+            f"{layer.path} has rows of {layer.shape[-1]} weights, which groups of {config.group_size} don't divide: "
+            "choose another group size or keep"
+        )
+    objection = layer.objection(config)
+    if objection and not ignore_guards:
+        raise MintError(f"{layer.path} cannot be {config}: {objection} (--ignore-guards overrules this)")
+
+
+def write_plan(plan: Plan, inventory: Inventory, path: Path) -> None:
+    """Write a plan as YAML; the same plan gives the same bytes."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(plan_text(plan, inventory), encoding="utf-8")
+    partial.replace(path)
+
+
+def plan_text(plan: Plan, inventory: Inventory) -> str:
+    """The plan file's text."""
+    size = plan.layout(inventory).total
+    lines = [
+        "# A plan of mint-mlx: change `as` (4bit-g64, mxfp4, keep, ...), then `mint-mlx convert MODEL --plan FILE`.",
+        f"mint_mlx_plan: {SCHEMA}",
+        f"source: {_flow(name=plan.source, revision=plan.revision, structure=plan.structure, content=plan.content)}",
+        f"budget: {_scalar(plan.budget)}",
+        f"budget_bytes: {_scalar(plan.budget_bytes)}",
+        f"recipe: {_scalar(plan.recipe)}",
+        f"objective: {_scalar(plan.objective)}",
+        f"quantizer: {_scalar(plan.quantizer)}",
+        f"effort: {_scalar(plan.effort)}",
+        f"loss: {_scalar(plan.loss)}",
+        f"gap: {_scalar(plan.gap)}",
+        f"bytes: {size}",
+        f"parameters: {inventory.parameters}",
+        f"bits_per_weight: {size * 8 / inventory.parameters:.4f}",
+        f"active_bytes: {inventory.active_bytes(plan.choice)}",
+        f"versions: {_flow(**plan.versions)}",
+        "layers:",
+    ]
+    for layer in inventory.layers:
+        config = plan.choice[layer.path]
+        entry: dict[str, Any] = {"layer": layer.path, "as": str(config), "role": layer.role, "weights": layer.size}
+        entry["bytes"] = layer.bytes(config)
+        error = plan.errors.get(layer.path)
+        if error is not None:
+            entry |= {"nmse": _round(error.mean), "worst": _round(error.worst)}
+        lines.append(f"- {_flow(**entry)}")
+    return "\n".join(lines) + "\n"
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+_PLAIN = re.compile(r"[A-Za-z_][\w./+-]*")
+_RESERVED = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+
+
+def _scalar(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, float):
+        return f"{value:.6g}" if "e" not in f"{value:.6g}" else f"{value:.5e}"
+    if isinstance(value, int):
+        return str(value)
+    text = str(value)
+    if _PLAIN.fullmatch(text) and text.lower() not in _RESERVED:
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _flow(**entries: Any) -> str:
+    return "{" + ", ".join(f"{key}: {_scalar(value)}" for key, value in entries.items()) + "}"
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan file.
+
+    Raises:
+        MintError: with file and line, where it isn't one.
+    """
+    data, node = read_yaml(path, "plan")
+
+    def fail(problem: str, *location: str | int) -> MintError:
+        return MintError(f"{path}, line {line_of(node, location)}: {problem}")
+
+    if not isinstance(data, dict) or "mint_mlx_plan" not in data:
+        raise MintError(f"{path} is not a plan: make one with `mint-mlx allocate PROFILE --budget B -o {path}`")
+    if data["mint_mlx_plan"] != SCHEMA:
+        raise fail("this plan is of another version of mint-mlx: make it anew", "mint_mlx_plan")
+    source = data.get("source") or {}
+    if not isinstance(source, dict):
+        raise fail("source must be a table", "source")
+    if not isinstance(data.get("layers"), list):
+        raise fail("a plan needs its layers as a list", "layers")
+    choice: dict[str, QuantConfig] = {}
+    errors: dict[str, LayerError] = {}
+    for i, entry in enumerate(data["layers"]):
+        if not isinstance(entry, dict) or not isinstance(entry.get("layer"), str) or "as" not in entry:
+            raise fail("a layer's line must be {layer: PATH, as: CONFIG}", "layers", i)
+        if entry["layer"] in choice:
+            raise fail(f"the layer {entry['layer']} is named twice", "layers", i)
+        try:
+            choice[entry["layer"]] = parse_config(str(entry["as"]))
+        except UsageError as error:
+            raise fail(str(error), "layers", i) from None
+        mean, worst = entry.get("nmse"), entry.get("worst")
+        if isinstance(mean, float) and isinstance(worst, float):
+            errors[entry["layer"]] = LayerError(mean, worst)
+    return Plan(
+        source=str(source.get("name") or ""),
+        revision=_text(source.get("revision")),
+        structure=str(source.get("structure") or ""),
+        content=str(source.get("content") or ""),
+        choice=choice,
+        objective=_text(data.get("objective")),
+        budget=_text(data.get("budget")),
+        budget_bytes=data["budget_bytes"] if isinstance(data.get("budget_bytes"), int) else None,
+        errors=errors,
+        recipe=str(data.get("recipe") or "default"),
+        quantizer=str(data.get("quantizer") or "rtn"),
+        effort=str(data.get("effort") or "fast"),
+    )
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,170 @@
+"""Recipes: which candidates, floors and priors a model family gets, each with its reason.
+
+A recipe is a YAML file; `recipes/default.yaml` serves every family that has none of its own. The right one is found by
+the checkpoint's `model_type`.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from .errors import MintError
+from .layers import Layer
+from .quant import KEEP, MX_MODES, QuantConfig, affine, mx_mode
+from .roles import ROLES
+from .yamlfile import line_of, read_yaml
+
+CANDIDATE_BITS = {"few": (2, 4, 8), "usual": (2, 3, 4, 6, 8), "all": (2, 3, 4, 5, 6, 8)}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rule(_Strict):
+    """Limits for the layers of some roles."""
+
+    roles: tuple[str, ...]
+    reason: str
+    floor: Annotated[int | None, Field(ge=2, le=16)] = None
+    ceiling: Annotated[int | None, Field(ge=2, le=16)] = None
+    keep: bool = False
+
+    @field_validator("roles")
+    @classmethod
+    def _known(cls, roles: tuple[str, ...]) -> tuple[str, ...]:
+        for role in roles:
+            if role not in ROLES:
+                raise ValueError(f"no role is called {role!r}; the roles are {', '.join(ROLES)}")
+        return roles
+
+
+class Priors(_Strict):
+    """MINT's protection priors; only the objective `mint` uses them."""
+
+    first_block: float = 3.0
+    last_block: float = 2.0
+    roles: dict[str, float] = {"embedding": 10.0, "head": 10.0, "router": 8.0}
+
+
+class Reference(_Strict):
+    """A published figure for a model of this family, with its source."""
+
+    model: str
+    figure: str
+    source: str
+
+
+class Recipe(_Strict):
+    """What a recipe file may say."""
+
+    name: str
+    about: str
+    serves: tuple[str, ...] = ()
+    candidates: Literal["few", "usual", "all"] = "all"
+    modes: tuple[str, ...] = ()
+    sqnr_floor: float = 9.0
+    objective: str = "nmse"
+    priors: Priors = Priors()
+    rules: tuple[Rule, ...] = ()
+    references: tuple[Reference, ...] = ()
+
+    @field_validator("modes")
+    @classmethod
+    def _modes(cls, modes: tuple[str, ...]) -> tuple[str, ...]:
+        for mode in modes:
+            if mode not in MX_MODES:
+                raise ValueError(f"no mode is called {mode!r}; the modes are {', '.join(MX_MODES)}")
+        return modes
+
+    @field_validator("objective")
+    @classmethod
+    def _objective(cls, objective: str) -> str:
+        from .objectives import OBJECTIVES
+
+        if objective not in OBJECTIVES:
+            raise ValueError(f"no objective is called {objective!r}; there are {', '.join(OBJECTIVES)}")
+        return objective
+
+    @field_validator("sqnr_floor")
+    @classmethod
+    def _finite(cls, value: float) -> float:
+        if not math.isfinite(value):
+            raise ValueError("the floor must be a number of dB")
+        return value
+
+    def limits(self, role: str) -> tuple[int, int, str]:
+        """Floor and ceiling in bits for a role (16 means unquantized), and the reasons."""
+        floor, ceiling, reasons = 0, 16, []
+        for rule in self.rules:
+            if role in rule.roles:
+                floor = max(floor, 16 if rule.keep else rule.floor or 0)
+                ceiling = min(ceiling, rule.ceiling or 16)
+                reasons.append(rule.reason)
+        return floor, ceiling, "; ".join(reasons)
+
+
+def candidates(layer: Layer, recipe: Recipe, ignore_guards: bool = False) -> tuple[QuantConfig, ...]:
+    """The configurations that a layer may get, `keep` last; divisibility, guards and the recipe's rules hold."""
+    floor, ceiling, _ = recipe.limits(layer.role)
+    configs = affine(CANDIDATE_BITS[recipe.candidates]) + tuple(mx_mode(m) for m in recipe.modes)
+    usable = [
+        c
+        for c in configs
+        if c.divides(layer.shape[-1]) and floor <= c.bits <= ceiling and (ignore_guards or not layer.objection(c))
+    ]
+    return (*usable, KEEP) if ceiling >= KEEP.bits or not usable else tuple(usable)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe file.
+
+    Raises:
+        MintError: with file and line, for anything that a recipe can't say.
+    """
+    data, node = read_yaml(path, "recipe")
+    if not isinstance(data, dict):
+        raise MintError(f"{path} is not a recipe: it must be a table (see `mint-mlx recipes default`)")
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = [step for step in first["loc"] if isinstance(step, (str, int))]
+        place = ".".join(map(str, location))
+        problem = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            problem = "a recipe has no such key"
+        raise MintError(f"{path}, line {line_of(node, location)}: {place}: {problem}") from None
+
+
+@lru_cache(maxsize=1)
+def bundled() -> dict[str, Path]:
+    """The recipes that come with the program, by name."""
+    folder = Path(__file__).parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(name: str | None, config: dict[str, Any]) -> Recipe:
+    """The recipe asked for by name or file, else the one that serves the config's model_type, else `default`.
+
+    Raises:
+        MintError: there is no such recipe.
+    """
+    known = bundled()
+    if name is not None:
+        if name in known:
+            return read_recipe(known[name])
+        if name.endswith((".yaml", ".yml")) or "/" in name:
+            return read_recipe(Path(name).expanduser())
+        raise MintError(f"no recipe is called {name!r}: there are {', '.join(known)}, or give a YAML file")
+    types = {config.get("model_type"), (config.get("text_config") or {}).get("model_type")}
+    for path in known.values():
+        recipe = read_recipe(path)
+        if types & set(recipe.serves):
+            return recipe
+    return read_recipe(known["default"])

@@ -1,0 +1,49 @@
+"""One module after another: read, hand over, release.
+
+Everything that passes over a model's weights (profile, convert) goes through here, so that memory holds one layer at a
+time. An evaluated array never becomes lazy again, so every pass opens the model anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from .layers import MLX_DTYPES, Inventory
+from .load import Source, open_model
+
+
+def stream(source: Source, inventory: Inventory, paths: Sequence[str]) -> Iterator[tuple[str, dict[str, mx.array]]]:
+    """Yield each module's evaluated parameters, by local name, in the types that they will be written in.
+
+    Args:
+        source: a checkpoint whose weights are here.
+        inventory: its layers, for the types.
+        paths: the modules wanted, in the model's order (two that share a fused source tensor stand side by side there).
+    """
+    wanted = set(paths)
+    dtypes = {spec.name: spec.dtype for specs in inventory.others.values() for spec in specs}
+    for layer in inventory.layers:
+        dtypes |= {spec.name: spec.dtype for spec in layer.extras}
+        dtypes[f"{layer.path}.weight"] = layer.dtype if layer.stored is None else "U32"
+    arrays: dict[str, dict[str, mx.array]] = {}
+    model = open_model(source)
+    for name, array in tree_flatten(model.parameters()):
+        owner, _, local = name.rpartition(".")
+        if owner in wanted:
+            arrays.setdefault(owner, {})[local] = array
+    del model, array  # from here on `arrays` alone keeps the lazy weights
+    for path in paths:
+        tensors = arrays.pop(path)
+        with mx.stream(mx.cpu):  # the disk is read here, never inside a GPU command buffer
+            for local, array in tensors.items():
+                code = dtypes.get(f"{path}.{local}".lstrip("."))
+                dtype = getattr(mx, MLX_DTYPES[code].replace("bool", "bool_")) if code else array.dtype
+                tensors[local] = array if array.dtype == dtype else array.astype(dtype)
+            mx.eval(tensors)
+        del array
+        yield path, tensors
+        del tensors
+        mx.clear_cache()
