@@ -43,8 +43,8 @@ def _show_model(target: str, output: Output) -> None:
     inventory = job.inventory
     size = job.source.weight_bytes
     output.line(
-        f"{job.source.name}: {job.source.config['model_type']}, {count(inventory.parameters)} parameters, {both(size)}, "
-        f"{size * 8 / inventory.parameters:.2f} bits per weight, {inventory.blocks} blocks"
+        f"{job.source.name}: {job.source.config['model_type']}, {count(inventory.parameters)} parameters, "
+        f"{both(size)}, {size * 8 / inventory.parameters:.2f} bits per weight, {inventory.blocks} blocks"
     )
     _show_layers(plan, inventory, output)
     output.result(_data(plan, inventory) | {"bytes": size, "bits_per_weight": size * 8 / inventory.parameters})

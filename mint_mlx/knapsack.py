@@ -74,12 +74,10 @@ def _hull(cost: np.ndarray, loss: np.ndarray) -> _Hull:
 
 def _segments(hulls: Sequence[_Hull]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All steps between neighbouring corners, steepest first: layer, extra bytes, loss saved."""
-    layer = np.concatenate(
-        [np.full(len(h.index) - 1, i) for i, h in enumerate(hulls)] or [np.zeros(0, dtype=np.int64)]
-    ).astype(np.int64)
-    cost = np.concatenate([np.diff(h.cost) for h in hulls] or [np.zeros(0)])
-    gain = np.concatenate([-np.diff(h.loss) for h in hulls] or [np.zeros(0)])
-    step = np.concatenate([np.arange(len(h.index) - 1) for h in hulls] or [np.zeros(0)])
+    layer = np.repeat(np.arange(len(hulls)), [len(h.index) - 1 for h in hulls])
+    cost = np.concatenate([np.zeros(0, dtype=np.int64), *(np.diff(h.cost) for h in hulls)])
+    gain = np.concatenate([np.zeros(0), *(-np.diff(h.loss) for h in hulls)])
+    step = np.concatenate([np.zeros(0, dtype=np.int64), *(np.arange(len(h.index) - 1) for h in hulls)])
     order = np.lexsort((step, layer, -gain / np.maximum(cost, 1)))
     return layer[order], cost[order], gain[order]
 

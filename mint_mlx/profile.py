@@ -111,7 +111,7 @@ def profile(
     if paths:
         progress(paths[0], 0, len(paths))
     for done, (path, tensors) in enumerate(stream(source, inventory, paths), start=1):
-        curves[path] = RateDistortion(path, wanted[path], measure(tensors["weight"], wanted[path]))
+        curves[path] = RateDistortion(path, wanted[path], _as_in_file(measure(tensors["weight"], wanted[path])))
         progress(paths[min(done, len(paths) - 1)], done, len(paths))
     return Profile(
         source.name,
@@ -155,6 +155,11 @@ def measure(weight: Any, configs: Sequence[QuantConfig]) -> np.ndarray:
             errors[index, chosen] += np.asarray(result, dtype=np.float64)
     # An expert of zeros is restored exactly: its error is zero, not undefined.
     return errors / np.where(energy > 0, energy, 1)
+
+
+def _as_in_file(nmse: np.ndarray) -> np.ndarray:
+    """Six digits, as files keep them, so that a fresh profile and a cached one give the same plan."""
+    return np.array([[float(f"{e:.6g}") for e in row] for row in nmse])
 
 
 def _squares(x: Any) -> Any:
@@ -205,7 +210,7 @@ def save_profile(profile: Profile, path: Path) -> None:
     lines = []
     for layer in profile.inventory.layers:
         curve = profile.curves[layer.path]
-        errors = {str(c): [float(f"{e:.6g}") for e in row] for c, row in zip(curve.configs, curve.nmse, strict=True)}
+        errors = {str(c): row.tolist() for c, row in zip(curve.configs, curve.nmse, strict=True)}
         lines.append(json.dumps({**_layer_to_json(layer), "experts": curve.nmse.shape[1], "nmse": errors}))
     text = json.dumps(head, indent=None)[:-1] + ',\n"layers": [\n' + ",\n".join(lines) + "\n]}\n"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,86 @@
+"""The profile measures the error of MLX's own quantizer, per expert."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import Maker, llama, qwen3_moe
+
+from mint_mlx import pipeline
+from mint_mlx import profile as profiles
+from mint_mlx.errors import MintError
+from mint_mlx.profile import load_profile, measure, save_profile
+from mint_mlx.quant import MX_MODES, QuantConfig, affine, mx_mode
+
+
+def direct(weight: mx.array, config: QuantConfig) -> float:
+    """The definition, in float64 numpy."""
+    packed = mx.quantize(weight, config.group_size, config.bits, mode=config.mode)
+    restored = mx.dequantize(*packed, group_size=config.group_size, bits=config.bits, mode=config.mode)
+    w, q = (np.asarray(a.astype(mx.float32), dtype=np.float64) for a in (weight, restored))
+    return float(((w - q) ** 2).sum() / (w**2).sum())
+
+
+@pytest.mark.parametrize("config", [*affine(), *(mx_mode(m) for m in MX_MODES)], ids=str)
+def test_nmse_is_that_of_the_round_trip_for_each_expert(config: QuantConfig) -> None:
+    weight = (mx.random.normal((3, 24, 256), key=mx.random.key(0)) * mx.array([[[1.0]], [[3.0]], [[0.1]]])).astype(mx.bfloat16)
+    found = measure(weight, [config])
+    assert found.shape == (1, 3)
+    np.testing.assert_allclose(found[0], [direct(weight[e], config) for e in range(3)], rtol=1e-4)
+
+
+def test_chunks_do_not_change_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = mx.random.normal((2, 40, 128), key=mx.random.key(1)).astype(mx.bfloat16)
+    whole = measure(weight, affine())
+    monkeypatch.setattr(profiles, "CHUNK", 1000)
+    np.testing.assert_allclose(measure(weight, affine()), whole, rtol=1e-5)
+
+
+def test_an_expert_of_zeros_has_no_error() -> None:
+    weight = mx.concatenate([mx.zeros((1, 8, 64)), mx.ones((1, 8, 64))]).astype(mx.bfloat16)
+    assert measure(weight, [QuantConfig(2, 64)])[0, 0] == 0
+
+
+def test_a_profile_survives_its_file(make: Maker, tmp_path: Path) -> None:
+    made = pipeline.get_profile(pipeline.prepare(str(make(qwen3_moe(2)))))
+    save_profile(made, tmp_path / "p.json")
+    read = load_profile(tmp_path / "p.json")
+    assert read.inventory == made.inventory and read.fingerprint == made.fingerprint
+    for path, curve in made.curves.items():
+        assert read.curves[path].configs == curve.configs
+        assert np.array_equal(read.curves[path].nmse, curve.nmse)
+
+
+def test_a_layer_is_measured_where_its_group_divides(make: Maker) -> None:
+    made = pipeline.get_profile(pipeline.prepare(str(make(qwen3_moe(1)))))
+    assert {c.group_size for c in made.curves["model.layers.0.mlp.switch_mlp.down_proj"].configs} == {32, 64}
+    assert {c.group_size for c in made.curves["model.layers.0.mlp.switch_mlp.up_proj"].configs} == {32, 64, 128}
+
+
+def test_a_profile_is_cached_until_the_source_changes(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make(llama(1))
+    pipeline.get_profile(pipeline.prepare(str(folder)))
+    calls = []
+    monkeypatch.setattr(pipeline, "profile", lambda *a: calls.append(a) or profiles.profile(*a))
+    pipeline.get_profile(pipeline.prepare(str(folder)))
+    assert not calls
+    make(llama(1), seed=5)
+    pipeline.get_profile(pipeline.prepare(str(folder)))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"mint_mlx_profile": 1}', '{"mint_mlx_profile": 99}', "[" * 50_000])
+def test_files_that_are_no_profile_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(MintError):
+        load_profile(tmp_path / "p.json")
+
+
+def test_the_file_is_plain_json(make: Maker, tmp_path: Path) -> None:
+    save_profile(pipeline.get_profile(pipeline.prepare(str(make(llama(1))))), tmp_path / "p.json")
+    data = json.loads((tmp_path / "p.json").read_text())
+    assert data["layers"][0]["nmse"]["4bit-g64"][0] == pytest.approx(0.008, rel=0.5)
