@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .output import Output
 
 EVERYDAY, STEPS = "Everyday", "Steps of a conversion, one by one"
+INTERRUPTED = 130
 ISSUES = "https://github.com/mint-mlx/mint-mlx/issues"
 
 app = typer.Typer(
@@ -365,12 +366,12 @@ def main() -> None:
     argv = [a for a in sys.argv[1:] if a != "--debug"]
     try:
         code = app(args=argv, standalone_mode=False)
-    except KeyboardInterrupt:
-        _fail("interrupted: what was finished is kept, the same command goes on from there", 130)
     except Exception as error:
         if debug:
             raise
         _report(error)
+    if code == INTERRUPTED:  # typer's own translation of Ctrl-C
+        _fail("interrupted: what was finished is kept, the same command goes on from there", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -381,8 +382,6 @@ def _report(error: Exception) -> None:
         if callable(show):
             show()
         sys.exit(error.exit_code)
-    if type(error).__name__ == "Abort":
-        _fail("interrupted: what was finished is kept, the same command goes on from there", 130)
     sentence = explain(error)
     if sentence is None:
         kind = type(error).__name__

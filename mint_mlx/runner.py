@@ -60,14 +60,19 @@ def prepare(model: nn.Module) -> nn.Module:
     return model
 
 
+def _restore(module: Any) -> mx.array:
+    """The weight of a quantized module in float32, as MLX's matrix products see it (they never round it to bf16)."""
+    scales, biases = module.scales, module.get("biases")
+    if module.mode == "affine":
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    return mx.dequantize(
+        module.weight, scales, biases, module.group_size, module.bits, mode=module.mode, dtype=mx.float32
+    )
+
+
 def _dense(module: Any) -> Any:
     kind = type(module).__name__
-    if "scales" in module:
-        weight = mx.dequantize(
-            module.weight, module.scales, module.get("biases"), module.group_size, module.bits, mode=module.mode
-        )
-    else:
-        weight = module.weight
+    weight = _restore(module) if "scales" in module else module.weight
     target = {
         "QuantizedLinear": nn.Linear,
         "QuantizedEmbedding": nn.Embedding,

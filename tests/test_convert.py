@@ -35,7 +35,9 @@ def raw(folder: Path) -> dict[str, bytes]:
     return {f.name: f.read_bytes() for f in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("model", [llama(2), llama(1, tied=True), qwen3_moe(2), mixtral(1)], ids=["llama", "tied", "qwen3_moe", "mixtral"])
+@pytest.mark.parametrize(
+    "model", [llama(2), llama(1, tied=True), qwen3_moe(2), mixtral(1)], ids=["llama", "tied", "qwen3_moe", "mixtral"]
+)
 def test_the_result_loads_in_stock_mlx_lm_within_the_budget(make: Maker, tmp_path: Path, model: Any) -> None:
     result = convert(str(make(model)), "5bpw", tmp_path / "out")
     assert result.sentence
@@ -86,7 +88,13 @@ def test_small_files_and_a_card_come_along(make: Maker, tmp_path: Path) -> None:
     (folder / "notes.pdf").write_text("")
     convert(str(folder), "6bpw", tmp_path / "out", smoke=False)
     names = {f.name for f in (tmp_path / "out").iterdir()}
-    assert {"chat_template.jinja", "generation_config.json", "preprocessor_config.json", "merges.txt", "LICENSE"} <= names
+    assert {
+        "chat_template.jinja",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "merges.txt",
+        "LICENSE",
+    } <= names
     assert {"tokenizer.json", "tokenizer_config.json", "mint-plan.yaml"} <= names and "notes.pdf" not in names
     card = (tmp_path / "out" / "README.md").read_text()
     assert "license: apache-2.0" in card and "library_name: mlx" in card and "| 6bit-" in card and "metrics" not in card
@@ -173,7 +181,9 @@ def test_a_killed_run_is_resumed(make: Maker, tmp_path: Path) -> None:
     assert raw(tmp_path / "out")["model.safetensors"] == raw(tmp_path / "whole")["model.safetensors"]
 
 
-def test_bytes_lost_since_the_journal_are_written_again(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_lost_since_the_journal_are_written_again(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = str(make(llama(2)))
     convert(folder, "5bpw", tmp_path / "whole", smoke=False)
     with monkeypatch.context() as patch:
@@ -219,7 +229,9 @@ def test_two_runs_into_one_folder(make: Maker, tmp_path: Path, monkeypatch: pyte
     assert "another run" in problems[0]
 
 
-def test_a_full_disk_is_one_sentence_and_no_result(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_sentence_and_no_result(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = str(make(llama(1)))
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))

@@ -91,7 +91,9 @@ def test_two_copies_of_the_weights_are_refused(make: Maker) -> None:
         read_folder(folder)
 
 
-@pytest.mark.parametrize(("file", "problem"), [("x.gguf", "GGUF"), ("pytorch_model.bin", "PyTorch"), ("x.txt", "no model")])
+@pytest.mark.parametrize(
+    ("file", "problem"), [("x.gguf", "GGUF"), ("pytorch_model.bin", "PyTorch"), ("x.txt", "no model")]
+)
 def test_other_formats_are_named(tmp_path: Path, file: str, problem: str) -> None:
     (tmp_path / file).write_text("")
     with pytest.raises(MintError, match=problem):

@@ -89,7 +89,9 @@ def milp(costs: list[np.ndarray], losses: list[np.ndarray], budget: int) -> floa
     picks = [[h.addBinary(obj=float(x) / scale) for x in v] for v in losses]
     for row in picks:
         h.addConstr(sum(row[1:], row[0]) == 1)
-    terms = [x * (float(c) / budget) for row, cost in zip(picks, costs, strict=True) for x, c in zip(row, cost, strict=True)]
+    terms = [
+        x * (float(c) / budget) for row, cost in zip(picks, costs, strict=True) for x, c in zip(row, cost, strict=True)
+    ]
     h.addConstr(sum(terms[1:], terms[0]) <= 1)
     h.minimize()
     chosen = [int(np.argmax([h.val(x) for x in row])) for row in picks]

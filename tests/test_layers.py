@@ -25,7 +25,13 @@ def by_path(found: Inventory) -> dict[str, Layer]:
 def test_experts_of_one_projection_are_one_layer(make: Maker) -> None:
     layers = by_path(inventory(make(qwen3_moe(2))))
     down = layers["model.layers.1.mlp.switch_mlp.down_proj"]
-    assert (down.shape, down.role, down.kind, down.reads, down.block) == ((4, 128, 64), "expert_down", "experts", 0.5, 1)
+    assert (down.shape, down.role, down.kind, down.reads, down.block) == (
+        (4, 128, 64),
+        "expert_down",
+        "experts",
+        0.5,
+        1,
+    )
     assert layers["model.layers.0.self_attn.q_proj"].role == "attention"
     assert layers["lm_head"].role == "head"
     assert layers["model.embed_tokens"].reads == 1 / 96

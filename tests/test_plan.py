@@ -78,7 +78,9 @@ def test_a_binary_file_is_no_plan(tmp_path: Path) -> None:
         ("layer: model.layers.0.mlp.gate, as: keep", "layer: model.layers.0.mlp.gate, as: 8bit-g64", "multiple of 8"),
     ],
 )
-def test_a_plan_that_does_not_fit_the_model_is_refused(job: Job, tmp_path: Path, old: str, new: str, problem: str) -> None:
+def test_a_plan_that_does_not_fit_the_model_is_refused(
+    job: Job, tmp_path: Path, old: str, new: str, problem: str
+) -> None:
     text = plan_text(pipeline.make_plan(job, parse_budget("4.5bpw")), job.inventory)
     assert old in text
     (tmp_path / "p.yaml").write_text(text.replace(old, new))
@@ -92,10 +94,16 @@ def test_the_predicate_plugs_into_mlx_lm(make: Maker, tmp_path: Path) -> None:
     folder = make(llama(2))
     result = pipeline.convert(str(folder), "4.5bpw", tmp_path / "ours", smoke=False)
     convert(
-        str(folder), str(tmp_path / "theirs"), quantize=True, q_group_size=32, quant_predicate=result.plan.quant_predicate()
+        str(folder),
+        str(tmp_path / "theirs"),
+        quantize=True,
+        q_group_size=32,
+        quant_predicate=result.plan.quant_predicate(),
     )
     ours, theirs = (json.loads((tmp_path / n / "config.json").read_text())["quantization"] for n in ("ours", "theirs"))
-    assert {k: v for k, v in theirs.items() if isinstance(v, dict)} == {k: v for k, v in ours.items() if isinstance(v, dict)}
+    assert {k: v for k, v in theirs.items() if isinstance(v, dict)} == {
+        k: v for k, v in ours.items() if isinstance(v, dict)
+    }
 
 
 def test_the_predicate_refuses_another_model(job: Job) -> None:

@@ -27,7 +27,9 @@ def direct(weight: mx.array, config: QuantConfig) -> float:
 
 @pytest.mark.parametrize("config", [*affine(), *(mx_mode(m) for m in MX_MODES)], ids=str)
 def test_nmse_is_that_of_the_round_trip_for_each_expert(config: QuantConfig) -> None:
-    weight = (mx.random.normal((3, 24, 256), key=mx.random.key(0)) * mx.array([[[1.0]], [[3.0]], [[0.1]]])).astype(mx.bfloat16)
+    weight = (mx.random.normal((3, 24, 256), key=mx.random.key(0)) * mx.array([[[1.0]], [[3.0]], [[0.1]]])).astype(
+        mx.bfloat16
+    )
     found = measure(weight, [config])
     assert found.shape == (1, 3)
     np.testing.assert_allclose(found[0], [direct(weight[e], config) for e in range(3)], rtol=1e-4)

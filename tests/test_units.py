@@ -29,7 +29,9 @@ def test_bits_per_weight_count_the_parameters() -> None:
     assert parse_budget("smallest").resolve(1_000_000) is None
 
 
-@pytest.mark.parametrize("text", ["19", "19G", "19Gb", "-3GB", "0GB", "", "GB", "nine GB", "1e9B", "1.5B", "4,5bpw", "nan"])
+@pytest.mark.parametrize(
+    "text", ["19", "19G", "19Gb", "-3GB", "0GB", "", "GB", "nine GB", "1e9B", "1.5B", "4,5bpw", "nan"]
+)
 def test_ambiguous_or_impossible_sizes_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="write it like"):
         parse_budget(text)

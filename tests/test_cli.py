@@ -1,0 +1,218 @@
+"""The command line as a user meets it: exit codes, one sentence an error, JSON and nothing else, instant help."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Maker, llama, qwen3_moe
+
+from mint_mlx import cli
+
+COMMANDS = ("convert", "inspect", "recipes", "demo", "profile", "allocate")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["mint-mlx", *args])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def test_help_names_every_command_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['mint-mlx', '--help']\n"
+        "from mint_mlx.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stopped: assert not stopped.code\n"
+        "heavy = {'mlx', 'numpy', 'transformers', 'huggingface_hub', 'pydantic', 'yaml'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert run(monkeypatch, command, "--help") == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        ((), 2),
+        (("convert",), 2),
+        (("no-such-command",), 2),
+        (("convert", "MODEL", "--bogus"), 2),
+        (("convert", "MODEL", "--budget", "19"), 2),
+        (("convert", "MODEL", "--budget", "-1GB"), 2),
+        (("convert", "MODEL", "--budget", "4bpw", "--uniform", "4bit-g64"), 2),
+        (("convert", "MODEL", "--uniform", "4bits"), 2),
+        (("convert", "MODEL", "--budget", "5bpw", "--override", "x"), 2),
+        (("convert", "MODEL", "--budget", "5bpw", "--public"), 2),
+        (("convert", "MODEL", "--budget", "5bpw", "--upload-repo", "nope"), 2),
+        (("convert", "nowhere", "--budget", "5bpw"), 1),
+        (("convert", "MODEL", "--budget", "10KB"), 1),
+        (("convert", "MODEL", "--budget", "5bpw", "--objective", "best"), 1),
+        (("convert", "MODEL", "--budget", "5bpw", "--recipe", "nope"), 1),
+        (("convert", "MODEL", "--budget", "5bpw", "--quantizer", "nope"), 1),
+        (("convert", "MODEL", "--budget", "5bpw", "--override", "nothing=4bit-g64"), 1),
+        (("convert", "MODEL", "--plan", "nope.yaml"), 1),
+        (("convert", "MODEL", "--budget", "5bpw", "-o", "no/such/folder"), 1),
+        (("convert", "MODEL/config.json", "--budget", "5bpw"), 1),
+        (("profile", "nowhere"), 1),
+        (("profile", "MODEL", "-o", "no/such/p.json"), 1),
+        (("allocate", "nope.json", "--budget", "5bpw"), 1),
+        (("inspect", "nowhere"), 1),
+        (("recipes", "nope"), 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
+)
+def test_wrong_input_is_one_sentence_and_an_exit_code(
+    make: Maker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    args: tuple[str, ...],
+    code: int,
+) -> None:
+    folder = make(llama(1))
+    monkeypatch.chdir(tmp_path)
+    before = {p.name for p in tmp_path.iterdir()}
+    assert run(monkeypatch, *(a.replace("MODEL", str(folder)) for a in args)) == code
+    printed = capsys.readouterr()
+    if args:
+        assert printed.out == ""
+        assert "error" in printed.err.lower() and "Traceback" not in printed.err
+    if code == 1:
+        assert printed.err.startswith("error: ") and len(printed.err.splitlines()) == 1
+    assert {p.name for p in tmp_path.iterdir()} - before <= {"cache"}
+
+
+def test_an_unforeseen_exception_is_an_internal_error(
+    make: Maker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mint_mlx import pipeline
+
+    def bug(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    folder = str(make(llama(1)))
+    monkeypatch.setattr(pipeline, "prepare", bug)
+    assert run(monkeypatch, "convert", folder, "--budget", "5bpw") == 70
+    error = capsys.readouterr().err
+    assert "internal error" in error and "report" in error and "ZeroDivisionError" in error
+    monkeypatch.setattr(sys, "argv", ["mint-mlx", "--debug", "convert", folder, "--budget", "5bpw"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_an_interruption_says_that_work_is_kept(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mint_mlx import pipeline
+
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "write", interrupt)
+    assert run(monkeypatch, "convert", str(make(llama(1))), "--budget", "5bpw", "-o", str(tmp_path / "out")) == 130
+    assert "goes on from there" in capsys.readouterr().err
+
+
+def test_json_is_one_object_and_nothing_else(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(make(qwen3_moe(1)))
+    monkeypatch.chdir(tmp_path)
+    calls = [
+        ("convert", folder, "--json"),
+        ("convert", folder, "--budget", "5bpw", "--dry-run", "--json"),
+        ("convert", folder, "--budget", "5bpw", "--json"),
+        ("profile", folder, "-o", "p.json", "--json"),
+        ("allocate", "p.json", "--budget", "5bpw", "-o", "plan.yaml", "--json"),
+        ("inspect", folder, "--json"),
+        ("inspect", "p.json", "--json"),
+        ("inspect", "plan.yaml", "--json"),
+        ("inspect", "model-mint-5bpw", "--json"),
+        ("recipes", "--json"),
+        ("recipes", "default", "--json"),
+    ]
+    for call in calls:
+        done = subprocess.run(
+            [sys.executable, "-m", "mint_mlx.cli", *call], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == (2 if call == calls[0] else 0), done.stderr
+        assert done.stderr == ""
+        assert isinstance(json.loads(done.stdout), dict)
+
+
+def test_the_steps_give_what_convert_gives(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(make(qwen3_moe(2)))
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "convert", folder, "--budget", "5bpw", "-o", "whole", "--no-smoke") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "mlx_lm.chat --model whole"
+    assert run(monkeypatch, "profile", folder, "-o", "p.json") == 0
+    assert run(monkeypatch, "allocate", "p.json", "--budget", "5bpw", "-o", "plan.yaml") == 0
+    assert run(monkeypatch, "convert", folder, "--plan", "plan.yaml", "-o", "steps", "--no-smoke") == 0
+    assert Path("whole/model.safetensors").read_bytes() == Path("steps/model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert run(monkeypatch, "allocate", "p.json", "--budget", "5bpw", "--emit", "mlx") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(Path("whole/config.json").read_text())["quantization"]
+
+
+def test_a_stale_profile_and_a_plan_of_other_weights_are_pointed_out(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(make(llama(1)))
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "profile", folder, "-o", "p.json") == 0
+    assert run(monkeypatch, "allocate", "p.json", "--budget", "5bpw", "-o", "plan.yaml") == 0
+    make(llama(1), seed=3)
+    capsys.readouterr()
+    assert run(monkeypatch, "convert", folder, "--plan", "plan.yaml", "--no-smoke") == 0
+    assert "other weights" in capsys.readouterr().err
+    assert run(monkeypatch, "profile", folder, "-o", "p.json") == 0
+    assert "stale" in capsys.readouterr().err
+
+
+def test_the_table_of_sizes(make: Maker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(make(qwen3_moe(2)))
+    assert run(monkeypatch, "convert", folder) == 2
+    table = capsys.readouterr().out
+    assert (
+        "4.5bpw" in table and "unquantized" in table and "fits a Mac of" in table and "No weight has been read" in table
+    )
+
+
+def test_inspect_draws_equal_blocks_together(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(make(llama(3)))
+    out = str(tmp_path / "out")
+    override = r"layers\.[01]\..*down_proj=8bit-g32"
+    assert (
+        run(monkeypatch, "convert", folder, "--uniform", "4bit-g64", "--override", override, "-o", out, "--no-smoke")
+        == 0
+    )
+    capsys.readouterr()
+    assert run(monkeypatch, "inspect", out) == 0
+    lines = capsys.readouterr().out
+    assert "model.layers.*.mlp.up_proj" in lines
+    assert "model.layers.[0-1].mlp.down_proj" in lines and "model.layers.2.mlp.down_proj" in lines
+
+
+def test_the_demo_runs_the_whole_job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("mint_mlx.demo.WINDOWS", 4)
+    assert run(monkeypatch, "demo", "--json") == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    source, ours, uniform = rows["source (bf16)"], rows["mint-mlx"], rows["uniform 4bit-g64"]
+    assert ours["bytes"] <= uniform["bytes"] < source["bytes"] / 3
+    assert source["perplexity"] < ours["perplexity"] < 1.1 * source["perplexity"]

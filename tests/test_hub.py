@@ -1,0 +1,196 @@
+"""The Hugging Face Hub, played by a small local server: headers first, download later, a sentence for each fault."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Maker, qwen3_moe
+
+COMMIT = "c" * 40
+
+
+@dataclass
+class FakeHub:
+    """What the server holds and what was asked of it."""
+
+    folder: Path
+    fault: str | None = None
+    bytes_sent: dict[str, int] = field(default_factory=dict)
+    url: str = ""
+    home: Path = Path()
+
+    def run(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line against this hub in a process of its own."""
+        own = {"HF_ENDPOINT": self.url, "HF_HOME": str(self.home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        command = [sys.executable, "-m", "mint_mlx.cli", *args]
+        return subprocess.run(
+            command,
+            env={**os.environ, **own, **env},
+            capture_output=True,
+            text=True,
+            cwd=self.home,
+            timeout=120,
+            check=False,
+        )
+
+
+@pytest.fixture
+def hub(make: Maker, tmp_path: Path) -> Iterator[FakeHub]:
+    state = FakeHub(make(qwen3_moe(2), shards=2), home=tmp_path / "home")
+    state.home.mkdir()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, body: bool) -> None:
+            path = self.path.partition("?")[0]
+            if state.fault:
+                code = {"GatedRepo": 403, "RepoNotFound": 404, "RevisionNotFound": 404}[state.fault]
+                self.reply(code, b"{}", {"X-Error-Code": state.fault}, body)
+            elif path.startswith("/api/models/org/tiny"):
+                files = sorted(f for f in state.folder.iterdir() if f.is_file())
+                if "/tree/" in path:
+                    entries = [
+                        {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40, **lfs(f)}
+                        for f in files
+                    ]
+                    self.reply(200, json.dumps(entries).encode(), {}, body)
+                    return
+                siblings = [
+                    {"rfilename": f.name, "size": f.stat().st_size, "blobId": "0" * 40, **lfs(f)} for f in files
+                ]
+                info = {
+                    "id": "org/tiny",
+                    "sha": COMMIT,
+                    "siblings": siblings,
+                    "private": False,
+                    "tags": [],
+                    "downloads": 0,
+                }
+                self.reply(200, json.dumps(info).encode(), {}, body)
+            elif "/resolve/" in path and (state.folder / path.rpartition("/")[2]).is_file():
+                self.send_file(state.folder / path.rpartition("/")[2], body)
+            else:
+                self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
+
+        def send_file(self, file: Path, body: bool) -> None:
+            data = file.read_bytes()
+            headers = {
+                "ETag": f'"{digest(file)}"',
+                "X-Repo-Commit": COMMIT,
+                "Accept-Ranges": "bytes",
+                "X-Linked-Size": str(len(data)),
+            }
+            wanted = self.headers.get("Range")
+            code = 200
+            if wanted:
+                start, _, end = wanted.removeprefix("bytes=").partition("-")
+                last = min(int(end or len(data) - 1), len(data) - 1)
+                headers["Content-Range"] = f"bytes {start}-{last}/{len(data)}"
+                data, code = data[int(start) : last + 1], 206
+            if body:
+                state.bytes_sent[file.name] = state.bytes_sent.get(file.name, 0) + len(data)
+            self.reply(code, data, headers, body)
+
+        def reply(self, code: int, data: bytes, headers: dict[str, str], body: bool) -> None:
+            self.send_response(code)
+            for key, value in {**headers, "Content-Length": str(len(data))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if body:
+                self.wfile.write(data)
+
+    def digest(file: Path) -> str:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+
+    def lfs(file: Path) -> dict[str, Any]:
+        if file.suffix != ".safetensors":
+            return {}
+        size = file.stat().st_size
+        return {"lfs": {"sha256": digest(file), "oid": digest(file), "size": size, "pointerSize": 100}}
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+def weights_sent(hub: FakeHub) -> int:
+    return sum(n for name, n in hub.bytes_sent.items() if name.endswith(".safetensors"))
+
+
+def test_sizes_and_refusals_cost_headers_only(hub: FakeHub) -> None:
+    total = sum(f.stat().st_size for f in hub.folder.glob("*.safetensors"))
+    table = hub.run("convert", "org/tiny", "--json")
+    assert table.returncode == 2, table.stderr
+    assert json.loads(table.stdout)["sizes"][-1]["label"] == "unquantized"
+    dry = hub.run("convert", "org/tiny", "--budget", "5bpw", "--dry-run", "--json")
+    assert dry.returncode == 0, dry.stderr
+    assert json.loads(dry.stdout)["download"] > 0.9 * total
+    refused = hub.run("convert", "org/tiny", "--budget", "10KB")
+    assert refused.returncode == 1 and "too small" in refused.stderr
+    assert weights_sent(hub) <= 3 * 2 * 100_001  # huggingface_hub reads the first 100 kB of each shard
+    assert total > 2 * 100_001
+    assert not any((hub.home / "hub").rglob("*.safetensors"))
+
+
+def test_a_hub_model_is_converted_and_its_profile_found_again(hub: FakeHub) -> None:
+    (hub.folder / "pytorch_model.bin").write_bytes(bytes(1000))
+    done = hub.run("convert", "org/tiny", "--budget", "5bpw", "--json")
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert data["path"] == "tiny-mint-5bpw" and data["revision"] == COMMIT
+    assert "pytorch_model.bin" not in hub.bytes_sent
+    card = (hub.home / "tiny-mint-5bpw" / "README.md").read_text()
+    assert "base_model: org/tiny" in card and "base_model_relation: quantized" in card and COMMIT in card
+    again = hub.run("convert", "org/tiny", "--json")
+    assert json.loads(again.stdout)["sizes"][0]["loss"] is not None
+    offline = hub.run("convert", "org/tiny", "--budget", "6bpw", "--json", HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [("GatedRepo", "gated"), ("RepoNotFound", "no such model"), ("RevisionNotFound", "revision does not exist")],
+)
+def test_a_refusal_of_the_hub_is_one_sentence(hub: FakeHub, fault: str, sentence: str) -> None:
+    hub.fault = fault
+    done = hub.run("convert", "org/tiny@v9", "--budget", "5bpw")
+    assert done.returncode == 1 and sentence in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_offline_and_unreachable_are_one_sentence(hub: FakeHub) -> None:
+    for env in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
+        done = hub.run("convert", "org/tiny", "--budget", "5bpw", **env)
+        assert done.returncode == 1 and "cannot be reached" in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_half_downloaded_model_is_one_sentence(hub: FakeHub) -> None:
+    assert hub.run("profile", "org/tiny").returncode == 0
+    (next((hub.home / "hub").rglob("model-00002-of-00002.safetensors"))).unlink()
+    done = hub.run("convert", "org/tiny", "--budget", "5bpw", HF_HUB_OFFLINE="1")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "not complete in the local cache" in done.stderr

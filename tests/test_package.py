@@ -1,0 +1,69 @@
+"""What is shipped: one top-level package with its data inside, and rules that hold over all source files."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [
+    p
+    for top in ("mint_mlx", "converters", "eval")
+    for p in sorted((ROOT / top).rglob("*.py"))
+    if ".venv" not in p.parts
+]
+
+
+def test_a_wheel_holds_one_package_with_its_data(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="77")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(tmp_path),
+    ]
+    copy = tmp_path / "tree"
+    subprocess.run(["cp", "-RP", str(ROOT), str(copy)], check=True)  # a build leaves files beside the sources
+    done = subprocess.run([*command, str(copy)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"mint_mlx"}
+    wanted = (
+        "py.typed",
+        "recipes/default.yaml",
+        "demo/model/model.safetensors",
+        "demo/model/tokenizer.json",
+        "demo/LICENSE.md",
+    )
+    wanted += ("eval/data/wiki.test.raw.gz", "eval/data/LICENSE.md", "converters/writer.py", "eval/score.py", "cli.py")
+    assert {f"mint_mlx/{name}" for name in wanted} <= set(names)
+
+
+def test_the_default_recipe_and_the_two_licences_are_there() -> None:
+    assert "MIT" in (ROOT / "LICENSE").read_text()
+    assert (
+        "CC" in (ROOT / "mint_mlx/demo/LICENSE.md").read_text()
+        or "MIT" in (ROOT / "mint_mlx/demo/LICENSE.md").read_text()
+    )
+
+
+def test_what_metal_lacks_is_not_used_there() -> None:
+    """`mx.linalg` and float64 exist on the CPU only: each use must name that stream on its line."""
+    for path in SOURCES:
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            if re.search(r"mx\.(linalg\.|float64)", line) and not line.strip().startswith(("#", '"')):
+                assert "mx.cpu" in line, f"{path}:{number}: {line}"
+
+
+def test_the_stream_releases_each_layer() -> None:
+    assert "mx.clear_cache()" in (ROOT / "mint_mlx/stream.py").read_text()
