@@ -156,7 +156,7 @@ def allocate(
     if limit is not None:
         check_feasible(limit, inventory, options)
     options = above_floor(inventory, profile.curves, options, recipe, forced)
-    context = Context(recipe.priors, inventory.blocks)
+    context = Context(inventory.blocks, **recipe.priors.model_dump())
     costs = [np.array([layer.bytes(c) for c in options[layer.path]], dtype=np.int64) for layer in inventory.layers]
     losses = [
         np.zeros(1)  # nothing to choose, and an override may name what was never measured

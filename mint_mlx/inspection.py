@@ -10,7 +10,7 @@ from . import overview, pipeline
 from .errors import MintError
 from .layers import Inventory
 from .output import Output
-from .plan import Plan, read_plan
+from .plan import PLAN_FILE, Plan, read_plan
 from .profile import Profile, load_profile, sqnr_db
 from .quant import QuantConfig
 from .units import both, count, human
@@ -37,7 +37,7 @@ def show(target: str, output: Output) -> None:
 def _show_model(target: str, output: Output) -> None:
     job = pipeline.prepare(target, weights=False)
     plan = overview.stored_plan(job)
-    written = job.source.path / pipeline.PLAN_FILE  # our own checkpoints carry the errors in their plan
+    written = job.source.path / PLAN_FILE  # our own checkpoints carry the errors in their plan
     if written.is_file() and (made := read_plan(written)).choice == plan.choice:
         plan = replace(plan, errors=made.errors)
     inventory = job.inventory

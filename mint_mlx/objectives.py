@@ -6,25 +6,23 @@ float64 (candidates,), never negative. To add one, write it here and enter it in
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from .errors import MintError
 from .layers import Layer
 
-if TYPE_CHECKING:
-    from .recipes import Priors
-
 
 @dataclass(frozen=True)
 class Context:
-    """What an objective may know beyond the layer: the recipe's priors and the number of blocks."""
+    """What an objective may know beyond the layer: the number of blocks, and the recipe's priors."""
 
-    priors: Priors
     blocks: int
+    first_block: float = 1.0
+    last_block: float = 1.0
+    roles: Mapping[str, float] = field(default_factory=dict)
 
 
 Objective = Callable[[Layer, np.ndarray, Context], np.ndarray]
@@ -40,12 +38,11 @@ def mint(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
 
     Its sources give 3 for the first block, 2 for the last, 10 for embedding and head, 8 for routers.
     """
-    priors = context.priors
-    prior = priors.roles.get(layer.role, 1.0)
+    prior = context.roles.get(layer.role, 1.0)
     if layer.block == 0:
-        prior = max(prior, priors.first_block)
+        prior = max(prior, context.first_block)
     elif layer.block is not None and layer.block == context.blocks - 1:
-        prior = max(prior, priors.last_block)
+        prior = max(prior, context.last_block)
     return prior * np.sqrt(errors).mean(axis=1)
 
 

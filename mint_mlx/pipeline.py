@@ -7,13 +7,11 @@ Everything that can be refused is refused before the step that costs time: shape
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from . import cache, mlxlm
 from .allocate import Override, allocate, apply_overrides, check_feasible, list_candidates, parse_override, uniform
@@ -21,37 +19,13 @@ from .errors import MintError, UsageError
 from .layers import Inventory, list_layers
 from .load import Source, load_source, open_model
 from .memory import fits_here
-from .plan import Plan, check_plan, plan_text, read_plan
+from .plan import Plan, check_plan, read_plan
 from .profile import Profile, profile
 from .quant import QuantConfig, parse_config
 from .recipes import Recipe, find_recipe
+from .report import Report, Silent
 from .units import Budget, both, human, parse_budget
 from .versions import versions
-
-COPIED = ("*.json", "*.jinja", "*.txt", "*.jsonl", "*.model", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
-NOT_COPIED = ("config.json", "model.safetensors.index.json", "hf_quant_config.json", "quantize_config.json")
-PLAN_FILE = "mint-plan.yaml"
-
-
-class Report(Protocol):
-    """Where progress and remarks go; output.py has the ones for people and for JSON."""
-
-    def stage(self, name: str) -> None: ...
-    def step(self, item: str, done: int, total: int) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
-class Silent:
-    """A report for library use: says nothing."""
-
-    def stage(self, name: str) -> None:
-        pass
-
-    def step(self, item: str, done: int, total: int) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -183,6 +157,8 @@ def convert(
     Raises:
         MintError: for everything that is wrong with the input; nothing that looks like a result is left then.
     """
+    from .converters import checkpoint
+
     report = report or Silent()
     started = time.monotonic()
     if sum(x is not None for x in (budget, plan, uniform_config)) != 1:
@@ -222,7 +198,7 @@ def convert(
         chosen = replace(chosen, quantizer=quantizer)
     target = Path(out) if out is not None else default_target(job, chosen)
     check_target(target, force)
-    total = write(job, chosen, target, force, report)
+    total = checkpoint.write(job.source, job.inventory, chosen, target, force, report)
     sentence = None
     if smoke and fits_here(total):
         report.stage("generate")
@@ -274,112 +250,6 @@ def check_target(target: Path, force: bool) -> None:
         raise MintError(f"{target} is a file: choose another folder with -o")
     if not target.resolve().parent.is_dir():
         raise MintError(f"the folder {target.resolve().parent} does not exist: make it, or choose another with -o")
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Refuse where the disk has too little room.
-
-    Raises:
-        MintError: with the figures.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise MintError(
-            f"the disk of {folder.resolve()} has {both(free)} free, but {both(needed)} are needed: free some space or "
-            "choose another folder with -o"
-        )
-
-
-def write(job: Job, plan: Plan, target: Path, force: bool = False, report: Report | None = None) -> int:
-    """Carry out a plan: quantize layer by layer into `target`, verify, and only then give it its name.
-
-    Returns:
-        The bytes of all safetensors files.
-    """
-    from .converters.card import model_card
-    from .converters.quantizers import find_quantizer
-    from .converters.verify import verify
-    from .converters.writer import Writer, write_index
-    from .stream import stream
-
-    report = report or Silent()
-    source, inventory = job.source, job.inventory
-    quantize = find_quantizer(plan.quantizer)
-    layout = plan.layout(inventory)
-    units = dict(inventory.units(plan.choice))
-    work = target.with_name(target.name + ".partial")
-    allocated = sum(f.stat().st_blocks * 512 for f in work.glob("*.part")) if work.is_dir() else 0
-    check_space(target.resolve().parent, max(0, layout.total + 50_000_000 - allocated))
-    identity = {
-        "source": source.fingerprint,
-        "quantizer": plan.quantizer,
-        "versions": versions(),
-        "choice": {path: str(config) for path, config in plan.choice.items()},
-    }
-    report.stage("convert")
-    with Writer(work, layout, units, identity, discard=force) as writer:
-        todo = [path for path in inventory.order if path not in writer.done]
-        for done, (path, tensors) in enumerate(stream(source, inventory, todo)):
-            report.step(path, done, len(todo))
-            config = plan.choice.get(path)
-            if config is not None and config.quantized:
-                tensors |= quantize(tensors.pop("weight"), config)
-            writer.put(path, tensors)
-        report.step("", len(todo), len(todo))
-        writer.finish()
-        report.stage("verify")
-        _copy_small_files(source.path, work)
-        write_index(work, layout, inventory.parameters)
-        (work / PLAN_FILE).write_text(plan_text(plan, inventory), encoding="utf-8")
-        card = model_card(plan, inventory, layout.total, inventory.active_bytes(plan.choice), source.path, target.name)
-        (work / "README.md").write_text(card, encoding="utf-8")
-        (work / "config.json").write_text(_config_text(job, plan), encoding="utf-8")
-        verify(work, plan, inventory, layout)
-        _drop_work_files(work)
-        _put_in_place(work, target)
-    return layout.total
-
-
-def _copy_small_files(source: Path, work: Path) -> None:
-    for pattern in COPIED:
-        for file in source.glob(pattern):
-            if file.is_file() and file.name not in NOT_COPIED and not file.name.endswith(".index.json"):
-                shutil.copyfile(file, work / file.name)
-
-
-def _config_text(job: Job, plan: Plan) -> str:
-    """The source's config.json with our quantization, without a tower that the written model lacks."""
-    config: dict[str, Any] = dict(job.source.config)
-    config.pop("quantization_config", None)
-    config.pop("quantization", None)
-    if not any("vision_tower" in path for path in job.inventory.order):
-        config.pop("vision_config", None)
-    dtypes = {layer.dtype for layer in job.inventory.layers}
-    for key in ("dtype", "torch_dtype"):
-        if config.get(key) == "float32" and "BF16" in dtypes:
-            config[key] = "bfloat16"
-    block = plan.quantization()
-    if block:
-        config["quantization"] = config["quantization_config"] = block
-    return json.dumps(dict(sorted(config.items())), indent=4) + "\n"
-
-
-def _drop_work_files(work: Path) -> None:
-    from .converters.writer import JOURNAL, LOCK
-
-    for name in (JOURNAL, LOCK):
-        (work / name).unlink()
-
-
-def _put_in_place(work: Path, target: Path) -> None:
-    """Rename the verified folder; what stood there before is removed only after that."""
-    if not target.exists():
-        work.replace(target)
-        return
-    old = target.with_name(target.name + ".replaced")
-    target.replace(old)
-    work.replace(target)
-    shutil.rmtree(old)
 
 
 def summary(result: Result) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from .quant import QuantConfig, parse_config
 from .yamlfile import line_of, read_yaml
 
 SCHEMA = 1
+PLAN_FILE = "mint-plan.yaml"  # its name in a written checkpoint
 
 
 @dataclass(frozen=True)

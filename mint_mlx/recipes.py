@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .errors import MintError
 from .layers import Layer
+from .objectives import OBJECTIVES
 from .quant import KEEP, MX_MODES, QuantConfig, affine, mx_mode
 from .roles import ROLES
 from .yamlfile import line_of, read_yaml
@@ -85,8 +86,6 @@ class Recipe(_Strict):
     @field_validator("objective")
     @classmethod
     def _objective(cls, objective: str) -> str:
-        from .objectives import OBJECTIVES
-
         if objective not in OBJECTIVES:
             raise ValueError(f"no objective is called {objective!r}; there are {', '.join(OBJECTIVES)}")
         return objective

@@ -117,12 +117,12 @@ def test_an_unforeseen_exception_is_an_internal_error(
 def test_an_interruption_says_that_work_is_kept(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mint_mlx import pipeline
+    from mint_mlx.converters import checkpoint
 
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "write", interrupt)
+    monkeypatch.setattr(checkpoint, "write", interrupt)
     assert run(monkeypatch, "convert", str(make(llama(1))), "--budget", "5bpw", "-o", str(tmp_path / "out")) == 130
     assert "goes on from there" in capsys.readouterr().err
 

@@ -17,8 +17,7 @@ from conftest import Maker, llama, mixtral, qwen3_moe
 from mlx_lm import convert as mlx_lm_convert
 from mlx_lm import load
 
-from mint_mlx import pipeline
-from mint_mlx.converters import writer
+from mint_mlx.converters import checkpoint, writer
 from mint_mlx.errors import MintError, explain
 from mint_mlx.pipeline import convert
 
@@ -158,7 +157,7 @@ def test_interrupted_work_is_resumed_byte_for_byte(
 
 KILLED = """
 import os, sys, signal
-from mint_mlx.converters import writer
+from mint_mlx.converters import checkpoint, writer
 put, left = writer.Writer.put, [int(sys.argv[3])]
 def stop(self, unit, arrays):
     if left[0] == 0:
@@ -240,7 +239,7 @@ def test_a_full_disk_is_one_sentence_and_no_result(
     assert "the disk is full" in (explain(caught.value) or "")
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial" / "config.json").exists()
     convert(folder, "5bpw", tmp_path / "out", smoke=False)
-    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: type("U", (), {"free": 1000}))
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: type("U", (), {"free": 1000}))
     with pytest.raises(MintError, match="are needed"):
         convert(folder, "5bpw", tmp_path / "other", smoke=False)
 

@@ -1,0 +1,123 @@
+"""Carries out a plan: quantizes layer by layer into a work folder, verifies it, and only then gives it its name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..errors import MintError
+from ..layers import Inventory
+from ..load import Source
+from ..plan import PLAN_FILE, Plan, plan_text
+from ..report import Report, Silent
+from ..stream import stream
+from ..units import both
+from ..versions import versions
+from .card import model_card
+from .quantizers import find_quantizer
+from .verify import verify
+from .writer import JOURNAL, LOCK, Writer, write_index
+
+COPIED = ("*.json", "*.jinja", "*.txt", "*.jsonl", "*.model", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
+NOT_COPIED = ("config.json", "model.safetensors.index.json", "hf_quant_config.json", "quantize_config.json")
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse where the disk has too little room.
+
+    Raises:
+        MintError: with the figures.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise MintError(
+            f"the disk of {folder.resolve()} has {both(free)} free, but {both(needed)} are needed: free some space or "
+            "choose another folder with -o"
+        )
+
+
+def write(
+    source: Source, inventory: Inventory, plan: Plan, target: Path, force: bool = False, report: Report | None = None
+) -> int:
+    """Carry out a plan: quantize layer by layer into `target`, verify, and only then give it its name.
+
+    Returns:
+        The bytes of all safetensors files.
+    """
+    report = report or Silent()
+    quantize = find_quantizer(plan.quantizer)
+    layout = plan.layout(inventory)
+    units = dict(inventory.units(plan.choice))
+    work = target.with_name(target.name + ".partial")
+    allocated = sum(f.stat().st_blocks * 512 for f in work.glob("*.part")) if work.is_dir() else 0
+    check_space(target.resolve().parent, max(0, layout.total + 50_000_000 - allocated))
+    identity = {
+        "source": source.fingerprint,
+        "quantizer": plan.quantizer,
+        "versions": versions(),
+        "choice": {path: str(config) for path, config in plan.choice.items()},
+    }
+    report.stage("convert")
+    with Writer(work, layout, units, identity, discard=force) as writer:
+        todo = [path for path in inventory.order if path not in writer.done]
+        for done, (path, tensors) in enumerate(stream(source, inventory, todo)):
+            report.step(path, done, len(todo))
+            config = plan.choice.get(path)
+            if config is not None and config.quantized:
+                tensors |= quantize(tensors.pop("weight"), config)
+            writer.put(path, tensors)
+        report.step("", len(todo), len(todo))
+        writer.finish()
+        report.stage("verify")
+        _copy_small_files(source.path, work)
+        write_index(work, layout, inventory.parameters)
+        (work / PLAN_FILE).write_text(plan_text(plan, inventory), encoding="utf-8")
+        card = model_card(plan, inventory, layout.total, inventory.active_bytes(plan.choice), source.path, target.name)
+        (work / "README.md").write_text(card, encoding="utf-8")
+        (work / "config.json").write_text(_config_text(source, inventory, plan), encoding="utf-8")
+        verify(work, plan, inventory, layout)
+        _drop_work_files(work)
+        _put_in_place(work, target)
+    return layout.total
+
+
+def _copy_small_files(source: Path, work: Path) -> None:
+    for pattern in COPIED:
+        for file in source.glob(pattern):
+            if file.is_file() and file.name not in NOT_COPIED and not file.name.endswith(".index.json"):
+                shutil.copyfile(file, work / file.name)
+
+
+def _config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
+    """The source's config.json with our quantization, without a tower that the written model lacks."""
+    config: dict[str, Any] = dict(source.config)
+    config.pop("quantization_config", None)
+    config.pop("quantization", None)
+    if not any("vision_tower" in path for path in inventory.order):
+        config.pop("vision_config", None)
+    dtypes = {layer.dtype for layer in inventory.layers}
+    for key in ("dtype", "torch_dtype"):
+        if config.get(key) == "float32" and "BF16" in dtypes:
+            config[key] = "bfloat16"
+    block = plan.quantization()
+    if block:
+        config["quantization"] = config["quantization_config"] = block
+    return json.dumps(dict(sorted(config.items())), indent=4) + "\n"
+
+
+def _drop_work_files(work: Path) -> None:
+    for name in (JOURNAL, LOCK):
+        (work / name).unlink()
+
+
+def _put_in_place(work: Path, target: Path) -> None:
+    """Rename the verified folder; what stood there before is removed only after that."""
+    if not target.exists():
+        work.replace(target)
+        return
+    old = target.with_name(target.name + ".replaced")
+    target.replace(old)
+    work.replace(target)
+    shutil.rmtree(old)

@@ -1,0 +1,26 @@
+"""Where the progress of long work goes. output.py has the report for people and for JSON."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Report(Protocol):
+    """Receives progress and remarks."""
+
+    def stage(self, name: str) -> None: ...
+    def step(self, item: str, done: int, total: int) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """A report for library use: says nothing."""
+
+    def stage(self, name: str) -> None:
+        pass
+
+    def step(self, item: str, done: int, total: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
