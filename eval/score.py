@@ -1,78 +1,136 @@
-"""Perplexity of a checkpoint: exp of the mean negative log-likelihood over windows of a text.
-
-The protocol is MINT's and GPTQ's: non-overlapping windows, every token but a window's first scored.
-"""
+"""Scores a checkpoint on windows of a text: negative log-likelihoods, and with a reference the divergences from it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
 
-from .. import mlxlm, runner
+from ..cpu import exp
 from ..errors import MintError
+from ..runner import Routing, Runner, forward
+from .protocol import Windows
+from .reference import Part, Progress, log_softmax, rest_mass, take
 
-DEFAULT_LENGTH = 2048
+PER_TOKEN = ("nll", "kl", "top1", "dp")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Score:
-    """Negative log-likelihoods, float64 (windows, length - 1), in nats."""
+    """What was measured, per scored token in the order of the text, for the windows that were finished.
+
+    Attributes:
+        nll: float64 (windows, tokens): -log of the true token's probability, in nats.
+        kl: the source's distribution against the model's, in nats.
+        top1: whether both put the same token first.
+        dp: the true token's probability, model minus source.
+        whole: float64 (w, 2): exact and merged KL of the tokens kept whole.
+        routing: the experts chosen, by layer: int (windows, tokens, k).
+        finished: windows finished.
+    """
 
     nll: np.ndarray
-
-    @property
-    def perplexity(self) -> float:
-        return float(np.exp(self.nll.mean()))
-
-    @property
-    def tokens(self) -> int:
-        return int(self.nll.size)
+    kl: np.ndarray | None = None
+    top1: np.ndarray | None = None
+    dp: np.ndarray | None = None
+    whole: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    routing: list[np.ndarray] = field(default_factory=list)
+    finished: int = 0
 
 
-def make_windows(ids: np.ndarray, length: int, limit: int | None = None) -> np.ndarray:
-    """Cut token ids into non-overlapping windows.
+def score(
+    runner: Runner, windows: Windows, batch: int, part: Part | None = None, progress: Progress = lambda *_: None
+) -> Score:
+    """Score every window; an interruption (Ctrl-C) ends it early with the windows that are finished.
 
     Args:
-        ids: int (tokens,).
-        length: tokens a window.
-        limit: take the first so many windows only.
+        runner: a loaded model.
+        windows: what to score.
+        batch: windows at once.
+        part: the source's predictions for the same windows.
+        progress: called with (windows finished, windows in all).
 
     Raises:
-        MintError: the text is shorter than one window.
+        MintError: the logits aren't finite, or the vocabulary is smaller than the source's.
+        KeyboardInterrupt: before the first window was finished.
     """
-    count = len(ids) // length
-    if count == 0:
-        raise MintError(
-            f"the text has {len(ids)} tokens, less than one window of {length}: give a longer text or --length"
-        )
-    return np.asarray(ids[: count * length]).reshape(count, length)[:limit]
+    per_window = windows.tokens.shape[1] - windows.first
+    arrays = {name: np.zeros((len(windows.tokens), per_window)) for name in PER_TOKEN}
+    routing, whole, finished = Routing(), np.zeros((0, 2)), 0
+    try:
+        for piece in forward(runner, windows.tokens, batch, routing if part is not None and part.routing else None):
+            taken = take(piece.columns, windows)
+            if taken is not None:
+                inside, targets = taken
+                columns = slice(targets.start - windows.first, targets.stop - windows.first)
+                values, exact = _measure(piece.logits[:, inside], windows, piece.rows, targets, part)
+                for name, value in values.items():
+                    arrays[name][piece.rows, columns] = value
+                whole = np.concatenate([whole, exact])
+            if piece.columns.stop == windows.tokens.shape[1]:
+                finished = piece.rows.stop
+                progress(finished, len(windows.tokens))
+    except KeyboardInterrupt:
+        if not finished:
+            raise
+    done = {name: array[:finished] for name, array in arrays.items()}
+    if part is None:
+        return Score(done["nll"], finished=finished)
+    chosen = [r[:finished] for r in _whole_windows(routing, windows)]
+    return Score(done["nll"], done["kl"], done["top1"], done["dp"], whole, chosen, finished)
 
 
-def score(model: Any, windows: np.ndarray, batch: int, progress: Callable[[int, int], None] = lambda *_: None) -> Score:
-    """Score every window with a model that `runner.prepare` made ready.
-
-    Raises:
-        MintError: the model's output isn't finite.
-    """
-    parts = []
-    for start in range(0, len(windows), batch):
-        tokens = mx.array(windows[start : start + batch])
-        logits = model(tokens)[:, :-1].astype(mx.float32)
-        nll = mx.logsumexp(logits, axis=-1) - mx.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-        mx.eval(nll)
-        parts.append(np.asarray(nll, dtype=np.float64))
-        if not np.isfinite(parts[-1]).all():
-            raise MintError("the model's logits are not finite: its weights are damaged or overflow in this type")
-        progress(min(start + batch, len(windows)), len(windows))
-    return Score(np.concatenate(parts))
+def _whole_windows(routing: Routing, windows: Windows) -> list[np.ndarray]:
+    """Choices of experts by layer; a batch that an interruption cut off is dropped."""
+    length = windows.tokens.shape[1]
+    joined = [np.concatenate(parts) for parts in routing.layers.values()]
+    return [r[: len(r) // length * length].reshape(-1, length, r.shape[-1]) for r in joined]
 
 
-def load_for_scoring(folder: Path) -> tuple[Any, Any]:
-    """A checkpoint's model, ready for this device, and its tokenizer."""
-    model = runner.prepare(mlxlm.build_model(folder))
-    return model, mlxlm.load_tokenizer(folder)
+def _measure(
+    logits: mx.array, windows: Windows, rows: slice, targets: slice, part: Part | None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Measures of one piece, each (rows, targets), and exact beside merged KL of the tokens kept whole."""
+    shape = logits.shape[:2]
+    logq = log_softmax(logits)
+    true = mx.take_along_axis(logq, mx.array(windows.tokens[rows, targets])[..., None], axis=-1)[..., 0]
+    if part is None:
+        mx.eval(true)
+        return {"nll": _finite(-np.asarray(true, dtype=np.float64))}, np.zeros((0, 2))
+    per_window = windows.tokens.shape[1] - windows.first
+    place = np.arange(rows.start, rows.stop)[:, None] * per_window
+    place = (place + np.arange(targets.start - windows.first, targets.stop - windows.first)).reshape(-1)
+    flat = logq.reshape(len(place), -1)
+    ids, logp = mx.array(part.ids[place].astype(np.int32)), mx.array(part.logp[place])
+    if int(part.ids.max(initial=0)) >= flat.shape[-1]:
+        raise MintError("the model's vocabulary is smaller than the source's: they are not the same model")
+    top = mx.take_along_axis(flat, ids, axis=-1)
+    kl = mx.sum(exp(logp) * (logp - top), axis=-1)
+    if part.ids.shape[-1] < flat.shape[-1]:
+        rest = mx.array(part.rest[place])
+        kl = kl + exp(rest) * (rest - rest_mass(top))
+    same = mx.argmax(flat, axis=-1) == ids[:, 0]
+    change = exp(true.reshape(-1)) - exp(mx.array(part.true[place]))
+    kept = np.flatnonzero(np.isin(part.whole, place))
+    exact = mx.zeros((0,))
+    if len(kept):
+        where = np.searchsorted(place, part.whole[kept])  # places rise within a piece
+        p = mx.array(part.whole_logp[kept])
+        q = flat[mx.array(where), : p.shape[-1]]
+        exact = mx.sum(exp(p) * (p - q), axis=-1)
+    mx.eval(true, kl, same, change, exact)
+    found = {
+        "nll": _finite(-np.asarray(true, dtype=np.float64)),
+        "kl": np.asarray(kl, dtype=np.float64).reshape(shape),
+        "top1": np.asarray(same, dtype=np.float64).reshape(shape),
+        "dp": np.asarray(change, dtype=np.float64).reshape(shape),
+    }
+    merged = found["kl"].reshape(-1)[where] if len(kept) else np.zeros(0)
+    return found, np.stack([np.asarray(exact, dtype=np.float64), merged], axis=-1)
+
+
+def _finite(nll: np.ndarray) -> np.ndarray:
+    if not np.isfinite(nll).all():
+        raise MintError("the model's logits are not finite: its weights are damaged, or overflow in this type")
+    return nll

@@ -107,3 +107,14 @@ def generate_sentence(folder: Path, max_tokens: int = 40) -> str:
         prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True)
     text: str = generate(model, tokenizer, prompt=prompt, max_tokens=max_tokens, verbose=False)
     return " ".join(f"{prompt} {text}".split() if isinstance(prompt, str) else text.split())
+
+
+def generate_tokens(folder: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+    """Greedy replies of a checkpoint to prompts of token ids, each with the token that ended it."""
+    import mlx.core as mx
+    from mlx_lm import load, stream_generate
+
+    model, tokenizer = load(str(folder))
+    if mx.default_device() == mx.cpu:  # gather_mm takes float32 only there
+        model.set_dtype(mx.float32)
+    return [[int(r.token) for r in stream_generate(model, tokenizer, p, max_tokens=max_tokens)] for p in prompts]

@@ -1,12 +1,18 @@
 """Runs a model's forward pass for measuring: in its own types on a GPU, densely in float32 on a CPU.
 
-MLX's CPU backend has no fast quantized matrix product, and its `gather_mm` takes float32 only. So on a CPU every
-quantized weight is dequantized once, and the tokens of each expert are gathered and multiplied with one dense product
-(several times faster than `gather_mm`). This file holds all that is patched of mlx-lm's modules.
+MLX's CPU backend has no fast quantized matrix product, so on a CPU every quantized weight is dequantized once, and
+cpu.py stands in for what else is slow there. A model larger than memory is run block by block, all windows at once.
+
+No family's code is copied: the stock model runs, with the `__call__` of its trunk, its blocks or its experts wrapped
+for a moment. This file holds all that is patched of mlx-lm's modules.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -14,50 +20,140 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.mla import MultiLinear
-from mlx_lm.models.switch_layers import SwitchLinear
+from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
+
+from . import mlxlm
+from .cpu import GroupedSwitchLinear, fast_attention, on_cpu
+from .memory import fits_here
+
+Call = Callable[..., Any]
+LOGITS = 1 << 25  # logits computed at once: 128 MiB in float32
 
 
-class GroupedSwitchLinear(SwitchLinear):
-    """A SwitchLinear that multiplies each expert's tokens with one dense product."""
+@dataclass
+class Runner:
+    """A model ready to be measured on this device.
 
-    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
-        """As SwitchLinear: x (..., 1, in) broadcast against indices (..., k); returns (..., k, 1, out)."""
-        lead = indices.shape
-        rows = mx.broadcast_to(x, (*lead, *x.shape[-2:])).reshape(-1, x.shape[-1])
-        expert = np.asarray(indices).reshape(-1)
-        order = None if sorted_indices else np.argsort(expert, kind="stable")
-        if order is not None:
-            rows, expert = rows[mx.array(order)], expert[order]
-        edges = np.searchsorted(expert, np.arange(self.weight.shape[0] + 1))
-        weight, bias = self["weight"], self.get("bias")
-        parts = []
-        for e in np.unique(expert).tolist():
-            part = rows[int(edges[e]) : int(edges[e + 1])] @ weight[e].T
-            parts.append(part if bias is None else part + bias[e])
-        out = mx.concatenate(parts) if parts else mx.zeros((0, weight.shape[1]), rows.dtype)
-        if order is not None:
-            out = out[mx.array(np.argsort(order, kind="stable"))]
-        return out.reshape(*lead, 1, -1)
-
-
-def prepare(model: nn.Module) -> nn.Module:
-    """Make a loaded model ready to be measured on this device; changes it in place.
-
-    On a GPU it stays as users run it. On a CPU it becomes dense float32, module by module.
+    Attributes:
+        model: the mlx-lm model.
+        trunk: its module that holds the blocks; the head comes after it.
+        blocks: the name of the trunk's list of blocks.
+        streamed: whether the blocks are read, run on all windows and dropped, one after the other.
     """
-    if mx.default_device() == mx.gpu:
-        return model
+
+    model: nn.Module
+    trunk: nn.Module
+    blocks: str
+    streamed: bool
+
+
+@dataclass
+class Piece:
+    """Logits of some windows at some positions, float32 (windows, positions, vocabulary)."""
+
+    rows: slice
+    columns: slice
+    logits: mx.array
+
+
+@dataclass
+class Routing:
+    """Which experts each token took: int (windows, tokens, k), sorted, by expert layer in the order of the model."""
+
+    layers: dict[int, list[np.ndarray]] = field(default_factory=dict)
+
+    def arrays(self, shape: tuple[int, int]) -> list[np.ndarray]:
+        """The choices of all windows, for windows x tokens of this shape."""
+        return [np.concatenate(parts).reshape(*shape, -1) for parts in self.layers.values()]
+
+
+def load_runner(folder: Path, streamed: bool | None = None) -> Runner:
+    """Load a checkpoint for measuring. Where it is larger than memory (or `streamed` says so), blocks stay on disk."""
+    model = mlxlm.build_model(folder)
+    trunk, name = _trunk(model)
+    if streamed is None:
+        streamed = not fits_here(_bytes_needed(model))
+    runner = Runner(model, trunk, name, streamed)
+    skip = {id(module) for block in trunk[name] for module in block.modules()} if streamed else set()
+    _make_ready(model, skip)
+    return runner
+
+
+def _bytes_needed(model: nn.Module) -> int:
+    """Memory of the whole model as it will be run."""
+    total = 0
+    for _, module in _leaves(model):
+        for _, array in tree_flatten(module.parameters()):
+            total += array.nbytes
+        if on_cpu() and "weight" in module:
+            size = module.weight.size * (32 // module.bits if "scales" in module else 1)
+            total += 4 * size - (0 if "scales" in module else module.weight.nbytes)
+    return total
+
+
+def _trunk(model: nn.Module) -> tuple[nn.Module, str]:
+    """The module that holds the longest list of blocks, and that list's name."""
+    best: tuple[int, nn.Module | None, str] = (0, None, "")
+    for _, module in model.named_modules():
+        for name, child in module.items():
+            if isinstance(child, list) and len(child) > best[0] and all(isinstance(c, nn.Module) for c in child):
+                best = (len(child), module, name)
+    if best[1] is None:
+        raise ValueError("the model holds no list of blocks")
+    return best[1], best[2]
+
+
+def _leaves(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [
+        (k, m) for k, m in tree_flatten(module.leaf_modules(), is_leaf=nn.Module.is_module) if isinstance(m, nn.Module)
+    ]
+
+
+def _make_ready(module: nn.Module, skip: set[int]) -> None:
+    """Read a module's weights; on a CPU replace its layers with dense float32 ones, one at a time."""
+    dense_here = on_cpu()
     dense = []
-    for path, module in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
-        if "weight" in module:
-            replacement = _dense(module)
-            mx.eval(replacement.parameters())
-            if replacement is not module:
-                dense.append((path, replacement))
-    model.update_modules(tree_unflatten(dense))
-    model.set_dtype(mx.float32)
-    mx.eval(model.parameters())
-    return model
+    for path, leaf in _leaves(module):
+        if id(leaf) in skip:
+            continue
+        ready = _dense(leaf) if dense_here and "weight" in leaf else leaf
+        mx.eval(ready.parameters())
+        if ready is not leaf:
+            dense.append((path, ready))
+            leaf.clear()
+    module.update_modules(tree_unflatten(dense))
+    for _, child in module.named_modules():  # parameters that sit beside modules, such as A_log
+        if id(child) not in skip:
+            for name, value in child.items():
+                if isinstance(value, mx.array):
+                    child[name] = value.astype(mx.float32) if dense_here and _is_float(value) else value
+                    mx.eval(child[name])
+
+
+def _is_float(array: mx.array) -> bool:
+    return bool(mx.issubdtype(array.dtype, mx.floating))
+
+
+def _dense(module: Any) -> Any:
+    """A quantized or switch layer as a dense float32 one; any other module as it is."""
+    target = {
+        "QuantizedLinear": nn.Linear,
+        "QuantizedEmbedding": nn.Embedding,
+        "QuantizedMultiLinear": MultiLinear,
+        "QuantizedSwitchLinear": GroupedSwitchLinear,
+        "SwitchLinear": GroupedSwitchLinear,
+        "Linear": nn.Linear,
+        "Embedding": nn.Embedding,
+        "MultiLinear": MultiLinear,
+    }.get(type(module).__name__)
+    if target is None:
+        return module
+    new = target.__new__(target)
+    nn.Module.__init__(new)
+    new.weight = _restore(module) if "scales" in module else module.weight.astype(mx.float32)
+    if "bias" in module:
+        new.bias = module.bias.astype(mx.float32)
+    return new
 
 
 def _restore(module: Any) -> mx.array:
@@ -70,21 +166,149 @@ def _restore(module: Any) -> mx.array:
     )
 
 
-def _dense(module: Any) -> Any:
-    kind = type(module).__name__
-    weight = _restore(module) if "scales" in module else module.weight
-    target = {
-        "QuantizedLinear": nn.Linear,
-        "QuantizedEmbedding": nn.Embedding,
-        "QuantizedMultiLinear": MultiLinear,
-        "QuantizedSwitchLinear": GroupedSwitchLinear,
-        "SwitchLinear": GroupedSwitchLinear,
-    }.get(kind)
-    if target is None:
-        return module
-    new = target.__new__(target)
-    nn.Module.__init__(new)
-    new.weight = weight.astype(mx.float32)
-    if "bias" in module:
-        new.bias = module.bias.astype(mx.float32)
-    return new
+def forward(runner: Runner, tokens: np.ndarray, batch: int, routing: Routing | None = None) -> Iterator[Piece]:
+    """Run windows of tokens through a model and yield their logits piece by piece, never more than LOGITS at once.
+
+    Args:
+        runner: a loaded model.
+        tokens: int (windows, tokens).
+        batch: windows at once.
+        routing: receives the choice of experts, where the model has any.
+    """
+    if runner.streamed:
+        with _recorded(routing), fast_attention():
+            hidden = _streamed_hidden(runner, mx.array(tokens), batch)
+        for start in range(0, len(tokens), batch):
+            rows = slice(start, min(start + batch, len(tokens)))
+            yield from _head(runner, tokens, rows, hidden[rows])
+        return
+    for start in range(0, len(tokens), batch):
+        rows = slice(start, min(start + batch, len(tokens)))
+        with _recorded(routing), fast_attention():
+            hidden = _hidden(runner, mx.array(tokens[rows]))
+            mx.eval(hidden)
+        yield from _head(runner, tokens, rows, hidden)
+        mx.clear_cache()
+
+
+def _head(runner: Runner, tokens: np.ndarray, rows: slice, hidden: mx.array) -> Iterator[Piece]:
+    """What the model does after its trunk, position by position."""
+    length, step, start = tokens.shape[1], 1, 0
+    while start < length:
+        columns = slice(start, min(start + step, length))
+        with _wrapped(type(runner.trunk), _returning(runner.trunk, hidden[:, columns])):
+            logits = runner.model(mx.array(tokens[rows, columns])).astype(mx.float32)
+        yield Piece(rows, columns, logits)
+        start = columns.stop
+        step = max(1, LOGITS // (logits.shape[0] * logits.shape[-1]))  # known after the first position
+
+
+def _returning(trunk: nn.Module, value: Any) -> Callable[[Call], Call]:
+    """A wrapper that makes one module return a value that is known already."""
+
+    def wrap(call: Call) -> Call:
+        return lambda self, *args, **kwargs: value if self is trunk else call(self, *args, **kwargs)
+
+    return wrap
+
+
+class _Trunk(Exception):
+    """Carries the trunk's output out of the model's own forward pass."""
+
+    def __init__(self, hidden: Any) -> None:
+        self.hidden = hidden
+
+
+def _hidden(runner: Runner, tokens: mx.array) -> Any:
+    """The trunk's output (windows, tokens, hidden)."""
+
+    def stop(call: Call) -> Call:
+        def replaced(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            out = call(self, *args, **kwargs)
+            if self is runner.trunk:
+                raise _Trunk(out)
+            return out
+
+        return replaced
+
+    with _wrapped(type(runner.trunk), stop):
+        try:
+            runner.model(tokens)
+        except _Trunk as caught:
+            return caught.hidden
+    raise ValueError("the model never calls the module that holds its blocks")
+
+
+def _streamed_hidden(runner: Runner, tokens: mx.array, batch: int) -> Any:
+    """As `_hidden` for all windows, each block read when it is called and dropped after its last window."""
+    blocks = {id(block) for block in runner.trunk[runner.blocks]}
+    count = len(tokens)
+
+    def by_block(call: Call) -> Call:
+        def replaced(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if id(self) not in blocks:
+                return call(self, *args, **kwargs)
+            _make_ready(self, set())
+            parts = []
+            for start in range(0, count, batch):
+
+                def cut(value: Any, start: int = start) -> Any:
+                    whole = isinstance(value, mx.array) and value.ndim > 1 and value.shape[0] == count
+                    return value[start : start + batch] if whole else value
+
+                parts.append(call(self, *map(cut, args), **{k: cut(v) for k, v in kwargs.items()}))
+                mx.eval(parts[-1])
+            for _, leaf in _leaves(self):
+                leaf.clear()
+            out = mx.concatenate(parts)
+            mx.eval(out)
+            mx.clear_cache()
+            return out
+
+        return replaced
+
+    kinds = {type(block) for block in runner.trunk[runner.blocks]}
+    with _wrapped_all(kinds, by_block):
+        hidden = _hidden(runner, tokens)
+        mx.eval(hidden)
+    return hidden
+
+
+@contextmanager
+def _recorded(routing: Routing | None) -> Iterator[None]:
+    """Record the experts that tokens are sent to, for any family."""
+    if routing is None:
+        yield
+        return
+
+    def record(call: Call) -> Call:
+        def replaced(self: nn.Module, x: mx.array, indices: mx.array, *args: Any, **kwargs: Any) -> Any:
+            chosen = np.sort(np.asarray(indices).astype(np.int32), axis=-1)
+            routing.layers.setdefault(id(self), []).append(chosen.reshape(-1, chosen.shape[-1]))
+            return call(self, x, indices, *args, **kwargs)
+
+        return replaced
+
+    with _wrapped_all({SwitchGLU, SwitchMLP}, record):
+        yield
+
+
+@contextmanager
+def _wrapped(kind: type, wrap: Callable[[Call], Call]) -> Iterator[None]:
+    """Replace a class's `__call__` for a moment."""
+    call = kind.__call__
+    kind.__call__ = wrap(call)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        kind.__call__ = call  # type: ignore[method-assign]
+
+
+@contextmanager
+def _wrapped_all(kinds: set[type], wrap: Callable[[Call], Call]) -> Iterator[None]:
+    if not kinds:
+        yield
+        return
+    first, *rest = kinds
+    with _wrapped(first, wrap), _wrapped_all(set(rest), wrap):
+        yield

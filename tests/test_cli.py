@@ -144,9 +144,7 @@ def test_json_is_one_object_and_nothing_else(make: Maker, tmp_path: Path, monkey
         ("recipes", "default", "--json"),
     ]
     for call in calls:
-        done = subprocess.run(
-            [sys.executable, "-m", "mint_mlx.cli", *call], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-m", "mint_mlx", *call], capture_output=True, text=True, check=False)
         assert done.returncode == (2 if call == calls[0] else 0), done.stderr
         assert done.stderr == ""
         assert isinstance(json.loads(done.stdout), dict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,9 +11,12 @@ import numpy as np
 import pytest
 from conftest import Maker, llama, qwen3_moe
 
-from mint_mlx import mlxlm, pipeline, runner
-from mint_mlx.errors import MintError
-from mint_mlx.eval import score, text
+from mint_mlx import cpu, mlxlm, pipeline, runner
+from mint_mlx.errors import MintError, UsageError
+from mint_mlx.eval import chat, reference, score, stats, text
+from mint_mlx.eval.evaluate import Settings, evaluate
+from mint_mlx.eval.protocol import Windows, cut
+from mint_mlx.eval.reference import Part
 
 
 def test_wikitext_is_the_real_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,29 +86,137 @@ def numpy_llama(weights: dict[str, np.ndarray], tokens: np.ndarray, layers: int)
     return np.log(softmax(logits))
 
 
-@pytest.mark.parametrize("model", [llama(2), qwen3_moe(2)], ids=["llama", "qwen3_moe"])
-def test_scores_equal_a_forward_pass_by_hand(make: Maker, model: tuple[dict, dict]) -> None:
+def weights_of(folder: Path) -> dict[str, np.ndarray]:
+    stored = mx.load(str(folder / "model.safetensors"))
+    return {k: np.array(v.astype(mx.float32), dtype=np.float64) for k, v in stored.items()}
+
+
+def run(
+    folder: Path, windows: Windows, batch: int = 2, streamed: bool = False, part: Part | None = None
+) -> score.Score:
+    return score.score(runner.load_runner(folder, streamed), windows, batch, part)
+
+
+def predictions(folder: Path, windows: Windows, streamed: bool = False, scored: int = 1) -> Part:
+    return reference.predict(runner.load_runner(folder, streamed), windows, scored, batch=2)
+
+
+RANDOM = Windows(np.random.default_rng(0).integers(0, 96, (3, 24)).astype(np.int32))
+MODELS = pytest.mark.parametrize("model", [llama(2), qwen3_moe(2)], ids=["llama", "qwen3_moe"])
+
+
+@MODELS
+@pytest.mark.parametrize("streamed", [False, True], ids=["in_memory", "streamed"])
+def test_scores_equal_a_forward_pass_by_hand(make: Maker, model: tuple[dict, dict], streamed: bool) -> None:
     folder = make(model)
-    weights = {
-        k: np.array(v.astype(mx.float32), dtype=np.float64)
-        for k, v in mx.load(str(folder / "model.safetensors")).items()
-    }
-    windows = np.random.default_rng(0).integers(0, 96, (3, 24))
-    loaded, _ = score.load_for_scoring(folder)
-    found = score.score(loaded, windows, batch=2)
-    for window, nll in zip(windows, found.nll, strict=True):
+    weights = weights_of(folder)
+    found = run(folder, RANDOM, streamed=streamed)
+    for window, nll in zip(RANDOM.tokens, found.nll, strict=True):
         logp = numpy_llama(weights, window, 2)
         np.testing.assert_allclose(nll, -logp[np.arange(23), window[1:]], rtol=1e-3, atol=1e-4)
-    assert found.tokens == 3 * 23
 
 
-def test_a_quantized_checkpoint_scores_as_its_dequantized_weights(make: Maker, tmp_path: Path) -> None:
+def test_logits_come_in_pieces_of_bounded_size(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make(llama(1))
+    whole = run(folder, RANDOM).nll
+    monkeypatch.setattr(runner, "LOGITS", 96 * 2 * 5)
+    sizes = [p.logits.size for p in runner.forward(runner.load_runner(folder), RANDOM.tokens, 2)]
+    assert max(sizes) <= 96 * 2 * 5 and len(sizes) > 8
+    np.testing.assert_allclose(run(folder, RANDOM).nll, whole, atol=1e-5)
+
+
+@MODELS
+def test_divergence_equals_its_definition(make: Maker, tmp_path: Path, model: tuple[dict, dict]) -> None:
+    source = make(model)
+    pipeline.convert(str(source), "5bpw", tmp_path / "out", smoke=False)
+    found = run(tmp_path / "out", RANDOM, part=predictions(source, RANDOM))
+    p, q = (full_logp(folder) for folder in (source, tmp_path / "out"))
+    kl = (np.exp(p) * (p - q)).sum(-1)
+    np.testing.assert_allclose(found.kl, kl, rtol=1e-3, atol=1e-6)
+    targets = RANDOM.tokens[:, 1:, None]
+    true_p, true_q = (np.take_along_axis(x, targets, -1)[..., 0] for x in (p, q))
+    np.testing.assert_allclose(found.dp, np.exp(true_q) - np.exp(true_p), atol=1e-5)
+    np.testing.assert_array_equal(found.top1, p.argmax(-1) == q.argmax(-1))
+    figures = stats.divergence_figures([found], [predictions(source, RANDOM)])
+    assert figures["kl"] == pytest.approx(kl.mean(), rel=1e-3)
+    assert figures["ln_ppl_difference"] == pytest.approx((true_p - true_q).mean(), abs=1e-5)
+
+
+def full_logp(folder: Path) -> np.ndarray:
+    """Log-probabilities (windows, positions, vocabulary) of the scored positions, in float64."""
+    loaded = runner.load_runner(folder)
+    logits = np.array(loaded.model(mx.array(RANDOM.tokens)), dtype=np.float64)[:, :-1]
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def test_merged_rare_tokens_lower_the_divergence_by_what_is_reported(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make(llama(2))
+    pipeline.convert(str(source), "4.2bpw", tmp_path / "out", smoke=False)
+    exact = run(tmp_path / "out", RANDOM, part=predictions(source, RANDOM))
+    monkeypatch.setattr(reference, "LEAST_K", 8)
+    monkeypatch.setattr(reference, "WHOLE", 10_000)  # every token, so that the reported error is exact
+    few = predictions(source, RANDOM, scored=10**12)
+    assert few.ids.shape[1] == 8
+    merged = run(tmp_path / "out", RANDOM, part=few)
+    assert (merged.kl <= exact.kl + 1e-6).all()
+    figures = stats.divergence_figures([merged], [few])
+    assert figures["kl"] + figures["kl_merging_error"] == pytest.approx(exact.kl.mean(), rel=1e-4)
+    assert run(source, RANDOM, part=few).kl == pytest.approx(0, abs=1e-6)
+
+
+def test_a_model_against_itself_is_below_the_noise_floor(make: Maker, tmp_path: Path) -> None:
+    source = make(qwen3_moe(2))
+    (tmp_path / "t.txt").write_text("the quick brown fox " * 40)
+    settings = Settings(length=32, text=str(tmp_path / "t.txt"))
+    same = evaluate(str(source), settings, source=str(source))
+    assert same["kl"] < same["noise_floor"] and same["same_top1"] == 1 and same["router_changes"] == 0
+    saved_twice = make(qwen3_moe(2), "copy")
+    again = evaluate(str(saved_twice), settings, source=str(source))
+    drop = {"model", "seconds", "tokens_per_second", "peak_memory"}
+    assert {k: v for k, v in again.items() if k not in drop} == {k: v for k, v in same.items() if k not in drop}
+
+
+def test_streaming_changes_no_figure(make: Maker) -> None:
+    source = make(qwen3_moe(2))
+    stored, streamed = predictions(source, RANDOM), predictions(source, RANDOM, streamed=True)
+    np.testing.assert_allclose(streamed.true, stored.true, atol=1e-5)
+    assert all(np.array_equal(a, b) for a, b in zip(streamed.routing, stored.routing, strict=True))
+    assert stored.routing[0].shape == (3, 24, 2) and len(stored.routing) == 2
+
+
+def test_changed_experts_are_counted(make: Maker) -> None:
+    source = make(qwen3_moe(2))
+    part = predictions(source, RANDOM)
+    found = run(source, RANDOM, part=part)
+    found.routing[0][0, :6] = 3 - found.routing[0][0, :6][:, ::-1]
+    changed = (np.stack(found.routing) != np.stack(part.routing)).any(-1).mean()
+    figures = stats.divergence_figures([found], [part])
+    assert changed > 0 and figures["router_changes"] == pytest.approx(changed)
+
+
+def test_a_reference_is_portable(make: Maker, tmp_path: Path) -> None:
+    source = make(qwen3_moe(1))
+    pipeline.convert(str(source), "6bpw", tmp_path / "out", smoke=False)
+    (tmp_path / "t.txt").write_text("pack my box with five dozen jugs " * 20)
+    settings, file = Settings(length=32, text=str(tmp_path / "t.txt")), tmp_path / "r.safetensors"
+    first = evaluate(str(tmp_path / "out"), settings, source=str(source), save=file)
+    (source / "model.safetensors").unlink()
+    again = evaluate(str(tmp_path / "out"), settings, source=str(file))
+    assert again["kl"] == first["kl"] > 0
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(MintError, match="not a reference"):
+        evaluate(str(tmp_path / "out"), settings, source=str(file))
+
+
+def test_a_quantized_checkpoint_scores_as_stock_mlx_lm_runs_it(make: Maker, tmp_path: Path) -> None:
     folder = make(qwen3_moe(2))
     pipeline.convert(str(folder), "5bpw", tmp_path / "out", smoke=False)
     stock = mlxlm.build_model(tmp_path / "out")
     stock.set_dtype(mx.float32)
-    tokens = mx.array(np.random.default_rng(0).integers(0, 96, (1, 24)))
-    dense, _ = score.load_for_scoring(tmp_path / "out")
+    tokens = mx.array(RANDOM.tokens)
+    dense = runner.load_runner(tmp_path / "out").model
     np.testing.assert_allclose(np.array(dense(tokens)), np.array(stock(tokens)), rtol=1e-3, atol=1e-3)
 
 
@@ -113,26 +226,131 @@ def test_grouped_experts_equal_mlx_lm(is_sorted: bool, bias: bool) -> None:
     from mlx_lm.models.switch_layers import SwitchLinear
 
     stock = SwitchLinear(16, 8, 4, bias=bias)
-    grouped = runner.GroupedSwitchLinear(16, 8, 4, bias=bias)
+    grouped = cpu.GroupedSwitchLinear(16, 8, 4, bias=bias)
     grouped.update(stock.parameters())
     indices = np.random.default_rng(0).integers(0, 3, (10,) if is_sorted else (5, 2))  # expert 3 gets no token
     indices = np.sort(indices) if is_sorted else indices
     x = mx.random.normal((10, 1, 16) if is_sorted else (5, 1, 1, 16), key=mx.random.key(0))
     expected = stock(x, mx.array(indices), sorted_indices=is_sorted)
-    np.testing.assert_allclose(
-        np.array(grouped(x, mx.array(indices), sorted_indices=is_sorted)), np.array(expected), atol=1e-5
-    )
+    found = grouped(x, mx.array(indices), sorted_indices=is_sorted)
+    np.testing.assert_allclose(np.array(found), np.array(expected), atol=1e-5)
 
 
-def test_windows(demo_model: Path) -> None:
-    assert score.make_windows(np.arange(100), 32).shape == (3, 32)
-    assert score.make_windows(np.arange(100), 32, 2).shape == (2, 32)
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+def test_blockwise_attention_equals_mlx(heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "BLOCK", 16)
+    q, k, v = (mx.random.normal((2, h, 50, 8), key=mx.random.key(i)) for i, h in enumerate((*heads, heads[1])))
+    stock = mx.fast.scaled_dot_product_attention
+    with cpu.fast_attention():
+        assert mx.fast.scaled_dot_product_attention is not stock
+        found = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask="causal")
+    assert mx.fast.scaled_dot_product_attention is stock
+    np.testing.assert_allclose(np.array(found), np.array(stock(q, k, v, scale=0.3, mask="causal")), atol=1e-5)
+
+
+def test_windows() -> None:
+    ids = np.arange(1000)
+    assert cut(ids, "windows", 32).tokens.shape == (31, 32)
+    first, some = cut(ids, "windows", 32, 2), cut(ids, "windows", 32, 5, seed=1)
+    assert first.tokens[1, 0] == 32 and first.scored == 2 * 31
+    assert np.array_equal(some.tokens, cut(ids, "windows", 32, 5, seed=1).tokens)
+    assert not np.array_equal(some.tokens, cut(ids, "windows", 32, 5, seed=2).tokens)
+    half = cut(ids, "llama.cpp", 32, bos=7)
+    assert (half.tokens[:, 0] == 7).all() and half.positions == slice(16, 31) and half.scored == 31 * 15
     with pytest.raises(MintError, match="less than one window"):
-        score.make_windows(np.arange(10), 32)
+        cut(np.arange(10), "windows", 32)
+    for wrong in (("chunks", 32, None), ("windows", 2, None), ("windows", 32, 0)):
+        with pytest.raises(UsageError):
+            cut(ids, *wrong)
 
 
-def test_damaged_weights_are_noticed(make: Maker) -> None:
-    loaded, _ = score.load_for_scoring(make(llama(1)))
-    loaded.model.norm.weight = loaded.model.norm.weight * float("nan")
+def test_the_llama_cpp_protocol_scores_the_second_half(make: Maker) -> None:
+    folder = make(llama(1))
+    half = Windows(RANDOM.tokens, first=13)
+    np.testing.assert_allclose(run(folder, half).nll, run(folder, RANDOM).nll[:, 12:], atol=1e-5)
+
+
+def test_statistics_by_hand() -> None:
+    nll = np.log(np.array([[49.0, 49.0], [196.0, 196.0], [98.0, 98.0]]))
+    figures = stats.perplexity_figures([score.Score(nll, finished=3)])
+    assert figures["perplexity"] == pytest.approx(98) and figures["median_perplexity"] == pytest.approx(98)
+    assert figures["outliers"] == 1 and figures["tokens"] == 6
+    assert figures["perplexity_se"] == pytest.approx(98 * np.log(2) / np.sqrt(3))
+    for degrees, value in ((1, 12.706), (2, 4.303), (5, 2.571), (30, 2.042), (1000, 1.962)):
+        assert stats.student(degrees) == pytest.approx(value, rel=0.01)
+
+
+def test_one_window_has_no_error_bar() -> None:
+    figures = stats.perplexity_figures([score.Score(np.ones((1, 5)), finished=1)])
+    assert figures["perplexity_se"] is None
+
+
+def test_an_interruption_gives_the_figures_so_far(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = runner.load_runner(make(qwen3_moe(1)))
+    part = reference.predict(loaded, RANDOM, 1, batch=1)
+    calls = []
+    hidden = runner._hidden
+
+    def interrupt(*args: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return hidden(*args)
+
+    monkeypatch.setattr(runner, "_hidden", interrupt)
+    found = score.score(loaded, RANDOM, 1, part)
+    assert found.finished == 2 and found.nll.shape == found.kl.shape == (2, 23) and len(found.routing[0]) == 2
+    assert stats.divergence_figures([found], [part])["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_damaged_weights_and_wrong_sources_are_noticed(make: Maker, tmp_path: Path) -> None:
+    loaded = runner.load_runner(make(llama(1)))
+    loaded.model.model.norm.weight = loaded.model.model.norm.weight * float("nan")
     with pytest.raises(MintError, match="not finite"):
-        score.score(loaded, np.zeros((1, 8), dtype=np.int64), 1)
+        score.score(loaded, RANDOM, 1)
+    other = make(llama(1), "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(MintError, match="tokenizers"):
+        evaluate(str(other), source=str(make(llama(1))))
+    with pytest.raises(MintError, match="chat template"):
+        evaluate(str(other), Settings(chat=True), source=str(other))
+
+
+def test_chat_scores_the_sources_own_replies(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make(llama(1))
+    (source / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    monkeypatch.setattr(chat, "PROMPTS", ("abc", "defg"))
+    monkeypatch.setattr(chat, "REPLY", 5)
+    figures = evaluate(str(source), Settings(chat=True), source=str(source))
+    assert 2 <= figures["tokens"] <= 10 and figures["kl"] < figures["noise_floor"] and figures["same_top1"] == 1
+
+
+def test_the_json_of_eval_has_what_is_promised(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mint_mlx import cli
+
+    source = str(make(llama(1)))
+    (tmp_path / "t.txt").write_text("sphinx of black quartz judge my vow " * 20)
+    command = [
+        "mint-mlx",
+        "eval",
+        source,
+        "--source",
+        source,
+        "--text",
+        str(tmp_path / "t.txt"),
+        "--length",
+        "32",
+        "--json",
+    ]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):
+        cli.main()
+    found = json.loads(capsys.readouterr().out)
+    wanted = {"perplexity", "perplexity_se", "median_perplexity", "trimmed_perplexity", "tokens", "seconds"}
+    wanted |= {"tokens_per_second", "bytes", "bits_per_weight", "kl", "kl_se", "kl_median", "kl_p99", "same_top1"}
+    assert wanted | {"ln_ppl_difference", "ln_ppl_difference_ci95"} <= found.keys()

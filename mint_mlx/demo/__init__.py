@@ -6,14 +6,13 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from .. import pipeline
 from ..output import Output
 from ..units import both, duration
 
 MODEL = Path(__file__).parent / "model"
-WINDOWS, LENGTH, BATCH = 40, 256, 8
+WINDOWS, LENGTH = 40, 256
 
 
 def run(output: Output, out: Path | None = None) -> None:
@@ -45,7 +44,7 @@ def run(output: Output, out: Path | None = None) -> None:
             ("uniform 4bit-g64", uniform.path, uniform.bytes),
         ]
         for name, folder, size in folders:
-            perplexity = _perplexity(folder, name, output)
+            perplexity = _perplexity(folder, output)
             bits = size * 8 / ours.inventory.parameters
             rows.append([name, f"{size:,}", f"{bits:.2f}", f"{perplexity:.3f}"])
             data.append({"name": name, "bytes": size, "bits_per_weight": bits, "perplexity": perplexity})
@@ -61,12 +60,8 @@ def run(output: Output, out: Path | None = None) -> None:
         output.result({"rows": data, "sentence": ours.sentence, "seconds": time.monotonic() - started})
 
 
-def _perplexity(folder: Path, name: str, output: Output) -> float:
-    from .. import mlxlm
-    from ..eval import score, text
+def _perplexity(folder: Path, output: Output) -> float:
+    from ..eval.evaluate import Settings, evaluate
 
-    output.stage("evaluate")
-    model, tokenizer = score.load_for_scoring(folder)
-    ids: Any = mlxlm.encode(tokenizer, text.wikitext()[: 8 * WINDOWS * LENGTH])
-    windows = score.make_windows(ids, LENGTH, WINDOWS)
-    return score.score(model, windows, BATCH, lambda done, of: output.step(name, done, of)).perplexity
+    settings = Settings(length=LENGTH, windows=WINDOWS)
+    return float(evaluate(str(folder), settings, report=output)["perplexity"])

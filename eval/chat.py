@@ -1,0 +1,55 @@
+"""Chat text for a comparison: the source's own greedy replies to a few bundled prompts, through its chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import MintError
+from ..mlxlm import generate_tokens
+from .protocol import Windows
+
+PROMPTS = (
+    "Write a Python function that returns the n-th Fibonacci number, with a short explanation.",
+    "A train leaves at 14:05 and arrives at 16:50. How long is the journey? Think step by step.",
+    "Summarise in two sentences why the sky is blue.",
+    "Translate into French and German: 'The library is closed on Mondays.'",
+    "List three differences between a list and a tuple in Python.",
+    "Write a polite e-mail that moves a meeting from Tuesday to Thursday.",
+)
+REPLY = 192  # tokens a reply at most
+_MARKS = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|end|>",
+    "</s>",
+    "<end_of_turn>",
+    "</think>",
+    "<think>",
+    "<tool_call>",
+    "</tool_call>",
+)
+
+
+def replies(folder: Path, tokenizer: Any) -> tuple[list[Windows], list[np.ndarray]]:
+    """The source's replies as windows in which only the reply is scored, and which of its tokens are control tokens.
+
+    Raises:
+        MintError: the model has no chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise MintError("--chat needs a model with a chat template, which this one lacks: leave it out")
+    prompts = [
+        list(tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True))
+        for text in PROMPTS
+    ]
+    vocabulary = tokenizer.get_vocab()
+    control = {vocabulary[mark] for mark in _MARKS if mark in vocabulary} | set(tokenizer.eos_token_ids)
+    parts, marks = [], []
+    for prompt, reply in zip(prompts, generate_tokens(folder, prompts, REPLY), strict=True):
+        tokens = np.array([prompt + reply], dtype=np.int32)
+        parts.append(Windows(tokens, first=len(prompt)))
+        marks.append(np.isin(np.array(reply), list(control)))
+    return parts, marks

@@ -1,0 +1,225 @@
+"""`mint-mlx eval`: perplexity of a checkpoint and its divergence from its source, one model in memory at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .. import blas, cache, mlxlm
+from ..errors import MintError
+from ..layers import list_layers
+from ..load import Source, load_source, open_model
+from ..report import Report, Silent
+from ..runner import Runner, load_runner
+from . import chat, stats
+from .protocol import Windows, bos_token, cut, default_length
+from .reference import (
+    About,
+    Reference,
+    load_reference,
+    log_softmax,
+    predict,
+    save_reference,
+    text_hash,
+)
+from .score import Score, score
+from .text import read_text
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is scored and how.
+
+    Attributes:
+        protocol: `windows` or `llama.cpp`.
+        length: tokens a window; None takes the protocol's, or the model's context if shorter.
+        windows: number of windows; None takes all.
+        seed: chooses the windows at random; None takes the first ones.
+        batch: windows at once; None takes what suits their length.
+        text: a file; None takes WikiText-2's test split.
+        chat: score the source's own replies instead of a text.
+    """
+
+    protocol: str = "windows"
+    length: int | None = None
+    windows: int | None = None
+    seed: int | None = None
+    batch: int | None = None
+    text: str | None = None
+    chat: bool = False
+
+    @property
+    def text_name(self) -> str:
+        return "its own replies" if self.chat else Path(self.text).name if self.text else "WikiText-2 test"
+
+
+def evaluate(
+    model: str,
+    settings: Settings | None = None,
+    source: str | None = None,
+    save: Path | None = None,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Score a checkpoint.
+
+    Args:
+        model: a folder or Hub id.
+        settings: what is scored and how.
+        source: the model it was made from, or a file that `save` wrote; None scores perplexity alone.
+        save: keep the source's predictions in this file.
+        report: receives progress.
+
+    Returns:
+        The figures by name (see `mint-mlx eval --json`).
+
+    Raises:
+        MintError: the text is too short, the tokenizers differ, logits aren't finite, or a model can't be loaded.
+    """
+    settings, report = settings or Settings(), report or Silent()
+    started = load_source(model)
+    tokenizer = mlxlm.load_tokenizer(started.path)
+    reference: Reference | None = None
+    if source is not None and source.endswith(".safetensors"):
+        reference = load_reference(Path(source).expanduser())
+        parts = [part.windows for part in reference.parts]
+    elif source is not None:
+        origin = load_source(source)
+        parts, control = cut_text(origin, settings, tokenizer, report)
+        reference = get_reference(origin, parts, control, settings, report)
+    elif settings.chat:
+        raise MintError("--chat compares with the source's own replies: give it with --source")
+    else:
+        parts, _ = cut_text(started, settings, tokenizer, report)
+    if save is not None:
+        if reference is None:
+            raise MintError("--save-reference keeps the source's predictions: give the source with --source")
+        save_reference(reference, save)
+    return score_model(started, parts, reference, settings, report)
+
+
+def cut_text(
+    origin: Source, settings: Settings, other: Any | None, report: Report
+) -> tuple[list[Windows], list[np.ndarray | None]]:
+    """The windows to score, in the tokens of `origin`, whose tokenizer must agree with the `other` one.
+
+    Raises:
+        MintError: the text is too short or the tokenizers differ.
+    """
+    tokenizer = mlxlm.load_tokenizer(origin.path)
+    if settings.chat:
+        report.stage("replies of the source")
+        parts, marks = chat.replies(origin.path, tokenizer)
+        return parts, list(marks)
+    text = read_text(settings.text)
+    if other is not None and not np.array_equal(
+        mlxlm.encode(tokenizer, text[:20_000]), mlxlm.encode(other, text[:20_000])
+    ):
+        raise MintError(
+            f"the tokenizers of the model and of {origin.name} differ: they cannot be compared token by token"
+        )
+    length = settings.length or default_length(settings.protocol, origin.config)
+    bos = bos_token(tokenizer) if settings.protocol == "llama.cpp" else None
+    if settings.windows is not None and settings.seed is None:
+        text = text[: (settings.windows + 1) * length * 16]  # a token has fewer than 16 characters on average
+    windows = cut(mlxlm.encode(tokenizer, text), settings.protocol, length, settings.windows, settings.seed, bos)
+    return [windows], [None]
+
+
+def get_reference(
+    origin: Source, parts: list[Windows], control: Sequence[np.ndarray | None], settings: Settings, report: Report
+) -> Reference:
+    """The source's predictions: from the cache, else computed and kept there."""
+    name = f"{origin.name.replace('/', '--')}-{origin.fingerprint}-{text_hash(parts)}-{device()}.safetensors"
+    path = cache.cache_dir() / "references" / name
+    if path.is_file():
+        try:
+            return load_reference(path)
+        except MintError:  # cut short or of another version: computed anew
+            path.unlink()
+    report.stage("source")
+    scored = sum(part.scored for part in parts)
+    made, floor, runner = [], 0.0, None
+    for part, marks in zip(parts, control, strict=True):
+        if runner is None or runner.streamed:  # a streamed model has dropped its blocks
+            runner = load_runner(origin.path)
+        floor = floor or noise_floor(runner, part)
+        batch = batch_for(part, settings)
+        made.append(predict(runner, part, scored, batch, marks, lambda done, of: report.step(origin.name, done, of)))
+    vocabulary = made[0].whole_logp.shape[-1]
+    about = About(origin.name, origin.fingerprint, settings.protocol, settings.text_name, vocabulary, floor, device())
+    reference = Reference(about, tuple(made))
+    save_reference(reference, path)
+    return reference
+
+
+def score_model(
+    source: Source, parts: list[Windows], reference: Reference | None, settings: Settings, report: Report
+) -> dict[str, Any]:
+    """Load a checkpoint, score it on windows, and gather the figures."""
+    report.stage("evaluate")
+    mx.reset_peak_memory()
+    runner = load_runner(source.path)
+    begun = time.monotonic()
+    scores: list[Score] = []
+    interrupted = False
+    for i, part in enumerate(parts):
+        known = reference.parts[i] if reference else None
+        done = score(runner, part, batch_for(part, settings), known, lambda n, of: report.step(source.name, n, of))
+        scores.append(done)
+        if done.finished < len(part.tokens):
+            interrupted = True
+            break
+    seconds = time.monotonic() - begun
+    figures: dict[str, Any] = {"model": source.name, "text": settings.text_name, "protocol": settings.protocol}
+    figures["length"] = parts[0].tokens.shape[1]
+    figures |= stats.perplexity_figures(scores)
+    if reference is not None:
+        figures["source"] = reference.about.source
+        figures |= stats.divergence_figures(scores, list(reference.parts[: len(scores)]))
+        figures["noise_floor"] = reference.about.noise_floor
+    parameters = list_layers(open_model(source), source.config).parameters
+    return figures | {
+        "seconds": seconds,
+        "tokens_per_second": figures["tokens"] / seconds,
+        "peak_memory": mx.get_peak_memory(),
+        "bytes": source.weight_bytes,
+        "bits_per_weight": source.weight_bytes * 8 / parameters,
+        "streamed": runner.streamed,
+        "device": device(),
+        "interrupted": interrupted,
+    }
+
+
+def batch_for(windows: Windows, settings: Settings) -> int:
+    """Windows at once: about 4,096 tokens, which keeps the processor busy and memory small."""
+    return settings.batch or max(1, 4096 // windows.tokens.shape[1])
+
+
+def noise_floor(runner: Runner, windows: Windows) -> float:
+    """The KL of the source against itself when only the arithmetic differs: the same tokens in other batch shapes.
+
+    A streamed source is not read again for this; its floor is the rounding of float32.
+    """
+    floor = float(np.finfo(np.float32).eps)
+    if runner.streamed:
+        return floor
+    tokens = windows.tokens[:1, :256]
+    alone = log_softmax(runner.model(mx.array(tokens)).astype(mx.float32))
+    several = mx.array(np.concatenate([tokens, tokens[:, ::-1], tokens]))
+    beside = log_softmax(runner.model(several).astype(mx.float32))[2:]
+    part = log_softmax(runner.model(mx.array(tokens[:, : 1 + tokens.shape[1] // 2])).astype(mx.float32))
+    for other in (beside, part):
+        same = alone[:, : other.shape[1]]
+        floor = max(floor, float(mx.abs(mx.sum(mx.exp(same) * (same - other), axis=-1)).mean()))
+    return floor
+
+
+def device() -> str:
+    """What the arithmetic was done on: `gpu`, or the CPU's BLAS."""
+    return "gpu" if mx.default_device() == mx.gpu else f"cpu-{blas.use_fast_blas() or 'reference'}"

@@ -1,0 +1,100 @@
+"""Protocols: how a text is cut into windows, and which tokens are scored.
+
+`windows`    non-overlapping windows of L tokens, every token but a window's first scored (MINT's and GPTQ's way).
+`llama.cpp`  L = 512, the window's first token replaced by BOS if the tokenizer puts one before a text, only the second
+             half scored: what `llama-perplexity` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import MintError, UsageError
+
+PROTOCOLS = ("windows", "llama.cpp")
+DEFAULT_LENGTH = {"windows": 2048, "llama.cpp": 512}
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of one length.
+
+    Attributes:
+        tokens: int32 (windows, tokens).
+        first: index of the first scored token; its prediction is made at the position before.
+    """
+
+    tokens: np.ndarray
+    first: int = 1
+
+    @property
+    def positions(self) -> slice:
+        """The positions whose predictions are scored."""
+        return slice(self.first - 1, self.tokens.shape[1] - 1)
+
+    @property
+    def scored(self) -> int:
+        return len(self.tokens) * (self.tokens.shape[1] - self.first)
+
+
+def default_length(protocol: str, config: dict[str, Any]) -> int:
+    """The protocol's window, or the model's context if that is shorter."""
+    tables = (config, config.get("text_config") or {})
+    context = next(
+        (t["max_position_embeddings"] for t in tables if type(t.get("max_position_embeddings")) is int), None
+    )
+    return min(DEFAULT_LENGTH[protocol], context or DEFAULT_LENGTH[protocol])
+
+
+def cut(
+    ids: np.ndarray,
+    protocol: str,
+    length: int,
+    limit: int | None = None,
+    seed: int | None = None,
+    bos: int | None = None,
+) -> Windows:
+    """Cut token ids into windows.
+
+    Args:
+        ids: int (tokens,).
+        protocol: a name of PROTOCOLS.
+        length: tokens a window.
+        limit: the first so many windows, or with a seed so many at random.
+        seed: for the choice of windows.
+        bos: the token that starts every window (llama.cpp only), or None.
+
+    Raises:
+        MintError: the text is shorter than one window.
+        UsageError: the protocol or a figure is impossible.
+    """
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"no protocol is called {protocol!r}: there are {', '.join(PROTOCOLS)}")
+    if length < 4:
+        raise UsageError(f"windows of {length} tokens are too short: give --length 4 or more")
+    if limit is not None and limit < 1:
+        raise UsageError("--windows must be 1 or more")
+    count = len(ids) // length
+    if count == 0:
+        raise MintError(
+            f"the text has {len(ids)} tokens, less than one window of {length}: give a longer text or --length"
+        )
+    tokens = np.array(ids[: count * length], dtype=np.int32).reshape(count, length)
+    if limit is not None and seed is not None and limit < count:
+        tokens = tokens[np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))]
+    tokens = tokens[:limit].copy()
+    if protocol == "windows":
+        return Windows(tokens)
+    if bos is not None:
+        tokens[:, 0] = bos
+    return Windows(tokens, length // 2 + 1)
+
+
+def bos_token(tokenizer: Any) -> int | None:
+    """The token that this tokenizer puts before a text, if it does."""
+    ids = tokenizer.encode("a")
+    bos = tokenizer.bos_token_id
+    return int(bos) if bos is not None and len(ids) and ids[0] == bos else None

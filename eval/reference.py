@@ -1,0 +1,236 @@
+"""The source's own predictions, kept on disk: computed once, compared with any number of candidates.
+
+For each scored token: the K most probable next tokens with their log-probabilities, the mass of all others, and the
+true token's log-probability. With K below the vocabulary the KL divergence is that of the distribution whose rare
+tokens are merged into one, which is a little less than the true one; the difference is measured on tokens kept whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..cpu import exp, logsumexp
+from ..errors import MintError
+from ..runner import Routing, Runner, forward
+from .protocol import Windows
+
+SCHEMA = 1
+FILE_BYTES = 1_000_000_000  # K is as large as a file of this size allows
+LEAST_K = 128
+WHOLE = 32  # tokens whose distribution is kept whole
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One set of windows with the source's predictions for its n scored tokens.
+
+    Attributes:
+        windows: the tokens.
+        ids: int (n, K), most probable first.
+        logp: float32 (n, K).
+        rest: float32 (n,), log of the mass of all other tokens (-inf where K is the vocabulary).
+        true: float32 (n,), log-probability of the token that came.
+        whole: int (w,), which of the n tokens are kept whole.
+        whole_logp: float32 (w, vocabulary).
+        routing: int (windows, tokens, k) for each layer with experts.
+        control: bool (n,), whether the token that came is a control token (chat only).
+    """
+
+    windows: Windows
+    ids: np.ndarray
+    logp: np.ndarray
+    rest: np.ndarray
+    true: np.ndarray
+    whole: np.ndarray
+    whole_logp: np.ndarray
+    routing: tuple[np.ndarray, ...]
+    control: np.ndarray
+
+
+@dataclass(frozen=True)
+class About:
+    """What a reference belongs to."""
+
+    source: str
+    fingerprint: str
+    protocol: str
+    text: str
+    vocabulary: int
+    noise_floor: float
+    device: str
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The source's predictions for all parts of a text."""
+
+    about: About
+    parts: tuple[Part, ...]
+
+
+def choose_k(scored: int, vocabulary: int) -> int:
+    """As many tokens as the file's size allows, at least LEAST_K; all where they fit."""
+    item = 4 + (2 if vocabulary <= 1 << 16 else 4)
+    return int(min(vocabulary, max(LEAST_K, FILE_BYTES // (scored * item))))
+
+
+def predict(
+    runner: Runner,
+    windows: Windows,
+    scored: int,
+    batch: int,
+    control: np.ndarray | None = None,
+    progress: Progress = lambda *_: None,
+) -> Part:
+    """Run the source over windows and keep its predictions.
+
+    Args:
+        runner: the source.
+        windows: what to run it on.
+        scored: tokens scored in all parts together, from which K follows.
+        batch: windows at once.
+        control: which of the scored tokens are control tokens.
+        progress: called with (windows finished, windows in all).
+
+    Raises:
+        MintError: its logits aren't finite.
+    """
+    routing = Routing()
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("ids", "logp", "rest", "true", "whole")}
+    wanted = np.linspace(0, windows.scored - 1, min(WHOLE, windows.scored)).astype(np.int64)
+    per_window = windows.tokens.shape[1] - windows.first
+    order: list[np.ndarray] = []
+    whole_at: list[np.ndarray] = []
+    for piece in forward(runner, windows.tokens, batch, routing):
+        taken = take(piece.columns, windows)
+        if taken is None:
+            continue
+        inside, targets = taken
+        logp = log_softmax(piece.logits[:, inside])
+        n, vocabulary = logp.shape[0] * logp.shape[1], logp.shape[-1]
+        flat = logp.reshape(n, vocabulary)
+        k = choose_k(scored, vocabulary)
+        ids = mx.argpartition(-flat, k - 1, axis=-1)[:, :k] if k < vocabulary else mx.broadcast_to(mx.arange(k), (n, k))
+        top = mx.take_along_axis(flat, ids, axis=-1)
+        by_size = mx.argsort(-top, axis=-1)
+        ids, top = mx.take_along_axis(ids, by_size, axis=-1), mx.take_along_axis(top, by_size, axis=-1)
+        true = mx.take_along_axis(logp, mx.array(windows.tokens[piece.rows, targets])[..., None], axis=-1)
+        rest = rest_mass(top) if k < vocabulary else mx.full((n,), -mx.inf)
+        rows = np.arange(piece.rows.start, piece.rows.stop)[:, None] * per_window
+        place = (rows + np.arange(targets.start - windows.first, targets.stop - windows.first)).reshape(-1)
+        keep = np.flatnonzero(np.isin(place, wanted))
+        whole = flat[mx.array(keep)] if len(keep) else None
+        mx.eval(ids, top, rest, true, *([whole] if whole is not None else []))
+        small = np.uint16 if vocabulary <= 1 << 16 else np.uint32
+        columns["ids"].append(np.asarray(ids).astype(small))
+        columns["logp"].append(np.asarray(top))
+        columns["rest"].append(np.asarray(rest))
+        columns["true"].append(np.asarray(true).reshape(-1))
+        order.append(place)
+        if whole is not None:
+            columns["whole"].append(np.asarray(whole))
+            whole_at.append(place[keep])
+        if not np.isfinite(columns["true"][-1]).all():
+            raise MintError("the source's logits are not finite: its weights are damaged")
+        progress(piece.rows.start, len(windows.tokens))
+    progress(len(windows.tokens), len(windows.tokens))
+    back = np.argsort(np.concatenate(order), kind="stable")
+    found = {name: np.concatenate(columns[name])[back] for name in ("ids", "logp", "rest", "true")}
+    return Part(
+        windows,
+        **found,
+        whole=np.concatenate(whole_at),
+        whole_logp=np.concatenate(columns["whole"]),
+        routing=tuple(_small(r) for r in routing.arrays(windows.tokens.shape)),
+        control=np.zeros(windows.scored, dtype=bool) if control is None else control,
+    )
+
+
+def log_softmax(logits: mx.array) -> mx.array:
+    """Log-probabilities, float32."""
+    return logits - logsumexp(logits)
+
+
+def rest_mass(top: mx.array) -> mx.array:
+    """Log of the mass that the K tokens (n, K) leave; the same formula on both sides, so that equal models agree."""
+    return mx.log(mx.maximum(1 - mx.sum(exp(top), axis=-1), 1e-9))
+
+
+def take(columns: slice, windows: Windows) -> tuple[slice, slice] | None:
+    """Of a piece's positions those that are scored: as a slice into the piece, and the tokens that they predict."""
+    start, stop = max(columns.start, windows.positions.start), min(columns.stop, windows.positions.stop)
+    if start >= stop:
+        return None
+    return slice(start - columns.start, stop - columns.start), slice(start + 1, stop + 1)
+
+
+def _small(routing: np.ndarray) -> np.ndarray:
+    return routing.astype(np.uint8 if routing.max(initial=0) < 256 else np.uint16)
+
+
+def text_hash(parts: list[Windows]) -> str:
+    """Names the tokens that are scored, whatever file they came from."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(f"{part.tokens.shape} {part.first}".encode())
+        digest.update(part.tokens.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def save_reference(reference: Reference, path: Path) -> None:
+    """Write a reference as a safetensors file, whole or not at all."""
+    from safetensors.numpy import save_file
+
+    arrays: dict[str, np.ndarray] = {}
+    for i, part in enumerate(reference.parts):
+        for name in ("ids", "logp", "rest", "true", "whole", "whole_logp", "control"):
+            arrays[f"{i}.{name}"] = np.ascontiguousarray(getattr(part, name))
+        arrays[f"{i}.tokens"] = part.windows.tokens
+        arrays |= {f"{i}.routing.{j}": r for j, r in enumerate(part.routing)}
+    about = asdict(reference.about) | {"firsts": [part.windows.first for part in reference.parts]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    save_file(arrays, partial, metadata={"mint_mlx_reference": json.dumps(about)})
+    partial.replace(path)
+
+
+def load_reference(path: Path) -> Reference:
+    """Read a reference.
+
+    Raises:
+        MintError: there is none, or the file isn't one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise MintError(
+            f"there is no reference {path}: make one with `mint-mlx eval MODEL --source REF --save-reference`"
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {})["mint_mlx_reference"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        firsts = about.pop("firsts")
+        if about["schema"] != SCHEMA:
+            raise MintError(f"{path} was made by another version of mint-mlx: make it anew")
+        parts = []
+        for i, first in enumerate(firsts):
+            names = ("ids", "logp", "rest", "true", "whole", "whole_logp", "control")
+            layers = sum(name.startswith(f"{i}.routing.") for name in arrays)
+            routing = tuple(arrays[f"{i}.routing.{j}"] for j in range(layers))
+            fields = {name: arrays[f"{i}.{name}"] for name in names}
+            parts.append(Part(Windows(arrays[f"{i}.tokens"], first), routing=routing, **fields))
+        return Reference(About(**about), tuple(parts))
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        raise MintError(f"{path} is not a reference of mint-mlx: make one with --save-reference") from None

@@ -1,0 +1,137 @@
+"""From per-token measures to figures with error bars.
+
+Tokens of one window depend on each other, so a standard error is that of the windows' means (weighted by their tokens);
+with fewer than two windows there is none. Intervals use Student's t.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from .reference import Part
+from .score import Score
+
+OUTLIER = 100.0  # perplexity of a window above which it counts as an outlier
+TRIM = 0.1  # share of windows cut from each end of the sorted perplexities
+Values = list[np.ndarray]  # one array (windows, tokens) for each part
+
+
+def student(degrees: int, level: float = 0.975) -> float:
+    """Quantile of Student's t, by Hill's expansion around the normal one (good to 1 % from 3 degrees on)."""
+    z = NormalDist().inv_cdf(level)
+    if degrees < 1:
+        return math.nan
+    if degrees < 3:
+        return {1: 12.706, 2: 4.303}[degrees] if level == 0.975 else math.nan
+    n = float(degrees)
+    return (
+        z
+        + (z**3 + z) / (4 * n)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    )
+
+
+def mean_and_se(values: Values) -> tuple[float, float | None, int]:
+    """Token-weighted mean, standard error over windows, number of windows."""
+    sums = np.concatenate([v.sum(axis=1) for v in values])
+    sizes = np.concatenate([np.full(len(v), v.shape[1], dtype=np.float64) for v in values])
+    mean = sums.sum() / sizes.sum()
+    n = len(sums)
+    if n < 2:
+        return float(mean), None, n
+    residuals = sums - mean * sizes
+    variance = (residuals**2).sum() * n / (n - 1) / sizes.sum() ** 2
+    return float(mean), float(math.sqrt(variance)), n
+
+
+def perplexity_figures(scores: list[Score]) -> dict[str, Any]:
+    """Perplexity with its standard error, and how the windows are spread."""
+    nll = [s.nll for s in scores if len(s.nll)]
+    mean, se, count = mean_and_se(nll)
+    windows = np.sort(np.exp(np.concatenate([v.mean(axis=1) for v in nll])))
+    cut = int(TRIM * len(windows))
+    return {
+        "perplexity": math.exp(mean),
+        "perplexity_se": None if se is None else math.exp(mean) * se,
+        "median_perplexity": float(np.median(windows)),
+        "trimmed_perplexity": float(windows[cut : len(windows) - cut].mean()),
+        "outliers": int((windows > OUTLIER).sum()),
+        "windows": count,
+        "tokens": int(sum(v.size for v in nll)),
+    }
+
+
+def divergence_figures(scores: list[Score], parts: list[Part]) -> dict[str, Any]:
+    """KL divergence, agreement and the paired difference of ln perplexity, each over the same tokens as the source."""
+    pairs = [(s, p) for s, p in zip(scores, parts, strict=True) if s.kl is not None and len(s.kl)]
+    kl = [s.kl for s, _ in pairs if s.kl is not None]
+    mean, se, _ = mean_and_se(kl)
+    flat = np.concatenate([v.reshape(-1) for v in kl])
+    dp = np.concatenate([s.dp.reshape(-1) for s, _ in pairs if s.dp is not None])
+    difference = [s.nll + p.true.reshape(len(p.windows.tokens), -1)[: len(s.nll)] for s, p in pairs]
+    ln_ppl, ln_se, count = mean_and_se(difference)
+    half = None if ln_se is None else student(count - 1) * ln_se
+    whole = np.concatenate([s.whole for s, _ in pairs])
+    figures = {
+        "kl": mean,
+        "kl_se": se,
+        "kl_median": float(np.median(flat)),
+        "kl_p90": float(np.quantile(flat, 0.9)),
+        "kl_p99": float(np.quantile(flat, 0.99)),
+        "kl_p999": float(np.quantile(flat, 0.999)),
+        "kl_max": float(flat.max()),
+        "kl_merging_error": float((whole[:, 0] - whole[:, 1]).mean()) if len(whole) else None,
+        "same_top1": mean_and_se([s.top1 for s, _ in pairs if s.top1 is not None])[0],
+        "rms_dp": float(np.sqrt((dp**2).mean())),
+        "ln_ppl_difference": ln_ppl,
+        "ln_ppl_difference_ci95": None if half is None else [ln_ppl - half, ln_ppl + half],
+    }
+    return figures | _routing_figures(pairs) | _control_figures(pairs)
+
+
+def _routing_figures(pairs: list[tuple[Score, Part]]) -> dict[str, Any]:
+    """Changed choices of experts, and the KL where the source's least-used tenth of experts was at work.
+
+    The latter is the mean over all (token, layer, expert) with an expert of that tenth, so that it means the same for
+    shallow and deep models.
+    """
+    if not any(p.routing for _, p in pairs):
+        return {}
+    changed = total = 0
+    uses: list[np.ndarray] = []
+    layers = len(pairs[0][1].routing)
+    for j in range(layers):
+        size = 1 + max(int(p.routing[j].max(initial=0)) for _, p in pairs)
+        uses.append(sum((np.bincount(p.routing[j].reshape(-1), minlength=size) for _, p in pairs), np.zeros(size, int)))
+    threshold = [np.argsort(u, kind="stable")[: max(1, len(u) // 10)] for u in uses]
+    weighted = weight = 0.0
+    for score, part in pairs:
+        rows = score.finished
+        at = part.windows.positions
+        rare = np.zeros((rows, at.stop - at.start))
+        for j in range(layers):
+            mine, theirs = score.routing[j][:rows], part.routing[j][:rows].astype(np.int32)
+            changed += int((mine != theirs).any(axis=-1).sum())
+            total += mine.shape[0] * mine.shape[1]
+            rare += np.isin(theirs[:, at], threshold[j]).sum(axis=-1)
+        assert score.kl is not None
+        weighted += float((rare * score.kl[:rows]).sum())
+        weight += float(rare.sum())
+    return {
+        "router_changes": changed / total if total else None,
+        "kl_rare_experts": weighted / weight if weight else None,
+    }
+
+
+def _control_figures(pairs: list[tuple[Score, Part]]) -> dict[str, Any]:
+    """KL at control tokens (chat only)."""
+    at = [(s.kl.reshape(-1), p.control[: s.kl.size]) for s, p in pairs if s.kl is not None]
+    marked = np.concatenate([kl[control] for kl, control in at])
+    if not len(marked):
+        return {}
+    return {"kl_control_tokens": float(marked.mean()), "control_tokens": len(marked)}

@@ -1,0 +1,73 @@
+"""The command line's app and what its commands share: options, the version, the output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..output import Output
+
+EVERYDAY, PROOF, STEPS = "Everyday", "Proof", "Steps of a conversion, one by one"
+INTERRUPTED = 130  # exit code after Ctrl-C
+
+app = typer.Typer(
+    name="mint-mlx",
+    help="Fit a large language model into a byte budget for MLX: data-free, mixed precision, loads in stock mlx-lm.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelArg = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder, or a Hugging Face model: org/name or org/name@revision.")
+]
+RecipeOpt = Annotated[
+    str | None, typer.Option(metavar="NAME|FILE", help="Recipe; found by the model's type otherwise.")
+]
+ObjectiveOpt = Annotated[str | None, typer.Option(metavar="NAME", help="What the allocator minimises: nmse, mint.")]
+OverrideOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override", metavar="REGEX=CONFIG", help="Give all layers that match one configuration; repeatable."
+    ),
+]
+GuardsOpt = Annotated[
+    bool, typer.Option("--ignore-guards", help="Allow what the guards forbid, such as 4-bit routers.")
+]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+BudgetOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Size of all safetensors files: 19GB, 17.5GiB, 4.5bpw, smallest. None lists sizes."
+    ),
+]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from .. import __version__
+
+        print(f"mint-mlx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    pass
+
+
+def start(as_json: bool = False) -> Output:
+    """The output of a command; opens a fast BLAS before MLX is imported."""
+    from ..blas import use_fast_blas
+    from ..output import Output
+
+    use_fast_blas()
+    return Output(as_json)

@@ -1,0 +1,113 @@
+"""The commands that measure: `eval` and `compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from . import INTERRUPTED, PROOF, JsonOpt, ModelArg, app, start
+
+TextOpt = Annotated[str | None, typer.Option("--text", metavar="FILE", help="UTF-8 text; WikiText-2 test otherwise.")]
+ProtocolOpt = Annotated[str, typer.Option(metavar="NAME", help="windows, or llama.cpp (see the README).")]
+LengthOpt = Annotated[int | None, typer.Option(metavar="L", help="Tokens a window; 2048, or the model's context.")]
+WindowsOpt = Annotated[
+    int | None, typer.Option(metavar="N", help="Score the first N windows only; with --seed N at random.")
+]
+SeedOpt = Annotated[int | None, typer.Option(metavar="S", help="Choose --windows at random with this seed.")]
+BatchOpt = Annotated[int | None, typer.Option(metavar="B", help="Windows at once; about 4,096 tokens otherwise.")]
+
+
+@app.command("eval", rich_help_panel=PROOF)
+def evaluate(
+    model: ModelArg,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="What it was made from, or a --save-reference file: adds divergences."),
+    ] = None,
+    protocol: ProtocolOpt = "windows",
+    length: LengthOpt = None,
+    windows: WindowsOpt = None,
+    seed: SeedOpt = None,
+    batch: BatchOpt = None,
+    text: TextOpt = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Score the source's own replies to bundled prompts.")] = False,
+    save_reference: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the source's predictions in a portable .safetensors file.")
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Perplexity on WikiText-2, and the divergence from the source, with error bars."""
+    output = start(as_json)
+    from ..eval.evaluate import Settings, evaluate
+
+    if seed is not None and windows is None:
+        raise UsageError("--seed chooses windows at random: say how many with --windows")
+    if batch is not None and batch < 1:
+        raise UsageError("--batch must be 1 or more")
+    settings = Settings(protocol, length, windows, seed, batch, text, chat)
+    figures = evaluate(model, settings, source, save_reference, output)
+    output.close()
+    for line in _lines(figures):
+        output.line(line)
+    output.result(figures)
+    if figures["interrupted"]:
+        output.note("interrupted: these are the figures of the windows that were finished")
+        raise typer.Exit(INTERRUPTED)
+
+
+def _lines(f: dict[str, Any]) -> list[str]:
+    """The figures for people."""
+    from ..units import both, duration
+
+    def pm(value: float, se: float | None) -> str:
+        return f"{value:.5g}" + (f" ± {se:.2g}" if se is not None else "")
+
+    lines = [
+        f"{f['model']}: {both(f['bytes'])}, {f['bits_per_weight']:.2f} bits per weight",
+        f"text          {f['text']}, {f['windows']} windows of {f['length']} ({f['protocol']}), "
+        f"{f['tokens']:,} tokens scored",
+        f"perplexity    {pm(f['perplexity'], f['perplexity_se'])}",
+        f"  per window  median {f['median_perplexity']:.5g}, 10%-trimmed mean {f['trimmed_perplexity']:.5g}, "
+        f"{f['outliers']} above 100",
+    ]
+    if "kl" in f:
+        ci = f["ln_ppl_difference_ci95"]
+        interval = f" (95 %: {ci[0]:+.5f} to {ci[1]:+.5f})" if ci else ""
+        lines += [
+            f"KL from {f['source']}: {pm(f['kl'], f['kl_se'])} nats per token, noise floor {f['noise_floor']:.1g}",
+            f"  per token   median {f['kl_median']:.4g}, 90 % {f['kl_p90']:.4g}, 99 % {f['kl_p99']:.4g}, "
+            f"99.9 % {f['kl_p999']:.4g}, max {f['kl_max']:.4g}",
+            f"ln PPL        {f['ln_ppl_difference']:+.5f} against the source{interval}",
+            f"same top 1    {f['same_top1']:.2%}, "
+            f"root mean square change of the true token's probability {f['rms_dp']:.4f}",
+        ]
+        if abs(f["kl_merging_error"] or 0) > f["noise_floor"]:
+            lines.insert(
+                -2, f"  merging     rare tokens count as one, which lowers it by {f['kl_merging_error']:.1g} (measured)"
+            )
+    if f.get("router_changes") is not None:
+        lines.append(
+            f"experts       other ones chosen in {f['router_changes']:.2%} of (token, layer) pairs; KL where the "
+            f"least-used tenth works {f['kl_rare_experts']:.4g}"
+        )
+    if "kl_control_tokens" in f:
+        lines.append(f"control       KL {f['kl_control_tokens']:.4g} at {f['control_tokens']} control tokens")
+    lines.append(
+        f"took          {duration(f['seconds'])}, {f['tokens_per_second']:.0f} tokens/s on {_device(f['device'])}, "
+        f"{both(f['peak_memory'])} at the peak" + (", streamed block by block" if f["streamed"] else "")
+    )
+    return lines
+
+
+def _device(name: str) -> str:
+    from ..blas import ADVICE
+
+    if name == "gpu":
+        return "the GPU"
+    kind = name.removeprefix("cpu-")
+    if kind == "reference":
+        return f"the CPU with MLX's reference BLAS ({ADVICE})"
+    return f"the CPU in float32 with {kind}"
