@@ -161,7 +161,10 @@ def get_reference(
 def score_model(
     source: Source, parts: list[Windows], reference: Reference | None, settings: Settings, report: Report
 ) -> dict[str, Any]:
-    """Load a checkpoint, score it on windows, and gather the figures."""
+    """Load a checkpoint, score it on windows, and gather the figures.
+
+    `window_nll` and `window_kl` hold the means of each window, so that two checkpoints can be compared in pairs.
+    """
     report.stage("evaluate")
     mx.reset_peak_memory()
     runner = load_runner(source.path)
@@ -179,9 +182,11 @@ def score_model(
     figures: dict[str, Any] = {"model": source.name, "text": settings.text_name, "protocol": settings.protocol}
     figures["length"] = parts[0].tokens.shape[1]
     figures |= stats.perplexity_figures(scores)
+    figures["window_nll"] = [float(x) for s in scores for x in s.nll.mean(axis=1)]
     if reference is not None:
         figures["source"] = reference.about.source
         figures |= stats.divergence_figures(scores, list(reference.parts[: len(scores)]))
+        figures["window_kl"] = [float(x) for s in scores if s.kl is not None for x in s.kl.mean(axis=1)]
         figures["noise_floor"] = reference.about.noise_floor
     parameters = list_layers(open_model(source), source.config).parameters
     return figures | {

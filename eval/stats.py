@@ -49,6 +49,16 @@ def mean_and_se(values: Values) -> tuple[float, float | None, int]:
     return float(mean), float(math.sqrt(variance)), n
 
 
+def paired(ours: list[float], theirs: list[float]) -> tuple[float, list[float] | None]:
+    """Mean difference of two checkpoints over the same windows, with its 95 % interval."""
+    difference = np.array(ours) - np.array(theirs)
+    mean, n = float(difference.mean()), len(difference)
+    if n < 2:
+        return mean, None
+    half = student(n - 1) * float(difference.std(ddof=1)) / math.sqrt(n)
+    return mean, [mean - half, mean + half]
+
+
 def perplexity_figures(scores: list[Score]) -> dict[str, Any]:
     """Perplexity with its standard error, and how the windows are spread."""
     nll = [s.nll for s in scores if len(s.nll)]

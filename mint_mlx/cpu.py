@@ -86,15 +86,18 @@ def fast_attention() -> Iterator[None]:
 def _causal(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
     """Causal attention: q (batch, heads, n, d), k and v with as many heads or a divisor of them."""
     batch, heads, length, _ = q.shape
-    grouped = (q * scale).reshape(batch, k.shape[1], heads // k.shape[1], length, -1)
-    keys, values = k[:, :, None].swapaxes(-1, -2), v[:, :, None]
+    shared = heads // k.shape[1]  # heads that share keys and values form one tall product
+    grouped = (q * scale).reshape(batch, k.shape[1], shared, length, -1)
+    keys = k.swapaxes(-1, -2)
     parts = []
     for start in range(0, length, BLOCK):
         stop = min(start + BLOCK, length)
-        scores = grouped[..., start:stop, :] @ keys[..., :stop]
-        weights = mx.array(_softmax(np.array(scores), start))
-        parts.append(weights @ values[..., :stop, :])
-    return mx.concatenate(parts, axis=-2).reshape(batch, heads, length, -1)
+        scores = grouped[..., start:stop, :].reshape(batch, k.shape[1], shared * (stop - start), -1) @ keys[..., :stop]
+        mx.eval(scores)
+        _softmax(np.asarray(scores).reshape(-1, stop - start, stop), start)  # in place: nobody else holds the scores
+        part = scores @ v[..., :stop, :]
+        parts.append(part.reshape(batch, heads, stop - start, -1))
+    return mx.concatenate(parts, axis=-2)
 
 
 @lru_cache(maxsize=1)
@@ -102,10 +105,9 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count())
 
 
-def _softmax(scores: np.ndarray, start: int) -> np.ndarray:
-    """Softmax over the last axis in place, where row i may see columns up to start + i."""
-    rows = scores.reshape(-1, *scores.shape[-2:])
-    hidden = np.triu(np.full((scores.shape[-2],) * 2, -np.inf, dtype=np.float32), 1)
+def _softmax(rows: np.ndarray, start: int) -> None:
+    """Softmax over the last axis of (n, queries, columns) in place, where query i may see columns up to start + i."""
+    hidden = np.triu(np.full((rows.shape[1],) * 2, -np.inf, dtype=np.float32), 1)
 
     def work(part: np.ndarray) -> None:
         part[..., start:] += hidden
@@ -114,4 +116,3 @@ def _softmax(scores: np.ndarray, start: int) -> np.ndarray:
         part /= part.sum(axis=-1, keepdims=True)
 
     list(_pool().map(work, np.array_split(rows, 2 * (os.cpu_count() or 1))))
-    return scores

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-DEMO = Path(__file__).parent.parent / "mint_mlx" / "demo" / "model"
+DEMO = Path(__file__).parent.parent / "mint_mlx" / "demo" / "demo-moe"
 HIDDEN, VOCAB, HEAD_DIM = 128, 96, 32
 
 

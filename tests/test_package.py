@@ -29,8 +29,8 @@ def test_a_wheel_holds_one_package_with_its_data(tmp_path: Path) -> None:
     wanted = (
         "py.typed",
         "recipes/default.yaml",
-        "demo/model/model.safetensors",
-        "demo/model/tokenizer.json",
+        "demo/demo-moe/model.safetensors",
+        "demo/demo-moe/tokenizer.json",
         "demo/LICENSE.md",
     )
     wanted += ("eval/data/wiki.test.raw.gz", "eval/data/LICENSE.md", "converters/writer.py", "eval/score.py", "cli.py")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UsageError
 from . import INTERRUPTED, PROOF, JsonOpt, ModelArg, app, start
+
+if TYPE_CHECKING:
+    from ..eval.evaluate import Settings
+    from ..eval.suite import Entry
+    from ..output import Output
 
 TextOpt = Annotated[str | None, typer.Option("--text", metavar="FILE", help="UTF-8 text; WikiText-2 test otherwise.")]
 ProtocolOpt = Annotated[str, typer.Option(metavar="NAME", help="windows, or llama.cpp (see the README).")]
@@ -52,10 +57,81 @@ def evaluate(
     output.close()
     for line in _lines(figures):
         output.line(line)
-    output.result(figures)
+    output.result({key: value for key, value in figures.items() if not key.startswith("window_")})
     if figures["interrupted"]:
         output.note("interrupted: these are the figures of the windows that were finished")
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command(rich_help_panel=PROOF)
+def compare(
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="The unquantized source.")] = None,
+    budget: Annotated[list[str] | None, typer.Option(metavar="SIZE", help="A size to compare at; repeatable.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="M1,M2,...", help="Methods; all that can run otherwise.")
+    ] = None,
+    given: Annotated[
+        list[str] | None, typer.Option("--with", metavar="REPO", help="Rank this MLX checkpoint too; repeatable.")
+    ] = None,
+    baseline_text: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Text that calibrated peers may see; never the one that is scored."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Where results go.")] = None,
+    suite: Annotated[Path | None, typer.Option(metavar="FILE", help="Several comparisons from a YAML file.")] = None,
+    no_speed: Annotated[bool, typer.Option("--no-speed", help="Don't measure generation.")] = False,
+    protocol: ProtocolOpt = "windows",
+    length: LengthOpt = None,
+    windows: WindowsOpt = None,
+    seed: SeedOpt = None,
+    batch: BatchOpt = None,
+    text: TextOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Our methods and mlx-lm's at the same bytes: a ranked table, results.json and a picture."""
+    output = start(as_json)
+    from ..eval.evaluate import Settings
+    from ..eval.suite import Entry, read_suite
+
+    if (model is None) == (suite is None):
+        raise UsageError("give a model, or several with --suite FILE")
+    settings = Settings(protocol, length, windows, seed, batch, text)
+    if suite is not None:
+        entries = read_suite(suite)
+    else:
+        names = tuple(methods.split(",")) if methods else None
+        single = {"model": model, "budgets": budget or [], "with": given or [], "methods": names}
+        entries = [Entry.model_validate(single)]
+    found = []
+    for entry in entries:
+        name = Path(entry.model).name
+        folder = (out / name if suite else out) if out else Path(f"{name}-compare")
+        found.append(_compare(output, entry, baseline_text, settings, not no_speed, folder))
+    output.result({"comparisons": found} if suite else found[0])
+
+
+def _compare(
+    output: Output, entry: Entry, baseline_text: str | None, settings: Settings, speed: bool, folder: Path
+) -> dict[str, Any]:
+    import shlex
+    import sys
+
+    from ..eval import results
+    from ..eval.compare import compare
+
+    found = compare(
+        entry.model, entry.budgets, entry.methods, entry.given, baseline_text, settings, speed=speed, report=output
+    )
+    command = shlex.join(["mint-mlx", *(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])])
+    paths = results.save(found, folder, command)
+    output.close()
+    for title, table in results.tables(found):
+        output.table(results.columns(found), table, f"{found.source} {title}")
+    for reason in results.reasons(found):
+        output.line(f"not run: {reason}")
+    output.line("written: " + ", ".join(map(str, paths)))
+    rows = [{k: v for k, v in row.items() if not k.startswith("window_")} for row in found.rows]
+    return {"source": found.source, "noise_floor": found.noise_floor, "folder": str(folder), "rows": rows}
 
 
 def _lines(f: dict[str, Any]) -> list[str]:

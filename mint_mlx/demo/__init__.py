@@ -11,7 +11,7 @@ from .. import pipeline
 from ..output import Output
 from ..units import both, duration
 
-MODEL = Path(__file__).parent / "model"
+MODEL = Path(__file__).parent / "demo-moe"
 WINDOWS, LENGTH = 40, 256
 
 

@@ -1,0 +1,145 @@
+"""Writes a comparison: `results.json`, a Markdown table and a picture; and the same table for the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..units import human
+from .compare import Comparison, Row
+
+NAMES = {"nmse": "mint-mlx (nmse)", "mint": "MINT as published"}
+
+
+def columns(comparison: Comparison) -> list[str]:
+    """The table's head."""
+    head = ["rank", "method", "sees", "as", "bytes", "KL", "against best peer (95 %)", "PPL", "top 1"]
+    return [*head, "decode"] if _has_speed(comparison) else head
+
+
+def _has_speed(comparison: Comparison) -> bool:
+    return any("decode_ratio" in row for row in comparison.rows)
+
+
+def cells(row: Row, speed: bool) -> list[str]:
+    """One row of the table."""
+    sees = "text" if row["sees_text"] else "?" if row["kind"] == "given" else "weights"
+    head = [NAMES.get(row["method"], row["method"]), sees, row["about"], f"{row['bytes']:,}" if row["bytes"] else "-"]
+    if "kl" not in row:
+        return ["-", *head, "not run", "", "", "", *([""] if speed else [])]
+    interval = row.get("kl_difference_ci95")
+    against = "-"
+    if row.get("best_peer") == row["method"] and row.get("kl_difference") == 0:
+        against = "is the best peer"
+    elif interval:
+        against = f"{row['kl_difference']:+.5f} ({interval[0]:+.5f} to {interval[1]:+.5f})"
+    error = f" ± {row['kl_se']:.5f}" if row["kl_se"] is not None else ""
+    figures = [f"{row['kl']:.5f}{error}", against, f"{row['perplexity']:.3f}", f"{row['same_top1']:.1%}"]
+    return [str(row["rank"]), *head, *figures, *([f"{row['decode_ratio']:.2f}x"] if speed else [])]
+
+
+def tables(comparison: Comparison) -> list[tuple[str, list[list[str]]]]:
+    """One table a size: title and rows."""
+    speed = _has_speed(comparison)
+    found = []
+    for size in sorted({row["group"] for row in comparison.rows}):
+        title = f"at {human(size)} ({size * 8 / comparison.parameters:.2f} bpw)"
+        found.append((title, [cells(row, speed) for row in comparison.rows if row["group"] == size]))
+    return found
+
+
+def reasons(comparison: Comparison) -> list[str]:
+    """Why each method that wasn't run wasn't."""
+    return [f"{row['method']} ({row['about']}): {row['reason']}" for row in comparison.rows if "reason" in row]
+
+
+def markdown(comparison: Comparison, command: str) -> str:
+    """The tables as Markdown, with what they were measured on."""
+    first = next((row for row in comparison.rows if "kl" in row), None)
+    measured = f"{first['windows']} windows, {first['tokens']:,} tokens, on {first['device']}" if first else "nothing"
+    lines = [
+        f"# {comparison.source}",
+        "",
+        f"`{command}`",
+        "",
+        f"{comparison.text}: {measured}. KL of the source's next-token distribution from each method's, in nats per "
+        f"token, ± standard error over windows; noise floor {comparison.noise_floor:.1g}. A peer is built at its own "
+        "sizes near the budgets, mint-mlx to the same bytes. The difference in KL to the best peer is paired by windows, "
+        "below zero is better. Decode: tokens per second of mlx-lm's generation, relative to uniform 4bit-g64.",
+    ]
+    head = columns(comparison)
+    for title, rows in tables(comparison):
+        lines += ["", f"**{title}**", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+    if reasons(comparison):
+        lines += ["", "Not run:", "", *(f"- {reason}" for reason in reasons(comparison))]
+    return "\n".join(lines) + "\n"
+
+
+def save(comparison: Comparison, folder: Path, command: str) -> list[Path]:
+    """Write results.json, table.md and plot.png; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data: dict[str, Any] = {
+        "source": comparison.source,
+        "command": command,
+        "text": comparison.text,
+        "noise_floor": comparison.noise_floor,
+        "rows": comparison.rows,
+    }
+    (folder / "results.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(markdown(comparison, command), encoding="utf-8")
+    plot(comparison, folder / "plot.png")
+    return [folder / name for name in ("results.json", "table.md", "plot.png")]
+
+
+def plot(comparison: Comparison, path: Path) -> None:
+    """KL and perplexity against bytes, logarithmic, with error bars: ours as lines, peers as points."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter
+
+    rows = [row for row in comparison.rows if "kl" in row]
+    is_peer = {row["method"]: row["kind"] != "ours" for row in rows}
+    methods = sorted(is_peer, key=lambda method: (is_peer[method], method))
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
+    colours = pyplot.get_cmap("tab20").colors
+    for axis, key, label in (
+        (axes[0], "kl", "KL from the source (nats per token)"),
+        (axes[1], "ln_ppl_difference", "ln perplexity above the source's"),
+    ):
+        for i, method in enumerate(methods):
+            mine = sorted((r for r in rows if r["method"] == method), key=lambda r: r["bytes"])
+            axis.errorbar(
+                [r["bytes"] for r in mine],
+                [r[key] for r in mine],
+                yerr=[_half_interval(r, key) for r in mine],
+                label=NAMES.get(method, method),
+                color=colours[i % len(colours)],
+                marker="sD^vP*X<>"[i % 9] if is_peer[method] else "o",
+                linestyle="none" if is_peer[method] else "-",
+                markersize=7 if is_peer[method] else 4,
+                capsize=2,
+            )
+        axis.set_xscale("log")
+        axis.set_xlabel("bytes of all safetensors files")
+        axis.set_ylabel(label)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+        axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: human(value)))
+        axis.tick_params(axis="x", which="both", rotation=40, labelsize=8)
+        axis.grid(True, which="both", alpha=0.25)
+    axes[0].set_yscale("log")
+    axes[0].legend(fontsize=8, ncols=2)
+    figure.suptitle(f"{comparison.source} on {comparison.text}: methods at the same bytes, 95 % intervals")
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _half_interval(row: Row, key: str) -> float:
+    """Half of a figure's 95 % interval, for its error bar."""
+    if key == "kl":
+        return 1.96 * (row["kl_se"] or 0)
+    interval = row["ln_ppl_difference_ci95"]
+    return (interval[1] - interval[0]) / 2 if interval else 0
