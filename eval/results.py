@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ def markdown(comparison: Comparison, command: str) -> str:
         "",
         f"{comparison.text}: {measured}. KL of the source's next-token distribution from each method's, in nats per "
         f"token, ± standard error over windows; noise floor {comparison.noise_floor:.1g}. A peer is built at its own "
-        "sizes near the budgets, mint-mlx to the same bytes. The difference in KL to the best peer is paired by windows, "
-        "below zero is better. Decode: tokens per second of mlx-lm's generation, relative to uniform 4bit-g64.",
+        "sizes near the budgets, mint-mlx to the same bytes. The difference in KL to the best peer is paired by "
+        "windows, below zero is better. Decode: tokens per second of mlx-lm's generation beside uniform 4bit-g64.",
     ]
     head = columns(comparison)
     for title, rows in tables(comparison):
@@ -105,10 +106,10 @@ def plot(comparison: Comparison, path: Path) -> None:
     is_peer = {row["method"]: row["kind"] != "ours" for row in rows}
     methods = sorted(is_peer, key=lambda method: (is_peer[method], method))
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
-    colours = pyplot.get_cmap("tab20").colors
+    colours = pyplot.get_cmap("tab10").colors
     for axis, key, label in (
         (axes[0], "kl", "KL from the source (nats per token)"),
-        (axes[1], "ln_ppl_difference", "ln perplexity above the source's"),
+        (axes[1], "perplexity", "perplexity (intervals paired with the source)"),
     ):
         for i, method in enumerate(methods):
             mine = sorted((r for r in rows if r["method"] == method), key=lambda r: r["bytes"])
@@ -124,13 +125,20 @@ def plot(comparison: Comparison, path: Path) -> None:
                 capsize=2,
             )
         axis.set_xscale("log")
+        axis.set_yscale("log")
         axis.set_xlabel("bytes of all safetensors files")
         axis.set_ylabel(label)
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
-        axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: human(value)))
-        axis.tick_params(axis="x", which="both", rotation=40, labelsize=8)
+        for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+            ticks(FuncFormatter(lambda value, _: human(value)))
+        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            ticks(FuncFormatter(lambda value, _: f"{value:.4g}"))
+        axis.tick_params(axis="both", which="both", labelsize=8)
+        axis.tick_params(axis="x", which="both", rotation=40)
         axis.grid(True, which="both", alpha=0.25)
-    axes[0].set_yscale("log")
+    if rows:
+        bare = rows[0]["perplexity"] / math.exp(rows[0]["ln_ppl_difference"])
+        axes[1].axhline(bare, color="black", linestyle=":", label=f"source, {bare:.3f}")
+        axes[1].legend(fontsize=8, handles=[axes[1].get_lines()[-1]])
     axes[0].legend(fontsize=8, ncols=2)
     figure.suptitle(f"{comparison.source} on {comparison.text}: methods at the same bytes, 95 % intervals")
     figure.savefig(path, dpi=130)
@@ -140,6 +148,6 @@ def plot(comparison: Comparison, path: Path) -> None:
 def _half_interval(row: Row, key: str) -> float:
     """Half of a figure's 95 % interval, for its error bar."""
     if key == "kl":
-        return 1.96 * (row["kl_se"] or 0)
+        return float(1.96 * (row["kl_se"] or 0))
     interval = row["ln_ppl_difference_ci95"]
-    return (interval[1] - interval[0]) / 2 if interval else 0
+    return float(row["perplexity"] * (interval[1] - interval[0]) / 2) if interval else 0.0

@@ -1,0 +1,137 @@
+"""Comparisons at equal bytes: the peer sets the size, what was made is kept, a damaged model comes last."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import Maker, llama, qwen3_moe
+
+from mint_mlx import pipeline
+from mint_mlx.errors import MintError, UsageError
+from mint_mlx.eval import compare as comparing
+from mint_mlx.eval import peers, results
+from mint_mlx.eval.compare import compare
+from mint_mlx.eval.evaluate import Settings
+from mint_mlx.eval.suite import read_suite
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    letters = np.random.default_rng(0).choice(list("abcdefgh ijkl"), 1500)
+    (tmp_path / "scored.txt").write_text("".join(letters))
+    (tmp_path / "baseline.txt").write_text("".join(reversed(letters)))
+    return Settings(length=64, windows=8, text=str(tmp_path / "scored.txt"))
+
+
+def by_method(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {row["method"]: row for row in rows}
+
+
+def test_ours_meets_each_peer_at_its_bytes(make: Maker, tmp_path: Path, settings: Settings) -> None:
+    folder = str(make(qwen3_moe(2)))
+    found = compare(folder, ["4.8bpw"], ["nmse", "uniform-g64", "mixed_4_6"], settings=settings, speed=False)
+    for peer in (row for row in found.rows if row["kind"] == "peer"):
+        ours = [row for row in found.rows if row["kind"] == "ours" and row["group"] == peer["group"]]
+        assert len(ours) == 1 and ours[0]["bytes"] <= peer["bytes"] <= 1.01 * ours[0]["bytes"]
+    assert {row["method"] for row in found.rows} == {"nmse", "uniform-g64", "mixed_4_6"}
+    for size in {row["group"] for row in found.rows}:
+        scored = [row for row in found.rows if row["group"] == size]
+        assert [row["rank"] for row in scored] == list(range(1, len(scored) + 1))
+        assert [row["kl"] for row in scored] == sorted(row["kl"] for row in scored)
+    paths = results.save(found, tmp_path / "out", "mint-mlx compare ...")
+    assert [path.name for path in paths] == ["results.json", "table.md", "plot.png"]
+    rows = json.loads(paths[0].read_text())["rows"]
+    wanted = {"method", "bytes", "bits_per_weight", "seconds", "perplexity", "kl", "kl_se", "ln_ppl_difference_ci95"}
+    assert all(wanted <= row.keys() for row in rows)
+    assert paths[1].read_text().count("\n| 1 |") == len({row["group"] for row in rows})
+    assert paths[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_second_run_does_only_what_is_new(make: Maker, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(make(llama(2)))
+    first = compare(folder, ["5bpw"], ["nmse", "uniform-g64"], settings=settings, speed=False)
+    scored: list[str] = []
+    score = comparing.score_model
+    monkeypatch.setattr(comparing, "score_model", lambda source, *a: scored.append(source.name) or score(source, *a))
+    second = compare(folder, ["5bpw"], ["nmse", "uniform-g64", "mixed_3_6"], settings=settings, speed=False)
+    assert sorted(scored) == ["mixed_3_6", "nmse"]  # the new peer, and ours at its size
+    kl = by_method([r for r in first.rows if r["kind"] == "peer"])["uniform-g64"]["kl"]
+    assert by_method([r for r in second.rows if r["kind"] == "peer"])["uniform-g64"]["kl"] == kl
+
+
+def test_a_shuffled_layer_is_ranked_last(make: Maker, tmp_path: Path, settings: Settings) -> None:
+    folder = make(llama(2))
+    pipeline.convert(str(folder), "5bpw", tmp_path / "good", smoke=False)
+    pipeline.convert(str(folder), "5bpw", tmp_path / "shuffled", smoke=False)
+    file = tmp_path / "shuffled" / "model.safetensors"
+    weights = dict(mx.load(str(file)))
+    name = "model.layers.0.mlp.down_proj.weight"
+    weights[name] = weights[name][mx.array(np.random.default_rng(0).permutation(128))]
+    mx.eval(weights)
+    mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
+    given = [str(tmp_path / "shuffled"), str(tmp_path / "good")]
+    found = compare(str(folder), [], ["nmse", "mint"], given, settings=settings, speed=False)
+    assert max(found.rows, key=lambda row: row["kl"])["method"] == "shuffled"
+    assert by_method(found.rows)["good"]["kl"] == pytest.approx(by_method(found.rows)["nmse"]["kl"], rel=0.05)
+
+
+def test_calibrated_peers_run_and_what_cannot_run_says_why(make: Maker, tmp_path: Path, settings: Settings) -> None:
+    folder = str(make(qwen3_moe(1, experts=8)))
+    methods = ["nmse", "gptq", "gptq-guarded", "awq", "dynamic_quant"]
+    found = compare(folder, ["5bpw"], methods, (), str(tmp_path / "baseline.txt"), settings, speed=False)
+    rows = by_method(found.rows)
+    assert "qwen3_moe" in rows["awq"]["reason"] and "kl" not in rows["awq"]
+    assert all(rows[m]["sees_text"] and rows[m]["kl"] > 0 for m in ("gptq", "gptq-guarded", "dynamic_quant"))
+    checkpoints = {p.parent.name.rpartition("-")[0]: p for p in (tmp_path / "cache").rglob("checkpoint")}
+    for method, router in (("gptq", 4), ("gptq-guarded", 8)):
+        scales = {a.dtype for n, a in mx.load(str(checkpoints[method] / "model.safetensors")).items() if "scales" in n}
+        assert scales == {mx.bfloat16}
+        inventory = pipeline.prepare(str(checkpoints[method])).inventory
+        stored = {layer.role: layer.stored for layer in inventory.layers}
+        assert stored["router"] is not None and stored["router"].bits == router
+    assert "awq" in results.markdown(found, "x").split("Not run:")[1]
+
+
+def test_dwq_runs(make: Maker, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "DWQ_RATES", (1e-4,))
+    (tmp_path / "baseline.txt").write_text("jackdaws love my big sphinx of quartz " * 60)
+    found = compare(
+        str(make(qwen3_moe(1))), ["5bpw"], ["nmse", "dwq"], (), str(tmp_path / "baseline.txt"), settings, speed=False
+    )
+    assert by_method(found.rows)["dwq"]["kl"] > 0
+
+
+def test_generation_speed_stands_beside_uniform(make: Maker, settings: Settings) -> None:
+    found = compare(str(make(llama(1))), ["5bpw"], ["nmse"], settings=settings)
+    row = by_method(found.rows)["nmse"]
+    assert row["decode_tokens_per_second"] > 0 and row["prompt_tokens_per_second"] > 0 and row["decode_ratio"] > 0
+
+
+@pytest.mark.parametrize(
+    ("call", "problem"),
+    [
+        ({"budgets": ["5bpw"], "methods": ["magic"]}, "no method is called 'magic'"),
+        ({"budgets": []}, "--budget"),
+        ({"budgets": ["5bpw"], "methods": ["gptq"]}, "--baseline-text"),
+        ({"budgets": ["5"]}, "no unit"),
+    ],
+)
+def test_wrong_calls_are_refused(make: Maker, settings: Settings, call: dict[str, Any], problem: str) -> None:
+    with pytest.raises((MintError, UsageError), match=problem):
+        compare(str(make(llama(1))), **call, settings=settings, speed=False)
+
+
+def test_suites(tmp_path: Path) -> None:
+    shipped = Path(comparing.__file__).parent / "paper.yaml"
+    assert {e.model for e in read_suite(shipped)} >= {"Qwen/Qwen3-30B-A3B", "mistralai/Mixtral-8x7B-v0.1"}
+    (tmp_path / "s.yaml").write_text("- model: a/b\n  budgets: [5bpw]\n  sizes: 3\n")
+    with pytest.raises(MintError, match="line 3"):
+        read_suite(tmp_path / "s.yaml")
+    (tmp_path / "s.yaml").write_text("model: a/b\n")
+    with pytest.raises(MintError, match="must be a list"):
+        read_suite(tmp_path / "s.yaml")
