@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from ..layers import Inventory
 from ..plan import Plan
 from ..quant import QuantConfig
+from ..uniform import active_ratio
 from ..units import both, count
 
 _LICENCE_KEYS = ("license", "license_name", "license_link", "language")
@@ -28,14 +30,13 @@ def config_table(plan: Plan, inventory: Inventory) -> list[tuple[str, int, int, 
     return [(str(config), *rows[config]) for config in sorted(rows)]  # type: ignore[misc]
 
 
-def model_card(plan: Plan, inventory: Inventory, total: int, active: int, source: Path, name: str) -> str:
+def model_card(plan: Plan, inventory: Inventory, total: int, source: Path, name: str) -> str:
     """The text of README.md.
 
     Args:
         plan: the plan that was carried out.
         inventory: the model's layers.
         total: bytes of all safetensors files.
-        active: bytes that decoding one token reads.
         source: the source's folder, for the licence in its own card.
         name: of the checkpoint.
     """
@@ -43,7 +44,8 @@ def model_card(plan: Plan, inventory: Inventory, total: int, active: int, source
     data |= {key: value for key, value in _front_matter(source / "README.md").items() if key in _LICENCE_KEYS}
     if "/" in plan.source:
         data |= {"base_model": plan.source, "base_model_relation": "quantized"}
-    bits = total * 8 / inventory.parameters
+    bits, active = total * 8 / inventory.parameters, inventory.active_bytes(plan.choice)
+    ratio = active_ratio(inventory, plan.choice)
     revision = f" at revision `{plan.revision}`" if plan.revision else ""
     rows = "\n".join(f"| {c} | {n} | {count(w)} | {both(b)} |" for c, n, w, b in config_table(plan, inventory))
     how = f"objective `{plan.objective}`, recipe `{plan.recipe}`" if plan.objective else f"recipe `{plan.recipe}`"
@@ -57,7 +59,7 @@ def model_card(plan: Plan, inventory: Inventory, total: int, active: int, source
 {link}{revision}, quantized with mint-mlx without calibration data.
 
 - size: {both(total)}, {bits:.2f} bits per weight over {count(inventory.parameters)} parameters
-- read per token when decoding: {both(active)}
+- read per token when decoding: {both(active)}, {ratio:.2f}x of uniform 4bit-g64
 - made with: {how}, quantizer `{plan.quantizer}` ({tools}); the whole plan is in `mint-plan.yaml`
 
 | configuration | layers | weights | bytes |
@@ -66,7 +68,7 @@ def model_card(plan: Plan, inventory: Inventory, total: int, active: int, source
 
 ```bash
 pip install mlx-lm
-mlx_lm.chat --model {name}
+mlx_lm.chat --model {shlex.quote(name)}
 ```
 
 ```python
@@ -88,6 +90,6 @@ def _front_matter(path: Path) -> dict[str, Any]:
         return {}
     try:
         data = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

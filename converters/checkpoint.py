@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from .. import mlxlm
 from ..errors import MintError
+from ..files import PLAN_FILE, put_in_place, work_folder
 from ..layers import Inventory
 from ..load import Source
-from ..plan import PLAN_FILE, Plan, plan_text
+from ..plan import Plan, plan_text
 from ..report import Report, Silent
 from ..stream import stream
 from ..units import both
@@ -18,7 +20,7 @@ from ..versions import versions
 from .card import model_card
 from .quantizers import find_quantizer
 from .verify import verify
-from .writer import JOURNAL, LOCK, Writer, write_index
+from .writer import JOURNAL, LOCK, Writer, check_work, write_index
 
 COPIED = ("*.json", "*.jinja", "*.txt", "*.jsonl", "*.model", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
 NOT_COPIED = ("config.json", "model.safetensors.index.json", "hf_quant_config.json", "quantize_config.json")
@@ -39,20 +41,39 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def write(
-    source: Source, inventory: Inventory, plan: Plan, target: Path, force: bool = False, report: Report | None = None
-) -> int:
-    """Carry out a plan: quantize layer by layer into `target`, verify, and only then give it its name.
+    source: Source,
+    inventory: Inventory,
+    plan: Plan,
+    target: Path,
+    force: bool = False,
+    smoke: bool = False,
+    report: Report | None = None,
+) -> str | None:
+    """Carry out a plan: quantize layer by layer into a work folder, verify it, and only then call it `target`.
+
+    Args:
+        source: a checkpoint whose weights are here.
+        inventory: its layers.
+        plan: fits them (plan.check_plan).
+        target: the folder to make.
+        force: replace a checkpoint of ours there, and unfinished work of another kind.
+        smoke: let the result write a sentence before it gets its name.
+        report: receives progress.
 
     Returns:
-        The bytes of all safetensors files.
+        The sentence, or None.
+
+    Raises:
+        MintError: the disk is too small, weights aren't finite, other work is under way, or the result can't generate.
     """
     report = report or Silent()
     quantize = find_quantizer(plan.quantizer)
     layout = plan.layout(inventory)
     units = dict(inventory.units(plan.choice))
-    work = target.with_name(target.name + ".partial")
-    allocated = sum(f.stat().st_blocks * 512 for f in work.glob("*.part")) if work.is_dir() else 0
-    check_space(target.resolve().parent, max(0, layout.total + 50_000_000 - allocated))
+    work = work_folder(target)
+    check_work(work)
+    present = sum(f.stat().st_blocks * 512 for f in work.glob("model*.safetensors*")) if work.is_dir() else 0
+    check_space(target.absolute().parent, max(0, layout.total + 50_000_000 - present))
     identity = {
         "source": source.fingerprint,
         "quantizer": plan.quantizer,
@@ -74,13 +95,20 @@ def write(
         _copy_small_files(source.path, work)
         write_index(work, layout, inventory.parameters)
         (work / PLAN_FILE).write_text(plan_text(plan, inventory), encoding="utf-8")
-        card = model_card(plan, inventory, layout.total, inventory.active_bytes(plan.choice), source.path, target.name)
-        (work / "README.md").write_text(card, encoding="utf-8")
+        (work / "README.md").write_text(
+            model_card(plan, inventory, layout.total, source.path, target.name), encoding="utf-8"
+        )
         (work / "config.json").write_text(_config_text(source, inventory, plan), encoding="utf-8")
         verify(work, plan, inventory, layout)
-        _drop_work_files(work)
-        _put_in_place(work, target)
-    return layout.total
+        sentence = None
+        if smoke:
+            report.stage("generate")
+            sentence = mlxlm.generate_sentence(work)
+        writer.close()
+        for name in (JOURNAL, LOCK):
+            (work / name).unlink()
+        put_in_place(work, target, force)
+    return sentence
 
 
 def _copy_small_files(source: Path, work: Path) -> None:
@@ -97,27 +125,16 @@ def _config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
     config.pop("quantization", None)
     if not any("vision_tower" in path for path in inventory.order):
         config.pop("vision_config", None)
-    dtypes = {layer.dtype for layer in inventory.layers}
-    for key in ("dtype", "torch_dtype"):
-        if config.get(key) == "float32" and "BF16" in dtypes:
-            config[key] = "bfloat16"
+    if "BF16" in {layer.dtype for layer in inventory.layers}:
+        config = _restate(config)
+        if isinstance(config.get("text_config"), dict):
+            config["text_config"] = _restate(config["text_config"])
     block = plan.quantization()
     if block:
         config["quantization"] = config["quantization_config"] = block
     return json.dumps(dict(sorted(config.items())), indent=4) + "\n"
 
 
-def _drop_work_files(work: Path) -> None:
-    for name in (JOURNAL, LOCK):
-        (work / name).unlink()
-
-
-def _put_in_place(work: Path, target: Path) -> None:
-    """Rename the verified folder; what stood there before is removed only after that."""
-    if not target.exists():
-        work.replace(target)
-        return
-    old = target.with_name(target.name + ".replaced")
-    target.replace(old)
-    work.replace(target)
-    shutil.rmtree(old)
+def _restate(config: dict[str, Any]) -> dict[str, Any]:
+    """A config that said float32, now that its weights are bfloat16."""
+    return {k: "bfloat16" if k in ("dtype", "torch_dtype") and v == "float32" else v for k, v in config.items()}

@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import mlx.core as mx
@@ -79,10 +78,14 @@ class Writer:
                     f"{self.work} holds unfinished work from another source, plan or version: delete it or give --force"
                 )
             entries = []
+        (self.work / "config.json").unlink(missing_ok=True)  # an end that was cut short: not whole any more
         if not entries:
             for path in self.work.iterdir():
                 if path.name != LOCK:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for name in self.layout.names:  # finished in full before the end was cut short
+            if (self.work / name).is_file():
+                (self.work / name).replace(self.work / f"{name}.part")
         names = [self.work / f"{name}.part" for name in self.layout.names]
         for path, size, header in zip(names, self.layout.sizes, self.layout.headers, strict=True):
             whole = path.is_file() and path.stat().st_size == size
@@ -145,11 +148,14 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._journal.close()
-        self._release()
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files and free the folder for others; once is enough."""
+        if not self._journal.closed:
+            self._journal.close()
+            self._release()
 
 
 def _bytes(array: mx.array) -> memoryview:
@@ -158,14 +164,29 @@ def _bytes(array: mx.array) -> memoryview:
     return memoryview(flat)
 
 
+def check_work(work: Path) -> None:
+    """Refuse a work folder that isn't one.
+
+    Raises:
+        MintError: something else has its name.
+    """
+    if work.is_symlink() or (work.exists() and not work.is_dir()):
+        raise MintError(f"{work} is in the way of the work folder: rename it or choose another output with -o")
+    if work.is_dir() and any(work.iterdir()) and not (work / LOCK).is_file():
+        raise MintError(f"{work} holds other files than unfinished work: rename it or choose another output with -o")
+
+
 def _decode(lines: list[str]) -> list[Any]:
     """Journal entries up to the first line that a kill cut short."""
     entries = []
     for line in lines:
         try:
-            entries.append(json.loads(line))
+            entry = json.loads(line)
         except ValueError:
             break
+        if not isinstance(entry, dict):
+            break
+        entries.append(entry)
     return entries
 
 

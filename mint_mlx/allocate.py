@@ -14,13 +14,14 @@ import numpy as np
 from .errors import MintError, UsageError
 from .knapsack import solve
 from .layers import Inventory, Layer
-from .layout import make_layout, shard_overhead
+from .layout import SHARD_BYTES, make_layout
 from .load import Source
 from .objectives import Context, find_objective
 from .plan import LayerError, Plan, check_config
 from .profile import Profile, RateDistortion, sqnr_db
 from .quant import KEEP, QuantConfig, parse_config
 from .recipes import Recipe, candidates
+from .uniform import uniform_choice
 from .units import Budget, both
 from .versions import versions
 
@@ -169,14 +170,7 @@ def allocate(
     else:
         reason = f" with the safety floor of {recipe.sqnr_floor:g} dB SQNR"
         check_feasible(limit, inventory, options, reason)
-    largest = max([*(int(c.max()) for c in costs), 1])
-    fixed = inventory.other_bytes + shard_overhead(limit, largest)
-    solution = solve(costs, losses, limit - fixed)
-    if solution is None:  # the smallest size fits, but not with the reserve for shards: take it as it is
-        picks = [int(np.argmin(c)) for c in costs]
-        loss, gap = sum(float(v[k]) for v, k in zip(losses, picks, strict=True)), 0.0
-    else:
-        picks, loss, gap = list(solution.choice), solution.loss, solution.gap
+    picks, loss, gap = _solve(inventory, options, costs, losses, limit)
     choice = {layer.path: options[layer.path][k] for layer, k in zip(inventory.layers, picks, strict=True)}
     return Plan(
         source=profile.source,
@@ -195,6 +189,24 @@ def allocate(
     )
 
 
+def _solve(
+    inventory: Inventory, options: Candidates, costs: list[np.ndarray], losses: list[np.ndarray], limit: int
+) -> tuple[list[int], float, float]:
+    """The knapsack's choice with its loss and gap. How many shards there are follows from the choice, so what they
+    cost is reserved, and more of it until the whole checkpoint fits."""
+    reserve = SHARD_BYTES
+    while True:
+        solution = solve(costs, losses, limit - inventory.other_bytes - reserve)
+        if solution is None:  # the smallest size fits (that was checked), but not with this reserve
+            picks = [int(np.argmin(c)) for c in costs]
+            return picks, sum(float(v[k]) for v, k in zip(losses, picks, strict=True)), 0.0
+        choice = {p.path: options[p.path][k] for p, k in zip(inventory.layers, solution.choice, strict=True)}
+        over = make_layout(specs for _, specs in inventory.units(choice)).total - limit
+        if over <= 0:
+            return list(solution.choice), solution.loss, solution.gap
+        reserve += over
+
+
 def measured_errors(choice: dict[str, QuantConfig], curves: dict[str, RateDistortion]) -> dict[str, LayerError]:
     """The measured error of each quantized layer, where its curve holds it."""
     return {
@@ -208,37 +220,16 @@ def uniform(
     source: Source,
     inventory: Inventory,
     config: QuantConfig,
-    overrides: Sequence[Override] = (),
+    forced: dict[str, QuantConfig],
     ignore_guards: bool = False,
 ) -> Plan:
-    """The same configuration for every layer that can take it; no profile is needed.
-
-    As mlx-lm does, a layer whose rows the group doesn't divide stays unquantized. Routers get what their model class
-    asks for, else 8 bits.
-
-    Raises:
-        MintError: an override is wrong.
-    """
-    forced = apply_overrides(overrides, inventory, ignore_guards)
-
-    def pick(layer: Layer) -> QuantConfig:
-        if layer.path in forced:
-            return forced[layer.path]
-        wanted = config
-        if layer.objection(config) and not ignore_guards:
-            if layer.keep:
-                return KEEP
-            wanted = layer.class_config or QuantConfig(
-                layer.floor, config.group_size if config.mode == "affine" else 32
-            )
-        return wanted if wanted.divides(layer.shape[-1]) else KEEP
-
+    """A plan of the same configuration for every layer that can take it, overrides aside; no profile is needed."""
     return Plan(
         source=source.name,
         revision=source.revision,
         structure=source.structure,
         content=source.content,
-        choice={layer.path: pick(layer) for layer in inventory.layers},
+        choice=uniform_choice(inventory, config, ignore_guards) | forced,
         recipe=f"uniform {config}",
         versions=versions(),
     )

@@ -23,17 +23,17 @@ def profile_path(source: Source, candidates: dict[str, tuple[QuantConfig, ...]])
     """Where a source's profile with these candidates lies."""
     text = "\n".join(f"{path} {' '.join(map(str, configs))}" for path, configs in candidates.items())
     key = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-    return cache_dir() / "profiles" / f"{source.name.replace('/', '--')}-{source.fingerprint}-{key}.json"
+    return cache_dir() / "profiles" / f"{source.name.replace('/', '--')[-80:]}-{source.fingerprint}-{key}.json"
 
 
 def cached_profile(source: Source, candidates: dict[str, tuple[QuantConfig, ...]]) -> Profile | None:
     """A profile from an earlier run, if there is one that still fits. A damaged one counts as none."""
     path = profile_path(source, candidates)
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         found = load_profile(path)
-    except MintError:  # written by another version, or cut short by a full disk: measured anew
+    except (MintError, OSError):  # written by another version, or cut short by a full disk: measured anew
         return None
     return found if found.fingerprint == source.fingerprint else None
 

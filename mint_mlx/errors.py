@@ -32,9 +32,11 @@ def _explain_os(error: OSError) -> str | None:
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"the disk is full{where}: free some space or choose another folder with -o, then run the same command "
-            "again; finished layers are kept and it goes on from there"
+            f"the disk is full{where}: free some space (or choose another folder) and run the same command again; "
+            "layers that were written already are kept"
         )
+    if error.errno == errno.ENAMETOOLONG:
+        return f"a name is too long for this file system{where}: choose a shorter one"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no permission to write or read{where}: check the folder's rights or choose another one"
     return None

@@ -55,6 +55,8 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
     Raises:
         MintError: the file is truncated, not a safetensors file, or its header contradicts itself.
     """
+    if not path.is_file():
+        raise MintError(f"{path.name} is not a regular file (a link to nothing, perhaps): download it again")
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)

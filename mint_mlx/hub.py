@@ -22,6 +22,7 @@ from .headers import INDEX, parse_header
 
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.jsonl", "*.model", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*"]
 WEIGHTS = ["model*.safetensors"]
+_TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -94,7 +95,11 @@ def headers(repo: RepoId) -> tuple[Path, str, dict[str, str], int]:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     siblings = {s.rfilename: s for s in info.siblings or []}
     for name in siblings:
-        if "/" not in name and Path(name).suffix in (".json", ".jinja", ".model") and name != INDEX:
+        if (
+            "/" not in name
+            and Path(name).suffix in (".json", ".jinja", ".model", ".txt", ".tiktoken")
+            and name != INDEX
+        ):
             local = hf_hub_download(repo.name, name, revision=commit)
             shutil.copyfile(local, folder / name)
     if not any(re.fullmatch(r"model[^/]*\.safetensors", name) for name in siblings):
@@ -124,6 +129,28 @@ def blob_hash(path: Path) -> str:
     """The SHA-256 by which the Hub knows a file of its cache (the name of the blob it links to), or ''."""
     name = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
     return name if _SHA256.fullmatch(name) else ""
+
+
+def check_upload(repo: str, private: bool) -> None:
+    """Refuse an upload that can't be, before the work: no login, or a public repository where a private one is wanted.
+
+    Raises:
+        MintError: saying which. (Errors of huggingface_hub pass through.)
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
+
+    api = HfApi()
+    try:
+        api.whoami()
+    except LocalTokenNotFoundError:
+        raise MintError("--upload-repo needs a login: run `hf auth login` first") from None
+    try:
+        found = api.repo_info(repo)
+    except RepositoryNotFoundError:
+        return
+    if private and not found.private:
+        raise MintError(f"{repo} exists and is public: give --public, or choose another name")
 
 
 def upload(folder: Path, repo: str, private: bool) -> str:

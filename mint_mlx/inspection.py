@@ -8,9 +8,10 @@ from typing import Any
 
 from . import overview, pipeline
 from .errors import MintError
+from .files import PLAN_FILE
 from .layers import Inventory
 from .output import Output
-from .plan import PLAN_FILE, Plan, read_plan
+from .plan import Plan, read_plan
 from .profile import Profile, load_profile, sqnr_db
 from .quant import QuantConfig
 from .units import both, count, human

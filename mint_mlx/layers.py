@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
+from .errors import MintError
 from .layout import TensorSpec, weight_tensors
 from .quant import KEEP, QuantConfig
 from .roles import EXPERTS, GATES, block_of, role_of
@@ -72,9 +74,15 @@ class Layer:
         """All tensors of the module as written under a configuration."""
         return weight_tensors(self.path, self.shape, self.dtype, config) + self.extras
 
+    @cached_property
+    def _costs(self) -> dict[QuantConfig, int]:
+        return {}
+
     def bytes(self, config: QuantConfig) -> int:
         """What the layer costs on disk, its header entries included."""
-        return sum(spec.file_bytes for spec in self.tensors(config))
+        if config not in self._costs:
+            self._costs[config] = sum(spec.file_bytes for spec in self.tensors(config))
+        return self._costs[config]
 
     def objection(self, config: QuantConfig) -> str | None:
         """Why the guards don't allow a configuration for this layer, or None."""
@@ -139,6 +147,9 @@ def list_layers(model: Any, config: dict[str, Any]) -> Inventory:
     Args:
         model: an instantiated mlx-lm model.
         config: its config.json.
+
+    Raises:
+        MintError: a layer's weights are of a type that can't be quantized.
     """
     import mlx.nn as nn
     from mlx.utils import tree_flatten
@@ -224,6 +235,8 @@ def _same_block(path: str, other: str) -> bool:
 
 def _make_layer(path: str, module: Any, kind: str, role: str, owned: dict[str, TensorSpec]) -> Layer:
     weight = owned["weight"]
+    if weight.dtype not in FLOATS and not hasattr(module, "bits"):
+        raise MintError(f"{path} has weights of type {weight.dtype}, which no quantizer reads: give a bf16 checkpoint")
     shape, dtype, stored = weight.shape, weight.dtype, None
     packed = {"weight"}
     if hasattr(module, "bits"):

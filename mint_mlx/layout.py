@@ -90,17 +90,18 @@ class Layout:
         return sum(self.sizes)
 
 
-def make_layout(units: Iterable[Sequence[TensorSpec]], max_shard: int = MAX_SHARD) -> Layout:
-    """Place units (the tensors of one module each) into shards of at most `max_shard` bytes, in the given order.
+def make_layout(units: Iterable[Sequence[TensorSpec]], max_shard: int | None = None) -> Layout:
+    """Place units (the tensors of one module each) into shards of at most `max_shard` bytes (MAX_SHARD), in order.
 
     A unit is never split; one that is larger than a shard gets a shard of its own. Within a shard the tensors with the
     widest items come first, so that every tensor is aligned.
     """
+    limit = MAX_SHARD if max_shard is None else max_shard
     shards: list[list[TensorSpec]] = [[]]
     size = SHARD_BYTES
     for unit in units:
         cost = sum(spec.file_bytes for spec in unit)
-        if shards[-1] and size + cost > max_shard:
+        if shards[-1] and size + cost > limit:
             shards.append([])
             size = SHARD_BYTES
         shards[-1].extend(unit)
@@ -124,9 +125,3 @@ def make_layout(units: Iterable[Sequence[TensorSpec]], max_shard: int = MAX_SHAR
         headers.append(len(text).to_bytes(8, "little") + text)
         sizes.append(data + position)
     return Layout(tuple(names), tuple(headers), tuple(sizes), placed)
-
-
-def shard_overhead(layer_bytes: int, largest_unit: int, max_shard: int = MAX_SHARD) -> int:
-    """An upper bound on the bytes that the shards themselves cost for so many bytes of tensors."""
-    usable = max(max_shard - SHARD_BYTES - largest_unit, largest_unit, 1)
-    return SHARD_BYTES * (1 + layer_bytes // usable)

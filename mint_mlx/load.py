@@ -14,6 +14,7 @@ from typing import Any
 
 from . import hub, mlxlm
 from .errors import MintError
+from .files import check_name
 from .headers import TensorInfo, read_folder, read_header
 
 SAMPLE = 4096  # bytes read at the start, middle and end of each tensor for a local fingerprint
@@ -54,8 +55,12 @@ def load_source(model: str, weights: bool = True) -> Source:
         MintError: there is no such model, or what is there is incomplete or not a language model that mlx-lm knows.
         (Errors of huggingface_hub pass through; `errors.explain` has their sentences.)
     """
-    folder = Path(model).expanduser()
+    try:
+        folder = Path(model).expanduser()
+    except RuntimeError:
+        raise MintError(f"{model} does not exist: there is no such user") from None
     if folder.exists():
+        check_name(folder, "model")
         return _from_folder(folder, folder.resolve().name, None)
     repo = hub.parse_repo(model)
     if repo is None or model.startswith((".", "/", "~")):
@@ -98,11 +103,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MintError(f"{folder.name} has no config.json: give the folder of a Hugging Face checkpoint")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError):
         raise MintError(f"config.json in {folder.name} is not valid JSON: download it again") from None
     if not isinstance(config, dict):
         raise MintError(f"config.json in {folder.name} is not a table: download it again")
+    for key in ("text_config", "quantization_config", "quantization"):
+        if not isinstance(config.get(key), (dict, type(None))):
+            raise MintError(f"{key} in {folder.name}'s config.json is not a table: download it again")
+    names = config.get("architectures") or []
+    if not isinstance(names, (list, str)) or any(not isinstance(name, str) for name in names):
+        raise MintError(f"architectures in {folder.name}'s config.json is not a list of names: download it again")
+    text_type = (config.get("text_config") or {}).get("model_type")
+    if not isinstance(text_type, (str, type(None))):
+        raise MintError(f"text_config.model_type in {folder.name}'s config.json is not a name: download it again")
     return config
 
 

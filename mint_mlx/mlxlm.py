@@ -11,6 +11,9 @@ from typing import Any
 
 from .errors import MintError
 
+PROMPT = "The history of the city"
+UNREADABLE = ("gptq", "awq", "bitsandbytes", "bitnet", "hqq", "aqlm", "eetq", "quanto", "modelopt")
+
 
 def check_model_type(config: dict[str, Any]) -> None:
     """Refuse a config that mlx-lm has no model class for.
@@ -27,9 +30,12 @@ def check_model_type(config: dict[str, Any]) -> None:
             f"this checkpoint brings code of its own ({config['model_file']}), which mint-mlx does not run: use one "
             "whose architecture mlx-lm has built in"
         )
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method in UNREADABLE:
+        raise MintError(f"this checkpoint is quantized with {method}, which mint-mlx does not read: give the original")
     try:
         _get_classes(config)
-    except ValueError:
+    except (ValueError, AttributeError):
         raise MintError(
             f"mlx-lm has no model of type {config['model_type']!r}: update mlx-lm, or check that this is a text model"
         ) from None
@@ -51,11 +57,19 @@ def build_model(folder: Path) -> Any:
         with mx.stream(mx.cpu):
             model, _ = load_model(folder, lazy=True)
     # The config and the tensors are the user's: these are the ways in which mlx-lm fails on ones that don't fit.
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        RuntimeError,
+        OverflowError,
+        NameError,
+    ) as error:
         raise MintError(
-            f"mlx-lm cannot build a model from {folder.name}: {first[:300]} (is the checkpoint complete, and does its "
-            "config.json belong to it?)"
+            f"mlx-lm cannot build a model from {folder.name}: {_first_line(error)} (is the checkpoint complete, and "
+            "does its config.json belong to it?)"
         ) from error
     return model
 
@@ -81,8 +95,7 @@ def load_tokenizer(folder: Path) -> Any:
         return load(folder, eos_token_ids=config.get("eos_token_id"))
     # transformers and tokenizers raise all of these (and a bare Exception) for a file that they can't read.
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MintError(f"the tokenizer of {folder.name} cannot be read: {first[:300]}") from error
+        raise MintError(f"the tokenizer of {folder.name} cannot be read: {_first_line(error)}") from error
 
 
 def encode(tokenizer: Any, text: str) -> Any:
@@ -93,20 +106,56 @@ def encode(tokenizer: Any, text: str) -> Any:
     return np.asarray(tokenizer.encode(text, verbose=False), dtype=np.int64)
 
 
+def check_tokenizer(folder: Path) -> None:
+    """Refuse a tokenizer or chat template that can't be used, before any work is done.
+
+    Raises:
+        MintError: saying which.
+    """
+    _prompt(folder, load_tokenizer(folder))
+
+
+def _prompt(folder: Path, tokenizer: Any) -> list[int]:
+    """A short prompt, through the chat template where there is one."""
+    import jinja2
+
+    if tokenizer.chat_template is None:
+        return [int(i) for i in tokenizer.encode(PROMPT)]
+    message = [{"role": "user", "content": "Describe the sea in one sentence."}]
+    try:
+        return [int(i) for i in tokenizer.apply_chat_template(message, add_generation_prompt=True)]
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        raise MintError(f"the chat template of {folder.name} fails: {_first_line(error)}") from error
+
+
 def generate_sentence(folder: Path, max_tokens: int = 40) -> str:
-    """Load a written checkpoint with stock mlx-lm and let it go on greedily from a short prompt."""
+    """Load a written checkpoint with stock mlx-lm and let it go on greedily from a short prompt.
+
+    Raises:
+        MintError: it loads but doesn't generate.
+    """
     import mlx.core as mx
     from mlx_lm import generate, load
 
     model, tokenizer = load(str(folder))
     if mx.default_device() == mx.cpu:  # gather_mm takes float32 only there
         model.set_dtype(mx.float32)
-    prompt: Any = "The history of the city"
-    if tokenizer.chat_template is not None:
-        message = [{"role": "user", "content": "Describe the sea in one sentence."}]
-        prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True)
-    text: str = generate(model, tokenizer, prompt=prompt, max_tokens=max_tokens, verbose=False)
-    return " ".join(f"{prompt} {text}".split() if isinstance(prompt, str) else text.split())
+    prompt = _prompt(folder, tokenizer)
+    try:
+        text: str = generate(model, tokenizer, prompt=prompt, max_tokens=max_tokens, verbose=False)
+    # The forward pass is mlx-lm's, on values of the user's config.json: these are its ways to fail on bad ones.
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise MintError(
+            f"the result loads but mlx-lm cannot generate from it ({type(error).__name__}: {_first_line(error)}): "
+            "check the source's config.json, or give --no-smoke to keep the result all the same"
+        ) from error
+    start = PROMPT if tokenizer.chat_template is None else ""
+    return " ".join(f"{start} {text}".split())
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3])[:300] or type(error).__name__
 
 
 def generate_tokens(folder: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:

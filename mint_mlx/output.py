@@ -22,8 +22,8 @@ class Output:
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
         width = None if sys.stdout.isatty() else 160
-        self._out = Console(width=width, highlight=False, soft_wrap=True)
-        self._err = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._out = Console(width=width, highlight=False, soft_wrap=True, emoji=False)
+        self._err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
@@ -41,7 +41,8 @@ class Output:
         for i, column in enumerate(columns):
             cells = [str(row[i]) for row in rows]
             figures = i > 0 and all(c[:1].isdigit() or c in ("", "-") or c[:1] in "+-~<." for c in cells)
-            table.add_column(column, justify="right" if figures else "left", no_wrap=True)
+            wide = i == 0 or any(len(c) > 40 for c in cells)  # on a narrow terminal only these give way
+            table.add_column(column, justify="right" if figures else "left", no_wrap=not wide, overflow="fold")
         for row in rows:
             table.add_row(*[escape(str(cell)) for cell in row])
         self._out.print(table, soft_wrap=False)
@@ -73,11 +74,6 @@ class Output:
     def note(self, text: str) -> None:
         """A remark or a warning, on stderr."""
         self._err.print(f"note: {text}", markup=False)
-
-    def error(self, text: str) -> None:
-        """An error, on stderr."""
-        self.close()
-        self._err.print(f"error: {text}", markup=False)
 
     def close(self) -> None:
         """End the progress bar."""

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from .allocate import allocate, list_candidates, size_range
+from .allocate import above_floor, allocate, list_candidates, size_range
 from .cache import cached_profile
 from .converters.card import config_table
 from .layers import Inventory
 from .memory import smallest_mac
-from .pipeline import Job, active_ratio, profile_candidates
+from .pipeline import Job, Request, choose_plan, place_order, profile_candidates
 from .plan import Plan
 from .profile import Profile, assumed, sqnr_db
 from .quant import KEEP, QuantConfig
 from .roles import EXPERTS, block_of
+from .uniform import active_ratio
 from .units import Budget, both, count, duration, human, parse_budget
 from .versions import versions
 
-SIZES = ("3.5bpw", "4.5bpw", "5.5bpw", "6.5bpw", "8.5bpw")
+SIZES = ("3.5bpw", "4.5bpw", "5.5bpw", "6.5bpw")
 Row = list[Any]
 
 
@@ -45,16 +46,18 @@ def assumed_profile(job: Job) -> Profile:
     """A profile as Gaussian weights would give it, for sizes before any weight is read."""
     curves = assumed(job.inventory, profile_candidates(job))
     s = job.source
-    return Profile(
-        s.name, s.revision, s.structure, s.content, job.inventory, curves, job.recipe.name, weighting="assumed"
-    )
+    return Profile(s.name, s.revision, s.structure, s.content, job.inventory, curves, job.recipe, weighting="assumed")
 
 
-def size_table(job: Job) -> list[SizeRow]:
+def size_table(request: Request) -> tuple[Job, list[SizeRow]]:
     """Five or six sizes from the smallest to nearly lossless, the last the unquantized model.
 
     Losses are known where a cached profile is; without one the smallest size assumes Gaussian weights.
+
+    Raises:
+        MintError: the model, the recipe, the objective or an override is wrong.
     """
+    job = place_order(replace(request, budget="smallest")).job
     measured = known_profile(job)
     profile = measured or assumed_profile(job)
     _, most = size_range(job.inventory, list_candidates(job.inventory, job.recipe))
@@ -69,8 +72,8 @@ def size_table(job: Job) -> list[SizeRow]:
     for label, plan in budgets:
         rows.append(_size_row(job, label, plan, measured is not None))
     unquantized = Plan(profile.source, None, "", "", {layer.path: KEEP for layer in job.inventory.layers})
-    rows.append(_size_row(job, "unquantized", unquantized, False))
-    return rows
+    rows.append(_size_row(job, "(unquantized)", unquantized, False))
+    return job, rows
 
 
 def _size_row(job: Job, label: str, plan: Plan, known: bool) -> SizeRow:
@@ -82,12 +85,12 @@ def _size_row(job: Job, label: str, plan: Plan, known: bool) -> SizeRow:
 
 def size_rows(table: list[SizeRow]) -> tuple[list[str], list[Row]]:
     """A size table as columns and rows to print."""
-    columns = ["--budget", "bytes", "bpw", "loss", "read per token", "fits a Mac of"]
+    columns = ["--budget", "size", "bpw", "loss", "read/token", "Mac"]
     rows: list[Row] = []
     for row in table:
         loss = "-" if row.loss is None else f"{row.loss:.4g}"
         mac = f"{row.mac} GiB" if row.mac else "-"
-        rows.append([row.label, both(row.bytes), f"{row.bits_per_weight:.2f}", loss, human(row.active_bytes), mac])
+        rows.append([row.label, human(row.bytes), f"{row.bits_per_weight:.2f}", loss, human(row.active_bytes), mac])
     return columns, rows
 
 
@@ -172,11 +175,14 @@ def stored_plan(job: Job) -> Plan:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a conversion would do."""
+    """What a conversion would do. `bytes` are exact unless `assumed` (the smallest size, before any weight is read)."""
 
     bytes: int
+    assumed: bool
     bits_per_weight: float
     range: tuple[int, int]
+    active_bytes: int
+    active_bytes_ratio: float
     download: int
     disk: int
     memory: int
@@ -184,41 +190,51 @@ class DryRun:
     profiled: bool
 
 
-def dry_run(job: Job, plan: Plan, profiled: bool, needs_profile: bool) -> DryRun:
-    """Sizes from headers; times from a measurement of MLX's quantizer that takes a fraction of a second.
+def dry_run(request: Request) -> tuple[Job, Plan, DryRun]:
+    """What `convert` would do with a request, from headers and a cached profile alone.
 
-    Args:
-        job: the source.
-        plan: what would be carried out (allocated on a cached profile, or on assumed errors).
-        profiled: whether a cached profile was used.
-        needs_profile: whether a profile would have to be measured first.
+    Raises:
+        MintError: as `convert` would, as far as headers tell.
     """
+    order = place_order(request)
+    job = order.job
+    known = known_profile(job) if order.fixed is None else None
+    plan = choose_plan(order, known or assumed_profile(job))
+    options = list_candidates(job.inventory, job.recipe, order.forced, request.ignore_guards)
+    if known is not None:
+        options = above_floor(job.inventory, known.curves, options, job.recipe, order.forced)
     total = plan.layout(job.inventory).total
-    largest = max((layer.size * 2 for layer in job.inventory.layers), default=0)
-    rate, disk_rate = _quantizer_rate(), 1.0e9
-    weights = sum(layer.size for layer in job.inventory.layers)
-    measured = sum(
-        layer.size * len([c for c in configs if c.quantized])
-        for layer, configs in zip(job.inventory.layers, profile_candidates(job).values(), strict=True)
+    download = 0 if job.source.has_weights else job.source.weight_bytes
+    run = DryRun(
+        bytes=total,
+        assumed=request.budget == "smallest" and known is None,
+        bits_per_weight=total * 8 / job.inventory.parameters,
+        range=size_range(job.inventory, options),
+        active_bytes=job.inventory.active_bytes(plan.choice),
+        active_bytes_ratio=active_ratio(job.inventory, plan.choice),
+        download=download,
+        disk=total + download,
+        memory=3 * max((layer.size * 2 for layer in job.inventory.layers), default=0) + 500_000_000,
+        seconds=_stage_seconds(job, total, order.fixed is None and known is None),
+        profiled=known is not None,
     )
-    reading = job.source.weight_bytes / disk_rate
-    seconds = {"convert": reading + total / disk_rate + weights / rate["quantize"]}
-    if needs_profile and not profiled:
-        seconds = {"profile": reading + measured / rate["error"]} | seconds
-    return DryRun(
-        total,
-        total * 8 / job.inventory.parameters,
-        size_range(job.inventory, list_candidates(job.inventory, job.recipe)),
-        0 if job.source.has_weights else job.source.weight_bytes,
-        total + (0 if job.source.has_weights else job.source.weight_bytes),
-        3 * largest + 500_000_000,
-        seconds,
-        profiled,
-    )
+    return job, plan, run
 
 
-def _quantizer_rate() -> dict[str, float]:
-    """Weights per second of `mx.quantize`, and of quantize, dequantize and squared error together, on this machine."""
+def _stage_seconds(job: Job, total: int, needs_profile: bool) -> dict[str, float]:
+    """Seconds of each stage: disks at 1 GB/s, MLX's quantizer as measured here in a fraction of a second."""
+    quantize, measure = _quantizer_rates()
+    reading = job.source.weight_bytes / 1e9
+    seconds = {"convert": reading + total / 1e9 + sum(layer.size for layer in job.inventory.layers) / quantize}
+    if needs_profile:
+        wanted = profile_candidates(job)
+        measured = sum(layer.size * sum(c.quantized for c in wanted[layer.path]) for layer in job.inventory.layers)
+        seconds = {"profile": reading + measured / measure} | seconds
+    return seconds
+
+
+def _quantizer_rates() -> tuple[float, float]:
+    """Weights per second of `mx.quantize`, and of quantizing, dequantizing and the squared error together."""
     import time
 
     import mlx.core as mx
@@ -226,27 +242,27 @@ def _quantizer_rate() -> dict[str, float]:
     from .profile import measure
 
     w = mx.random.normal((256, 4096)).astype(mx.bfloat16)
-    config = QuantConfig(4, 64)
     mx.eval(mx.quantize(w, 64, 4))
     start = time.perf_counter()
     mx.eval(mx.quantize(w, 64, 4))
     middle = time.perf_counter()
-    measure(w, [config] * 4)
+    measure(w, [QuantConfig(4, 64)] * 4)
     end = time.perf_counter()
-    return {"quantize": w.size / (middle - start), "error": 4 * w.size / (end - middle)}
+    return w.size / (middle - start), 4 * w.size / (end - middle)
 
 
 def dry_lines(job: Job, plan: Plan, run: DryRun) -> list[str]:
     """A dry run for people."""
     least, most = run.range
-    ratio = active_ratio(job, plan)
-    active = job.inventory.active_bytes(plan.choice)
+    exact = "about, until the safety floor is measured" if run.assumed else "exact"
     experts = any(layer.role in EXPERTS for layer in job.inventory.layers)
+    floor = "" if run.profiled or not plan.objective else " (before the safety floor)"
     lines = [
-        f"would write   {both(run.bytes)}, {run.bits_per_weight:.2f} bits per weight (exact)",
-        f"possible      {both(least)} to {both(most)} (before the safety floor)",
-        f"read a token  {both(active)}, {ratio:.2f}x of uniform 4bit-g64" + (" (k of E experts)" if experts else ""),
-        f"download      {both(run.download)}" if run.download else "download      nothing",
+        f"would write   {both(run.bytes)}, {run.bits_per_weight:.2f} bits per weight ({exact})",
+        f"possible      {both(least)} to {both(most)}{floor}",
+        f"read a token  {both(run.active_bytes)}, {run.active_bytes_ratio:.2f}x of uniform 4bit-g64"
+        + (" (k of E experts)" if experts else ""),
+        f"download      {both(run.download) if run.download else 'nothing'}",
         f"disk          {both(run.disk)}",
         f"memory        about {both(run.memory)} at the peak",
         "time          " + ", ".join(f"{stage} about {duration(s)}" for stage, s in run.seconds.items()),

@@ -1,8 +1,8 @@
 """The main job: a checkpoint and a budget in, a verified mixed-precision checkpoint out.
 
-    prepare -> get_profile -> allocate (or a given plan) -> write
+    Request -> prepare -> check -> (download, profile) -> allocate, or a given plan -> write
 
-Everything that can be refused is refused before the step that costs time: shapes and sizes come from headers alone.
+Everything that can be refused is refused before a step that costs time: shapes and sizes come from headers alone.
 """
 
 from __future__ import annotations
@@ -14,18 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from . import cache, mlxlm
-from .allocate import Override, allocate, apply_overrides, check_feasible, list_candidates, parse_override, uniform
+from .allocate import allocate, apply_overrides, check_feasible, list_candidates, parse_override, uniform
 from .errors import MintError, UsageError
+from .files import check_file, check_target
 from .layers import Inventory, list_layers
 from .load import Source, load_source, open_model
 from .memory import fits_here
-from .plan import Plan, check_plan, read_plan
-from .profile import Profile, profile
+from .objectives import find_objective
+from .plan import Plan, check_plan, read_plan, write_plan
+from .profile import Profile, load_profile, profile, save_profile
 from .quant import QuantConfig, parse_config
 from .recipes import Recipe, find_recipe
 from .report import Report, Silent
+from .uniform import active_ratio
 from .units import Budget, both, human, parse_budget
 from .versions import versions
+
+PROFILE_MARKER, PLAN_MARKER = "mint_mlx_profile", "mint_mlx_plan"
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,48 @@ class Job:
     source: Source
     inventory: Inventory
     recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for. Exactly one of `budget`, `plan` and `uniform` says how to quantize.
+
+    Attributes:
+        model: a folder or a Hub id.
+        budget: `19GB`, `17.5GiB`, `4.5bpw`, `smallest`, ...
+        plan: a plan or its file, carried out as it is.
+        uniform: the same configuration for every layer, such as `4bit-g64`.
+        out: the folder to write, `NAME-mint-4.5bpw` by default.
+        recipe: a recipe's name or file.
+        objective: a name of objectives.OBJECTIVES.
+        quantizer: a name of converters.quantizers.QUANTIZERS.
+        overrides: `REGEX=CONFIG`, later ones win.
+        ignore_guards: allow what the guards forbid.
+        force: replace a checkpoint of ours at `out`, and unfinished work of another kind.
+    """
+
+    model: str
+    budget: str | None = None
+    plan: str | Path | Plan | None = None
+    uniform: str | None = None
+    out: str | Path | None = None
+    recipe: str | None = None
+    objective: str | None = None
+    quantizer: str | None = None
+    overrides: Sequence[str] = ()
+    ignore_guards: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request that was found possible, as far as headers tell."""
+
+    request: Request
+    job: Job
+    budget: Budget | None
+    forced: dict[str, QuantConfig]
+    fixed: Plan | None
 
 
 @dataclass(frozen=True)
@@ -80,17 +127,143 @@ def refuse_quantized(job: Job) -> None:
         )
 
 
+def place_order(request: Request, report: Report | None = None) -> Order:
+    """Check all that a request says, from headers alone.
+
+    Raises:
+        MintError: for everything that is wrong with it.
+    """
+    from .converters.quantizers import find_quantizer
+
+    report = report or Silent()
+    if sum(x is not None for x in (request.budget, request.plan, request.uniform)) != 1:
+        raise UsageError("give exactly one of --budget, --plan and --uniform")
+    budget = parse_budget(request.budget) if request.budget is not None else None
+    config = parse_config(request.uniform) if request.uniform is not None else None
+    overrides = [parse_override(text) for text in request.overrides]
+    if request.plan is not None and (overrides or request.objective):
+        raise UsageError("a plan is carried out as it is: edit it instead of giving --override or --objective")
+    if request.objective is not None:
+        find_objective(request.objective)
+    given = request.plan if request.plan is None or isinstance(request.plan, Plan) else read_plan(request.plan)
+    find_quantizer(request.quantizer or (given.quantizer if given else "rtn"))
+    if request.out is not None:
+        check_target(Path(request.out), None, request.force)
+    job = prepare(request.model, request.recipe, weights=False)
+    source, inventory = job.source, job.inventory
+    refuse_quantized(job)
+    if request.out is not None:
+        check_target(Path(request.out), source.path, request.force)
+    forced = apply_overrides(overrides, inventory, request.ignore_guards)
+    options = list_candidates(inventory, job.recipe, forced, request.ignore_guards)
+    if budget is not None and (limit := budget.resolve(inventory.parameters)) is not None:
+        check_feasible(limit, inventory, options)
+    fixed = None
+    if given is not None:
+        _check_source(given, source, report)
+        check_plan(given, inventory, request.ignore_guards)
+        fixed = replace(
+            given,
+            source=source.name,
+            revision=source.revision,
+            structure=source.structure,
+            content=source.content,
+            versions=versions(),
+        )
+    elif config is not None:
+        fixed = uniform(source, inventory, config, forced, request.ignore_guards)
+    mlxlm.check_tokenizer(source.path)
+    if fixed is not None and request.out is None:
+        check_target(default_target(job, fixed), source.path, request.force)
+    return Order(request, job, budget, forced, fixed)
+
+
+def choose_plan(order: Order, curves: Profile) -> Plan:
+    """The plan that carries an order out: the fixed one, or the budget allocated on a profile.
+
+    Raises:
+        MintError: the safety floor forbids the budget.
+    """
+    request = order.request
+    plan = order.fixed
+    if plan is None:
+        assert order.budget is not None
+        parsed = [parse_override(text) for text in request.overrides]
+        plan = allocate(curves, order.budget, order.job.recipe, request.objective, parsed, request.ignore_guards)
+    return plan if request.quantizer is None else replace(plan, quantizer=request.quantizer)
+
+
 def get_profile(job: Job, report: Report | None = None) -> Profile:
     """The source's profile: from the cache, else measured and kept there."""
     report = report or Silent()
     wanted = profile_candidates(job)
     found = cache.cached_profile(job.source, wanted)
     if found is not None:
-        return found
+        return replace(found, recipe=job.recipe)
     report.stage("profile")
-    made = profile(job.source, job.inventory, wanted, job.recipe.name, report.step)
-    cache.keep_profile(made, job.source, wanted)
+    made = profile(job.source, job.inventory, wanted, job.recipe, report.step)
+    try:
+        cache.keep_profile(made, job.source, wanted)
+    except OSError as error:  # a profile that can't be kept is measured again next time; the job goes on
+        report.note(f"the profile could not be kept in {cache.cache_dir()} ({error.strerror}): set MINT_MLX_CACHE")
     return made
+
+
+def write_profile(
+    model: str, out: Path | None = None, recipe: str | None = None, report: Report | None = None
+) -> tuple[Path, Profile]:
+    """Measure a model and write its profile (`NAME.profile.json` by default); an older one of it is replaced.
+
+    Raises:
+        MintError: the model or the file is wrong.
+    """
+    report = report or Silent()
+    if out is not None:
+        check_file(out, PROFILE_MARKER, force=True)
+    job = prepare(model, recipe)
+    refuse_quantized(job)
+    path = out or Path(f"{job.source.name.rpartition('/')[2]}.profile.json")
+    check_file(path, PROFILE_MARKER, force=True)
+    if path.is_file() and job.source.fingerprint not in _fingerprint(path):
+        report.note(f"{path} is stale: {job.source.name} or mint-mlx has changed since; it is measured anew")
+    made = get_profile(job, report)
+    save_profile(made, path)
+    return path, made
+
+
+def _fingerprint(path: Path) -> str:
+    """A profile's fingerprint, '' where it can't be read."""
+    try:
+        return load_profile(path).fingerprint
+    except MintError:
+        return ""
+
+
+def plan_profile(
+    path: Path,
+    budget: str,
+    out: Path | None = None,
+    recipe: str | None = None,
+    objective: str | None = None,
+    overrides: Sequence[str] = (),
+    ignore_guards: bool = False,
+    force: bool = False,
+) -> tuple[Plan, Inventory]:
+    """Allocate a budget on a profile's file, and write the plan where `out` says so.
+
+    Raises:
+        MintError: the profile, the budget, an override or the file is wrong.
+    """
+    size = parse_budget(budget)
+    parsed = [parse_override(text) for text in overrides]
+    if out is not None:
+        check_file(out, PLAN_MARKER, force)
+    curves = load_profile(path)
+    chosen = find_recipe(recipe, {}) if recipe is not None else curves.recipe
+    plan = allocate(curves, size, chosen, objective, parsed, ignore_guards)
+    if out is not None:
+        write_plan(plan, curves.inventory, out)
+    return plan, curves.inventory
 
 
 def profile_candidates(job: Job) -> dict[str, tuple[QuantConfig, ...]]:
@@ -98,131 +271,57 @@ def profile_candidates(job: Job) -> dict[str, tuple[QuantConfig, ...]]:
     return list_candidates(job.inventory, job.recipe, ignore_guards=True)
 
 
-def make_plan(
-    job: Job,
-    budget: Budget,
-    objective: str | None = None,
-    overrides: Sequence[Override] = (),
-    ignore_guards: bool = False,
-    report: Report | None = None,
-) -> Plan:
-    """Profile (or find the profile of) a source and allocate the budget; impossible budgets are refused first.
-
-    Raises:
-        MintError: see allocate.allocate.
-    """
-    forced = apply_overrides(overrides, job.inventory, ignore_guards)
-    limit = budget.resolve(job.inventory.parameters)
-    if limit is not None:
-        check_feasible(limit, job.inventory, list_candidates(job.inventory, job.recipe, forced, ignore_guards))
-    if not job.source.has_weights:
-        raise MintError(f"{job.source.name} has not been downloaded: its profile cannot be measured")
-    curves = get_profile(job, report)
-    return allocate(curves, budget, job.recipe, objective, overrides, ignore_guards)
-
-
 def convert(
     model: str,
     budget: str | None = None,
     out: str | Path | None = None,
     *,
-    plan: str | Path | Plan | None = None,
-    uniform_config: str | None = None,
-    recipe: str | None = None,
-    objective: str | None = None,
-    quantizer: str | None = None,
-    overrides: Sequence[str] = (),
-    ignore_guards: bool = False,
-    force: bool = False,
     smoke: bool = True,
     report: Report | None = None,
+    **more: Any,
 ) -> Result:
-    """Convert a checkpoint. Exactly one of `budget`, `plan` and `uniform_config` says how.
+    """Convert a checkpoint.
 
     Args:
         model: a folder or a Hub id.
-        budget: `19GB`, `17.5GiB`, `4.5bpw`, `smallest`, ...
-        out: the folder to write, `NAME-mint-4.5bpw` by default.
-        plan: a plan or its file, carried out as it is.
-        uniform_config: the same configuration for every layer, such as `4bit-g64`.
-        recipe: a recipe's name or file.
-        objective: a name of objectives.OBJECTIVES.
-        quantizer: a name of converters.quantizers.QUANTIZERS.
-        overrides: `REGEX=CONFIG`, later ones win.
-        ignore_guards: allow what the guards forbid.
-        force: replace an existing output folder, and unfinished work of another kind.
+        budget: the size, unless `plan` or `uniform` is given.
+        out: the folder to write.
         smoke: end with a sentence from the result, where it fits in memory.
         report: receives progress.
+        more: the other fields of `Request`.
 
     Raises:
         MintError: for everything that is wrong with the input; nothing that looks like a result is left then.
     """
+    return carry_out(Request(model, budget=budget, out=out, **more), smoke, report)
+
+
+def carry_out(request: Request, smoke: bool = True, report: Report | None = None) -> Result:
+    """Do what a request asks for (see `convert`)."""
     from .converters import checkpoint
 
     report = report or Silent()
     started = time.monotonic()
-    if sum(x is not None for x in (budget, plan, uniform_config)) != 1:
-        raise UsageError("give exactly one of --budget, --plan and --uniform")
-    size = parse_budget(budget) if budget is not None else None
-    parsed = [parse_override(text) for text in overrides]
-    if plan is not None and parsed:
-        raise UsageError("a plan is carried out as it is: edit it instead of giving --override")
-    given = plan if plan is None or isinstance(plan, Plan) else read_plan(Path(plan))
-    fixed = parse_config(uniform_config) if uniform_config is not None else None
-    if out is not None:
-        check_target(Path(out), force)
-    job = prepare(model, recipe, weights=False)
-    refuse_quantized(job)
-    if size is not None and (limit := size.resolve(job.inventory.parameters)) is not None:
-        forced = apply_overrides(parsed, job.inventory, ignore_guards)
-        check_feasible(limit, job.inventory, list_candidates(job.inventory, job.recipe, forced, ignore_guards))
-    if given is not None:
-        check_source(given, job.source, report)
-        check_plan(given, job.inventory, ignore_guards)
-    if not mlxlm.has_tokenizer(job.source.path):
-        raise MintError(
-            f"{job.source.name} has no tokenizer (tokenizer.json or tokenizer.model): add the original's files, since "
-            "no program could use the result without them"
-        )
+    order = place_order(request, report)
+    job = order.job
     if not job.source.has_weights:
         report.stage("download")
-        job = replace(job, source=load_source(model))
-    if given is not None:
-        chosen = replace(given, versions=versions())
-    elif fixed is not None:
-        chosen = uniform(job.source, job.inventory, fixed, parsed, ignore_guards)
-    else:
-        assert size is not None
-        chosen = make_plan(job, size, objective, parsed, ignore_guards, report)
-    if quantizer is not None:
-        chosen = replace(chosen, quantizer=quantizer)
-    target = Path(out) if out is not None else default_target(job, chosen)
-    check_target(target, force)
-    total = checkpoint.write(job.source, job.inventory, chosen, target, force, report)
-    sentence = None
-    if smoke and fits_here(total):
-        report.stage("generate")
-        sentence = mlxlm.generate_sentence(target)
-    active = job.inventory.active_bytes(chosen.choice)
-    return Result(
-        target, chosen, job.inventory, total, active, active_ratio(job, chosen), sentence, time.monotonic() - started
-    )
+        job = replace(job, source=load_source(request.model))
+        order = replace(order, job=job)
+    plan = order.fixed if order.fixed is not None else choose_plan(order, get_profile(job, report))
+    if request.quantizer is not None:
+        plan = replace(plan, quantizer=request.quantizer)
+    target = Path(request.out) if request.out is not None else default_target(job, plan)
+    check_target(target, job.source.path, request.force)
+    total = plan.layout(job.inventory).total
+    say = smoke and fits_here(total)
+    sentence = checkpoint.write(job.source, job.inventory, plan, target, request.force, say, report)
+    active = job.inventory.active_bytes(plan.choice)
+    ratio = active_ratio(job.inventory, plan.choice)
+    return Result(target, plan, job.inventory, total, active, ratio, sentence, time.monotonic() - started)
 
 
-def active_ratio(job: Job, plan: Plan) -> float:
-    """Bytes that a decoded token reads, relative to uniform 4bit-g64: decode speed follows it inversely.
-
-    Rows that groups of 64 don't divide are counted at 4bit-g32 there, so that the ratio compares like with like.
-    """
-    reference = dict(uniform(job.source, job.inventory, QuantConfig(4, 64)).choice)
-    for layer in job.inventory.layers:
-        fallback = QuantConfig(4, 32)
-        if not reference[layer.path].quantized and not layer.objection(fallback) and fallback.divides(layer.shape[-1]):
-            reference[layer.path] = fallback
-    return job.inventory.active_bytes(plan.choice) / job.inventory.active_bytes(reference)
-
-
-def check_source(plan: Plan, source: Source, report: Report) -> None:
+def _check_source(plan: Plan, source: Source, report: Report) -> None:
     """Say so where a plan was made from other weights than these (another structure fails on its layers)."""
     if plan.content and (plan.structure, plan.content) != (source.structure, source.content):
         report.note(
@@ -236,20 +335,6 @@ def default_target(job: Job, plan: Plan) -> Path:
     bits = plan.layout(job.inventory).total * 8 / job.inventory.parameters
     name = job.source.name.rpartition("/")[2]
     return Path(f"{name}-mint-{f'{bits:.2f}'.rstrip('0').rstrip('.')}bpw")
-
-
-def check_target(target: Path, force: bool) -> None:
-    """Refuse to overwrite.
-
-    Raises:
-        MintError: the target exists and `force` isn't given, or its parent folder is missing.
-    """
-    if target.exists() and not force:
-        raise MintError(f"{target} exists already: choose another folder with -o, or replace it with --force")
-    if target.exists() and not target.is_dir():
-        raise MintError(f"{target} is a file: choose another folder with -o")
-    if not target.resolve().parent.is_dir():
-        raise MintError(f"the folder {target.resolve().parent} does not exist: make it, or choose another with -o")
 
 
 def summary(result: Result) -> dict[str, Any]:
@@ -280,4 +365,5 @@ def describe(result: Result) -> str:
     return (
         f"{result.path}: {both(result.bytes)}, {result.bits_per_weight:.2f} bits per weight; decoding reads "
         f"{human(result.active_bytes)} a token, {result.active_ratio:.2f}x of uniform 4bit-g64"
+        + (f"; at most {result.plan.gap:.2%} from the best choice of layers" if result.plan.gap is not None else "")
     )

@@ -5,7 +5,7 @@ One line a layer; `layer` and `as` decide, the rest is for the reader (sizes are
 
 from __future__ import annotations
 
-import os
+import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MintError, UsageError
+from .files import write_whole
 from .layers import Inventory
 from .layout import Layout, make_layout
 from .quant import QuantConfig, parse_config
+from .uniform import active_ratio
 from .yamlfile import line_of, read_yaml
 
 SCHEMA = 1
-PLAN_FILE = "mint-plan.yaml"  # its name in a written checkpoint
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,7 @@ def check_config(layer: Any, config: QuantConfig, ignore_guards: bool) -> None:
 
 def write_plan(plan: Plan, inventory: Inventory, path: Path) -> None:
     """Write a plan as YAML; the same plan gives the same bytes."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(plan_text(plan, inventory), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, plan_text(plan, inventory))
 
 
 def plan_text(plan: Plan, inventory: Inventory) -> str:
@@ -145,6 +143,7 @@ def plan_text(plan: Plan, inventory: Inventory) -> str:
         f"parameters: {inventory.parameters}",
         f"bits_per_weight: {size * 8 / inventory.parameters:.4f}",
         f"active_bytes: {inventory.active_bytes(plan.choice)}",
+        f"active_bytes_ratio: {active_ratio(inventory, plan.choice):.4f}  # to uniform 4bit-g64",
         f"versions: {_flow(**plan.versions)}",
         "layers:",
     ]
@@ -177,19 +176,20 @@ def _scalar(value: Any) -> str:
     text = str(value)
     if _PLAIN.fullmatch(text) and text.lower() not in _RESERVED:
         return text
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return json.dumps(text)  # YAML's double quotes are JSON's
 
 
 def _flow(**entries: Any) -> str:
     return "{" + ", ".join(f"{key}: {_scalar(value)}" for key, value in entries.items()) + "}"
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path | str) -> Plan:
     """Read a plan file.
 
     Raises:
         MintError: with file and line, where it isn't one.
     """
+    path = Path(path)
     data, node = read_yaml(path, "plan")
 
     def fail(problem: str, *location: str | int) -> MintError:
@@ -227,6 +227,8 @@ def read_plan(path: Path) -> Plan:
         objective=_text(data.get("objective")),
         budget=_text(data.get("budget")),
         budget_bytes=data["budget_bytes"] if isinstance(data.get("budget_bytes"), int) else None,
+        loss=data["loss"] if isinstance(data.get("loss"), float) else None,
+        gap=data["gap"] if isinstance(data.get("gap"), float) else None,
         errors=errors,
         recipe=str(data.get("recipe") or "default"),
         quantizer=str(data.get("quantizer") or "rtn"),

@@ -11,7 +11,6 @@ serves every budget.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,11 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from .errors import MintError
+from .errors import MintError, UsageError
+from .files import write_whole
+from .headers import ITEMSIZE
 from .layers import Inventory, Layer
 from .layout import TensorSpec
 from .load import Source
 from .quant import QuantConfig, parse_config
+from .recipes import Recipe
 
 SCHEMA = 1
 CHUNK = 1 << 22  # weights measured at once: small enough for the CPU's cache, large enough for the GPU
@@ -72,7 +74,7 @@ class Profile:
     content: str
     inventory: Inventory
     curves: dict[str, RateDistortion]
-    recipe: str
+    recipe: Recipe
     quantizer: str = "rtn"
     weighting: str = "none"
     versions: dict[str, str] | None = None
@@ -89,7 +91,7 @@ def profile(
     source: Source,
     inventory: Inventory,
     candidates: dict[str, tuple[QuantConfig, ...]],
-    recipe: str = "default",
+    recipe: Recipe,
     progress: Progress = lambda *_: None,
 ) -> Profile:
     """Measure every layer's candidates, one layer in memory at a time.
@@ -98,7 +100,7 @@ def profile(
         source: a checkpoint whose weights are here.
         inventory: its layers.
         candidates: configurations to measure, by layer path (`keep` needs no measuring).
-        recipe: the name of the recipe that the candidates come from.
+        recipe: the recipe that the candidates come from; the profile carries it along.
         progress: called with (layer, done, total) before each layer.
     """
     from .stream import stream
@@ -200,7 +202,7 @@ def save_profile(profile: Profile, path: Path) -> None:
         "revision": profile.revision,
         "structure": profile.structure,
         "content": profile.content,
-        "recipe": profile.recipe,
+        "recipe": profile.recipe.model_dump(),
         "quantizer": profile.quantizer,
         "weighting": profile.weighting,
         "versions": profile.versions,
@@ -213,18 +215,16 @@ def save_profile(profile: Profile, path: Path) -> None:
         errors = {str(c): row.tolist() for c, row in zip(curve.configs, curve.nmse, strict=True)}
         lines.append(json.dumps({**_layer_to_json(layer), "experts": curve.nmse.shape[1], "nmse": errors}))
     text = json.dumps(head, indent=None)[:-1] + ',\n"layers": [\n' + ",\n".join(lines) + "\n]}\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, text)
 
 
-def load_profile(path: Path) -> Profile:
+def load_profile(path: Path | str) -> Profile:
     """Read a profile.
 
     Raises:
         MintError: the file is missing, not a profile, or of another version of this program.
     """
+    path = Path(path)
     if not path.is_file():
         raise MintError(f"there is no profile {path}: make one with `mint-mlx profile MODEL -o {path}`")
     try:
@@ -246,6 +246,8 @@ def load_profile(path: Path) -> Profile:
             curves[layer.path] = RateDistortion(layer.path, configs, nmse)
         others = {owner: tuple(_spec(s) for s in specs) for owner, specs in data["others"].items()}
         inventory = Inventory(tuple(layers), others, tuple(data["order"]))
+        if set(inventory.order) != {layer.path for layer in layers} | others.keys():
+            raise ValueError("the order names other modules")
         return Profile(
             data["source"],
             data["revision"],
@@ -253,17 +255,29 @@ def load_profile(path: Path) -> Profile:
             data["content"],
             inventory,
             curves,
-            data["recipe"],
+            Recipe.model_validate(data["recipe"]),
             data["quantizer"],
             data["weighting"],
             data["versions"],
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError):
         raise MintError(f"the profile {path} is damaged: make it anew with `mint-mlx profile`") from None
 
 
 def _spec(data: dict[str, Any]) -> TensorSpec:
-    return TensorSpec(data["name"], data["dtype"], tuple(data["shape"]))
+    return TensorSpec(str(data["name"]), _dtype(data["dtype"]), _shape(data["shape"]))
+
+
+def _dtype(code: Any) -> str:
+    if code not in ITEMSIZE:
+        raise ValueError(f"no type is called {code!r}")
+    return str(code)
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"{shape!r} is no shape")
+    return tuple(shape)
 
 
 def _layer_to_json(layer: Layer) -> dict[str, Any]:
@@ -274,7 +288,7 @@ def _layer_to_json(layer: Layer) -> dict[str, Any]:
 
 
 def _layer_from_json(data: dict[str, Any]) -> Layer:
-    data["shape"] = tuple(data["shape"])
+    data["shape"], data["dtype"] = _shape(data["shape"]), _dtype(data["dtype"])
     data["extras"] = tuple(_spec(s) for s in data["extras"])
     for key in ("class_config", "stored"):
         data[key] = parse_config(data[key]) if data[key] else None

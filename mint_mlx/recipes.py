@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import MintError
 from .layers import Layer
@@ -44,13 +44,22 @@ class Rule(_Strict):
                 raise ValueError(f"no role is called {role!r}; the roles are {', '.join(ROLES)}")
         return roles
 
+    @model_validator(mode="after")
+    def _possible(self) -> Rule:
+        if (self.floor or 0) > (self.ceiling or 16):
+            raise ValueError(f"a floor of {self.floor} bits lies above a ceiling of {self.ceiling}")
+        return self
+
+
+Prior = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
 
 class Priors(_Strict):
     """MINT's protection priors; only the objective `mint` uses them."""
 
-    first_block: float = 3.0
-    last_block: float = 2.0
-    roles: dict[str, float] = {"embedding": 10.0, "head": 10.0, "router": 8.0}
+    first_block: Prior = 3.0
+    last_block: Prior = 2.0
+    roles: dict[str, Prior] = {"embedding": 10.0, "head": 10.0, "router": 8.0}
 
 
 class Reference(_Strict):

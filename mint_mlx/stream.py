@@ -11,8 +11,23 @@ from collections.abc import Iterator, Sequence
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from .errors import MintError
 from .layers import MLX_DTYPES, Inventory
 from .load import Source, open_model
+
+
+def check_finite(path: str, tensors: dict[str, mx.array]) -> None:
+    """Refuse weights that hold NaN or infinity (both survive a sum).
+
+    Raises:
+        MintError: naming the tensor.
+    """
+    floats = {name: a for name, a in tensors.items() if mx.issubdtype(a.dtype, mx.floating)}
+    sums = {name: mx.sum(a, axis=-1) if a.ndim else a for name, a in floats.items()}
+    finite = {name: mx.all(mx.isfinite(s)) for name, s in sums.items()}
+    for name, good in finite.items():
+        if not good.item() and not mx.all(mx.isfinite(floats[name])).item():
+            raise MintError(f"{path}.{name} holds NaN or infinite values: the checkpoint is damaged, download it again")
 
 
 def stream(source: Source, inventory: Inventory, paths: Sequence[str]) -> Iterator[tuple[str, dict[str, mx.array]]]:
@@ -44,6 +59,7 @@ def stream(source: Source, inventory: Inventory, paths: Sequence[str]) -> Iterat
                 tensors[local] = array if array.dtype == dtype else array.astype(dtype)
             mx.eval(tensors)
         del array
+        check_finite(path, tensors)
         yield path, tensors
         del tensors
         mx.clear_cache()

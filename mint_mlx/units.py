@@ -24,7 +24,7 @@ UNITS = {
     "TiB": 2**40,
 }
 _LOWER = {unit.lower(): factor for unit, factor in UNITS.items()}
-_BUDGET = re.compile(r"(?P<number>\d+(?:\.\d+)?|\.\d+)\s*(?P<unit>[A-Za-z]*)")
+_BUDGET = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(?P<unit>[A-Za-z]*)")
 EXAMPLES = "write it like 19GB, 17.5GiB, 900MB, 123456B, 4.5bpw or smallest"
 
 

@@ -51,6 +51,20 @@ def test_a_plan_meets_its_budget_to_the_byte(job: Job, curves: Profile, budget: 
     assert total >= 0.995 * limit or total + min(upgrades) > limit
 
 
+@pytest.mark.parametrize("max_shard", [30_000, 47_000, 60_000])
+def test_many_shards_never_break_the_budget(
+    job: Job, curves: Profile, monkeypatch: pytest.MonkeyPatch, max_shard: int
+) -> None:
+    from mint_mlx import layout
+
+    monkeypatch.setattr(layout, "MAX_SHARD", max_shard)
+    least, most = size_range(job.inventory, list_candidates(job.inventory, DEFAULT))
+    for limit in np.linspace(1.6 * least, most, 40).astype(int):
+        plan = allocate(curves, parse_budget(f"{limit}B"), DEFAULT)
+        made = plan.layout(job.inventory)
+        assert len(made.names) > 2 and 0.98 * limit < made.total <= limit
+
+
 def test_the_same_profile_and_budget_give_the_same_plan(job: Job, curves: Profile) -> None:
     first, second = (plan_text(allocate(curves, parse_budget("4.5bpw"), DEFAULT), job.inventory) for _ in range(2))
     assert first == second
@@ -107,15 +121,15 @@ def test_malformed_overrides_are_usage_errors(text: str) -> None:
 def test_guards_hold_in_uniform_plans_and_can_be_overruled(make: Maker) -> None:
     job = pipeline.prepare(str(make(mixtral(1))))
     gate = "model.layers.0.block_sparse_moe.gate"
-    plan = uniform(job.source, job.inventory, QuantConfig(3, 32))
+    plan = uniform(job.source, job.inventory, QuantConfig(3, 32), {})
     assert plan.choice[gate] == QuantConfig(8, 32)
     assert {c for path, c in plan.choice.items() if path != gate} == {QuantConfig(3, 32)}
-    free = uniform(job.source, job.inventory, QuantConfig(3, 32), ignore_guards=True)
+    free = uniform(job.source, job.inventory, QuantConfig(3, 32), {}, ignore_guards=True)
     assert free.choice[gate] == QuantConfig(3, 32)
 
 
 def test_a_uniform_plan_keeps_what_its_group_does_not_divide(job: Job) -> None:
-    plan = uniform(job.source, job.inventory, QuantConfig(4, 128))
+    plan = uniform(job.source, job.inventory, QuantConfig(4, 128), {})
     assert plan.choice["model.layers.0.mlp.switch_mlp.down_proj"] == KEEP
     assert plan.choice["model.layers.0.mlp.switch_mlp.up_proj"] == QuantConfig(4, 128)
 
@@ -146,6 +160,8 @@ def test_a_recipe_bounds_roles(curves: Profile) -> None:
         ("name: x\nabout: y\nrules:\n- roles: [chef]\n  reason: r\n", 4, "no role is called 'chef'"),
         ("name: x\nabout: y\nobjective: best\n", 3, "no objective"),
         ("name: x\nabout: y\nsqnr_floor: .nan\n", 3, "number"),
+        ("name: x\nabout: y\nrules:\n- {roles: [head], reason: r, floor: 8, ceiling: 4}\n", 4, "lies above"),
+        ("name: x\nabout: y\npriors: {first_block: -1}\n", 3, "greater than 0"),
         ("name: [\n", 2, "recipe"),
         ("a: &a [1]\nb: *a\n", 2, "aliases"),
     ],

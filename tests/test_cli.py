@@ -185,9 +185,7 @@ def test_the_table_of_sizes(make: Maker, monkeypatch: pytest.MonkeyPatch, capsys
     folder = str(make(qwen3_moe(2)))
     assert run(monkeypatch, "convert", folder) == 2
     table = capsys.readouterr().out
-    assert (
-        "4.5bpw" in table and "unquantized" in table and "fits a Mac of" in table and "No weight has been read" in table
-    )
+    assert "4.5bpw" in table and "unquantized" in table and "Mac" in table and "No weight has been read" in table
 
 
 def test_inspect_draws_equal_blocks_together(

@@ -145,7 +145,7 @@ def test_sizes_and_refusals_cost_headers_only(hub: FakeHub) -> None:
     total = sum(f.stat().st_size for f in hub.folder.glob("*.safetensors"))
     table = hub.run("convert", "org/tiny", "--json")
     assert table.returncode == 2, table.stderr
-    assert json.loads(table.stdout)["sizes"][-1]["label"] == "unquantized"
+    assert json.loads(table.stdout)["sizes"][-1]["label"] == "(unquantized)"
     dry = hub.run("convert", "org/tiny", "--budget", "5bpw", "--dry-run", "--json")
     assert dry.returncode == 0, dry.stderr
     assert json.loads(dry.stdout)["download"] > 0.9 * total

@@ -9,9 +9,10 @@ import pytest
 from conftest import Maker, llama, qwen3_moe
 
 from mint_mlx import pipeline
+from mint_mlx.allocate import allocate
 from mint_mlx.errors import MintError
 from mint_mlx.pipeline import Job
-from mint_mlx.plan import check_plan, plan_text, read_plan, write_plan
+from mint_mlx.plan import Plan, check_plan, plan_text, read_plan, write_plan
 from mint_mlx.quant import QuantConfig
 from mint_mlx.units import parse_budget
 
@@ -21,8 +22,12 @@ def job(make: Maker) -> Job:
     return pipeline.prepare(str(make(qwen3_moe(2))))
 
 
+def make_plan(job: Job) -> Plan:
+    return allocate(pipeline.get_profile(job), parse_budget("4.5bpw"), job.recipe)
+
+
 def test_a_plan_survives_its_file(job: Job, tmp_path: Path) -> None:
-    plan = pipeline.make_plan(job, parse_budget("4.5bpw"))
+    plan = make_plan(job)
     write_plan(plan, job.inventory, tmp_path / "p.yaml")
     read = read_plan(tmp_path / "p.yaml")
     assert read.choice == plan.choice and read.structure == plan.structure and read.content == plan.content
@@ -31,13 +36,13 @@ def test_a_plan_survives_its_file(job: Job, tmp_path: Path) -> None:
 
 
 def test_one_line_a_layer_and_no_timestamp(job: Job) -> None:
-    text = plan_text(pipeline.make_plan(job, parse_budget("4.5bpw")), job.inventory)
+    text = plan_text(make_plan(job), job.inventory)
     assert sum(line.startswith("- {layer: ") for line in text.splitlines()) == len(job.inventory.layers)
     assert "2026" not in text.replace(job.source.content, "").replace(job.source.structure, "")
 
 
 def test_an_edit_is_carried_out(job: Job, tmp_path: Path) -> None:
-    text = plan_text(pipeline.make_plan(job, parse_budget("4.5bpw")), job.inventory)
+    text = plan_text(make_plan(job), job.inventory)
     head = next(line for line in text.splitlines() if "layer: lm_head" in line)
     (tmp_path / "p.yaml").write_text(text.replace(head, "- {layer: lm_head, as: 8bit-g32}"))
     assert read_plan(tmp_path / "p.yaml").choice["lm_head"] == QuantConfig(8, 32)
@@ -81,7 +86,7 @@ def test_a_binary_file_is_no_plan(tmp_path: Path) -> None:
 def test_a_plan_that_does_not_fit_the_model_is_refused(
     job: Job, tmp_path: Path, old: str, new: str, problem: str
 ) -> None:
-    text = plan_text(pipeline.make_plan(job, parse_budget("4.5bpw")), job.inventory)
+    text = plan_text(make_plan(job), job.inventory)
     assert old in text
     (tmp_path / "p.yaml").write_text(text.replace(old, new))
     with pytest.raises(MintError, match=problem):
@@ -107,6 +112,6 @@ def test_the_predicate_plugs_into_mlx_lm(make: Maker, tmp_path: Path) -> None:
 
 
 def test_the_predicate_refuses_another_model(job: Job) -> None:
-    predicate = pipeline.make_plan(job, parse_budget("4.5bpw")).quant_predicate()
+    predicate = make_plan(job).quant_predicate()
     with pytest.raises(MintError, match="another model"):
         predicate("model.layers.9.mlp.up_proj", None)

@@ -82,6 +82,54 @@ def test_files_that_are_no_profile_are_refused(tmp_path: Path, text: str) -> Non
         load_profile(tmp_path / "p.json")
 
 
+def test_a_damaged_profile_is_made_anew_and_nothing_else_is_replaced(make: Maker, tmp_path: Path) -> None:
+    folder, file = str(make(llama(1))), tmp_path / "p.json"
+    pipeline.write_profile(folder, file)
+    whole = file.read_text()
+    file.write_text(whole[:500])
+    pipeline.write_profile(folder, file)
+    assert file.read_text() == whole
+    (tmp_path / "notes.json").write_text("{}")
+    for wrong in (tmp_path / "notes.json", tmp_path, tmp_path / "no" / "p.json"):
+        with pytest.raises(MintError):
+            pipeline.write_profile(folder, wrong)
+    for wrong in (file, tmp_path / "notes.json"):
+        with pytest.raises(MintError, match="something else"):
+            pipeline.plan_profile(file, "5bpw", wrong)
+    plan = tmp_path / "plan.yaml"
+    pipeline.plan_profile(file, "5bpw", plan)
+    with pytest.raises(MintError, match="--force"):
+        pipeline.plan_profile(file, "6bpw", plan)
+    pipeline.plan_profile(file, "6bpw", plan, force=True)
+
+
+def test_a_profile_carries_its_recipe(make: Maker, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine\nabout: stricter\nsqnr_floor: 30\n")
+    path, made = pipeline.write_profile(str(make(llama(1))), tmp_path / "p.json", str(tmp_path / "mine.yaml"))
+    plan, _ = pipeline.plan_profile(path, "smallest")
+    assert made.recipe.sqnr_floor == 30 and plan.recipe == "mine"
+    assert min(c.bits for c in plan.choice.values()) >= 5
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"order": ["model.embed_tokens"', '"order": ["model.surprise"'),
+        ('"dtype": "BF16"', '"dtype": "Q9"'),
+        ('"shape": [96, 128]', '"shape": "x"'),
+        ('"4bit-g64"', '"4bit-g63"'),
+        ('"recipe": {', '"recipe": 3, "x": {'),
+    ],
+)
+def test_a_profile_that_was_tampered_with_is_refused(make: Maker, tmp_path: Path, old: str, new: str) -> None:
+    path, _ = pipeline.write_profile(str(make(llama(1))), tmp_path / "p.json")
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(MintError, match="damaged"):
+        load_profile(path)
+
+
 def test_the_file_is_plain_json(make: Maker, tmp_path: Path) -> None:
     save_profile(pipeline.get_profile(pipeline.prepare(str(make(llama(1))))), tmp_path / "p.json")
     data = json.loads((tmp_path / "p.json").read_text())

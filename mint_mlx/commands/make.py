@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import MintError, UsageError
+from ..errors import UsageError
 from . import (
     EVERYDAY,
     STEPS,
@@ -24,6 +26,8 @@ from . import (
 
 if TYPE_CHECKING:
     from ..output import Output
+    from ..overview import SizeRow
+    from ..pipeline import Job
 
 
 @app.command(rich_help_panel=EVERYDAY)
@@ -62,105 +66,69 @@ def convert(
         raise UsageError("--public says how --upload-repo uploads: give that too")
     if upload_repo and hub.parse_repo(upload_repo) is None:
         raise UsageError(f"{upload_repo!r} is not a repository name: write org/name")
-    if budget is None and plan is None and uniform is None:
-        job = pipeline.prepare(model, recipe, weights=False)
-        pipeline.refuse_quantized(job)
-        _print_sizes(output, job, overview.size_table(job))
-        raise typer.Exit(2)
-    if dry_run:
-        _dry_run(output, model, budget, recipe, objective, plan, uniform, override or [], ignore_guards)
-        return
-    result = pipeline.convert(
+    request = pipeline.Request(
         model,
-        budget,
-        out,
+        budget=budget,
         plan=plan,
-        uniform_config=uniform,
+        uniform=uniform,
+        out=out,
         recipe=recipe,
         objective=objective,
         quantizer=quantizer,
         overrides=override or [],
         ignore_guards=ignore_guards,
         force=force,
-        smoke=not no_smoke,
-        report=output,
     )
+    if budget is None and plan is None and uniform is None:
+        _print_sizes(output, *overview.size_table(request))
+        raise typer.Exit(2)
+    if dry_run:
+        job, chosen, run = overview.dry_run(request)
+        for line in overview.dry_lines(job, chosen, run):
+            output.line(line)
+        output.table(*overview.config_rows(chosen, job.inventory))
+        output.result(asdict(run))
+        return
+    if upload_repo:
+        hub.check_upload(upload_repo, private=not public)
+    result = pipeline.carry_out(request, smoke=not no_smoke, report=output)
     output.close()
     data = pipeline.summary(result)
     output.table(*overview.config_rows(result.plan, result.inventory))
-    if budget == "smallest":
+    if budget == "smallest" and result.bits_per_weight < 4:
         output.note("this is the least that the safety floor allows: safe from collapse, but clearly worse than 4 bits")
     output.line(pipeline.describe(result))
     if result.sentence:
         output.line(f"it writes: {result.sentence}")
     if upload_repo:
         output.stage("upload")
-        data["uploaded"] = hub.upload(result.path, upload_repo, private=not public)
+        try:
+            data["uploaded"] = hub.upload(result.path, upload_repo, private=not public)
+        except Exception:
+            output.note(
+                f"{result.path} is complete; upload it with: hf upload {upload_repo} {shlex.quote(str(result.path))}"
+            )
+            raise
         output.line(f"uploaded to {data['uploaded']}")
     output.result(data)
-    output.line(f"mlx_lm.chat --model {result.path}")
+    output.line(f"mlx_lm.chat --model {shlex.quote(str(result.path))}")
 
 
-def _print_sizes(output: Output, job: Any, table: list[Any]) -> None:
-    from dataclasses import asdict
-
+def _print_sizes(output: Output, job: Job, table: list[SizeRow]) -> None:
     from .. import overview
     from ..units import both, count
 
-    output.line(
-        f"{job.source.name}: {count(job.inventory.parameters)} parameters, {both(job.source.weight_bytes)} of weights"
-    )
+    output.line(f"{job.source.name}: {count(job.inventory.parameters)} parameters, {both(job.source.weight_bytes)}")
     output.table(*overview.size_rows(table))
     output.line(
-        "Choose the largest that your Mac fits beside its other programs: 4.5bpw is the usual choice, below 4 quality "
-        "falls fast, above 6 little is left to gain."
+        "Mac: the smallest that has room for it. Choose the largest size that yours fits beside its other programs: "
+        "4.5bpw is the usual choice, below 4 quality falls fast, above 6 little is left to gain."
     )
     if table[0].loss is None:
         output.line("No weight has been read: sizes are exact, the smallest assumes a usual safety floor.")
     output.line(f"Then: mint-mlx convert {job.source.name if '/' in job.source.name else 'MODEL'} --budget 4.5bpw")
-    output.result(
-        {"source": job.source.name, "parameters": job.inventory.parameters, "sizes": [asdict(r) for r in table]}
-    )
-
-
-def _dry_run(
-    output: Output,
-    model: str,
-    budget: str | None,
-    recipe: str | None,
-    objective: str | None,
-    plan_file: Path | None,
-    uniform: str | None,
-    overrides: list[str],
-    ignore_guards: bool,
-) -> None:
-    from dataclasses import asdict
-
-    from .. import allocate, overview, pipeline
-    from ..plan import check_plan, read_plan
-    from ..quant import parse_config
-    from ..units import parse_budget
-
-    if sum(x is not None for x in (budget, plan_file, uniform)) != 1:
-        raise UsageError("give exactly one of --budget, --plan and --uniform")
-    parsed = [allocate.parse_override(text) for text in overrides]
-    job = pipeline.prepare(model, recipe, weights=False)
-    pipeline.refuse_quantized(job)
-    known = overview.known_profile(job) if budget is not None else None
-    if plan_file is not None:
-        plan = read_plan(plan_file)
-        check_plan(plan, job.inventory, ignore_guards)
-    elif uniform is not None:
-        plan = allocate.uniform(job.source, job.inventory, parse_config(uniform), parsed, ignore_guards)
-    else:
-        assert budget is not None
-        curves = known or overview.assumed_profile(job)
-        plan = allocate.allocate(curves, parse_budget(budget), job.recipe, objective, parsed, ignore_guards)
-    run = overview.dry_run(job, plan, known is not None, budget is not None)
-    for line in overview.dry_lines(job, plan, run):
-        output.line(line)
-    output.table(*overview.config_rows(plan, job.inventory))
-    output.result(asdict(run) | {"active_bytes": job.inventory.active_bytes(plan.choice)})
+    sizes = [asdict(row) for row in table]
+    output.result({"source": job.source.name, "parameters": job.inventory.parameters, "sizes": sizes})
 
 
 @app.command(rich_help_panel=EVERYDAY)
@@ -223,17 +191,8 @@ def profile(
     """Measure the error of every layer at every candidate; one profile serves every budget."""
     output = start(as_json)
     from .. import pipeline
-    from ..profile import load_profile, save_profile
 
-    job = pipeline.prepare(model, recipe)
-    pipeline.refuse_quantized(job)
-    path = out or Path(f"{job.source.name.rpartition('/')[2]}.profile.json")
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        raise MintError(f"{path} cannot be written: give a file in an existing folder with -o")
-    if path.is_file() and load_profile(path).fingerprint != job.source.fingerprint:
-        output.note(f"{path} is stale: {job.source.name} has changed since; it is measured anew")
-    made = pipeline.get_profile(job, output)
-    save_profile(made, path)
+    path, made = pipeline.write_profile(model, out, recipe, output)
     output.close()
     output.line(f"{path}: {len(made.curves)} layers. Next: mint-mlx allocate {path} --budget 4.5bpw -o plan.yaml")
     output.result({"profile": str(path), "layers": len(made.curves), "fingerprint": made.fingerprint})
@@ -250,6 +209,7 @@ def allocate(
     objective: ObjectiveOpt = None,
     override: OverrideOpt = None,
     ignore_guards: GuardsOpt = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing plan.")] = False,
     emit: Annotated[
         str | None, typer.Option(metavar="mlx", help="`mlx` prints the quantization block of a config.json.")
     ] = None,
@@ -259,33 +219,24 @@ def allocate(
     output = start(as_json)
     import json
 
-    from .. import allocate as allocation
-    from ..plan import plan_text, write_plan
-    from ..profile import load_profile
-    from ..recipes import find_recipe
-    from ..units import both, parse_budget
+    from .. import pipeline
+    from ..plan import plan_text
+    from ..units import both
 
     if emit not in (None, "mlx"):
         raise UsageError(f"--emit {emit} is unknown: there is only `--emit mlx`")
-    size = parse_budget(budget)
-    overrides = [allocation.parse_override(text) for text in override or []]
-    curves = load_profile(profile)
-    plan = allocation.allocate(
-        curves, size, find_recipe(recipe or curves.recipe, {}), objective, overrides, ignore_guards
+    plan, inventory = pipeline.plan_profile(
+        profile, budget, out, recipe, objective, override or [], ignore_guards, force
     )
-    total = plan.layout(curves.inventory).total
-    if out is not None:
-        write_plan(plan, curves.inventory, out)
+    total = plan.layout(inventory).total
     if emit == "mlx":
         print(json.dumps(plan.quantization(), indent=4))
         return
     if out is None:
-        output.line(plan_text(plan, curves.inventory).rstrip())
+        output.line(plan_text(plan, inventory).rstrip())
     else:
-        bits = total * 8 / curves.inventory.parameters
-        output.line(
-            f"{out}: {both(total)}, {bits:.2f} bits per weight, at most {plan.gap or 0:.3%} from the best possible"
-        )
+        bits = total * 8 / inventory.parameters
+        output.line(f"{out}: {both(total)}, {bits:.2f} bits per weight, at most {plan.gap:.3%} from the best possible")
         output.line(f"Next: mint-mlx convert MODEL --plan {out}")
     output.result(
         {

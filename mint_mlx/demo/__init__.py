@@ -27,7 +27,7 @@ def run(output: Output, out: Path | None = None) -> None:
         source = Path(scratch) / "demo-moe"
         shutil.copytree(MODEL, source)
         uniform = pipeline.convert(
-            str(source), None, f"{scratch}/uniform", uniform_config="4bit-g64", smoke=False, report=output
+            str(source), None, f"{scratch}/uniform", uniform="4bit-g64", smoke=False, report=output
         )
         target = out or Path(scratch) / "demo-moe-mint"
         ours = pipeline.convert(str(source), f"{uniform.bytes}B", target, report=output)

@@ -1,0 +1,111 @@
+"""Where results may be written, and how: whole or not at all, and never over something that isn't ours."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from .errors import MintError
+
+PATTERN = "*?["  # mlx-lm looks for weights with a pattern made of the folder's name
+PLAN_FILE = "mint-plan.yaml"  # in every checkpoint that we wrote
+OLD = ".replaced"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that it is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{os.getpid()}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def check_file(path: Path, marker: str, force: bool = False) -> None:
+    """Refuse to write a file where it can't be or over something else.
+
+    Args:
+        path: where to write.
+        marker: what a file of this kind holds near its beginning.
+        force: replace an existing file of this kind.
+
+    Raises:
+        MintError: the folder is missing, the path is a folder, or a file is there that may not be replaced.
+    """
+    if not path.name or path.is_dir() or not path.absolute().parent.is_dir():
+        raise MintError(f"{path} cannot be written: give a file in an existing folder with -o")
+    if path.exists():
+        with path.open("rb") as file:
+            ours = marker.encode() in file.read(1000)
+        if not ours:
+            raise MintError(f"{path} exists and is something else: choose another file with -o")
+        if not force:
+            raise MintError(f"{path} exists already: choose another file with -o, or replace it with --force")
+
+
+def check_name(path: Path, what: str) -> None:
+    """Refuse a folder whose name mlx-lm can't handle.
+
+    Raises:
+        MintError: it holds a pattern's or a control character.
+    """
+    bad = [c for c in str(path) if c in PATTERN or not c.isprintable()]
+    if bad:
+        raise MintError(f"the {what}'s path {str(path)!r} holds {bad[0]!r}, which mlx-lm cannot handle: rename it")
+
+
+def check_target(target: Path, source: Path | None, force: bool) -> None:
+    """Refuse a folder to write to that can't be, or that would cost something.
+
+    Args:
+        target: the folder.
+        source: the folder that is read from, which may not be touched.
+        force: replace an existing checkpoint of ours.
+
+    Raises:
+        MintError: saying what stands there and what to do.
+    """
+    name = target.name
+    if name in ("", ".", "..") or len(name.encode()) > 200:
+        raise MintError(f"{str(target)!r} is not a name for a new folder: give another one with -o")
+    check_name(target, "output folder")
+    parent = target.absolute().parent
+    if not parent.is_dir():
+        raise MintError(f"the folder {parent} does not exist: make it, or choose another with -o")
+    if target.is_symlink():
+        raise MintError(f"{target} is a link: give the folder itself with -o")
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise MintError(f"{target} is a file: choose another folder with -o")
+    if not force:
+        raise MintError(f"{target} exists already: choose another folder with -o, or replace it with --force")
+    place = target.resolve()
+    for precious, word in ((source, "the source"), (Path.cwd(), "the current folder")):
+        if precious is not None and (precious.resolve() == place or place in precious.resolve().parents):
+            raise MintError(f"{target} is or holds {word}, which --force would delete: choose another folder with -o")
+    if any(target.iterdir()) and not ((target / PLAN_FILE).is_file() and (target / "config.json").is_file()):
+        raise MintError(
+            f"{target} is not a checkpoint that mint-mlx wrote, so --force does not replace it: choose another"
+        )
+
+
+def work_folder(target: Path) -> Path:
+    """The folder beside the target in which the work is done."""
+    return target.with_name(target.name + ".partial")
+
+
+def put_in_place(work: Path, target: Path, force: bool) -> None:
+    """Give finished work its name; what stood there before is removed only after that.
+
+    Raises:
+        MintError: something has appeared at the target meanwhile.
+    """
+    if not target.exists():
+        work.replace(target)
+        return
+    check_target(target, None, force)
+    old = target.with_name(f"{target.name}{OLD}-{os.getpid()}")
+    target.replace(old)
+    work.replace(target)
+    shutil.rmtree(old)

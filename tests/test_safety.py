@@ -1,0 +1,229 @@
+"""Nothing is lost and nothing half-made looks whole: bad sources, precious folders, ends that were cut short."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from conftest import Maker, llama, qwen3_moe
+
+from mint_mlx import pipeline
+from mint_mlx.converters import checkpoint, writer
+from mint_mlx.errors import MintError
+from mint_mlx.pipeline import convert
+
+Weights = dict[str, mx.array]
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def edit_weights(folder: Path, change: Callable[[Weights], Weights]) -> None:
+    weights = change(dict(mx.load(str(folder / "model.safetensors"))))
+    mx.eval(weights)
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+
+
+def spoil_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def cut_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    file.write_bytes(file.read_bytes()[:500])
+
+
+def spoil_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% for %}")
+
+
+def spoil_text_config(folder: Path) -> None:
+    edit_config(folder, text_config="x")
+
+
+def say_gptq(folder: Path) -> None:
+    edit_config(folder, quantization_config={"quant_method": "gptq"})
+
+
+def spoil_link(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("blobs/gone")
+
+
+def int8(folder: Path) -> None:
+    edit_weights(folder, lambda w: w | {"lm_head.weight": w["lm_head.weight"].astype(mx.int8)})
+
+
+def extra_tensor(folder: Path) -> None:
+    edit_weights(folder, lambda w: w | {"model.surprise": mx.zeros((2,))})
+
+
+def spoil_weights(folder: Path) -> None:
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(20_000)
+
+
+def spoil_type(folder: Path) -> None:
+    edit_config(folder, model_type="no_such_model")
+
+
+def spoil_shape(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=7)
+
+
+def spoil_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def spoil_fields(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+
+
+def bring_code(folder: Path) -> None:
+    edit_config(folder, model_file="evil.py")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (spoil_tokenizer, "no tokenizer"),
+        (cut_tokenizer, "tokenizer of model cannot be read"),
+        (spoil_template, "chat template"),
+        (spoil_text_config, "text_config"),
+        (say_gptq, "quantized with gptq"),
+        (spoil_link, "not a regular file"),
+        (int8, "lm_head has weights of type I8"),
+        (extra_tensor, "model.surprise"),
+        (spoil_weights, "truncated"),
+        (spoil_type, "no model of type 'no_such_model'"),
+        (spoil_shape, "cannot build"),
+        (spoil_config, "not valid JSON"),
+        (spoil_fields, "cannot build"),
+        (bring_code, "code of its own"),
+    ],
+)
+def test_bad_sources_are_refused_and_leave_nothing(make: Maker, tmp_path: Path, spoil: Any, problem: str) -> None:
+    folder = make(llama(2))
+    spoil(folder)
+    with pytest.raises(MintError, match=problem):
+        convert(str(folder), "5bpw", tmp_path / "out")
+    assert {p.name for p in tmp_path.iterdir()} == {"model"}
+
+
+def test_force_deletes_nothing_but_our_own_checkpoints(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make(llama(1), "proj/src")
+    (tmp_path / "proj" / "thesis").write_text("")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "notes")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(p for p in tmp_path.rglob("*") if "cache" not in p.parts)
+    for target in ("proj/src", "proj", "notes", "link", "gone", "file", ".", "..", "a[1]", "x" * 250, "no/parent", ""):
+        with pytest.raises(MintError):
+            convert(str(source), "5bpw", target, smoke=False, force=True)
+    assert sorted(p for p in tmp_path.rglob("*") if "cache" not in p.parts) == before
+
+
+def test_a_work_folder_with_other_files_is_left_alone(make: Maker, tmp_path: Path) -> None:
+    source = str(make(llama(1)))
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "gold").write_text("")
+    (tmp_path / "other.partial").write_text("")
+    for name in ("out", "other"):
+        with pytest.raises(MintError, match="rename it"):
+            convert(source, "5bpw", tmp_path / name, smoke=False)
+    assert (tmp_path / "out.partial" / "gold").exists() and (tmp_path / "other.partial").is_file()
+
+
+def test_a_folder_that_appears_meanwhile_is_left_alone(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def appear(*args: Any) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "precious").write_text("")
+
+    monkeypatch.setattr(checkpoint, "verify", appear)
+    with pytest.raises(MintError, match="exists already"):
+        convert(str(make(llama(1))), "5bpw", tmp_path / "out", smoke=False)
+    assert (tmp_path / "out" / "precious").exists()
+
+
+def test_an_end_that_was_cut_short_is_resumed(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    folder = str(make(llama(1)))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "verify", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            convert(folder, "5bpw", tmp_path / "out", smoke=False)
+    assert (tmp_path / "out.partial" / "model.safetensors").is_file()
+    monkeypatch.setattr(writer.Writer, "put", lambda *_: pytest.fail("nothing is left to write"))
+    convert(folder, "5bpw", tmp_path / "out", smoke=False)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_result_that_cannot_generate_gets_no_name(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx_lm
+
+    def fail(*args: Any, **kwargs: Any) -> str:
+        raise TypeError("unsupported operand")
+
+    monkeypatch.setattr(mlx_lm, "generate", fail)
+    with pytest.raises(MintError, match="cannot generate"):
+        convert(str(make(qwen3_moe(1))), "5bpw", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("how", [{"budget": "5bpw"}, {"uniform": "4bit-g64"}])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(make: Maker, tmp_path: Path, how: dict[str, str], value: float) -> None:
+    folder = make(llama(1))
+    name = "model.layers.0.self_attn.q_proj.weight"
+
+    def spoil(weights: Weights) -> Weights:
+        weights[name][3, 4] = value
+        return weights
+
+    edit_weights(folder, spoil)
+    with pytest.raises(MintError, match=name):
+        convert(str(folder), out=tmp_path / "out", smoke=False, **how)
+
+
+def test_a_plan_from_another_model_names_the_model_that_was_converted(make: Maker, tmp_path: Path) -> None:
+    folder = make(llama(1))
+    convert(str(folder), "5bpw", tmp_path / "a", smoke=False)
+    plan = (tmp_path / "a" / "mint-plan.yaml").read_text().replace("name: model", "name: Qwen/Other")
+    (tmp_path / "plan.yaml").write_text(plan)
+    convert(str(folder), plan=str(tmp_path / "plan.yaml"), out=tmp_path / "b", smoke=False)
+    assert "Qwen/Other" not in (tmp_path / "b" / "README.md").read_text()
+    assert "Qwen/Other" not in (tmp_path / "b" / "mint-plan.yaml").read_text()
+
+
+def test_a_wrong_name_costs_no_profile(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "get_profile", lambda *_: pytest.fail("profiled before checking"))
+    folder = str(make(llama(1)))
+    for wrong in ({"objective": "nosuch"}, {"quantizer": "nosuch"}, {"overrides": ["nosuch=4bit-g64"]}):
+        with pytest.raises(MintError, match="nosuch"):
+            convert(folder, "5bpw", tmp_path / "out", **wrong)
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "file"))
+    convert(str(make(llama(1))), "5bpw", tmp_path / "out", smoke=False)
+    assert (tmp_path / "out" / "config.json").is_file()
