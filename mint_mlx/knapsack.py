@@ -37,8 +37,8 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """Relative distance to the bound: how much better any other choice could possibly be."""
-        return 0.0 if self.loss <= 0 else max(0.0, (self.loss - self.bound) / self.loss)
+        """How much better any other choice could possibly be: the relative distance to the bound, 0 if proven best."""
+        return 0.0 if self.optimal or self.loss <= 0 else max(0.0, (self.loss - self.bound) / self.loss)
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def layer_table(layers: list[LayerRow]) -> tuple[list[str], list[Row]]:
         sqnr = f"{sqnr_db(max(worst)):.1f}" if worst else "-"
         name, size = collapse([layer.path for layer in group], blocks), sum(layer.bytes for layer in group)
         rows.append([name, first.role, first.shape, first.config, human(size), sqnr])
-    return ["layer", "role", "shape", "as", "bytes", "worst SQNR dB"], rows
+    return ["layer", "role", "shape", "as", "bytes", "SQNR dB"], rows
 
 
 def config_rows(plan: Plan, inventory: Inventory) -> tuple[list[str], list[Row]]:

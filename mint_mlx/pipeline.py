@@ -360,10 +360,15 @@ def summary(result: Result) -> dict[str, Any]:
     }
 
 
+def _gap(plan: Plan) -> str:
+    if plan.gap is None:
+        return ""
+    return f"; at most {plan.gap:.3%} from the best choice" if plan.gap else "; no choice of layers has a lower loss"
+
+
 def describe(result: Result) -> str:
     """A finished conversion in one line."""
     return (
         f"{result.path}: {both(result.bytes)}, {result.bits_per_weight:.2f} bits per weight; decoding reads "
-        f"{human(result.active_bytes)} a token, {result.active_ratio:.2f}x of uniform 4bit-g64"
-        + (f"; at most {result.plan.gap:.2%} from the best choice of layers" if result.plan.gap is not None else "")
+        f"{human(result.active_bytes)} a token, {result.active_ratio:.2f}x of uniform 4bit-g64" + _gap(result.plan)
     )

@@ -236,7 +236,7 @@ def allocate(
         output.line(plan_text(plan, inventory).rstrip())
     else:
         bits = total * 8 / inventory.parameters
-        output.line(f"{out}: {both(total)}, {bits:.2f} bits per weight, at most {plan.gap:.3%} from the best possible")
+        output.line(f"{out}: {both(total)}, {bits:.2f} bits per weight, within {plan.gap:.3%} of the best possible")
         output.line(f"Next: mint-mlx convert MODEL --plan {out}")
     output.result(
         {
