@@ -32,11 +32,22 @@ class Windows:
 
     @property
     def positions(self) -> slice:
-        """The positions whose predictions are scored."""
-        return slice(self.first - 1, self.tokens.shape[1] - 1)
+        """The positions whose predictions are compared; the last one predicts a token beyond the window."""
+        return slice(self.first - 1, self.tokens.shape[1])
+
+    @property
+    def per_window(self) -> int:
+        """Number of such positions."""
+        return int(self.tokens.shape[1]) - self.first + 1
+
+    @property
+    def following(self) -> np.ndarray:
+        """The token that comes after each one, int32 (windows, tokens); after the last one stands a 0 for none."""
+        return np.pad(self.tokens[:, 1:], ((0, 0), (0, 1)))
 
     @property
     def scored(self) -> int:
+        """Number of tokens whose likelihood counts."""
         return len(self.tokens) * (self.tokens.shape[1] - self.first)
 
 

@@ -1,7 +1,7 @@
 """The source's own predictions, kept on disk: computed once, compared with any number of candidates.
 
-For each scored token: the K most probable next tokens with their log-probabilities, the mass of all others, and the
-true token's log-probability. With K below the vocabulary the KL divergence is that of the distribution whose rare
+For each compared position: the K most probable next tokens with their log-probabilities, the mass of all others, and
+the true token's log-probability. With K below the vocabulary the KL divergence is that of the distribution whose rare
 tokens are merged into one, which is a little less than the true one; the difference is measured on tokens kept whole.
 """
 
@@ -23,7 +23,7 @@ from ..errors import MintError
 from ..runner import Routing, Runner, forward
 from .protocol import Windows
 
-SCHEMA = 1
+SCHEMA = 2
 FILE_BYTES = 1_000_000_000  # K is as large as a file of this size allows
 LEAST_K = 128
 WHOLE = 32  # tokens whose distribution is kept whole
@@ -32,18 +32,18 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Part:
-    """One set of windows with the source's predictions for its n scored tokens.
+    """One set of windows with the source's predictions at its n compared positions.
 
     Attributes:
         windows: the tokens.
         ids: int (n, K), most probable first.
         logp: float32 (n, K).
         rest: float32 (n,), log of the mass of all other tokens (-inf where K is the vocabulary).
-        true: float32 (n,), log-probability of the token that came.
-        whole: int (w,), which of the n tokens are kept whole.
+        true: float32 (n,), log-probability of the token that came (no token came at a window's last position).
+        whole: int (w,), which of the n positions are kept whole.
         whole_logp: float32 (w, vocabulary).
         routing: int (windows, tokens, k) for each layer with experts.
-        control: bool (n,), whether the token that came is a control token (chat only).
+        control: bool (scored tokens,), whether the token that came is a control token (chat only).
     """
 
     windows: Windows
@@ -108,15 +108,16 @@ def predict(
     """
     routing = Routing()
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("ids", "logp", "rest", "true", "whole")}
-    wanted = np.linspace(0, windows.scored - 1, min(WHOLE, windows.scored)).astype(np.int64)
-    per_window = windows.tokens.shape[1] - windows.first
+    total = len(windows.tokens) * windows.per_window
+    wanted = np.linspace(0, total - 1, min(WHOLE, total)).astype(np.int64)
+    following = windows.following
     order: list[np.ndarray] = []
     whole_at: list[np.ndarray] = []
     for piece in forward(runner, windows.tokens, batch, routing):
         taken = take(piece.columns, windows)
         if taken is None:
             continue
-        inside, targets = taken
+        inside, positions = taken
         logp = log_softmax(piece.logits[:, inside])
         n, vocabulary = logp.shape[0] * logp.shape[1], logp.shape[-1]
         flat = logp.reshape(n, vocabulary)
@@ -125,10 +126,9 @@ def predict(
         top = mx.take_along_axis(flat, ids, axis=-1)
         by_size = mx.argsort(-top, axis=-1)
         ids, top = mx.take_along_axis(ids, by_size, axis=-1), mx.take_along_axis(top, by_size, axis=-1)
-        true = mx.take_along_axis(logp, mx.array(windows.tokens[piece.rows, targets])[..., None], axis=-1)
+        true = mx.take_along_axis(logp, mx.array(following[piece.rows, positions])[..., None], axis=-1)
         rest = rest_mass(top) if k < vocabulary else mx.full((n,), -mx.inf)
-        rows = np.arange(piece.rows.start, piece.rows.stop)[:, None] * per_window
-        place = (rows + np.arange(targets.start - windows.first, targets.stop - windows.first)).reshape(-1)
+        place = places(piece.rows, positions, windows)
         keep = np.flatnonzero(np.isin(place, wanted))
         whole = flat[mx.array(keep)] if len(keep) else None
         mx.eval(ids, top, rest, true, *([whole] if whole is not None else []))
@@ -168,11 +168,17 @@ def rest_mass(top: mx.array) -> mx.array:
 
 
 def take(columns: slice, windows: Windows) -> tuple[slice, slice] | None:
-    """Of a piece's positions those that are scored: as a slice into the piece, and the tokens that they predict."""
+    """Of a piece's positions those that are compared: as a slice into the piece, and as they stand in the window."""
     start, stop = max(columns.start, windows.positions.start), min(columns.stop, windows.positions.stop)
     if start >= stop:
         return None
-    return slice(start - columns.start, stop - columns.start), slice(start + 1, stop + 1)
+    return slice(start - columns.start, stop - columns.start), slice(start, stop)
+
+
+def places(rows: slice, positions: slice, windows: Windows) -> np.ndarray:
+    """Which of all n compared positions these are, in order; int (rows x positions,)."""
+    start = np.arange(rows.start, rows.stop)[:, None] * windows.per_window - windows.positions.start
+    return (start + np.arange(positions.start, positions.stop)).reshape(-1)
 
 
 def _small(routing: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from ..cpu import exp
 from ..errors import MintError
 from ..runner import Routing, Runner, forward
 from .protocol import Windows
-from .reference import Part, Progress, log_softmax, rest_mass, take
+from .reference import Part, Progress, log_softmax, places, rest_mass, take
 
 PER_TOKEN = ("nll", "kl", "top1", "dp")
 
@@ -22,10 +22,11 @@ class Score:
 
     Attributes:
         nll: float64 (windows, tokens): -log of the true token's probability, in nats.
-        kl: the source's distribution against the model's, in nats.
-        top1: whether both put the same token first.
-        dp: the true token's probability, model minus source.
-        whole: float64 (w, 2): exact and merged KL of the tokens kept whole.
+        kl: float64 (windows, positions): the source's distribution against the model's, in nats. There is one position
+            more than there are tokens: the window's last one, whose token isn't in it.
+        top1: (windows, positions): whether both put the same token first.
+        dp: (windows, tokens): the true token's probability, model minus source.
+        whole: float64 (w, 2): exact and merged KL at the positions kept whole.
         routing: the experts chosen, by layer: int (windows, tokens, k).
         finished: windows finished.
     """
@@ -55,16 +56,15 @@ def score(
         MintError: the logits aren't finite, or the vocabulary is smaller than the source's.
         KeyboardInterrupt: before the first window was finished.
     """
-    per_window = windows.tokens.shape[1] - windows.first
-    arrays = {name: np.zeros((len(windows.tokens), per_window)) for name in PER_TOKEN}
+    arrays = {name: np.zeros((len(windows.tokens), windows.per_window)) for name in PER_TOKEN}
     routing, whole, finished = Routing(), np.zeros((0, 2)), 0
     try:
         for piece in forward(runner, windows.tokens, batch, routing if part is not None and part.routing else None):
             taken = take(piece.columns, windows)
             if taken is not None:
-                inside, targets = taken
-                columns = slice(targets.start - windows.first, targets.stop - windows.first)
-                values, exact = _measure(piece.logits[:, inside], windows, piece.rows, targets, part)
+                inside, positions = taken
+                columns = slice(positions.start - windows.positions.start, positions.stop - windows.positions.start)
+                values, exact = _measure(piece.logits[:, inside], windows, piece.rows, positions, part)
                 for name, value in values.items():
                     arrays[name][piece.rows, columns] = value
                 whole = np.concatenate([whole, exact])
@@ -75,6 +75,7 @@ def score(
         if not finished:
             raise
     done = {name: array[:finished] for name, array in arrays.items()}
+    done["nll"], done["dp"] = done["nll"][:, :-1], done["dp"][:, :-1]  # no token came at the last position
     if part is None:
         return Score(done["nll"], finished=finished)
     chosen = [r[:finished] for r in _whole_windows(routing, windows)]
@@ -89,18 +90,16 @@ def _whole_windows(routing: Routing, windows: Windows) -> list[np.ndarray]:
 
 
 def _measure(
-    logits: mx.array, windows: Windows, rows: slice, targets: slice, part: Part | None
+    logits: mx.array, windows: Windows, rows: slice, positions: slice, part: Part | None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Measures of one piece, each (rows, targets), and exact beside merged KL of the tokens kept whole."""
+    """Measures of one piece, each (rows, positions), and exact beside merged KL of the tokens kept whole."""
     shape = logits.shape[:2]
     logq = log_softmax(logits)
-    true = mx.take_along_axis(logq, mx.array(windows.tokens[rows, targets])[..., None], axis=-1)[..., 0]
+    true = mx.take_along_axis(logq, mx.array(windows.following[rows, positions])[..., None], axis=-1)[..., 0]
     if part is None:
         mx.eval(true)
         return {"nll": _finite(-np.asarray(true, dtype=np.float64))}, np.zeros((0, 2))
-    per_window = windows.tokens.shape[1] - windows.first
-    place = np.arange(rows.start, rows.stop)[:, None] * per_window
-    place = (place + np.arange(targets.start - windows.first, targets.stop - windows.first)).reshape(-1)
+    place = places(rows, positions, windows)
     flat = logq.reshape(len(place), -1)
     ids, logp = mx.array(part.ids[place].astype(np.int32)), mx.array(part.logp[place])
     if int(part.ids.max(initial=0)) >= flat.shape[-1]:

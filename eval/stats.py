@@ -83,7 +83,7 @@ def divergence_figures(scores: list[Score], parts: list[Part]) -> dict[str, Any]
     mean, se, _ = mean_and_se(kl)
     flat = np.concatenate([v.reshape(-1) for v in kl])
     dp = np.concatenate([s.dp.reshape(-1) for s, _ in pairs if s.dp is not None])
-    difference = [s.nll + p.true.reshape(len(p.windows.tokens), -1)[: len(s.nll)] for s, p in pairs]
+    difference = [s.nll + p.true.reshape(len(p.windows.tokens), -1)[: len(s.nll), :-1] for s, p in pairs]
     ln_ppl, ln_se, count = mean_and_se(difference)
     half = None if ln_se is None else student(count - 1) * ln_se
     whole = np.concatenate([s.whole for s, _ in pairs])
@@ -140,7 +140,7 @@ def _routing_figures(pairs: list[tuple[Score, Part]]) -> dict[str, Any]:
 
 def _control_figures(pairs: list[tuple[Score, Part]]) -> dict[str, Any]:
     """KL at control tokens (chat only)."""
-    at = [(s.kl.reshape(-1), p.control[: s.kl.size]) for s, p in pairs if s.kl is not None]
+    at = [(s.kl[:, :-1].reshape(-1), p.control[: s.nll.size]) for s, p in pairs if s.kl is not None]
     marked = np.concatenate([kl[control] for kl, control in at])
     if not len(marked):
         return {}

@@ -157,13 +157,11 @@ def _dense(module: Any) -> Any:
 
 
 def _restore(module: Any) -> mx.array:
-    """The weight of a quantized module in float32, as MLX's matrix products see it (they never round it to bf16)."""
-    scales, biases = module.scales, module.get("biases")
-    if module.mode == "affine":
-        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-    return mx.dequantize(
-        module.weight, scales, biases, module.group_size, module.bits, mode=module.mode, dtype=mx.float32
+    """The weight of a quantized module as `mx.dequantize` defines it (in the type of its scales), in float32."""
+    weight = mx.dequantize(
+        module.weight, module.scales, module.get("biases"), module.group_size, module.bits, mode=module.mode
     )
+    return weight.astype(mx.float32)
 
 
 def forward(runner: Runner, tokens: np.ndarray, batch: int, routing: Routing | None = None) -> Iterator[Piece]:

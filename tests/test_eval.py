@@ -134,7 +134,7 @@ def test_divergence_equals_its_definition(make: Maker, tmp_path: Path, model: tu
     kl = (np.exp(p) * (p - q)).sum(-1)
     np.testing.assert_allclose(found.kl, kl, rtol=1e-3, atol=1e-6)
     targets = RANDOM.tokens[:, 1:, None]
-    true_p, true_q = (np.take_along_axis(x, targets, -1)[..., 0] for x in (p, q))
+    true_p, true_q = (np.take_along_axis(x[:, :-1], targets, -1)[..., 0] for x in (p, q))
     np.testing.assert_allclose(found.dp, np.exp(true_q) - np.exp(true_p), atol=1e-5)
     np.testing.assert_array_equal(found.top1, p.argmax(-1) == q.argmax(-1))
     figures = stats.divergence_figures([found], [predictions(source, RANDOM)])
@@ -143,9 +143,9 @@ def test_divergence_equals_its_definition(make: Maker, tmp_path: Path, model: tu
 
 
 def full_logp(folder: Path) -> np.ndarray:
-    """Log-probabilities (windows, positions, vocabulary) of the scored positions, in float64."""
+    """Log-probabilities (windows, positions, vocabulary), in float64."""
     loaded = runner.load_runner(folder)
-    logits = np.array(loaded.model(mx.array(RANDOM.tokens)), dtype=np.float64)[:, :-1]
+    logits = np.array(loaded.model(mx.array(RANDOM.tokens)), dtype=np.float64)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
@@ -210,10 +210,16 @@ def test_a_reference_is_portable(make: Maker, tmp_path: Path) -> None:
         evaluate(str(tmp_path / "out"), settings, source=str(file))
 
 
-def test_a_quantized_checkpoint_scores_as_stock_mlx_lm_runs_it(make: Maker, tmp_path: Path) -> None:
+def test_a_quantized_checkpoint_runs_as_its_source_with_dequantized_weights(make: Maker, tmp_path: Path) -> None:
     folder = make(qwen3_moe(2))
-    pipeline.convert(str(folder), "5bpw", tmp_path / "out", smoke=False)
-    stock = mlxlm.build_model(tmp_path / "out")
+    result = pipeline.convert(str(folder), "5bpw", tmp_path / "out", smoke=False)
+    written = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    stock = mlxlm.build_model(folder)
+    for path, config in result.plan.choice.items():
+        if config.quantized:
+            packed = [written[f"{path}.{name}"] for name in ("weight", "scales", "biases")]
+            weight = mx.dequantize(*packed, group_size=config.group_size, bits=config.bits)
+            stock.load_weights([(f"{path}.weight", weight)], strict=False)
     stock.set_dtype(mx.float32)
     tokens = mx.array(RANDOM.tokens)
     dense = runner.load_runner(tmp_path / "out").model
@@ -256,7 +262,7 @@ def test_windows() -> None:
     assert np.array_equal(some.tokens, cut(ids, "windows", 32, 5, seed=1).tokens)
     assert not np.array_equal(some.tokens, cut(ids, "windows", 32, 5, seed=2).tokens)
     half = cut(ids, "llama.cpp", 32, bos=7)
-    assert (half.tokens[:, 0] == 7).all() and half.positions == slice(16, 31) and half.scored == 31 * 15
+    assert (half.tokens[:, 0] == 7).all() and half.positions == slice(16, 32) and half.scored == 31 * 15
     with pytest.raises(MintError, match="less than one window"):
         cut(np.arange(10), "windows", 32)
     for wrong in (("chunks", 32, None), ("windows", 2, None), ("windows", 32, 0)):
@@ -299,7 +305,9 @@ def test_an_interruption_gives_the_figures_so_far(make: Maker, monkeypatch: pyte
 
     monkeypatch.setattr(runner, "_hidden", interrupt)
     found = score.score(loaded, RANDOM, 1, part)
-    assert found.finished == 2 and found.nll.shape == found.kl.shape == (2, 23) and len(found.routing[0]) == 2
+    assert (
+        found.finished == 2 and found.nll.shape == (2, 23) and found.kl.shape == (2, 24) and len(found.routing[0]) == 2
+    )
     assert stats.divergence_figures([found], [part])["kl"] == pytest.approx(0, abs=1e-6)
 
 

@@ -72,8 +72,8 @@ def test_the_reported_gap_holds_against_an_exact_solver(seed: int) -> None:
     assert solution is not None and solution.bytes <= budget
     best = milp(costs, losses, budget)
     assert solution.bound <= best * (1 + 1e-6)
-    # HiGHS itself stops some 1e-6 above the optimum
-    assert best * (1 - 1e-5) <= solution.loss <= best * (1 + solution.gap + 1e-6)
+    # HiGHS itself stops some 1e-6 above the optimum, or exceeds the budget by as much
+    assert best * (1 - 1e-5) <= solution.loss <= best * (1 + solution.gap + 1e-5)
     if solution.optimal:
         assert solution.loss == pytest.approx(best, rel=1e-4)
 
