@@ -30,7 +30,7 @@ from ..versions import versions
 from . import peers, stats
 from .evaluate import Settings, cut_text, device, get_reference, score_model
 from .protocol import Windows
-from .reference import Reference, text_hash
+from .reference import SCHEMA, Reference, text_hash
 from .text import read_text
 
 UNIFORM = ("uniform-g32", "uniform-g64", "uniform-g128")
@@ -153,7 +153,7 @@ class _Bench:
         parts, control = cut_text(job.source, settings, None, report)
         self.parts: list[Windows] = parts
         self.reference: Reference = get_reference(job.source, parts, control, settings, report)
-        self.score_file = f"score-{text_hash(parts)}-{device()}.json"
+        self.score_file = f"score{SCHEMA}-{text_hash(parts)}-{device()}.json"
 
     def peers(self, names: Sequence[str], budgets: Sequence[int], text: str | None) -> Iterator[Made]:
         """Every peer at its sizes near the budgets, each size once."""

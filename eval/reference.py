@@ -26,7 +26,7 @@ from .protocol import Windows
 SCHEMA = 2
 FILE_BYTES = 1_000_000_000  # K is as large as a file of this size allows
 LEAST_K = 128
-WHOLE = 32  # tokens whose distribution is kept whole
+WHOLE = 1 << 24  # probabilities kept in distributions that are kept whole
 Progress = Callable[[int, int], None]
 
 
@@ -109,7 +109,7 @@ def predict(
     routing = Routing()
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("ids", "logp", "rest", "true", "whole")}
     total = len(windows.tokens) * windows.per_window
-    wanted = np.linspace(0, total - 1, min(WHOLE, total)).astype(np.int64)
+    wanted = np.zeros(0, dtype=np.int64)
     following = windows.following
     order: list[np.ndarray] = []
     whole_at: list[np.ndarray] = []
@@ -122,6 +122,8 @@ def predict(
         n, vocabulary = logp.shape[0] * logp.shape[1], logp.shape[-1]
         flat = logp.reshape(n, vocabulary)
         k = choose_k(scored, vocabulary)
+        if not len(wanted):
+            wanted = np.linspace(0, total - 1, min(max(1, WHOLE // vocabulary), total)).astype(np.int64)
         ids = mx.argpartition(-flat, k - 1, axis=-1)[:, :k] if k < vocabulary else mx.broadcast_to(mx.arange(k), (n, k))
         top = mx.take_along_axis(flat, ids, axis=-1)
         by_size = mx.argsort(-top, axis=-1)

@@ -156,7 +156,7 @@ def test_merged_rare_tokens_lower_the_divergence_by_what_is_reported(
     pipeline.convert(str(source), "4.2bpw", tmp_path / "out", smoke=False)
     exact = run(tmp_path / "out", RANDOM, part=predictions(source, RANDOM))
     monkeypatch.setattr(reference, "LEAST_K", 8)
-    monkeypatch.setattr(reference, "WHOLE", 10_000)  # every token, so that the reported error is exact
+    monkeypatch.setattr(reference, "WHOLE", 10**6)  # every position, so that the reported error is exact
     few = predictions(source, RANDOM, scored=10**12)
     assert few.ids.shape[1] == 8
     merged = run(tmp_path / "out", RANDOM, part=few)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,7 +61,7 @@ def evaluate(
     output.result({key: value for key, value in figures.items() if not key.startswith("window_")})
     if figures["interrupted"]:
         output.note("interrupted: these are the figures of the windows that were finished")
-        raise typer.Exit(INTERRUPTED)
+        sys.exit(INTERRUPTED)
 
 
 @app.command(rich_help_panel=PROOF)
@@ -114,7 +115,6 @@ def _compare(
     output: Output, entry: Entry, baseline_text: str | None, settings: Settings, speed: bool, folder: Path
 ) -> dict[str, Any]:
     import shlex
-    import sys
 
     from ..eval import results
     from ..eval.compare import compare
