@@ -274,10 +274,11 @@ def _experts_read(model: Any, config: dict[str, Any], path: str, experts: int) -
         module = module[int(name)] if name.isdigit() else getattr(module, name)
         holders.append(module)
     for holder in reversed(holders):
-        for key in _TOP_K:
-            value = getattr(holder, key, None)
-            if type(value) is int and 0 < value <= experts:
-                return value / experts
+        for owner in (holder, getattr(holder, "args", None), getattr(holder, "config", None)):
+            for key in _TOP_K:
+                value = getattr(owner, key, None)
+                if type(value) is int and 0 < value <= experts:
+                    return value / experts
     for table in (config, config.get("text_config") or {}, config.get("ffn_config") or {}):
         for key in _TOP_K:
             if type(table.get(key)) is int and 0 < table[key] <= experts:

@@ -251,6 +251,8 @@ def _streamed_hidden(runner: Runner, tokens: mx.array, batch: int) -> Any:
             for start in range(0, count, batch):
 
                 def cut(value: Any, start: int = start) -> Any:
+                    if isinstance(value, tuple):
+                        return tuple(cut(item, start) for item in value)
                     whole = isinstance(value, mx.array) and value.ndim > 1 and value.shape[0] == count
                     return value[start : start + batch] if whole else value
 
@@ -258,7 +260,7 @@ def _streamed_hidden(runner: Runner, tokens: mx.array, batch: int) -> Any:
                 mx.eval(parts[-1])
             for _, leaf in _leaves(self):
                 leaf.clear()
-            out = mx.concatenate(parts)
+            out = _joined(parts)
             mx.eval(out)
             mx.clear_cache()
             return out
@@ -270,6 +272,13 @@ def _streamed_hidden(runner: Runner, tokens: mx.array, batch: int) -> Any:
         hidden = _hidden(runner, tokens)
         mx.eval(hidden)
     return hidden
+
+
+def _joined(parts: list[Any]) -> Any:
+    """A block's outputs for all windows: arrays end to end, tuples item by item."""
+    if isinstance(parts[0], tuple):
+        return tuple(_joined([part[i] for part in parts]) for i in range(len(parts[0])))
+    return mx.concatenate(parts) if isinstance(parts[0], mx.array) else parts[0]
 
 
 @contextmanager

@@ -1,0 +1,212 @@
+"""A tiny config for every family of mlx-lm that has routed experts, for tests that hold whatever the family."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from conftest import VOCAB, write_tokenizer
+from mlx.utils import tree_flatten
+
+# What most families call alike; a family takes what its ModelArgs names.
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e4,
+    "max_position_embeddings": 128,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_local_experts": 8,
+    "num_shared_experts": 1,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+    "qk_head_dim": 48,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "topk_method": "noaux_tc",
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+    "routed_scaling_factor": 1.0,
+    "moe_layer_freq": 1,
+    "layer_norm_eps": 1e-5,
+    "sliding_window": 32,
+    "scoring_func": "sigmoid",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_bias": False,
+    "bias": False,
+    "shared_expert_intermediate_size": 32,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 2,
+    "partial_rotary_factor": 0.5,
+    "shared_intermediate_size": 32,
+    "embedding_multiplier": 1.0,
+    "attention_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "residual_multiplier": 1.0,
+    "hidden_act": "silu",
+    "rope_scaling": None,
+    "moe_num_experts": 8,
+    "moe_k": 2,
+}
+SLIDING = ["sliding_attention", "full_attention"] * 2
+YARN = {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1}
+MAMBA = {"mamba_d_conv": 4, "mamba_d_state": 16, "mamba_expand": 2}
+
+# What a family needs besides.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Klear": {},
+    "afmoe": {"layer_types": SLIDING},
+    "bailing_hybrid": {"layer_group_size": 2, "group_norm_size": 1},
+    "bailing_moe": {},
+    "bailing_moe_linear": {"layer_group_size": 2, "group_norm_size": 1},
+    "bailing_moe_v3": {},
+    "deepseek": {},
+    "deepseek_v2": {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}, "topk_method": "greedy"},
+    "deepseek_v3": {},
+    "deepseek_v32": {},
+    "dots1": {},
+    "ernie4_5_moe": {},
+    "exaone_moe": {"layer_types": SLIDING, "is_moe_layer": [False, True, True, True]},
+    "glm4_moe": {"use_qk_norm": True},
+    "glm4_moe_lite": {},
+    "gpt_oss": {},
+    "granitemoe": {},
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention"] * 2,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_n_groups": 1,
+        "mamba_proj_bias": False,
+        "mamba_conv_bias": True,
+        **MAMBA,
+        "mamba_expand": 1,
+    },
+    "hunyuan": {
+        "moe_topk": 2,
+        "num_shared_expert": 1,
+        "use_mixed_mlp_moe": True,
+        "use_qk_norm": True,
+        "use_cla": False,
+        "cla_share_factor": 2,
+        "rope_scaling": {"alpha": 1.0, "factor": 1.0, "type": "dynamic"},
+    },
+    "jamba": {
+        "attn_layer_offset": 1,
+        "attn_layer_period": 2,
+        "expert_layer_offset": 1,
+        "expert_layer_period": 2,
+        **MAMBA,
+    },
+    "kimi_linear": {
+        "linear_attn_config": {
+            "kda_layers": [1, 2],
+            "full_attn_layers": [3, 4],
+            "num_heads": 4,
+            "head_dim": 16,
+            "short_conv_kernel_size": 4,
+        },
+        "model_max_length": 128,
+    },
+    "laguna": {},
+    "lfm2_moe": {
+        "use_expert_bias": True,
+        "num_dense_layers": 1,
+        "norm_eps": 1e-5,
+        "conv_bias": False,
+        "conv_L_cache": 3,
+        "layer_types": ["conv", "full_attention"] * 2,
+    },
+    "longcat_flash": {
+        "attention_method": "MLA",
+        "zero_expert_type": "identity",
+        "ffn_hidden_size": 96,
+        "moe_topk": 2,
+        "expert_ffn_hidden_size": 32,
+        "zero_expert_num": 8,
+        "num_layers": 2,
+        "mla_scale_q_lora": True,
+        "mla_scale_kv_lora": True,
+    },
+    "mimo_v2_flash": {
+        "hybrid_layer_pattern": [0, 1, 0, 1],
+        "add_swa_attention_sink_bias": True,
+        "add_full_attention_sink_bias": False,
+        "sliding_window_size": 32,
+        "layernorm_epsilon": 1e-5,
+        "swa_rope_theta": 1e4,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 2,
+        "swa_head_dim": 16,
+        "swa_v_head_dim": 16,
+        "v_head_dim": 16,
+        "moe_layer_freq": [0, 1, 1, 1],
+    },
+    "minimax": {"rotary_dim": 16},
+    "mistral4": {"rope_parameters": YARN | {"llama_4_scaling_beta": 0.1, "rope_theta": 1e4}},
+    "mixtral": {},
+    "nemotron_h": {
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "mamba_proj_bias": False,
+        "ssm_state_size": 16,
+        "conv_kernel": 4,
+        "n_groups": 1,
+        "layer_norm_epsilon": 1e-5,
+        "use_conv_bias": True,
+        "hybrid_override_pattern": "ME*E",
+        "moe_shared_expert_intermediate_size": 32,
+    },
+    "olmoe": {},
+    "phimoe": {},
+    "qwen2_moe": {},
+    "qwen3_moe": {},
+    "qwen3_next": {},
+    "step3p5": {"num_attention_groups": 2, "moe_top_k": 2},
+}
+
+
+def config_of(family: str) -> dict[str, Any]:
+    """The family's tiny config.json."""
+    module = importlib.import_module(f"mlx_lm.models.{family}")
+    names = {field.name for field in dataclasses.fields(module.ModelArgs)}
+    common = {k: v for k, v in COMMON.items() if k in names}
+    return common | FAMILIES[family] | {"model_type": family}
+
+
+def write_family(folder: Path, family: str) -> Path:
+    """A random checkpoint of a family, in mlx-lm's own names."""
+    folder.mkdir(parents=True)
+    config = config_of(family)
+    module = importlib.import_module(f"mlx_lm.models.{family}")
+    mx.random.seed(0)
+    model = module.Model(module.ModelArgs.from_dict(config))
+    model.set_dtype(mx.bfloat16)
+    weights = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}))
+    write_tokenizer(folder)
+    return folder
