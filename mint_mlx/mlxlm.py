@@ -12,6 +12,17 @@ from typing import Any
 from .errors import MintError
 
 PROMPT = "The history of the city"
+_BUILD_ERRORS = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    RuntimeError,
+    OverflowError,
+    NameError,
+    AssertionError,
+)
 UNREADABLE = ("gptq", "awq", "bitsandbytes", "bitnet", "hqq", "aqlm", "eetq", "quanto", "modelopt")
 
 
@@ -57,16 +68,7 @@ def build_model(folder: Path) -> Any:
         with mx.stream(mx.cpu):
             model, _ = load_model(folder, lazy=True)
     # The config and the tensors are the user's: these are the ways in which mlx-lm fails on ones that don't fit.
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        RuntimeError,
-        OverflowError,
-        NameError,
-    ) as error:
+    except _BUILD_ERRORS as error:
         raise MintError(
             f"mlx-lm cannot build a model from {folder.name}: {_first_line(error)} (is the checkpoint complete, and "
             "does its config.json belong to it?)"

@@ -93,6 +93,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "exaone_moe": {"layer_types": SLIDING, "is_moe_layer": [False, True, True, True]},
     "glm4_moe": {"use_qk_norm": True},
     "glm4_moe_lite": {},
+    "gemma4_text": {
+        "enable_moe_block": True,
+        "top_k_experts": 2,
+        "layer_types": SLIDING,
+        "sliding_window_pattern": 2,
+        "global_head_dim": 16,
+        "num_global_key_value_heads": 2,
+        "hidden_size_per_layer_input": 0,
+        "num_kv_shared_layers": 0,
+    },
     "gpt_oss": {},
     "granitemoe": {},
     "granitemoehybrid": {
@@ -151,6 +161,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "mla_scale_q_lora": True,
         "mla_scale_kv_lora": True,
     },
+    "mellum": {
+        "layer_types": SLIDING,
+        "rope_parameters": {kind: {"rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")},
+    },
     "mimo_v2_flash": {
         "hybrid_layer_pattern": [0, 1, 0, 1],
         "add_swa_attention_sink_bias": True,
@@ -189,8 +203,25 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+# Families that keep their language model's config in a table of its own.
+NESTED: dict[str, dict[str, Any]] = {
+    "llama4": {
+        "attention_chunk_size": 32,
+        "interleave_moe_layer_step": 2,
+        "intermediate_size_mlp": 96,
+        "use_qk_norm": True,
+        "num_experts_per_tok": 1,
+    },
+    "minimax_m3_vl": {"rotary_dim": 16, "moe_layer_freq": [0, 1, 1, 1]},
+    "qwen3_5_moe": {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5, "type": "default"}},
+    "qwen3_vl_moe": {},
+}
+
+
 def config_of(family: str) -> dict[str, Any]:
     """The family's tiny config.json."""
+    if family in NESTED:
+        return {"model_type": family, "text_config": COMMON | NESTED[family] | {"model_type": f"{family}_text"}}
     module = importlib.import_module(f"mlx_lm.models.{family}")
     names = {field.name for field in dataclasses.fields(module.ModelArgs)}
     common = {k: v for k, v in COMMON.items() if k in names}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from families import FAMILIES, write_family
+from families import FAMILIES, NESTED, write_family
 
 from mint_mlx import pipeline, runner
 from mint_mlx.eval.protocol import Windows
@@ -29,7 +29,7 @@ CUSTOM_GATE = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *NESTED])
 def test_a_family_from_its_roles_to_its_score(tmp_path: Path, family: str) -> None:
     folder = write_family(tmp_path / family, family)
     job = pipeline.prepare(str(folder))
