@@ -12,13 +12,13 @@ import mlx.core as mx
 import numpy as np
 
 from .. import blas, cache, mlxlm
-from ..errors import MintError
+from ..errors import MintError, UsageError
 from ..layers import list_layers
 from ..load import Source, load_source, open_model
 from ..report import Report, Silent
 from ..runner import Runner, load_runner
 from . import chat, stats
-from .protocol import Windows, bos_token, cut, default_length
+from .protocol import Windows, bos_token, check_protocol, cut, default_length
 from .reference import (
     About,
     Reference,
@@ -44,6 +44,9 @@ class Settings:
         batch: windows at once; None takes what suits their length.
         text: a file; None takes WikiText-2's test split.
         chat: score the source's own replies instead of a text.
+
+    Raises:
+        UsageError: a figure or the protocol is impossible.
     """
 
     protocol: str = "windows"
@@ -53,6 +56,11 @@ class Settings:
     batch: int | None = None
     text: str | None = None
     chat: bool = False
+
+    def __post_init__(self) -> None:
+        check_protocol(self.protocol, self.length, self.windows, self.seed)
+        if self.batch is not None and self.batch < 1:
+            raise UsageError("--batch must be 1 or more")
 
     @property
     def text_name(self) -> str:

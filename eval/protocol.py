@@ -60,6 +60,22 @@ def default_length(protocol: str, config: dict[str, Any]) -> int:
     return min(DEFAULT_LENGTH[protocol], context or DEFAULT_LENGTH[protocol])
 
 
+def check_protocol(protocol: str, length: int | None, limit: int | None, seed: int | None) -> None:
+    """Refuse what can't be: an unknown protocol, windows of no use, a seed without windows to choose.
+
+    Raises:
+        UsageError: saying which.
+    """
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"no protocol is called {protocol!r}: there are {', '.join(PROTOCOLS)}")
+    if length is not None and length < 4:
+        raise UsageError(f"windows of {length} tokens are too short: give --length 4 or more")
+    if limit is not None and limit < 1:
+        raise UsageError("--windows must be 1 or more")
+    if seed is not None and limit is None:
+        raise UsageError("--seed chooses windows at random: say how many with --windows")
+
+
 def cut(
     ids: np.ndarray,
     protocol: str,
@@ -82,12 +98,7 @@ def cut(
         MintError: the text is shorter than one window.
         UsageError: the protocol or a figure is impossible.
     """
-    if protocol not in PROTOCOLS:
-        raise UsageError(f"no protocol is called {protocol!r}: there are {', '.join(PROTOCOLS)}")
-    if length < 4:
-        raise UsageError(f"windows of {length} tokens are too short: give --length 4 or more")
-    if limit is not None and limit < 1:
-        raise UsageError("--windows must be 1 or more")
+    check_protocol(protocol, length, limit, seed)
     count = len(ids) // length
     if count == 0:
         raise MintError(

@@ -76,6 +76,23 @@ def build_model(folder: Path) -> Any:
     return model
 
 
+def bare_model(config: dict[str, Any]) -> Any:
+    """The model that a config describes, unquantized and with no weights read.
+
+    Raises:
+        MintError: mlx-lm can't build one.
+    """
+    import mlx.core as mx
+    from mlx_lm.utils import _get_classes
+
+    model_class, args_class = _get_classes(config)
+    try:
+        with mx.stream(mx.cpu):
+            return model_class(args_class.from_dict(config))
+    except _BUILD_ERRORS as error:
+        raise MintError(f"mlx-lm cannot build a model from this config.json: {_first_line(error)}") from error
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether the folder holds a tokenizer in any of the forms that transformers reads."""
     names = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json", "vocab.txt", "spiece.model")

@@ -10,6 +10,7 @@ from typing import Any
 from .allocate import above_floor, allocate, list_candidates, size_range
 from .cache import cached_profile
 from .converters.card import config_table
+from .doctor import Finding
 from .layers import Inventory
 from .memory import smallest_mac
 from .pipeline import Job, Request, choose_plan, place_order, profile_candidates
@@ -152,6 +153,14 @@ def layer_table(layers: list[LayerRow]) -> tuple[list[str], list[Row]]:
         name, size = collapse([layer.path for layer in group], blocks), sum(layer.bytes for layer in group)
         rows.append([name, first.role, first.shape, first.config, human(size), sqnr])
     return ["layer", "role", "shape", "as", "bytes", "SQNR dB"], rows
+
+
+def finding_rows(findings: list[Finding]) -> list[tuple[str, str]]:
+    """The doctor's findings; the same one in several blocks is drawn together."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for finding in findings:
+        groups[re.sub(r"\.\d+\.", ".*.", finding.where, count=1), finding.problem].append(finding.where)
+    return [(collapse(places, 0), problem) for (_, problem), places in groups.items()]
 
 
 def config_rows(plan: Plan, inventory: Inventory) -> tuple[list[str], list[Row]]:

@@ -12,7 +12,7 @@ from conftest import Maker, llama, qwen3_moe
 
 from mint_mlx import cli
 
-COMMANDS = ("convert", "inspect", "recipes", "demo", "profile", "allocate")
+COMMANDS = ("convert", "inspect", "doctor", "recipes", "demo", "profile", "allocate", "eval", "compare")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
@@ -71,6 +71,17 @@ def test_each_command_has_help(
         (("profile", "MODEL", "-o", "no/such/p.json"), 1),
         (("allocate", "nope.json", "--budget", "5bpw"), 1),
         (("inspect", "nowhere"), 1),
+        (("doctor", "nowhere"), 1),
+        (("eval", "nowhere"), 1),
+        (("eval", "MODEL", "--seed", "1"), 2),
+        (("eval", "MODEL", "--windows", "0"), 2),
+        (("eval", "MODEL", "--protocol", "x"), 2),
+        (("eval", "MODEL", "--text", "nope.txt"), 1),
+        (("eval", "MODEL", "--save-reference", "x.safetensors"), 1),
+        (("compare",), 2),
+        (("compare", "MODEL"), 2),
+        (("compare", "MODEL", "--budget", "5bpw", "--methods", "x"), 2),
+        (("compare", "--suite", "nope.yaml"), 1),
         (("recipes", "nope"), 1),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),

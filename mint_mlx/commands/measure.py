@@ -49,10 +49,6 @@ def evaluate(
     output = start(as_json)
     from ..eval.evaluate import Settings, evaluate
 
-    if seed is not None and windows is None:
-        raise UsageError("--seed chooses windows at random: say how many with --windows")
-    if batch is not None and batch < 1:
-        raise UsageError("--batch must be 1 or more")
     settings = Settings(protocol, length, windows, seed, batch, text, chat)
     figures = evaluate(model, settings, source, save_reference, output)
     output.close()

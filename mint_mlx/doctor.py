@@ -1,0 +1,223 @@
+"""`mint-mlx doctor`: what is wrong with an MLX checkpoint, ours or anyone's, from config.json and headers alone.
+
+mint-mlx doctor mlx-community/Qwen3-30B-A3B-4bit
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from . import hub, mlxlm
+from .errors import MintError
+from .files import PLAN_FILE
+from .headers import TensorInfo, read_folder
+from .layers import ROUTER_BITS, Inventory, Layer, list_layers
+from .load import read_config
+from .plan import read_plan
+from .quant import AFFINE_BITS, AFFINE_GROUPS, MX_MODES, QuantConfig
+
+KEYS = {"group_size", "bits", "mode"}
+TOWERS = {"vision_config": r"vision|visual|image", "audio_config": r"audio|speech"}
+MTP = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
+_CLAIM = re.compile(r"(\d+(?:\.\d+)?)[-_ ]?(bpw|bits?)(?![a-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong: where, and in what way."""
+
+    where: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was found in a checkpoint. No findings: nothing wrong."""
+
+    name: str
+    bytes: int
+    bits_per_weight: float | None
+    findings: list[Finding]
+
+
+def examine(model: str) -> Examination:
+    """Examine a folder or a Hub repository.
+
+    Raises:
+        MintError: there is no checkpoint of a model that mlx-lm knows (what is wrong with one is in the result).
+    """
+    from mlx.utils import tree_flatten
+
+    folder = Path(model).expanduser()
+    name = folder.resolve().name
+    if not folder.exists():
+        repo = hub.parse_repo(model)
+        if repo is None:
+            raise MintError(f"{model} does not exist: give a folder, or a model of the Hugging Face Hub as org/name")
+        folder, name = hub.headers(repo)[0], repo.name
+    config = read_config(folder)
+    mlxlm.check_model_type(config)
+    try:
+        headers = read_folder(folder)
+    except MintError as error:
+        return Examination(name, 0, None, [Finding("files", str(error))])
+    tensors = {tensor: info for file in headers.values() for tensor, info in file.items()}
+    size = sum((folder / file).stat().st_size for file in headers)
+    bare = mlxlm.bare_model(config)
+    if "quantization" not in config and not {n for n, _ in tree_flatten(bare.parameters())} <= tensors.keys():
+        raise MintError(f"{name} is not in mlx-lm's layout, but an original: the doctor examines MLX checkpoints")
+    inventory = list_layers(bare, config)
+    findings = [
+        *_config_findings(config, inventory),
+        *_tensor_findings(config, inventory, tensors, _meant_to_stay(folder)),
+        *_tower_findings(config, tensors),
+    ]
+    bits = size * 8 / inventory.parameters
+    findings += _claim_findings(name, bits)
+    return Examination(name, size, bits, findings)
+
+
+def _meant_to_stay(folder: Path) -> set[str]:
+    """Layers that our own plan keeps unquantized on purpose."""
+    path = folder / PLAN_FILE
+    if not path.is_file():
+        return set()
+    try:
+        return {layer for layer, config in read_plan(path).choice.items() if not config.quantized}
+    except MintError:
+        return set()
+
+
+def _entries(config: dict[str, Any]) -> dict[str, Any]:
+    block = config.get("quantization") or {}
+    return {path: entry for path, entry in block.items() if path not in KEYS} if isinstance(block, dict) else {}
+
+
+def _config_findings(config: dict[str, Any], inventory: Inventory) -> Iterator[Finding]:
+    """Entries that stock loaders can't read, or that name nothing."""
+    block = config.get("quantization")
+    if not isinstance(block, dict):
+        return
+    for key in ("group_size", "bits"):
+        if type(block.get(key)) is not int:
+            yield Finding("config.json", f"quantization has no {key} of its own, which mlx-lm needs")
+    if config.get("quantization_config", block) != block:
+        yield Finding("config.json", "quantization and quantization_config disagree")
+    layers = {layer.path for layer in inventory.layers}
+    for path, entry in _entries(config).items():
+        if path not in layers:
+            yield Finding(path, "has an entry in config.json, but the model has no such quantizable layer")
+        if isinstance(entry, bool):
+            continue
+        if not isinstance(entry, dict):
+            yield Finding(path, f"its entry in config.json is {entry!r} instead of a table")
+            continue
+        for key in sorted(set(entry) - KEYS):
+            yield Finding(path, f"its entry has the key {key!r}, which stock loaders reject")
+        for key in sorted(KEYS & set(entry)):
+            if entry[key] is None:
+                yield Finding(path, f"its entry says null for {key}, which mlx-swift cannot decode")
+        if not {"group_size", "bits"} <= set(entry):
+            yield Finding(path, "its entry lacks group_size or bits")
+
+
+def _tensor_findings(
+    config: dict[str, Any], inventory: Inventory, tensors: dict[str, TensorInfo], kept: set[str]
+) -> Iterator[Finding]:
+    """Shapes that contradict config.json, routers of few bits, layers left at 16 bits, tensors missing."""
+    block = config.get("quantization") if isinstance(config.get("quantization"), dict) else None
+    entries = _entries(config)
+    for layer in inventory.layers:
+        weight, scales = tensors.get(f"{layer.path}.weight"), tensors.get(f"{layer.path}.scales")
+        if weight is None:
+            yield Finding(layer.path, "its weight is missing")
+            continue
+        if scales is None:
+            if weight.dtype == "U32" or isinstance(entries.get(layer.path), dict):
+                yield Finding(layer.path, "is quantized by config.json, but has no scales")
+            elif weight.shape != layer.shape:
+                yield Finding(layer.path, f"has the shape {list(weight.shape)} instead of {list(layer.shape)}")
+            elif (
+                block and _could_be_quantized(layer) and layer.path not in kept and entries.get(layer.path) is not False
+            ):
+                yield Finding(layer.path, "was silently left at 16 bits")
+            continue
+        found = _effective(entries.get(layer.path), block, layer, weight, scales)
+        if found is None:
+            yield Finding(layer.path, "its tensors fit no quantization that MLX knows")
+            continue
+        stated, real = found
+        if stated is not None and stated != real:
+            yield Finding(layer.path, f"config.json says {stated}, its tensors are {real}")
+        if real.mode == "affine" and f"{layer.path}.biases" not in tensors:
+            yield Finding(layer.path, "has scales but no biases")
+        if layer.role == "router" and real.bits < ROUTER_BITS:
+            yield Finding(layer.path, f"is a router of {real.bits} bits: below 8, tokens go to other experts")
+        if scales.dtype == "F32":
+            yield Finding(layer.path, "has float32 scales, which cost twice the bytes of 16-bit ones")
+
+
+def _refused(entries: dict[str, Any]) -> set[str]:
+    """Layers that config.json leaves unquantized in so many words."""
+    return {path for path, entry in entries.items() if entry is False}
+
+
+def _could_be_quantized(layer: Layer) -> bool:
+    return not layer.keep and layer.role != "router" and layer.shape[-1] % min(AFFINE_GROUPS) == 0
+
+
+def _effective(
+    entry: Any, block: dict[str, Any] | None, layer: Layer, weight: TensorInfo, scales: TensorInfo
+) -> tuple[QuantConfig | None, QuantConfig] | None:
+    """What config.json says of a layer (None if nothing), and what its tensors are."""
+    last = layer.shape[-1]
+    if not scales.shape or prod(weight.shape[:-1]) != prod(layer.shape[:-1]) or weight.shape[:-1] != scales.shape[:-1]:
+        return None
+    if last % scales.shape[-1] or weight.shape[-1] * 32 % last:
+        return None
+    bits, group = weight.shape[-1] * 32 // last, last // scales.shape[-1]
+    mode = "affine"
+    if scales.dtype == "U8":
+        mode = next((m for m, pair in MX_MODES.items() if pair == (bits, group)), "")
+    elif bits not in AFFINE_BITS or group not in AFFINE_GROUPS:
+        return None
+    if not mode:
+        return None
+    told = entry if isinstance(entry, dict) else None
+    stated = None
+    if told is not None and type(told.get("bits")) is int and type(told.get("group_size")) is int:
+        stated = QuantConfig(told["bits"], told["group_size"], told.get("mode") or "affine")
+    return stated, QuantConfig(bits, group, mode)
+
+
+def _tower_findings(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> Iterator[Finding]:
+    """Parts that config.json promises and no tensor holds."""
+    for key, pattern in TOWERS.items():
+        if config.get(key) and not any(re.search(pattern, name) for name in tensors):
+            yield Finding("config.json", f"advertises a tower ({key}), but no tensor belongs to one")
+    for table in (config, config.get("text_config") or {}):
+        for key in MTP:
+            count = table.get(key)
+            if type(count) is int and count > 0 and not _has_mtp(table, tensors):
+                yield Finding("config.json", f"advertises multi-token prediction ({key}), but no tensor belongs to it")
+
+
+def _has_mtp(table: dict[str, Any], tensors: dict[str, TensorInfo]) -> bool:
+    depth = table.get("num_hidden_layers")
+    return any("mtp" in name or (type(depth) is int and f"layers.{depth}." in name) for name in tensors)
+
+
+def _claim_findings(name: str, bits: float) -> Iterator[Finding]:
+    """A name that promises fewer bits than the files have."""
+    match = _CLAIM.search(name)
+    if not match:
+        return
+    claim, unit = float(match[1]), match[2].lower()
+    allowed = claim * 1.02 if unit == "bpw" else claim + 1.0  # g32 with two 16-bit numbers a group costs one bit
+    if bits > allowed:
+        yield Finding("name", f"says {match[0]}, but the files have {bits:.2f} bits per weight")
