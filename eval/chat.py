@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import hashlib
+import json
 from typing import Any
 
 import numpy as np
 
+from .. import cache
 from ..errors import MintError
-from ..mlxlm import generate_tokens
+from ..files import read_json, write_whole
+from ..load import Source
+from ..mlxlm import chat_prompt, generate_tokens
 from .protocol import Windows
 
 PROMPTS = (
@@ -33,7 +37,7 @@ _MARKS = (
 )
 
 
-def replies(folder: Path, tokenizer: Any) -> tuple[list[Windows], list[np.ndarray]]:
+def replies(source: Source, tokenizer: Any) -> tuple[list[Windows], list[np.ndarray]]:
     """The source's replies as windows in which only the reply is scored, and which of its tokens are control tokens.
 
     Raises:
@@ -41,15 +45,23 @@ def replies(folder: Path, tokenizer: Any) -> tuple[list[Windows], list[np.ndarra
     """
     if tokenizer.chat_template is None:
         raise MintError("--chat needs a model with a chat template, which this one lacks: leave it out")
-    prompts = [
-        list(tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True))
-        for text in PROMPTS
-    ]
+    prompts = [chat_prompt(source.path, tokenizer, text) for text in PROMPTS]
     vocabulary = tokenizer.get_vocab()
     control = {vocabulary[mark] for mark in _MARKS if mark in vocabulary} | set(tokenizer.eos_token_ids)
     parts, marks = [], []
-    for prompt, reply in zip(prompts, generate_tokens(folder, prompts, REPLY), strict=True):
+    for prompt, reply in zip(prompts, _greedy(source, prompts), strict=True):
         tokens = np.array([prompt + reply], dtype=np.int32)
         parts.append(Windows(tokens, first=len(prompt)))
         marks.append(np.isin(np.array(reply), list(control)))
     return parts, marks
+
+
+def _greedy(source: Source, prompts: list[list[int]]) -> list[list[int]]:
+    """The replies, generated once: another run might break ties otherwise."""
+    key = hashlib.blake2b(json.dumps([prompts, REPLY]).encode(), digest_size=6).hexdigest()
+    path = cache.cache_dir() / "replies" / f"{source.fingerprint}-{key}.json"
+    found = read_json(path)
+    if found is None:
+        found = generate_tokens(source.path, prompts, REPLY)
+        write_whole(path, json.dumps(found))
+    return [[int(token) for token in reply] for reply in found]

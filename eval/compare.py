@@ -12,14 +12,16 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import cache, pipeline
+from .. import cache, mlxlm, pipeline
 from ..allocate import allocate
 from ..converters import checkpoint
 from ..errors import MintError, UsageError, explain
-from ..load import load_source
+from ..files import read_json, write_whole
+from ..load import Source, load_source
 from ..objectives import OBJECTIVES
 from ..pipeline import Job
 from ..plan import Plan
@@ -28,29 +30,60 @@ from ..report import Report, Silent
 from ..units import Budget, parse_budget
 from ..versions import versions
 from . import peers, stats
-from .evaluate import Settings, cut_text, device, get_reference, score_model
-from .protocol import Windows
-from .reference import SCHEMA, Reference, text_hash
+from .evaluate import Settings, check_same_tokenizer, cut_text, device, get_reference, score_model
+from .reference import SCHEMA, text_hash
 from .text import read_text
 
 UNIFORM = ("uniform-g32", "uniform-g64", "uniform-g128")
+PUBLISHED = ("mint",)  # built by us at every size, but somebody else's method: a peer like the others
 SAME = 0.003  # peers whose sizes differ by less than this share are met by one build of ours, at the smallest of them
-FAR = 0.25  # a peer whose nearest size is further from the budget than this share isn't built
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Made:
-    """A checkpoint of one method in the cache, or the reason why there is none."""
+class Task:
+    """A checkpoint to build, or the reason why it can't be.
+
+    Attributes:
+        method: as in the table.
+        kind: `ours`, `peer` or `given`.
+        text: whether the method sees the baseline text.
+        about: its parameters, for the table and the cache.
+        size: bytes aimed at.
+        key: what else decides the result, for the cache.
+        build: writes it into a folder; None for one that exists already, or can't be built.
+        foreign: whether mlx-lm's code does it, whose failures are rows of the table.
+        folder: where it exists already.
+        reason: why it can't be built.
+    """
 
     method: str
     kind: str
     text: bool
     about: str
-    folder: Path | None
-    bytes: int = 0
-    seconds: float = 0.0
+    size: int
+    key: str = ""
+    build: Callable[[Path], Any] | None = None
+    foreign: bool = False
+    folder: Path | None = None
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A checkpoint that was built, or why it wasn't. `home` is its folder in the cache."""
+
+    task: Task
+    folder: Path | None
+    home: Path
+    bytes: int
+    seconds: float
+    reason: str | None = None
+
+    @property
+    def group_size(self) -> int:
+        """The size by which its group is found: ours is built for a group's, and may be a little smaller."""
+        return self.task.size if self.task.method in OBJECTIVES else self.bytes
 
 
 @dataclass(frozen=True)
@@ -61,11 +94,29 @@ class Comparison:
     parameters: int
     rows: list[Row]
     text: str
-    noise_floor: float
+    noise_floor: float | None
 
 
 def known_methods() -> tuple[str, ...]:
+    """All names that `--methods` takes."""
     return (*OBJECTIVES, *UNIFORM, *peers.RECIPES, *peers.CALIBRATED)
+
+
+def check_methods(names: Sequence[str] | None, baseline_text: str | None) -> list[str]:
+    """The methods to run, each once; all by default (those that lack a text become rows that say so).
+
+    Raises:
+        UsageError: a name is unknown, or one that was asked for needs a text.
+    """
+    if names is None:
+        return list(known_methods())
+    chosen = list(dict.fromkeys(name.strip() for name in names))
+    for name in chosen:
+        if name not in known_methods():
+            raise UsageError(f"no method is called {name!r}: there are {', '.join(known_methods())}")
+        if name in peers.CALIBRATED and baseline_text is None:
+            raise UsageError(f"{name} calibrates on a text: give one with --baseline-text (not the one that is scored)")
+    return chosen
 
 
 def compare(
@@ -83,7 +134,7 @@ def compare(
     Args:
         model: the unquantized source.
         budgets: sizes, as for `convert`.
-        methods: names of `known_methods()`; by default all that this model and the texts given allow.
+        methods: names of `known_methods()`; all by default.
         given: MLX checkpoints (folders or Hub ids) to rank as well; each sets a size.
         baseline_text: a file that calibrated peers may see.
         settings: what is scored and how.
@@ -94,32 +145,46 @@ def compare(
         MintError: a name, a size or a text is wrong. (What mlx-lm can't run becomes a row with the reason.)
     """
     settings, report = settings or Settings(), report or Silent()
-    names = (
-        list(methods)
-        if methods is not None
-        else [m for m in known_methods() if baseline_text or m not in peers.CALIBRATED]
-    )
-    for name in names:
-        if name not in known_methods():
-            raise UsageError(f"no method is called {name!r}: there are {', '.join(known_methods())}")
+    names = check_methods(methods, baseline_text)
     sizes = [parse_budget(b) for b in budgets]
     if not sizes and not given:
         raise UsageError("give a --budget (several are allowed), or a checkpoint to meet with --with")
-    text = read_text(baseline_text) if baseline_text is not None else None
+    text = baseline(baseline_text, settings) if baseline_text is not None else None
+    existing = [load_source(repo) for repo in dict.fromkeys(given)]
     job = pipeline.prepare(model)
     pipeline.refuse_quantized(job)
     bench = _Bench(job, settings, report)
-    made = [*bench.peers(names, [_limit(job, s) for s in sizes], text), *bench.given(given)]
-    wanted = sorted({m.bytes for m in made if m.folder} | {_limit(job, s) for s in sizes})
-    groups = _group(wanted)
-    made += bench.ours([n for n in names if n in OBJECTIVES], groups)
-    rows = [bench.row(m) | {"group": _nearest(groups, m.bytes)} for m in made]
+    limits = [_limit(job, size) for size in sizes]
+    made = [bench.build(task) for task in (*bench.peers(names, limits, text), *bench.given(existing))]
+    groups = _group(sorted({m.bytes for m in made if m.folder} | set(limits)))
+    made += [bench.build(task) for task in bench.ours([n for n in names if n in OBJECTIVES], groups)]
+    rows = [bench.row(m) | {"group": _nearest(groups, m.group_size)} for m in made]
     if speed:
         bench.add_speed(rows, made)
     _rank(rows)
     rows.sort(key=lambda r: (r["group"], r.get("kl") is None, r.get("kl") or 0, r["method"]))
     about = bench.reference.about
     return Comparison(job.source.name, job.inventory.parameters, rows, about.text, about.noise_floor)
+
+
+def baseline(path: str, settings: Settings) -> str:
+    """The text that calibrated peers may see.
+
+    Raises:
+        MintError: it is the one that is scored, or shares its lines.
+    """
+    text = read_text(path)
+    scored = set() if settings.chat else _long_lines(read_text(settings.text))
+    shared = scored & _long_lines(text)
+    if len(shared) > 0.01 * len(scored):
+        raise MintError(f"{path} holds the text that is scored, on which calibrating proves nothing: give another one")
+    return text
+
+
+def _long_lines(text: str) -> set[str]:
+    """Its lines, short headings aside; a text without line breaks is cut into pieces."""
+    lines = text.splitlines() if text.count("\n") > 10 else [text[i : i + 100] for i in range(0, len(text), 100)]
+    return {line for line in lines if len(line) > 60}
 
 
 def _limit(job: Job, budget: Budget) -> int:
@@ -140,7 +205,8 @@ def _group(sizes: list[int]) -> list[int]:
 
 
 def _nearest(groups: list[int], size: int) -> int:
-    return min(groups, key=lambda g: abs(g - size)) if groups else size
+    """The group that a size was put in: the largest that isn't above it, or the first."""
+    return max((g for g in groups if g <= size), default=groups[0] if groups else size)
 
 
 class _Bench:
@@ -148,14 +214,13 @@ class _Bench:
 
     def __init__(self, job: Job, settings: Settings, report: Report) -> None:
         self.job, self.settings, self.report = job, settings, report
-        name = f"{job.source.name.replace('/', '--')}-{job.source.fingerprint}"
-        self.folder = cache.cache_dir() / "compare" / name
-        parts, control = cut_text(job.source, settings, None, report)
-        self.parts: list[Windows] = parts
-        self.reference: Reference = get_reference(job.source, parts, control, settings, report)
-        self.score_file = f"score{SCHEMA}-{text_hash(parts)}-{device()}.json"
+        source = job.source
+        self.folder = cache.cache_dir() / "compare" / f"{source.name.replace('/', '--')[-80:]}-{source.fingerprint}"
+        self.parts, control = cut_text(source, settings, report)
+        self.reference = get_reference(source, self.parts, control, settings, report)
+        self.score_file = f"score{SCHEMA}-{text_hash(self.parts)}-{device()}.json"
 
-    def peers(self, names: Sequence[str], budgets: Sequence[int], text: str | None) -> Iterator[Made]:
+    def peers(self, names: Sequence[str], budgets: Sequence[int], text: str | None) -> Iterator[Task]:
         """Every peer at its sizes near the budgets, each size once."""
         seen = set()
         digest = hashlib.blake2b((text or "").encode(), digest_size=4).hexdigest()
@@ -163,139 +228,125 @@ class _Bench:
             for name in names:
                 if name in OBJECTIVES:
                     continue
-                for peer in peers.make_peers(name, self.job.source, self.job.inventory, budget, text):
-                    if (peer.name, peer.about) not in seen:
-                        seen.add((peer.name, peer.about))
-                        key = digest if peer.text else ""
-                        yield self._build(
-                            peer.name, "peer", peer.text, peer.about, key, peer.build, budget, foreign=True
-                        )
+                if name in peers.CALIBRATED and text is None:
+                    reason = "calibrates on a text: give one with --baseline-text"
+                    yield Task(name, "peer", True, "-", budget, reason=reason)
+                    continue
+                for p in peers.make_peers(name, self.job.source, self.job.inventory, budget, text):
+                    if (p.name, p.about) not in seen:
+                        seen.add((p.name, p.about))
+                        key = digest if p.text else ""
+                        yield Task(p.name, "peer", p.text, p.about, budget, key, p.build, foreign=True)
 
-    def given(self, repos: Sequence[str]) -> Iterator[Made]:
+    def given(self, sources: Sequence[Source]) -> Iterator[Task]:
         """Checkpoints that exist already."""
-        for repo in repos:
-            source = load_source(repo)
-            yield Made(source.name, "given", False, "as given", source.path, source.weight_bytes)
+        for source in sources:
+            yield Task(source.name, "given", False, "as given", source.weight_bytes, source.stamp, folder=source.path)
 
-    def ours(self, objectives: Sequence[str], sizes: Sequence[int]) -> Iterator[Made]:
+    def ours(self, objectives: Sequence[str], sizes: Sequence[int]) -> Iterator[Task]:
         """Our checkpoints with each objective at each size."""
         curves = pipeline.get_profile(self.job, self.report)
         for size in sizes:
-            for objective in objectives:
+            for name in objectives:
+                kind = "peer" if name in PUBLISHED else "ours"
                 try:
-                    plan = allocate(curves, parse_budget(f"{size}B"), self.job.recipe, objective)
+                    plan = allocate(curves, parse_budget(f"{size}B"), self.job.recipe, name)
                 except MintError as error:
-                    yield Made(objective, "ours", False, f"{size} B", None, size, reason=str(error))
+                    yield Task(name, kind, False, "-", size, reason=str(error))
                     continue
                 key = json.dumps({path: str(c) for path, c in plan.choice.items()})
-                about = plan.quantizer
-                yield self._build(objective, "ours", False, about, key, self._writer(plan), size)
+                yield Task(name, kind, False, plan.quantizer, size, key, partial(self._write, plan))
 
-    def _writer(self, plan: Plan) -> Callable[[Path], None]:
-        source, inventory = self.job.source, self.job.inventory
-        return lambda out: void(checkpoint.write(source, inventory, plan, out, force=True))
+    def _write(self, plan: Plan, out: Path) -> None:
+        checkpoint.write(self.job.source, self.job.inventory, plan, out, force=True)
 
-    def _build(
-        self,
-        method: str,
-        kind: str,
-        text: bool,
-        about: str,
-        key: str,
-        build: Callable[[Path], None],
-        size: int,
-        foreign: bool = False,
-    ) -> Made:
+    def build(self, task: Task) -> Made:
         """Build a checkpoint, or find it in the cache. What fails in mlx-lm's code is a row of its own, not an end."""
-        digest = hashlib.blake2b(f"{method}|{about}|{key}|{versions()}".encode(), digest_size=6).hexdigest()
-        home = self.folder / f"{method}-{digest}"
+        digest = hashlib.blake2b(f"{task.method}|{task.about}|{task.key}|{versions()}".encode(), digest_size=6)
+        home = self.folder / f"{task.method.replace('/', '--')[-80:]}-{digest.hexdigest()}"
+        if task.folder is not None:
+            return Made(task, task.folder, home, task.size, 0.0)
+        if task.build is None:
+            return Made(task, None, home, task.size, 0.0, task.reason)
         folder, note = home / "checkpoint", read_json(home / "made.json")
-        if note is None or not folder.is_dir():
-            self.report.stage(f"build {method} ({about})")
-            shutil.rmtree(home, ignore_errors=True)
-            home.mkdir(parents=True)
-            started = time.monotonic()
-            try:
-                build(home / "unfinished")
-            except MintError as error:
-                return Made(method, kind, text, about, None, size, reason=str(error))
-            except Exception as error:
-                if not foreign or explain(error):  # a fault of ours, or one of disk and network
-                    raise
-                return Made(
-                    method, kind, text, about, None, reason=f"mlx-lm fails here: {type(error).__name__}: {error}"
-                )
-            (home / "unfinished").rename(folder)
-            note = {"seconds": time.monotonic() - started}
-            (home / "made.json").write_text(json.dumps(note), encoding="utf-8")
-        return Made(method, kind, text, about, folder, peers.stored_bytes(folder), note["seconds"])
+        if note is None or not (folder.is_dir() or note.get("reason")):
+            note = self._build_new(task, task.build, home)
+        if note.get("reason"):
+            return Made(task, None, home, task.size, note["seconds"], note["reason"])
+        return Made(task, folder, home, peers.stored_bytes(folder), note["seconds"])
+
+    def _build_new(self, task: Task, build: Callable[[Path], Any], home: Path) -> dict[str, Any]:
+        self.report.stage(f"build {task.method} ({task.about})")
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir(parents=True)
+        started, reason = time.monotonic(), None
+        try:
+            build(home / "unfinished")
+            (home / "unfinished").rename(home / "checkpoint")
+        except MintError as error:
+            reason = str(error)
+        except Exception as error:
+            if not task.foreign or explain(error):  # a fault of ours, or one of disk and network
+                raise
+            reason = f"mlx-lm fails here: {type(error).__name__}: {error}"
+        shutil.rmtree(home / "unfinished", ignore_errors=True)
+        note = {"seconds": time.monotonic() - started, "reason": reason}
+        write_whole(home / "made.json", json.dumps(note))
+        return note
 
     def row(self, made: Made) -> Row:
-        """A checkpoint's figures: from the cache, else measured and kept."""
+        """A checkpoint's figures: from the cache, else measured and kept. One that can't be scored says why."""
+        task = made.task
         row: Row = {
-            "method": made.method,
-            "kind": made.kind,
-            "sees_text": made.text,
-            "about": made.about,
+            "method": task.method,
+            "kind": task.kind,
+            "sees_text": task.text,
+            "about": task.about,
             "bytes": made.bytes,
             "bits_per_weight": made.bytes * 8 / self.job.inventory.parameters,
             "seconds": made.seconds,
         }
         if made.folder is None:
             return row | {"reason": made.reason}
-        home = (
-            made.folder.parent
-            if made.kind != "given"
-            else self.folder / f"given-{load_source(str(made.folder)).fingerprint}"
-        )
-        figures = read_json(home / self.score_file)
+        figures = read_json(made.home / self.score_file)
         if figures is None:
-            source = replace(load_source(str(made.folder)), name=made.method)
-            figures = score_model(source, self.parts, self.reference, self.settings, self.report)
-            if figures["interrupted"]:
-                raise KeyboardInterrupt
-            home.mkdir(parents=True, exist_ok=True)
-            (home / self.score_file).write_text(json.dumps(figures), encoding="utf-8")
+            try:
+                figures = self._score(made.folder, task.method)
+            except MintError as error:
+                return row | {"reason": str(error)}
+            write_whole(made.home / self.score_file, json.dumps(figures))
         skip = ("model", "text", "protocol", "length", "source", "seconds", "bytes", "bits_per_weight", "interrupted")
         return row | {"eval_seconds": figures["seconds"]} | {k: v for k, v in figures.items() if k not in skip}
+
+    def _score(self, folder: Path, name: str) -> dict[str, Any]:
+        source = replace(load_source(str(folder)), name=name)
+        about = self.reference.about
+        check_same_tokenizer(about.source, about.tokenizer, mlxlm.load_tokenizer(folder))
+        figures = score_model(source, self.parts, self.reference, self.settings, self.report)
+        if figures["interrupted"]:
+            raise KeyboardInterrupt
+        return figures
 
     def add_speed(self, rows: list[Row], made: Sequence[Made]) -> None:
         """Measure generation of every row, and its ratio to uniform 4bit-g64 in the same run."""
         config = QuantConfig(4, 64)
-        sizes = peers.uniform_sizes(self.job.inventory, (4,), (64,))
-        base = next(
-            p
-            for p in peers.make_peers("uniform-g64", self.job.source, self.job.inventory, sizes[config], None)
-            if p.about == str(config)
-        )
-        reference = self._speed(
-            self._build(base.name, "peer", False, base.about, "", base.build, sizes[config], foreign=True)
-        )
+        size = peers.uniform_sizes(self.job.inventory, (4,), (64,))[config]
+        tasks = [t for t in self.peers(["uniform-g64"], [size], None) if t.about == str(config)]
+        base = self.build(tasks[0])
+        if base.folder is None:
+            self.report.note(f"no speeds: uniform 4bit-g64, their measure, was not built ({base.reason})")
+            return
+        reference = self._speed(base.folder, base.task)
         for row, entry in zip(rows, made, strict=True):
-            if entry.folder is not None:
-                found = self._speed(entry)
-                row |= found | {
-                    "decode_ratio": found["decode_tokens_per_second"] / reference["decode_tokens_per_second"]
-                }
+            if entry.folder is not None and "kl" in row:
+                row |= self._speed(entry.folder, entry.task)
+                row["decode_ratio"] = row["decode_tokens_per_second"] / reference["decode_tokens_per_second"]
 
-    def _speed(self, made: Made) -> dict[str, float]:
+    def _speed(self, folder: Path, task: Task) -> dict[str, float]:
         from .speed import speed
 
-        assert made.folder is not None
-        self.report.stage(f"speed of {made.method} ({made.about})")
-        return speed(made.folder)
-
-
-def void(_: object) -> None:
-    """Drop a value."""
-
-
-def read_json(path: Path) -> Any:
-    """A cached JSON file, or None where there is none or it was cut short."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
+        self.report.stage(f"speed of {task.method} ({task.about})")
+        return speed(folder)
 
 
 def _rank(rows: list[Row]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +18,14 @@ from ..layers import list_layers
 from ..load import Source, load_source, open_model
 from ..report import Report, Silent
 from ..runner import Runner, load_runner
+from ..versions import versions
 from . import chat, stats
-from .protocol import Windows, bos_token, check_protocol, cut, default_length
+from .protocol import Windows, bos_token, check_protocol, context_of, cut, default_length
 from .reference import (
     About,
+    Part,
     Reference,
+    check_reference_file,
     load_reference,
     log_softmax,
     predict,
@@ -29,7 +33,7 @@ from .reference import (
     text_hash,
 )
 from .score import Score, score
-from .text import read_text
+from .text import read_text, wikitext
 
 
 @dataclass(frozen=True)
@@ -90,52 +94,77 @@ def evaluate(
         MintError: the text is too short, the tokenizers differ, logits aren't finite, or a model can't be loaded.
     """
     settings, report = settings or Settings(), report or Silent()
-    started = load_source(model)
-    tokenizer = mlxlm.load_tokenizer(started.path)
+    if save is not None:
+        if source is None or source.endswith(".safetensors"):
+            raise MintError("--save-reference keeps the source's predictions: give the source with --source")
+        check_reference_file(save)
+    candidate = load_source(model)
+    tokenizer = mlxlm.load_tokenizer(candidate.path)
     reference: Reference | None = None
     if source is not None and source.endswith(".safetensors"):
+        if settings != Settings(batch=settings.batch):
+            raise UsageError("a saved reference brings its own text and windows: leave those options out")
         reference = load_reference(Path(source).expanduser())
         parts = [part.windows for part in reference.parts]
     elif source is not None:
         origin = load_source(source)
-        parts, control = cut_text(origin, settings, tokenizer, report)
+        check_same_tokenizer(origin.name, tokenizer_key(mlxlm.load_tokenizer(origin.path)), tokenizer)
+        parts, control = cut_text(origin, settings, report)
         reference = get_reference(origin, parts, control, settings, report)
     elif settings.chat:
         raise MintError("--chat compares with the source's own replies: give it with --source")
     else:
-        parts, _ = cut_text(started, settings, tokenizer, report)
-    if save is not None:
-        if reference is None:
-            raise MintError("--save-reference keeps the source's predictions: give the source with --source")
+        parts, _ = cut_text(candidate, settings, report)
+    if reference is not None:
+        check_same_tokenizer(reference.about.source, reference.about.tokenizer, tokenizer)
+        if reference.about.device != device():
+            report.note(f"the source ran on {reference.about.device}, this model on {device()}: rounding differs")
+    if save is not None and reference is not None:
         save_reference(reference, save)
-    return score_model(started, parts, reference, settings, report)
+    return score_model(candidate, parts, reference, settings, report)
 
 
-def cut_text(
-    origin: Source, settings: Settings, other: Any | None, report: Report
-) -> tuple[list[Windows], list[np.ndarray | None]]:
-    """The windows to score, in the tokens of `origin`, whose tokenizer must agree with the `other` one.
+def tokenizer_key(tokenizer: Any) -> str:
+    """Names what a tokenizer does to text, whatever file it came from."""
+    ids = mlxlm.encode(tokenizer, wikitext()[:200_000])
+    return hashlib.blake2b(ids.astype("<i8").tobytes(), digest_size=8).hexdigest()
+
+
+def check_same_tokenizer(source: str, key: str, tokenizer: Any) -> None:
+    """Refuse to compare token by token what has different tokens.
 
     Raises:
-        MintError: the text is too short or the tokenizers differ.
+        MintError: the tokenizers differ.
+    """
+    if tokenizer_key(tokenizer) != key:
+        raise MintError(f"the tokenizers of the model and of {source} differ: they cannot be compared token by token")
+
+
+def cut_text(origin: Source, settings: Settings, report: Report) -> tuple[list[Windows], list[np.ndarray | None]]:
+    """The windows to score, in the tokens of `origin`.
+
+    Raises:
+        MintError: the text is too short.
     """
     tokenizer = mlxlm.load_tokenizer(origin.path)
     if settings.chat:
         report.stage("replies of the source")
-        parts, marks = chat.replies(origin.path, tokenizer)
+        parts, marks = chat.replies(origin, tokenizer)
         return parts, list(marks)
     text = read_text(settings.text)
-    if other is not None and not np.array_equal(
-        mlxlm.encode(tokenizer, text[:20_000]), mlxlm.encode(other, text[:20_000])
-    ):
-        raise MintError(
-            f"the tokenizers of the model and of {origin.name} differ: they cannot be compared token by token"
-        )
     length = settings.length or default_length(settings.protocol, origin.config)
+    context = context_of(origin.config)
+    if context is not None and length > context:
+        report.note(f"windows of {length} tokens are longer than the context of {context} that the model states")
     bos = bos_token(tokenizer) if settings.protocol == "llama.cpp" else None
-    if settings.windows is not None and settings.seed is None:
-        text = text[: (settings.windows + 1) * length * 16]  # a token has fewer than 16 characters on average
-    windows = cut(mlxlm.encode(tokenizer, text), settings.protocol, length, settings.windows, settings.seed, bos)
+    ids = np.zeros(0, dtype=np.int64)
+    if settings.windows is not None and settings.seed is None:  # the beginning of the text is enough, usually
+        ids = mlxlm.encode(tokenizer, text[: (settings.windows + 1) * length * 16])
+    if len(ids) < (settings.windows or 0) * length or not len(ids):
+        ids = mlxlm.encode(tokenizer, text)
+    windows = cut(ids, settings.protocol, length, settings.windows, settings.seed, bos)
+    if settings.windows is not None and len(windows.tokens) < settings.windows:
+        report.note(f"the text has {len(windows.tokens)} windows of {length} tokens, not {settings.windows}")
     return [windows], [None]
 
 
@@ -143,7 +172,8 @@ def get_reference(
     origin: Source, parts: list[Windows], control: Sequence[np.ndarray | None], settings: Settings, report: Report
 ) -> Reference:
     """The source's predictions: from the cache, else computed and kept there."""
-    name = f"{origin.name.replace('/', '--')}-{origin.fingerprint}-{text_hash(parts)}-{device()}.safetensors"
+    key = hashlib.blake2b(f"{origin.fingerprint} {origin.stamp} {versions()}".encode(), digest_size=8).hexdigest()
+    name = f"{origin.name.replace('/', '--')[-80:]}-{key}-{text_hash(parts)}-{device()}.safetensors"
     path = cache.cache_dir() / "references" / name
     if path.is_file():
         try:
@@ -152,15 +182,26 @@ def get_reference(
             path.unlink()
     report.stage("source")
     scored = sum(part.scored for part in parts)
-    made, floor, runner = [], 0.0, None
+    made: list[Part] = []
+    floor: float | None = None
+    runner: Runner | None = None
     for part, marks in zip(parts, control, strict=True):
         if runner is None or runner.streamed:  # a streamed model has dropped its blocks
             runner = load_runner(origin.path)
-        floor = floor or noise_floor(runner, part)
+        floor = noise_floor(runner, part) if not made else floor
         batch = batch_for(part, settings)
         made.append(predict(runner, part, scored, batch, marks, lambda done, of: report.step(origin.name, done, of)))
     vocabulary = made[0].whole_logp.shape[-1]
-    about = About(origin.name, origin.fingerprint, settings.protocol, settings.text_name, vocabulary, floor, device())
+    about = About(
+        source=origin.name,
+        fingerprint=origin.fingerprint,
+        protocol=settings.protocol,
+        text=settings.text_name,
+        vocabulary=vocabulary,
+        tokenizer=tokenizer_key(mlxlm.load_tokenizer(origin.path)),
+        noise_floor=floor,
+        device=device(),
+    )
     reference = Reference(about, tuple(made))
     save_reference(reference, path)
     return reference
@@ -174,6 +215,7 @@ def score_model(
     `window_nll` and `window_kl` hold the means of each window, so that two checkpoints can be compared in pairs.
     """
     report.stage("evaluate")
+    parameters = list_layers(open_model(source), source.config).parameters
     mx.reset_peak_memory()
     runner = load_runner(source.path)
     begun = time.monotonic()
@@ -181,13 +223,26 @@ def score_model(
     interrupted = False
     for i, part in enumerate(parts):
         known = reference.parts[i] if reference else None
-        done = score(runner, part, batch_for(part, settings), known, lambda n, of: report.step(source.name, n, of))
+        try:
+            done = score(runner, part, batch_for(part, settings), known, lambda n, of: report.step(source.name, n, of))
+        except KeyboardInterrupt:
+            if not scores:
+                raise
+            interrupted = True
+            break
         scores.append(done)
         if done.finished < len(part.tokens):
             interrupted = True
             break
+        if runner.streamed and i + 1 < len(parts):  # a streamed model has dropped its blocks
+            runner = load_runner(source.path)
     seconds = time.monotonic() - begun
-    figures: dict[str, Any] = {"model": source.name, "text": settings.text_name, "protocol": settings.protocol}
+    about = reference.about if reference is not None else None
+    figures: dict[str, Any] = {
+        "model": source.name,
+        "text": about.text if about else settings.text_name,
+        "protocol": about.protocol if about else settings.protocol,
+    }
     figures["length"] = parts[0].tokens.shape[1]
     figures |= stats.perplexity_figures(scores)
     figures["window_nll"] = [float(x) for s in scores for x in s.nll.mean(axis=1)]
@@ -196,7 +251,6 @@ def score_model(
         figures |= stats.divergence_figures(scores, list(reference.parts[: len(scores)]))
         figures["window_kl"] = [float(x) for s in scores if s.kl is not None for x in s.kl.mean(axis=1)]
         figures["noise_floor"] = reference.about.noise_floor
-    parameters = list_layers(open_model(source), source.config).parameters
     return figures | {
         "seconds": seconds,
         "tokens_per_second": figures["tokens"] / seconds,
@@ -214,14 +268,14 @@ def batch_for(windows: Windows, settings: Settings) -> int:
     return settings.batch or max(1, 4096 // windows.tokens.shape[1])
 
 
-def noise_floor(runner: Runner, windows: Windows) -> float:
+def noise_floor(runner: Runner, windows: Windows) -> float | None:
     """The KL of the source against itself when only the arithmetic differs: the same tokens in other batch shapes.
 
-    A streamed source is not read again for this; its floor is the rounding of float32.
+    None for a streamed source, which would have to be read again for it.
     """
-    floor = float(np.finfo(np.float32).eps)
     if runner.streamed:
-        return floor
+        return None
+    floor = float(np.finfo(np.float32).eps)
     tokens = windows.tokens[:1, :256]
     alone = log_softmax(runner.model(mx.array(tokens)).astype(mx.float32))
     several = mx.array(np.concatenate([tokens, tokens[:, ::-1], tokens]))

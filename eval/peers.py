@@ -105,7 +105,7 @@ def make_peers(name: str, source: Source, inventory: Inventory, budget: int, tex
     if name == "dynamic_quant":
         low = max((b for b in AFFINE_BITS if b + 0.7 <= bits_per_weight), default=2)
         high = min(b for b in AFFINE_BITS if b >= min(low + 2, 8))
-        about = f"{low} and {high} bits, g64, to {bits_per_weight:.2f} bpw"
+        about = f"{low} and {high} bits, g64, to {bits_per_weight:.4f} bpw"
         return [Peer(name, True, partial(_dynamic, source, low, high, bits_per_weight, text), about)]
     raise MintError(f"no method is called {name!r}")
 
@@ -120,15 +120,18 @@ def _quiet() -> Iterator[None]:
 def _convert(source: Source, config: QuantConfig, out: Path) -> None:
     from mlx_lm import convert
 
+    bits, group = config.bits, config.group_size
     with _quiet():
-        convert(str(source.path), str(out), quantize=True, q_bits=config.bits, q_group_size=config.group_size)
+        convert(str(source.path), str(out), quantize=True, q_bits=bits, q_group_size=group, dtype=_dtype(source))
 
 
 def _recipe(source: Source, recipe: str, out: Path) -> None:
     from mlx_lm import convert
 
     with _quiet():
-        convert(str(source.path), str(out), quantize=True, q_group_size=64, quant_predicate=recipe)
+        convert(
+            str(source.path), str(out), quantize=True, q_group_size=64, quant_predicate=recipe, dtype=_dtype(source)
+        )
 
 
 def _load(source: Source) -> Any:
@@ -151,12 +154,21 @@ def calibration(source: Source, text: str, length: int = 512) -> np.ndarray:
     return np.asarray(ids[: count * length]).reshape(count, length)
 
 
+def _dtype(source: Source) -> str:
+    """The 16-bit type of a source, as mlx-lm calls it."""
+    texts = (source.config, source.config.get("text_config") or {})
+    stated = [str(t[key]) for t in texts for key in ("dtype", "torch_dtype") if t.get(key)]
+    return "float16" if stated and stated[0].endswith("float16") and "bfloat16" not in stated[0] else "bfloat16"
+
+
 def _save(source: Source, out: Path, model: Any, quantization: dict[str, Any]) -> None:
     """Write a peer's model with mlx-lm's own writer, scales in the source's 16-bit type."""
+    from mlx.utils import tree_flatten
     from mlx_lm.utils import save_config, save_model
 
-    stated = source.config.get("dtype") or source.config.get("torch_dtype")
-    model.set_dtype(mx.float16 if stated == "float16" else mx.bfloat16)
+    kind, cast = getattr(mx, _dtype(source)), getattr(model, "cast_predicate", None) or (lambda _: True)
+    floating = ((path, a) for path, a in tree_flatten(model.parameters()) if mx.issubdtype(a.dtype, mx.floating))
+    model.load_weights([(path, a.astype(kind)) for path, a in floating if cast(path)], strict=False)
     out.mkdir(parents=True)
     save_model(out, model)
     save_config(dict(source.config) | {"quantization": {"mode": "affine"} | quantization}, out / "config.json")

@@ -53,11 +53,16 @@ class Windows:
 
 def default_length(protocol: str, config: dict[str, Any]) -> int:
     """The protocol's window, or the model's context if that is shorter."""
-    tables = (config, config.get("text_config") or {})
-    context = next(
-        (t["max_position_embeddings"] for t in tables if type(t.get("max_position_embeddings")) is int), None
-    )
-    return min(DEFAULT_LENGTH[protocol], context or DEFAULT_LENGTH[protocol])
+    return min(DEFAULT_LENGTH[protocol], context_of(config) or DEFAULT_LENGTH[protocol])
+
+
+def context_of(config: dict[str, Any]) -> int | None:
+    """The longest context that a model's config states, in tokens."""
+    for table in (config, config.get("text_config") or {}):
+        for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length"):
+            if type(table.get(key)) is int and table[key] > 0:
+                return int(table[key])
+    return None
 
 
 def check_protocol(protocol: str, length: int | None, limit: int | None, seed: int | None) -> None:
@@ -72,6 +77,8 @@ def check_protocol(protocol: str, length: int | None, limit: int | None, seed: i
         raise UsageError(f"windows of {length} tokens are too short: give --length 4 or more")
     if limit is not None and limit < 1:
         raise UsageError("--windows must be 1 or more")
+    if seed is not None and seed < 0:
+        raise UsageError("--seed must not be negative")
     if seed is not None and limit is None:
         raise UsageError("--seed chooses windows at random: say how many with --windows")
 

@@ -23,9 +23,11 @@ from ..errors import MintError
 from ..runner import Routing, Runner, forward
 from .protocol import Windows
 
-SCHEMA = 2
+SCHEMA = 3
 FILE_BYTES = 1_000_000_000  # K is as large as a file of this size allows
 LEAST_K = 128
+PER_POSITION = ("ids", "best", "logp", "rest", "true")
+STORED = (*PER_POSITION, "whole", "whole_logp", "control")
 WHOLE = 1 << 24  # probabilities kept in distributions that are kept whole
 Progress = Callable[[int, int], None]
 
@@ -36,7 +38,8 @@ class Part:
 
     Attributes:
         windows: the tokens.
-        ids: int (n, K), most probable first.
+        ids: int (n, K), in no order that matters.
+        best: int (n,), the source's first choice.
         logp: float32 (n, K).
         rest: float32 (n,), log of the mass of all other tokens (-inf where K is the vocabulary).
         true: float32 (n,), log-probability of the token that came (no token came at a window's last position).
@@ -48,6 +51,7 @@ class Part:
 
     windows: Windows
     ids: np.ndarray
+    best: np.ndarray
     logp: np.ndarray
     rest: np.ndarray
     true: np.ndarray
@@ -66,7 +70,8 @@ class About:
     protocol: str
     text: str
     vocabulary: int
-    noise_floor: float
+    tokenizer: str
+    noise_floor: float | None
     device: str
     schema: int = SCHEMA
 
@@ -107,7 +112,7 @@ def predict(
         MintError: its logits aren't finite.
     """
     routing = Routing()
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("ids", "logp", "rest", "true", "whole")}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in (*PER_POSITION, "whole")}
     total = len(windows.tokens) * windows.per_window
     wanted = np.zeros(0, dtype=np.int64)
     following = windows.following
@@ -126,16 +131,16 @@ def predict(
             wanted = np.linspace(0, total - 1, min(max(1, WHOLE // vocabulary), total)).astype(np.int64)
         ids = mx.argpartition(-flat, k - 1, axis=-1)[:, :k] if k < vocabulary else mx.broadcast_to(mx.arange(k), (n, k))
         top = mx.take_along_axis(flat, ids, axis=-1)
-        by_size = mx.argsort(-top, axis=-1)
-        ids, top = mx.take_along_axis(ids, by_size, axis=-1), mx.take_along_axis(top, by_size, axis=-1)
+        best = mx.argmax(flat, axis=-1)
         true = mx.take_along_axis(logp, mx.array(following[piece.rows, positions])[..., None], axis=-1)
         rest = rest_mass(top) if k < vocabulary else mx.full((n,), -mx.inf)
         place = places(piece.rows, positions, windows)
         keep = np.flatnonzero(np.isin(place, wanted))
         whole = flat[mx.array(keep)] if len(keep) else None
-        mx.eval(ids, top, rest, true, *([whole] if whole is not None else []))
+        mx.eval(ids, best, top, rest, true, *([whole] if whole is not None else []))
         small = np.uint16 if vocabulary <= 1 << 16 else np.uint32
         columns["ids"].append(np.asarray(ids).astype(small))
+        columns["best"].append(np.asarray(best).astype(small))
         columns["logp"].append(np.asarray(top))
         columns["rest"].append(np.asarray(rest))
         columns["true"].append(np.asarray(true).reshape(-1))
@@ -148,7 +153,7 @@ def predict(
         progress(piece.rows.start, len(windows.tokens))
     progress(len(windows.tokens), len(windows.tokens))
     back = np.argsort(np.concatenate(order), kind="stable")
-    found = {name: np.concatenate(columns[name])[back] for name in ("ids", "logp", "rest", "true")}
+    found = {name: np.concatenate(columns[name])[back] for name in PER_POSITION}
     return Part(
         windows,
         **found,
@@ -196,13 +201,27 @@ def text_hash(parts: list[Windows]) -> str:
     return digest.hexdigest()
 
 
+def check_reference_file(path: Path) -> None:
+    """Refuse a file that a reference can't be written to, or that is something else.
+
+    Raises:
+        MintError: saying why.
+    """
+    if path.suffix != ".safetensors":
+        raise MintError(f"{path} must end in .safetensors, so that --source knows it as a reference")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise MintError(f"{path} cannot be written: give a file in an existing folder")
+    if path.is_file():
+        load_reference(path)
+
+
 def save_reference(reference: Reference, path: Path) -> None:
     """Write a reference as a safetensors file, whole or not at all."""
     from safetensors.numpy import save_file
 
     arrays: dict[str, np.ndarray] = {}
     for i, part in enumerate(reference.parts):
-        for name in ("ids", "logp", "rest", "true", "whole", "whole_logp", "control"):
+        for name in STORED:
             arrays[f"{i}.{name}"] = np.ascontiguousarray(getattr(part, name))
         arrays[f"{i}.tokens"] = part.windows.tokens
         arrays |= {f"{i}.routing.{j}": r for j, r in enumerate(part.routing)}
@@ -234,10 +253,9 @@ def load_reference(path: Path) -> Reference:
             raise MintError(f"{path} was made by another version of mint-mlx: make it anew")
         parts = []
         for i, first in enumerate(firsts):
-            names = ("ids", "logp", "rest", "true", "whole", "whole_logp", "control")
             layers = sum(name.startswith(f"{i}.routing.") for name in arrays)
             routing = tuple(arrays[f"{i}.routing.{j}"] for j in range(layers))
-            fields = {name: arrays[f"{i}.{name}"] for name in names}
+            fields = {name: arrays[f"{i}.{name}"] for name in STORED}
             parts.append(Part(Windows(arrays[f"{i}.tokens"], first), routing=routing, **fields))
         return Reference(About(**about), tuple(parts))
     except (SafetensorError, KeyError, TypeError, ValueError):

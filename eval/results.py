@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ..objectives import OBJECTIVES
 from ..units import human
 from .compare import Comparison, Row
 
@@ -65,7 +66,7 @@ def markdown(comparison: Comparison, command: str) -> str:
         f"`{command}`",
         "",
         f"{comparison.text}: {measured}. KL of the source's next-token distribution from each method's, in nats per "
-        f"token, ± standard error over windows; noise floor {comparison.noise_floor:.1g}. A peer is built at its own "
+        f"token, ± standard error over windows; noise floor {_floor(comparison)}. A peer is built at its own "
         "sizes near the budgets, mint-mlx to the same bytes. The difference in KL to the best peer is paired by "
         "windows, below zero is better. Decode: tokens per second of mlx-lm's generation beside uniform 4bit-g64.",
     ]
@@ -76,6 +77,10 @@ def markdown(comparison: Comparison, command: str) -> str:
     if reasons(comparison):
         lines += ["", "Not run:", "", *(f"- {reason}" for reason in reasons(comparison))]
     return "\n".join(lines) + "\n"
+
+
+def _floor(comparison: Comparison) -> str:
+    return "not measured" if comparison.noise_floor is None else f"{comparison.noise_floor:.1g}"
 
 
 def save(comparison: Comparison, folder: Path, command: str) -> list[Path]:
@@ -106,7 +111,7 @@ def plot(comparison: Comparison, path: Path) -> None:
     is_peer = {row["method"]: row["kind"] != "ours" for row in rows}
     methods = sorted(is_peer, key=lambda method: (is_peer[method], method))
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
-    colours = pyplot.get_cmap("tab10").colors
+    colours = pyplot.get_cmap("tab20").colors
     for axis, key, label in (
         (axes[0], "kl", "KL from the source (nats per token)"),
         (axes[1], "perplexity", "perplexity (intervals paired with the source)"),
@@ -119,9 +124,9 @@ def plot(comparison: Comparison, path: Path) -> None:
                 yerr=[_half_interval(r, key) for r in mine],
                 label=NAMES.get(method, method),
                 color=colours[i % len(colours)],
-                marker="sD^vP*X<>"[i % 9] if is_peer[method] else "o",
-                linestyle="none" if is_peer[method] else "-",
-                markersize=7 if is_peer[method] else 4,
+                marker="o" if method in OBJECTIVES else "sD^vP*X<>"[i % 9],
+                linestyle="-" if method in OBJECTIVES else "none",
+                markersize=4 if method in OBJECTIVES else 7,
                 capsize=2,
             )
         axis.set_xscale("log")

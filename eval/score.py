@@ -13,6 +13,7 @@ from ..runner import Routing, Runner, forward
 from .protocol import Windows
 from .reference import Part, Progress, log_softmax, places, rest_mass, take
 
+ABSURD = 10_000.0  # nats for one token
 PER_TOKEN = ("nll", "kl", "top1", "dp")
 
 
@@ -57,9 +58,12 @@ def score(
         KeyboardInterrupt: before the first window was finished.
     """
     arrays = {name: np.zeros((len(windows.tokens), windows.per_window)) for name in PER_TOKEN}
+    most = int(windows.tokens.max(initial=0))
     routing, whole, finished = Routing(), np.zeros((0, 2)), 0
     try:
         for piece in forward(runner, windows.tokens, batch, routing if part is not None and part.routing else None):
+            if most >= piece.logits.shape[-1]:
+                raise MintError(f"the tokenizer knows the token {most}, the model does not: they don't belong together")
             taken = take(piece.columns, windows)
             if taken is not None:
                 inside, positions = taken
@@ -79,6 +83,8 @@ def score(
     if part is None:
         return Score(done["nll"], finished=finished)
     chosen = [r[:finished] for r in _whole_windows(routing, windows)]
+    if [r.shape[-1] for r in chosen] != [r.shape[-1] for r in part.routing]:
+        raise MintError("the model has other expert layers than the source: they are not the same model")
     return Score(done["nll"], done["kl"], done["top1"], done["dp"], whole, chosen, finished)
 
 
@@ -106,10 +112,10 @@ def _measure(
         raise MintError("the model's vocabulary is smaller than the source's: they are not the same model")
     top = mx.take_along_axis(flat, ids, axis=-1)
     kl = mx.sum(exp(logp) * (logp - top), axis=-1)
-    if part.ids.shape[-1] < flat.shape[-1]:
+    if np.isfinite(part.rest[place[0]]):
         rest = mx.array(part.rest[place])
         kl = kl + exp(rest) * (rest - rest_mass(top))
-    same = mx.argmax(flat, axis=-1) == ids[:, 0]
+    same = mx.argmax(flat, axis=-1) == mx.array(part.best[place].astype(np.int32))
     change = exp(true.reshape(-1)) - exp(mx.array(part.true[place]))
     kept = np.flatnonzero(np.isin(part.whole, place))
     exact = mx.zeros((0,))
@@ -121,7 +127,7 @@ def _measure(
     mx.eval(true, kl, same, change, exact)
     found = {
         "nll": _finite(-np.asarray(true, dtype=np.float64)),
-        "kl": np.asarray(kl, dtype=np.float64).reshape(shape),
+        "kl": _finite(np.asarray(kl, dtype=np.float64).reshape(shape)),
         "top1": np.asarray(same, dtype=np.float64).reshape(shape),
         "dp": np.asarray(change, dtype=np.float64).reshape(shape),
     }
@@ -129,7 +135,9 @@ def _measure(
     return found, np.stack([np.asarray(exact, dtype=np.float64), merged], axis=-1)
 
 
-def _finite(nll: np.ndarray) -> np.ndarray:
-    if not np.isfinite(nll).all():
-        raise MintError("the model's logits are not finite: its weights are damaged, or overflow in this type")
-    return nll
+def _finite(values: np.ndarray) -> np.ndarray:
+    if not (np.isfinite(values).all() and np.abs(values).max(initial=0) < ABSURD):
+        raise MintError(
+            "the model's logits are not finite or absurd: its weights are damaged, or overflow in this type"
+        )
+    return values

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import MintError
 from .reference import Part
 from .score import Score
 
@@ -20,13 +21,13 @@ TRIM = 0.1  # share of windows cut from each end of the sorted perplexities
 Values = list[np.ndarray]  # one array (windows, tokens) for each part
 
 
-def student(degrees: int, level: float = 0.975) -> float:
-    """Quantile of Student's t, by Hill's expansion around the normal one (good to 1 % from 3 degrees on)."""
-    z = NormalDist().inv_cdf(level)
+def student(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t; from 5 degrees on by its expansion around the normal one (within 0.1 %)."""
+    z = NormalDist().inv_cdf(0.975)
     if degrees < 1:
         return math.nan
-    if degrees < 3:
-        return {1: 12.706, 2: 4.303}[degrees] if level == 0.975 else math.nan
+    if degrees <= 4:
+        return {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}[degrees]
     n = float(degrees)
     return (
         z
@@ -63,6 +64,8 @@ def perplexity_figures(scores: list[Score]) -> dict[str, Any]:
     """Perplexity with its standard error, and how the windows are spread."""
     nll = [s.nll for s in scores if len(s.nll)]
     mean, se, count = mean_and_se(nll)
+    if mean > 500:
+        raise MintError("the perplexity is beyond e^500: the checkpoint's weights are damaged")
     windows = np.sort(np.exp(np.concatenate([v.mean(axis=1) for v in nll])))
     cut = int(TRIM * len(windows))
     return {
@@ -118,7 +121,10 @@ def _routing_figures(pairs: list[tuple[Score, Part]]) -> dict[str, Any]:
     for j in range(layers):
         size = 1 + max(int(p.routing[j].max(initial=0)) for _, p in pairs)
         uses.append(sum((np.bincount(p.routing[j].reshape(-1), minlength=size) for _, p in pairs), np.zeros(size, int)))
-    threshold = [np.argsort(u, kind="stable")[: max(1, len(u) // 10)] for u in uses]
+    threshold = []
+    for u in uses:  # of the experts that were used at all
+        order = [e for e in np.argsort(u, kind="stable") if u[e]]
+        threshold.append(np.array(order[: max(1, len(order) // 10)]))
     weighted = weight = 0.0
     for score, part in pairs:
         rows = score.finished

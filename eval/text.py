@@ -36,6 +36,6 @@ def read_text(path: str | None) -> str:
     if not file.is_file():
         raise MintError(f"there is no text file {path}: check the path")
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError:
         raise MintError(f"{path} is not UTF-8 text: convert it first") from None

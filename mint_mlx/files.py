@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from .errors import MintError
 
@@ -19,6 +21,14 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f".{os.getpid()}.part")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """A cached JSON file, or None where there is none or it was cut short."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def check_file(path: Path, marker: str, force: bool = False) -> None:

@@ -18,6 +18,7 @@ from .files import check_name
 from .headers import TensorInfo, read_folder, read_header
 
 SAMPLE = 4096  # bytes read at the start, middle and end of each tensor for a local fingerprint
+WHOLE = 512_000_000  # a local checkpoint of at most so many bytes is hashed in full
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Source:
         structure: hash of the config and of all headers.
         content: hash of the weights: the Hub's own hashes, or samples of every tensor.
         weight_bytes: bytes of all shards.
+        stamp: hash of the shards' sizes and times of change, for caches of what was measured.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Source:
     content: str
     weight_bytes: int
     has_weights: bool
+    stamp: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -87,10 +90,11 @@ def _from_folder(folder: Path, name: str, revision: str | None) -> Source:
     config = read_config(folder)
     mlxlm.check_model_type(config)
     headers = read_folder(folder)
-    size = sum((folder / file).stat().st_size for file in headers)
-    return Source(
-        name, folder, config, revision, _hash_structure(config, headers), _hash_content(folder, headers), size, True
-    )
+    stats = {file: (folder / file).stat() for file in headers}
+    size = sum(stat.st_size for stat in stats.values())
+    stamp = _digest([[file, stat.st_size, stat.st_mtime_ns] for file, stat in sorted(stats.items())])
+    structure, content = _hash_structure(config, headers), _hash_content(folder, headers, size <= WHOLE)
+    return Source(name, folder, config, revision, structure, content, size, True, stamp)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -136,7 +140,7 @@ def _hash_structure(config: dict[str, Any], headers: dict[str, dict[str, TensorI
     return _digest([config, tensors])
 
 
-def _hash_content(folder: Path, headers: dict[str, dict[str, TensorInfo]]) -> str:
+def _hash_content(folder: Path, headers: dict[str, dict[str, TensorInfo]], whole: bool) -> str:
     blobs = {name: hub.blob_hash(folder / name) for name in headers}
     if all(blobs.values()):
         return _digest(sorted(blobs.items()))
@@ -144,6 +148,11 @@ def _hash_content(folder: Path, headers: dict[str, dict[str, TensorInfo]]) -> st
     for name in sorted(headers):
         data = read_header(folder / name)[1]
         with (folder / name).open("rb") as file:
+            if whole:
+                file.seek(data)
+                while block := file.read(1 << 24):
+                    digest.update(block)
+                continue
             for info in headers[name].values():
                 middle = (info.start + info.end) // 2
                 for position in sorted({info.start, middle, max(info.start, info.end - SAMPLE)}):

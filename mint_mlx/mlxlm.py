@@ -136,11 +136,20 @@ def check_tokenizer(folder: Path) -> None:
 
 def _prompt(folder: Path, tokenizer: Any) -> list[int]:
     """A short prompt, through the chat template where there is one."""
-    import jinja2
-
     if tokenizer.chat_template is None:
         return [int(i) for i in tokenizer.encode(PROMPT)]
-    message = [{"role": "user", "content": "Describe the sea in one sentence."}]
+    return chat_prompt(folder, tokenizer, "Describe the sea in one sentence.")
+
+
+def chat_prompt(folder: Path, tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a user's message through the chat template, ready for a reply.
+
+    Raises:
+        MintError: the template fails.
+    """
+    import jinja2
+
+    message = [{"role": "user", "content": text}]
     try:
         return [int(i) for i in tokenizer.apply_chat_template(message, add_generation_prompt=True)]
     except (jinja2.TemplateError, TypeError, ValueError) as error:

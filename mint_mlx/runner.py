@@ -253,7 +253,7 @@ def _streamed_hidden(runner: Runner, tokens: mx.array, batch: int) -> Any:
                 def cut(value: Any, start: int = start) -> Any:
                     if isinstance(value, tuple):
                         return tuple(cut(item, start) for item in value)
-                    whole = isinstance(value, mx.array) and value.ndim > 1 and value.shape[0] == count
+                    whole = isinstance(value, mx.array) and value.ndim > 2 and value.shape[0] == count
                     return value[start : start + batch] if whole else value
 
                 parts.append(call(self, *map(cut, args), **{k: cut(v) for k, v in kwargs.items()}))

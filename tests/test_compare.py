@@ -106,6 +106,29 @@ def test_dwq_runs(make: Maker, tmp_path: Path, settings: Settings, monkeypatch: 
     assert by_method(found.rows)["dwq"]["kl"] > 0
 
 
+def test_a_checkpoint_of_another_model_is_a_row_with_a_reason(make: Maker, settings: Settings) -> None:
+    source = str(make(qwen3_moe(1)))
+    other = str(make(llama(1), "other"))
+    found = compare(source, ["5bpw"], ["nmse"], [other], settings=settings, speed=False)
+    assert "not the same model" in by_method(found.rows)["other"]["reason"]
+    assert "kl" in by_method(found.rows)["nmse"]
+
+
+def test_a_float32_source_gives_no_peer_float32_scales(make: Maker, tmp_path: Path, settings: Settings) -> None:
+    folder = make(llama(1), dtype=mx.float32)
+    config = json.loads((folder / "config.json").read_text()) | {"torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config))
+    compare(str(folder), ["5bpw"], ["uniform-g64", "mixed_4_6"], settings=settings, speed=False)
+    for checkpoint in (tmp_path / "cache").rglob("checkpoint"):
+        assert mx.float32 not in {a.dtype for a in mx.load(str(checkpoint / "model.safetensors")).values()}
+
+
+def test_without_a_baseline_text_calibrated_peers_are_listed(make: Maker, settings: Settings) -> None:
+    found = compare(str(make(llama(1))), ["5bpw"], settings=settings, speed=False)
+    assert {row["method"] for row in found.rows if "reason" in row} >= set(peers.CALIBRATED)
+    assert all(row["group"] for row in found.rows)
+
+
 def test_generation_speed_stands_beside_uniform(make: Maker, settings: Settings) -> None:
     found = compare(str(make(llama(1))), ["5bpw"], ["nmse"], settings=settings)
     row = by_method(found.rows)["nmse"]
@@ -118,10 +141,14 @@ def test_generation_speed_stands_beside_uniform(make: Maker, settings: Settings)
         ({"budgets": ["5bpw"], "methods": ["magic"]}, "no method is called 'magic'"),
         ({"budgets": []}, "--budget"),
         ({"budgets": ["5bpw"], "methods": ["gptq"]}, "--baseline-text"),
+        ({"budgets": ["5bpw"], "baseline_text": "SCORED"}, "proves nothing"),
+        ({"budgets": ["5bpw"], "given": ["nowhere"]}, "nowhere does not exist"),
         ({"budgets": ["5"]}, "no unit"),
     ],
 )
 def test_wrong_calls_are_refused(make: Maker, settings: Settings, call: dict[str, Any], problem: str) -> None:
+    if "baseline_text" in call:
+        call = call | {"baseline_text": settings.text}
     with pytest.raises((MintError, UsageError), match=problem):
         compare(str(make(llama(1))), **call, settings=settings, speed=False)
 

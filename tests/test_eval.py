@@ -203,11 +203,18 @@ def test_a_reference_is_portable(make: Maker, tmp_path: Path) -> None:
     settings, file = Settings(length=32, text=str(tmp_path / "t.txt")), tmp_path / "r.safetensors"
     first = evaluate(str(tmp_path / "out"), settings, source=str(source), save=file)
     (source / "model.safetensors").unlink()
-    again = evaluate(str(tmp_path / "out"), settings, source=str(file))
-    assert again["kl"] == first["kl"] > 0
+    with pytest.raises(UsageError, match="its own text"):
+        evaluate(str(tmp_path / "out"), settings, source=str(file))
+    again = evaluate(str(tmp_path / "out"), source=str(file))
+    assert again["kl"] == first["kl"] > 0 and again["text"] == first["text"] == "t.txt"
+    (tmp_path / "precious.safetensors").write_text("x")
+    for wrong in (tmp_path, tmp_path / "precious.safetensors", tmp_path / "x.txt", tmp_path / "no" / "x.safetensors"):
+        with pytest.raises(MintError):
+            evaluate(str(tmp_path / "out"), settings, source=str(tmp_path / "nowhere"), save=wrong)
+    assert (tmp_path / "precious.safetensors").read_text() == "x"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(MintError, match="not a reference"):
-        evaluate(str(tmp_path / "out"), settings, source=str(file))
+        evaluate(str(tmp_path / "out"), source=str(file))
 
 
 def test_a_quantized_checkpoint_runs_as_its_source_with_dequantized_weights(make: Maker, tmp_path: Path) -> None:
@@ -282,7 +289,7 @@ def test_statistics_by_hand() -> None:
     assert figures["perplexity"] == pytest.approx(98) and figures["median_perplexity"] == pytest.approx(98)
     assert figures["outliers"] == 1 and figures["tokens"] == 6
     assert figures["perplexity_se"] == pytest.approx(98 * np.log(2) / np.sqrt(3))
-    for degrees, value in ((1, 12.706), (2, 4.303), (5, 2.571), (30, 2.042), (1000, 1.962)):
+    for degrees, value in ((1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (30, 2.042), (1000, 1.962)):
         assert stats.student(degrees) == pytest.approx(value, rel=0.01)
 
 
@@ -325,6 +332,30 @@ def test_damaged_weights_and_wrong_sources_are_noticed(make: Maker, tmp_path: Pa
         evaluate(str(other), source=str(make(llama(1))))
     with pytest.raises(MintError, match="chat template"):
         evaluate(str(other), Settings(chat=True), source=str(other))
+
+
+def test_another_model_is_refused_not_scored(make: Maker) -> None:
+    part = predictions(make(qwen3_moe(2), "a"), RANDOM)
+    for other in (make(llama(2), "b"), make(qwen3_moe(1), "c")):
+        with pytest.raises(MintError, match="not the same model"):
+            run(other, RANDOM, part=part)
+    with pytest.raises(MintError, match="token 500"):
+        run(make(llama(1), "d"), Windows(np.full((1, 8), 500, dtype=np.int32)))
+
+
+def test_a_padded_vocabulary_is_compared(make: Maker) -> None:
+    source = make(llama(1), "a")
+    config, shapes = llama(1)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        shapes[name] = (128, 128)
+    padded = make((config | {"vocab_size": 128}, shapes), "b")
+    weights, wide = mx.load(str(source / "model.safetensors")), mx.load(str(padded / "model.safetensors"))
+    for name, w in weights.items():
+        wide[name] = mx.concatenate([w, mx.zeros((32, 128), w.dtype)]) if wide[name].shape != w.shape else w
+    mx.eval(wide)
+    mx.save_safetensors(str(padded / "model.safetensors"), wide)
+    found = run(padded, RANDOM, part=predictions(source, RANDOM))
+    assert np.isfinite(found.kl).all() and 0 < found.kl.mean() < 0.5  # 32 tokens of logit 0 take their share
 
 
 def test_chat_scores_the_sources_own_replies(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import UsageError
+from ..errors import MintError, UsageError
 from . import INTERRUPTED, PROOF, JsonOpt, ModelArg, app, start
 
 if TYPE_CHECKING:
@@ -87,11 +87,16 @@ def compare(
 ) -> None:
     """Our methods and mlx-lm's at the same bytes: a ranked table, results.json and a picture."""
     output = start(as_json)
+    from ..errors import explain
+    from ..eval.compare import check_methods
     from ..eval.evaluate import Settings
     from ..eval.suite import Entry, read_suite
+    from ..units import parse_budget
 
     if (model is None) == (suite is None):
         raise UsageError("give a model, or several with --suite FILE")
+    if suite is not None and (budget or methods or given):
+        raise UsageError("a suite brings its own sizes and methods: leave --budget, --methods and --with out")
     settings = Settings(protocol, length, windows, seed, batch, text)
     if suite is not None:
         entries = read_suite(suite)
@@ -99,12 +104,29 @@ def compare(
         names = tuple(methods.split(",")) if methods else None
         single = {"model": model, "budgets": budget or [], "with": given or [], "methods": names}
         entries = [Entry.model_validate(single)]
-    found = []
     for entry in entries:
+        check_methods(entry.methods, baseline_text)
+        for size in entry.budgets:
+            parse_budget(size)
+    if out is not None and out.exists() and not out.is_dir():
+        raise MintError(f"{out} is a file: give a folder with -o")
+    found, failed = [], False
+    for number, entry in enumerate(entries):
         name = Path(entry.model).name
-        folder = (out / name if suite else out) if out else Path(f"{name}-compare")
-        found.append(_compare(output, entry, baseline_text, settings, not no_speed, folder))
+        twice = sum(e.model == entry.model for e in entries) > 1
+        folder = Path(f"{name}-compare") if out is None else out
+        if suite is not None:
+            folder = (out or Path("compare")) / (f"{name}-{number + 1}" if twice else name)
+        try:
+            found.append(_compare(output, entry, baseline_text, settings, not no_speed, folder))
+        except Exception as error:
+            if suite is None or explain(error) is None:
+                raise
+            failed = True
+            output.note(f"{entry.model} could not be compared: {explain(error)}")
     output.result({"comparisons": found} if suite else found[0])
+    if failed:
+        raise typer.Exit(1)
 
 
 def _compare(
@@ -118,7 +140,7 @@ def _compare(
     found = compare(
         entry.model, entry.budgets, entry.methods, entry.given, baseline_text, settings, speed=speed, report=output
     )
-    command = shlex.join(["mint-mlx", *(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])])
+    command = shlex.join(["mint-mlx", *sys.argv[1:]])
     paths = results.save(found, folder, command)
     output.close()
     for title, table in results.tables(found):
@@ -149,21 +171,21 @@ def _lines(f: dict[str, Any]) -> list[str]:
         ci = f["ln_ppl_difference_ci95"]
         interval = f" (95 %: {ci[0]:+.5f} to {ci[1]:+.5f})" if ci else ""
         lines += [
-            f"KL from {f['source']}: {pm(f['kl'], f['kl_se'])} nats per token, noise floor {f['noise_floor']:.1g}",
+            f"KL from {f['source']}: {pm(f['kl'], f['kl_se'])} nats per token, noise floor {_floor(f['noise_floor'])}",
             f"  per token   median {f['kl_median']:.4g}, 90 % {f['kl_p90']:.4g}, 99 % {f['kl_p99']:.4g}, "
             f"99.9 % {f['kl_p999']:.4g}, max {f['kl_max']:.4g}",
             f"ln PPL        {f['ln_ppl_difference']:+.5f} against the source{interval}",
             f"same top 1    {f['same_top1']:.2%}, "
             f"root mean square change of the true token's probability {f['rms_dp']:.4f}",
         ]
-        if abs(f["kl_merging_error"] or 0) > f["noise_floor"]:
+        if abs(f["kl_merging_error"] or 0) > (f["noise_floor"] or 0):
             lines.insert(
                 -2, f"  merging     rare tokens count as one, which lowers it by {f['kl_merging_error']:.1g} (measured)"
             )
     if f.get("router_changes") is not None:
         lines.append(
             f"experts       other ones chosen in {f['router_changes']:.2%} of (token, layer) pairs; KL where the "
-            f"least-used tenth works {f['kl_rare_experts']:.4g}"
+            f"least-used tenth works {_number(f['kl_rare_experts'])}"
         )
     if "kl_control_tokens" in f:
         lines.append(f"control       KL {f['kl_control_tokens']:.4g} at {f['control_tokens']} control tokens")
@@ -172,6 +194,14 @@ def _lines(f: dict[str, Any]) -> list[str]:
         f"{both(f['peak_memory'])} at the peak" + (", streamed block by block" if f["streamed"] else "")
     )
     return lines
+
+
+def _floor(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.1g}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def _device(name: str) -> str:
