@@ -105,7 +105,7 @@ def plot(comparison: Comparison, path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     rows = [row for row in comparison.rows if "kl" in row]
     is_peer = {row["method"]: row["kind"] != "ours" for row in rows}
@@ -133,8 +133,9 @@ def plot(comparison: Comparison, path: Path) -> None:
         axis.set_yscale("log")
         axis.set_xlabel("bytes of all safetensors files")
         axis.set_ylabel(label)
-        for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-            ticks(FuncFormatter(lambda value, _: human(value)))
+        axis.xaxis.set_major_locator(MaxNLocator(7))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
         for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             ticks(FuncFormatter(lambda value, _: f"{value:.4g}"))
         axis.tick_params(axis="both", which="both", labelsize=8)
