@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
-from ..cpu import exp
+from ..cpu import exp, logsumexp
 from ..errors import MintError
 from ..runner import Routing, Runner, forward
 from .protocol import Windows
-from .reference import Part, Progress, log_softmax, places, rest_mass, take
+from .reference import Part, Progress, places, rest_mass, take
 
 ABSURD = 10_000.0  # nats for one token
 PER_TOKEN = ("nll", "kl", "top1", "dp")
@@ -100,13 +100,14 @@ def _measure(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Measures of one piece, each (rows, positions), and exact beside merged KL of the tokens kept whole."""
     shape = logits.shape[:2]
-    logq = log_softmax(logits)
-    true = mx.take_along_axis(logq, mx.array(windows.following[rows, positions])[..., None], axis=-1)[..., 0]
+    norm = logsumexp(logits)
+    true = mx.take_along_axis(logits, mx.array(windows.following[rows, positions])[..., None], axis=-1) - norm
+    true = true[..., 0]
     if part is None:
         mx.eval(true)
         return {"nll": _finite(-np.asarray(true, dtype=np.float64))}, np.zeros((0, 2))
     place = places(rows, positions, windows)
-    flat = logq.reshape(len(place), -1)
+    flat = (logits - norm).reshape(len(place), -1)
     ids, logp = mx.array(part.ids[place].astype(np.int32)), mx.array(part.logp[place])
     if int(part.ids.max(initial=0)) >= flat.shape[-1]:
         raise MintError("the model's vocabulary is smaller than the source's: they are not the same model")

@@ -7,6 +7,7 @@ and of every score; its `gather_mm` takes float32 only and multiplies row by row
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,10 +15,12 @@ from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
+from mlx_lm.models import activations
 from mlx_lm.models.switch_layers import SwitchLinear
 
-BLOCK = 256  # queries of attention at once
+BLOCK = 192  # queries of attention at once
 
 
 def on_cpu() -> bool:
@@ -63,8 +66,8 @@ class GroupedSwitchLinear(SwitchLinear):
 
 
 @contextmanager
-def fast_attention() -> Iterator[None]:
-    """Compute causal attention in blocks, with numpy's exponential, for a moment."""
+def fast_math(model: nn.Module) -> Iterator[None]:
+    """Compute a model's causal attention and SwiGLU with numpy's exponential, for a moment."""
     if not on_cpu():
         yield
         return
@@ -76,11 +79,31 @@ def fast_attention() -> Iterator[None]:
             return stock(q, k, v, scale=scale, mask=mask, **more)
         return _causal(q, k, v, scale)
 
+    modules = {sys.modules[type(m).__module__] for m in model.modules()}
+    users = [module for module in modules if getattr(module, "swiglu", None) is activations.swiglu]
     mx.fast.scaled_dot_product_attention = attention
+    for module in users:
+        module.swiglu = _swiglu  # type: ignore[attr-defined]
     try:
         yield
     finally:
         mx.fast.scaled_dot_product_attention = stock
+        for module in users:
+            module.swiglu = activations.swiglu  # type: ignore[attr-defined]
+
+
+def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """silu(gate) * x."""
+    if gate.dtype != mx.float32 or x.dtype != mx.float32:
+        return activations.swiglu(gate, x)
+    values = np.array(gate)
+    below = np.negative(values)
+    np.minimum(below, 80.0, out=below)  # silu is zero there, and exp stays finite
+    np.exp(below, out=below)
+    below += 1
+    values /= below
+    values *= np.asarray(x)
+    return mx.array(values)
 
 
 def _causal(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:

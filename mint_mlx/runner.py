@@ -23,7 +23,7 @@ from mlx_lm.models.mla import MultiLinear
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
 from . import mlxlm
-from .cpu import GroupedSwitchLinear, fast_attention, on_cpu
+from .cpu import GroupedSwitchLinear, fast_math, on_cpu
 from .memory import fits_here
 
 Call = Callable[..., Any]
@@ -174,7 +174,7 @@ def forward(runner: Runner, tokens: np.ndarray, batch: int, routing: Routing | N
         routing: receives the choice of experts, where the model has any.
     """
     if runner.streamed:
-        with _recorded(routing), fast_attention():
+        with _recorded(routing), fast_math(runner.model):
             hidden = _streamed_hidden(runner, mx.array(tokens), batch)
         for start in range(0, len(tokens), batch):
             rows = slice(start, min(start + batch, len(tokens)))
@@ -182,7 +182,7 @@ def forward(runner: Runner, tokens: np.ndarray, batch: int, routing: Routing | N
         return
     for start in range(0, len(tokens), batch):
         rows = slice(start, min(start + batch, len(tokens)))
-        with _recorded(routing), fast_attention():
+        with _recorded(routing), fast_math(runner.model):
             hidden = _hidden(runner, mx.array(tokens[rows]))
             mx.eval(hidden)
         yield from _head(runner, tokens, rows, hidden)

@@ -250,15 +250,23 @@ def test_grouped_experts_equal_mlx_lm(is_sorted: bool, bias: bool) -> None:
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
-def test_blockwise_attention_equals_mlx(heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blockwise_attention_equals_mlx(make: Maker, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "BLOCK", 16)
     q, k, v = (mx.random.normal((2, h, 50, 8), key=mx.random.key(i)) for i, h in enumerate((*heads, heads[1])))
     stock = mx.fast.scaled_dot_product_attention
-    with cpu.fast_attention():
+    with cpu.fast_math(runner.load_runner(make(llama(1))).model):
         assert mx.fast.scaled_dot_product_attention is not stock
         found = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask="causal")
     assert mx.fast.scaled_dot_product_attention is stock
     np.testing.assert_allclose(np.array(found), np.array(stock(q, k, v, scale=0.3, mask="causal")), atol=1e-5)
+
+
+def test_swiglu_equals_mlx_lm() -> None:
+    from mlx_lm.models import activations
+
+    gate = mx.concatenate([mx.random.normal((50,), key=mx.random.key(0)) * 5, mx.array([-300.0, 300.0, 0.0])])
+    x = mx.random.normal(gate.shape, key=mx.random.key(1))
+    np.testing.assert_allclose(np.array(cpu._swiglu(gate, x)), np.array(activations.swiglu(gate, x)), atol=1e-5)
 
 
 def test_windows() -> None:
