@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import Maker, llama, qwen3_moe
+from conftest import OLD_MLX_LM, Maker, llama, qwen3_moe
 
 from mint_mlx import pipeline
 from mint_mlx.errors import MintError, UsageError
@@ -80,6 +80,7 @@ def test_a_shuffled_layer_is_ranked_last(make: Maker, tmp_path: Path, settings: 
     assert by_method(found.rows)["good"]["kl"] == pytest.approx(by_method(found.rows)["nmse"]["kl"], rel=0.05)
 
 
+@pytest.mark.skipif(OLD_MLX_LM, reason="mlx-lm 0.31's own gptq fails on MoEs")
 def test_calibrated_peers_run_and_what_cannot_run_says_why(make: Maker, tmp_path: Path, settings: Settings) -> None:
     folder = str(make(qwen3_moe(1, experts=8)))
     methods = ["nmse", "gptq", "gptq-guarded", "awq", "dynamic_quant"]
@@ -97,6 +98,7 @@ def test_calibrated_peers_run_and_what_cannot_run_says_why(make: Maker, tmp_path
     assert "awq" in results.markdown(found, "x").split("Not run:")[1]
 
 
+@pytest.mark.skipif(OLD_MLX_LM, reason="mlx-lm 0.31's own dwq fails here")
 def test_dwq_runs(make: Maker, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "DWQ_RATES", (1e-4,))
     (tmp_path / "baseline.txt").write_text("jackdaws love my big sphinx of quartz " * 60)

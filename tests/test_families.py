@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import OLD_MLX_LM
 from families import FAMILIES, NESTED, write_family
 
 from mint_mlx import pipeline, runner
@@ -29,7 +31,12 @@ CUSTOM_GATE = {
 }
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *NESTED])
+def known(family: str) -> bool:
+    """Whether the installed mlx-lm has the family (0.31's phimoe can't be built without rope scaling)."""
+    return find_spec(f"mlx_lm.models.{family}") is not None and not (OLD_MLX_LM and family == "phimoe")
+
+
+@pytest.mark.parametrize("family", [f for f in (*FAMILIES, *NESTED) if known(f)])
 def test_a_family_from_its_roles_to_its_score(tmp_path: Path, family: str) -> None:
     folder = write_family(tmp_path / family, family)
     job = pipeline.prepare(str(folder))
