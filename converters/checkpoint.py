@@ -10,6 +10,7 @@ from typing import Any
 from .. import mlxlm
 from ..errors import MintError
 from ..files import PLAN_FILE, put_in_place, work_folder
+from ..hub import SMALL_FILES
 from ..layers import Inventory
 from ..load import Source
 from ..plan import Plan, plan_text
@@ -22,7 +23,6 @@ from .quantizers import find_quantizer
 from .verify import verify
 from .writer import JOURNAL, LOCK, Writer, check_work, write_index
 
-COPIED = ("*.json", "*.jinja", "*.txt", "*.jsonl", "*.model", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
 NOT_COPIED = ("config.json", "model.safetensors.index.json", "hf_quant_config.json", "quantize_config.json")
 
 
@@ -112,7 +112,7 @@ def write(
 
 
 def _copy_small_files(source: Path, work: Path) -> None:
-    for pattern in COPIED:
+    for pattern in SMALL_FILES:
         for file in source.glob(pattern):
             if file.is_file() and file.name not in NOT_COPIED and not file.name.endswith(".index.json"):
                 shutil.copyfile(file, work / file.name)

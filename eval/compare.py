@@ -215,7 +215,7 @@ class _Bench:
     def __init__(self, job: Job, settings: Settings, report: Report) -> None:
         self.job, self.settings, self.report = job, settings, report
         source = job.source
-        self.folder = cache.cache_dir() / "compare" / f"{source.name.replace('/', '--')[-80:]}-{source.fingerprint}"
+        self.folder = cache.cache_dir() / "compare" / f"{cache.file_name(source.name)}-{source.fingerprint}"
         self.parts, control = cut_text(source, settings, report)
         self.reference = get_reference(source, self.parts, control, settings, report)
         self.score_file = f"score{SCHEMA}-{text_hash(self.parts)}-{device()}.json"
@@ -263,7 +263,7 @@ class _Bench:
     def build(self, task: Task) -> Made:
         """Build a checkpoint, or find it in the cache. What fails in mlx-lm's code is a row of its own, not an end."""
         digest = hashlib.blake2b(f"{task.method}|{task.about}|{task.key}|{versions()}".encode(), digest_size=6)
-        home = self.folder / f"{task.method.replace('/', '--')[-80:]}-{digest.hexdigest()}"
+        home = self.folder / f"{cache.file_name(task.method)}-{digest.hexdigest()}"
         if task.folder is not None:
             return Made(task, task.folder, home, task.size, 0.0)
         if task.build is None:

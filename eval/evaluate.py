@@ -105,6 +105,9 @@ def evaluate(
         if settings != Settings(batch=settings.batch):
             raise UsageError("a saved reference brings its own text and windows: leave those options out")
         reference = load_reference(Path(source).expanduser())
+        check_same_tokenizer(reference.about.source, reference.about.tokenizer, tokenizer)
+        if reference.about.device != device():
+            report.note(f"the source ran on {reference.about.device}, this model on {device()}: rounding differs")
         parts = [part.windows for part in reference.parts]
     elif source is not None:
         origin = load_source(source)
@@ -115,10 +118,6 @@ def evaluate(
         raise MintError("--chat compares with the source's own replies: give it with --source")
     else:
         parts, _ = cut_text(candidate, settings, report)
-    if reference is not None:
-        check_same_tokenizer(reference.about.source, reference.about.tokenizer, tokenizer)
-        if reference.about.device != device():
-            report.note(f"the source ran on {reference.about.device}, this model on {device()}: rounding differs")
     if save is not None and reference is not None:
         save_reference(reference, save)
     return score_model(candidate, parts, reference, settings, report)
@@ -173,7 +172,7 @@ def get_reference(
 ) -> Reference:
     """The source's predictions: from the cache, else computed and kept there."""
     key = hashlib.blake2b(f"{origin.fingerprint} {origin.stamp} {versions()}".encode(), digest_size=8).hexdigest()
-    name = f"{origin.name.replace('/', '--')[-80:]}-{key}-{text_hash(parts)}-{device()}.safetensors"
+    name = f"{cache.file_name(origin.name)}-{key}-{text_hash(parts)}-{device()}.safetensors"
     path = cache.cache_dir() / "references" / name
     if path.is_file():
         try:

@@ -19,11 +19,16 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mint-mlx"
 
 
+def file_name(name: str) -> str:
+    """A model's or method's name as a part of a file name."""
+    return name.replace("/", "--")[-80:]
+
+
 def profile_path(source: Source, candidates: dict[str, tuple[QuantConfig, ...]]) -> Path:
     """Where a source's profile with these candidates lies."""
     text = "\n".join(f"{path} {' '.join(map(str, configs))}" for path, configs in candidates.items())
     key = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-    return cache_dir() / "profiles" / f"{source.name.replace('/', '--')[-80:]}-{source.fingerprint}-{key}.json"
+    return cache_dir() / "profiles" / f"{file_name(source.name)}-{source.fingerprint}-{key}.json"
 
 
 def cached_profile(source: Source, candidates: dict[str, tuple[QuantConfig, ...]]) -> Profile | None:

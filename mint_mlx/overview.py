@@ -208,7 +208,7 @@ def dry_run(request: Request) -> tuple[Job, Plan, DryRun]:
     order = place_order(request)
     job = order.job
     known = known_profile(job) if order.fixed is None else None
-    plan = choose_plan(order, known or assumed_profile(job))
+    plan = choose_plan(order, lambda: known or assumed_profile(job))
     options = list_candidates(job.inventory, job.recipe, order.forced, request.ignore_guards)
     if known is not None:
         options = above_floor(job.inventory, known.curves, options, job.recipe, order.forced)

@@ -8,13 +8,13 @@ Everything that can be refused is refused before a step that costs time: shapes 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import cache, mlxlm
-from .allocate import allocate, apply_overrides, check_feasible, list_candidates, parse_override, uniform
+from .allocate import Override, allocate, apply_overrides, check_feasible, list_candidates, parse_override, uniform
 from .errors import MintError, UsageError
 from .files import check_file, check_target
 from .layers import Inventory, list_layers
@@ -80,6 +80,7 @@ class Order:
     request: Request
     job: Job
     budget: Budget | None
+    overrides: Sequence[Override]
     forced: dict[str, QuantConfig]
     fixed: Plan | None
 
@@ -175,11 +176,11 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     mlxlm.check_tokenizer(source.path)
     if fixed is not None and request.out is None:
         check_target(default_target(job, fixed), source.path, request.force)
-    return Order(request, job, budget, forced, fixed)
+    return Order(request, job, budget, overrides, forced, fixed)
 
 
-def choose_plan(order: Order, curves: Profile) -> Plan:
-    """The plan that carries an order out: the fixed one, or the budget allocated on a profile.
+def choose_plan(order: Order, curves: Callable[[], Profile]) -> Plan:
+    """The plan that carries an order out: the fixed one, or the budget allocated on a profile (got only then).
 
     Raises:
         MintError: the safety floor forbids the budget.
@@ -188,8 +189,8 @@ def choose_plan(order: Order, curves: Profile) -> Plan:
     plan = order.fixed
     if plan is None:
         assert order.budget is not None
-        parsed = [parse_override(text) for text in request.overrides]
-        plan = allocate(curves, order.budget, order.job.recipe, request.objective, parsed, request.ignore_guards)
+        recipe, overrides = order.job.recipe, order.overrides
+        plan = allocate(curves(), order.budget, recipe, request.objective, overrides, request.ignore_guards)
     return plan if request.quantizer is None else replace(plan, quantizer=request.quantizer)
 
 
@@ -308,9 +309,7 @@ def carry_out(request: Request, smoke: bool = True, report: Report | None = None
         report.stage("download")
         job = replace(job, source=load_source(request.model))
         order = replace(order, job=job)
-    plan = order.fixed if order.fixed is not None else choose_plan(order, get_profile(job, report))
-    if request.quantizer is not None:
-        plan = replace(plan, quantizer=request.quantizer)
+    plan = choose_plan(order, lambda: get_profile(job, report))
     target = Path(request.out) if request.out is not None else default_target(job, plan)
     check_target(target, job.source.path, request.force)
     total = plan.layout(job.inventory).total

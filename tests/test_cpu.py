@@ -1,0 +1,46 @@
+"""What stands in for slow parts of MLX's CPU backend gives the same numbers."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import Maker, llama
+
+from mint_mlx import cpu, runner
+
+
+@pytest.mark.parametrize("is_sorted", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_grouped_experts_equal_mlx_lm(is_sorted: bool, bias: bool) -> None:
+    from mlx_lm.models.switch_layers import SwitchLinear
+
+    stock = SwitchLinear(16, 8, 4, bias=bias)
+    grouped = cpu.GroupedSwitchLinear(16, 8, 4, bias=bias)
+    grouped.update(stock.parameters())
+    indices = np.random.default_rng(0).integers(0, 3, (10,) if is_sorted else (5, 2))  # expert 3 gets no token
+    indices = np.sort(indices) if is_sorted else indices
+    x = mx.random.normal((10, 1, 16) if is_sorted else (5, 1, 1, 16), key=mx.random.key(0))
+    expected = stock(x, mx.array(indices), sorted_indices=is_sorted)
+    found = grouped(x, mx.array(indices), sorted_indices=is_sorted)
+    np.testing.assert_allclose(np.array(found), np.array(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+def test_blockwise_attention_equals_mlx(make: Maker, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "BLOCK", 16)
+    q, k, v = (mx.random.normal((2, h, 50, 8), key=mx.random.key(i)) for i, h in enumerate((*heads, heads[1])))
+    stock = mx.fast.scaled_dot_product_attention
+    with cpu.fast_math(runner.load_runner(make(llama(1))).model):
+        assert mx.fast.scaled_dot_product_attention is not stock
+        found = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask="causal")
+    assert mx.fast.scaled_dot_product_attention is stock
+    np.testing.assert_allclose(np.array(found), np.array(stock(q, k, v, scale=0.3, mask="causal")), atol=1e-5)
+
+
+def test_swiglu_equals_mlx_lm() -> None:
+    from mlx_lm.models import activations
+
+    gate = mx.concatenate([mx.random.normal((50,), key=mx.random.key(0)) * 5, mx.array([-300.0, 300.0, 0.0])])
+    x = mx.random.normal(gate.shape, key=mx.random.key(1))
+    np.testing.assert_allclose(np.array(cpu._swiglu(gate, x)), np.array(activations.swiglu(gate, x)), atol=1e-5)
