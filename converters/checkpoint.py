@@ -7,19 +7,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from .. import mlxlm
 from ..errors import MintError
 from ..files import PLAN_FILE, put_in_place, work_folder
 from ..hub import SMALL_FILES
-from ..layers import Inventory
+from ..layers import Inventory, Layer
 from ..load import Source
 from ..plan import Plan, plan_text
+from ..quant import QuantConfig
 from ..report import Report, Silent
-from ..stream import stream
+from ..stream import dense, stream
 from ..units import both
 from ..versions import versions
 from .card import model_card
-from .quantizers import find_quantizer
+from .quantizers import Quantizer, find_quantizer
 from .verify import verify
 from .writer import JOURNAL, LOCK, Writer, check_work, write_index
 
@@ -80,14 +83,15 @@ def write(
         "versions": versions(),
         "choice": {path: str(config) for path, config in plan.choice.items()},
     }
+    layers = {layer.path: layer for layer in inventory.layers}
     report.stage("convert")
     with Writer(work, layout, units, identity, discard=force) as writer:
         todo = [path for path in inventory.order if path not in writer.done]
         for done, (path, tensors) in enumerate(stream(source, inventory, todo)):
             report.step(path, done, len(todo))
             config = plan.choice.get(path)
-            if config is not None and config.quantized:
-                tensors |= quantize(tensors.pop("weight"), config)
+            if config is not None and config != layers[path].stored:
+                tensors = _requantized(layers[path], tensors, config, quantize)
             writer.put(path, tensors)
         report.step("", len(todo), len(todo))
         writer.finish()
@@ -109,6 +113,15 @@ def write(
             (work / name).unlink()
         put_in_place(work, target, force)
     return sentence
+
+
+def _requantized(
+    layer: Layer, tensors: dict[str, mx.array], config: QuantConfig, quantize: Quantizer
+) -> dict[str, mx.array]:
+    """A layer's tensors under another configuration than the source's."""
+    weight = dense(layer, tensors)
+    packed = quantize(weight, config) if config.quantized else {"weight": weight}
+    return {name: a for name, a in tensors.items() if name not in ("weight", "scales", "biases")} | packed
 
 
 def _copy_small_files(source: Path, work: Path) -> None:

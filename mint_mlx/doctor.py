@@ -61,7 +61,7 @@ def examine(model: str) -> Examination:
             raise MintError(f"{model} does not exist: give a folder, or a model of the Hugging Face Hub as org/name")
         folder, name = hub.headers(repo)[0], repo.name
     config = read_config(folder)
-    mlxlm.check_model_type(config)
+    mlxlm.check_model(config, folder)
     try:
         headers = read_folder(folder)
     except MintError as error:

@@ -20,7 +20,18 @@ from typing import Any
 from .errors import MintError
 from .headers import INDEX, parse_header
 
-SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.jsonl", "*.model", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*"]
+SMALL_FILES = [
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.jsonl",
+    "*.model",
+    "*.tiktoken",
+    "*.py",
+    "LICENSE*",
+    "NOTICE*",
+    "README.md",
+]
 WEIGHTS = ["model*.safetensors"]
 _TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -103,7 +114,7 @@ def headers(repo: RepoId) -> tuple[Path, str, dict[str, str], int]:
             local = hf_hub_download(repo.name, name, revision=commit)
             shutil.copyfile(local, folder / name)
     if not any(re.fullmatch(r"model[^/]*\.safetensors", name) for name in siblings):
-        raise MintError(f"{repo.name} holds no model*.safetensors: give a Hugging Face checkpoint in safetensors")
+        raise MintError(_no_weights(repo.name, info))
     metadata = api.get_safetensors_metadata(repo.name, revision=commit)
     hashes, total = {}, 0
     for name, file in metadata.files_metadata.items():
@@ -123,6 +134,16 @@ def headers(repo: RepoId) -> tuple[Path, str, dict[str, str], int]:
         hashes[name] = lfs.sha256 if lfs else ""
         total += end
     return folder, commit, hashes, total
+
+
+def _no_weights(name: str, info: Any) -> str:
+    """What to say of a repository without safetensors; one of GGUF files may name its original."""
+    if not any(s.rfilename.endswith(".gguf") for s in info.siblings or []):
+        return f"{name} holds no model*.safetensors: give a Hugging Face checkpoint in safetensors"
+    base = getattr(info.card_data, "base_model", None)
+    base = base[0] if isinstance(base, list) and base else base
+    instead = f"{base}, which they were made from" if isinstance(base, str) else "the original checkpoint"
+    return f"{name} holds GGUF files only, which mint-mlx does not read: give {instead}"
 
 
 def blob_hash(path: Path) -> str:

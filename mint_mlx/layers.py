@@ -158,7 +158,7 @@ def list_layers(model: Any, config: dict[str, Any]) -> Inventory:
     owned: dict[str, dict[str, TensorSpec]] = {}
     for name, array in tree_flatten(model.parameters()):
         owner, _, local = name.rpartition(".")
-        dtype = target(name, _CODES[str(array.dtype).rpartition(".")[2]])
+        dtype = target(name, _code(array))
         owned.setdefault(owner, {})[local] = TensorSpec(name, dtype, tuple(array.shape))
     modules = dict(tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module))
     found = {path: module for path, module in modules.items() if _quantizable(module)}
@@ -195,6 +195,10 @@ _CODES = {
     "complex64": "C64",
 }
 MLX_DTYPES = {code: name for name, code in _CODES.items()}
+
+
+def _code(array: Any) -> str:
+    return _CODES[str(array.dtype).rpartition(".")[2]]
 
 
 def _target_dtype(model: Any, config: dict[str, Any]) -> Any:
@@ -237,12 +241,16 @@ def _make_layer(path: str, module: Any, kind: str, role: str, owned: dict[str, T
     weight = owned["weight"]
     if weight.dtype not in FLOATS and not hasattr(module, "bits"):
         raise MintError(f"{path} has weights of type {weight.dtype}, which no quantizer reads: give a bf16 checkpoint")
+    if "global_scale" in owned:
+        raise MintError(
+            f"{path} has a scale for the whole tensor beside its groups', which no plan can keep: give bf16"
+        )
     shape, dtype, stored = weight.shape, weight.dtype, None
     packed = {"weight"}
     if hasattr(module, "bits"):
         stored = QuantConfig(module.bits, module.group_size, module.mode)
         shape = (*shape[:-1], shape[-1] * 32 // module.bits)
-        dtype = owned["scales"].dtype if stored.mode == "affine" else "BF16"
+        dtype = _code(module.scales) if stored.mode == "affine" else "BF16"
         packed |= {"scales", "biases"}
     extras = tuple(spec for name, spec in owned.items() if name not in packed)
     reads = 1 / shape[0] if kind == "embedding" else 1.0

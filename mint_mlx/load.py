@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import hub, mlxlm
+from .converters.gguf import original_repo
 from .errors import MintError
 from .files import check_name
 from .headers import TensorInfo, read_folder, read_header
@@ -76,7 +77,7 @@ def load_source(model: str, weights: bool = True) -> Source:
         return _from_folder(local, repo.name, commit)
     folder, commit, hashes, total = hub.headers(repo)
     config = read_config(folder)
-    mlxlm.check_model_type(config)
+    mlxlm.check_model(config, folder)
     headers = {path.name: read_header(path)[0] for path in sorted(folder.glob("model*.safetensors"))}
     structure = _hash_structure(config, headers)
     return Source(repo.name, folder, config, commit, structure, _digest(sorted(hashes.items())), total, False)
@@ -85,10 +86,12 @@ def load_source(model: str, weights: bool = True) -> Source:
 def _from_folder(folder: Path, name: str, revision: str | None) -> Source:
     if folder.is_file():
         if folder.suffix == ".gguf":
-            raise MintError(f"{folder.name} is a GGUF file: give the original Hugging Face checkpoint instead")
+            origin = original_repo(folder)
+            instead = f"{origin}, which it was made from" if origin else "the original Hugging Face checkpoint"
+            raise MintError(f"{folder.name} is a GGUF file, which mint-mlx does not read: give {instead}")
         raise MintError(f"{folder} is a file: give the folder that holds config.json and the weights")
     config = read_config(folder)
-    mlxlm.check_model_type(config)
+    mlxlm.check_model(config, folder)
     headers = read_folder(folder)
     stats = {file: (folder / file).stat() for file in headers}
     size = sum(stat.st_size for stat in stats.values())

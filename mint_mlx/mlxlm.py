@@ -23,16 +23,17 @@ _BUILD_ERRORS = (
     NameError,
     AssertionError,
 )
-UNREADABLE = ("gptq", "awq", "bitsandbytes", "bitnet", "hqq", "aqlm", "eetq", "quanto", "modelopt")
 
 
-def check_model_type(config: dict[str, Any]) -> None:
-    """Refuse a config that mlx-lm has no model class for.
+def check_model(config: dict[str, Any], folder: Path) -> None:
+    """Refuse a config that mlx-lm has no model class for, or of a quantized layout that isn't read.
 
     Raises:
-        MintError: no `model_type`, code of its own, or an unknown type.
+        MintError: no `model_type`, code of its own, an unknown type or layout.
     """
     from mlx_lm.utils import _get_classes
+
+    from .converters.sources import check_layout
 
     if not isinstance(config.get("model_type"), str):
         raise MintError("config.json has no model_type: this is not a language model checkpoint")
@@ -41,15 +42,13 @@ def check_model_type(config: dict[str, Any]) -> None:
             f"this checkpoint brings code of its own ({config['model_file']}), which mint-mlx does not run: use one "
             "whose architecture mlx-lm has built in"
         )
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    if method in UNREADABLE:
-        raise MintError(f"this checkpoint is quantized with {method}, which mint-mlx does not read: give the original")
     try:
-        _get_classes(config)
+        model_class, _ = _get_classes(config)
     except (ValueError, AttributeError):
         raise MintError(
             f"mlx-lm has no model of type {config['model_type']!r}: update mlx-lm, or check that this is a text model"
         ) from None
+    check_layout(config, folder, model_class)
 
 
 def build_model(folder: Path) -> Any:
@@ -62,11 +61,17 @@ def build_model(folder: Path) -> Any:
         MintError: mlx-lm can't build the model from this config and these tensors.
     """
     import mlx.core as mx
-    from mlx_lm.utils import load_model
+    from mlx_lm.utils import _get_classes, load_model
+
+    from .converters.sources import reader
+
+    def classes(config: dict[str, Any]) -> tuple[type, type]:
+        model_class, args_class = _get_classes(config)
+        return reader(config, folder, model_class), args_class
 
     try:
         with mx.stream(mx.cpu):
-            model, _ = load_model(folder, lazy=True)
+            model, _ = load_model(folder, lazy=True, get_model_classes=classes)
     # The config and the tensors are the user's: these are the ways in which mlx-lm fails on ones that don't fit.
     except _BUILD_ERRORS as error:
         raise MintError(

@@ -114,6 +114,25 @@ def prepare(model: str, recipe: str | None = None, weights: bool = True) -> Job:
     return Job(source, list_layers(open_model(source), source.config), chosen)
 
 
+def announce_quantized(job: Job, report: Report) -> None:
+    """Say so where the source's weights are quantized already."""
+    from .converters.sources import describe
+
+    name, layers = job.source.name, job.inventory.layers
+    told = describe(job.source.config, job.source.path)
+    if told:
+        report.note(f"{name} {told}")
+    stored = [layer for layer in layers if layer.stored]
+    if stored:
+        weights = sum(layer.size for layer in stored)
+        share = weights / sum(layer.size for layer in layers)
+        forms = ", ".join(sorted({str(layer.stored) for layer in stored}))
+        report.note(
+            f"{name} is quantized already: {len(stored)} of {len(layers)} layers ({share:.0%} of the weights) are {forms}; "
+            "each stays as it is or gets fewer bits, and errors are measured against it, not against the original"
+        )
+
+
 def refuse_quantized(job: Job) -> None:
     """Refuse a source that is quantized already.
 
@@ -152,7 +171,7 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         check_target(Path(request.out), None, request.force)
     job = prepare(request.model, request.recipe, weights=False)
     source, inventory = job.source, job.inventory
-    refuse_quantized(job)
+    announce_quantized(job, report)
     if request.out is not None:
         check_target(Path(request.out), source.path, request.force)
     forced = apply_overrides(overrides, inventory, request.ignore_guards)
@@ -222,7 +241,7 @@ def write_profile(
     if out is not None:
         check_file(out, PROFILE_MARKER, force=True)
     job = prepare(model, recipe)
-    refuse_quantized(job)
+    announce_quantized(job, report)
     path = out or Path(f"{job.source.name.rpartition('/')[2]}.profile.json")
     check_file(path, PROFILE_MARKER, force=True)
     if path.is_file() and job.source.fingerprint not in _fingerprint(path):

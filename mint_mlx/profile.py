@@ -103,7 +103,7 @@ def profile(
         recipe: the recipe that the candidates come from; the profile carries it along.
         progress: called with (layer, done, total) before each layer.
     """
-    from .stream import stream
+    from .stream import dense, stream
     from .versions import versions
 
     wanted = {p: tuple(c for c in configs if c.quantized) for p, configs in candidates.items()}
@@ -113,7 +113,11 @@ def profile(
     if paths:
         progress(paths[0], 0, len(paths))
     for done, (path, tensors) in enumerate(stream(source, inventory, paths), start=1):
-        curves[path] = RateDistortion(path, wanted[path], _as_in_file(measure(tensors["weight"], wanted[path])))
+        layer, configs = layers[path], wanted[path]
+        nmse = measure(dense(layer, tensors), [c for c in configs if c != layer.stored])
+        if layer.stored in configs:  # kept as it is, a layer loses nothing
+            nmse = np.insert(nmse, configs.index(layer.stored), 0.0, axis=0)
+        curves[path] = RateDistortion(path, configs, _as_in_file(nmse))
         progress(paths[min(done, len(paths) - 1)], done, len(paths))
     return Profile(
         source.name,
@@ -190,7 +194,8 @@ def assumed(inventory: Inventory, candidates: dict[str, tuple[QuantConfig, ...]]
     for layer in inventory.layers:
         configs = tuple(c for c in candidates[layer.path] if c.quantized)
         db = [6.0 * c.bits - 3.2 - 0.9 * np.log2(c.group_size / 64) for c in configs]
-        curves[layer.path] = RateDistortion(layer.path, configs, 10 ** (-np.array(db).reshape(-1, 1) / 10))
+        nmse = [0.0 if c == layer.stored else 10 ** (-x / 10) for c, x in zip(configs, db, strict=True)]
+        curves[layer.path] = RateDistortion(layer.path, configs, np.array(nmse).reshape(-1, 1))
     return curves
 
 

@@ -118,7 +118,10 @@ class Recipe(_Strict):
 
 
 def candidates(layer: Layer, recipe: Recipe, ignore_guards: bool = False) -> tuple[QuantConfig, ...]:
-    """The configurations that a layer may get, `keep` last; divisibility, guards and the recipe's rules hold."""
+    """The configurations that a layer may get, `keep` last; divisibility, guards and the recipe's rules hold.
+
+    A layer that the source holds quantized already gets what is smaller, or stays as it is: more bits bring nothing.
+    """
     floor, ceiling, _ = recipe.limits(layer.role)
     configs = affine(CANDIDATE_BITS[recipe.candidates]) + tuple(mx_mode(m) for m in recipe.modes)
     usable = [
@@ -126,6 +129,9 @@ def candidates(layer: Layer, recipe: Recipe, ignore_guards: bool = False) -> tup
         for c in configs
         if c.divides(layer.shape[-1]) and floor <= c.bits <= ceiling and (ignore_guards or not layer.objection(c))
     ]
+    if layer.stored and (ignore_guards or not layer.objection(layer.stored)):
+        smaller = (c for c in usable if c != layer.stored and layer.bytes(c) < layer.bytes(layer.stored))
+        return (*smaller, layer.stored)
     return (*usable, KEEP) if ceiling >= KEEP.bits or not usable else tuple(usable)
 
 

@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from .errors import MintError
-from .layers import MLX_DTYPES, Inventory
+from .layers import MLX_DTYPES, Inventory, Layer
 from .load import Source, open_model
 
 
@@ -30,6 +30,32 @@ def check_finite(path: str, tensors: dict[str, mx.array]) -> None:
             raise MintError(f"{path}.{name} holds NaN or infinite values: the checkpoint is damaged, download it again")
 
 
+def dense(layer: Layer, tensors: dict[str, mx.array]) -> mx.array:
+    """A layer's unquantized weight, in the type that it (or its scales) will be written in.
+
+    Of a layer that the source holds quantized: code x scale + bias in float32, rounded once; expert by expert, so that
+    no float32 copy of the whole layer exists.
+    """
+    if layer.stored is None:
+        return tensors["weight"]
+    config, dtype = layer.stored, getattr(mx, MLX_DTYPES[layer.dtype])
+    weight, scales, biases = tensors["weight"], tensors["scales"], tensors.get("biases")
+
+    def restore(part: slice) -> mx.array:
+        bias = None if biases is None else biases[part].astype(mx.float32)
+        scale = scales[part].astype(mx.float32) if config.mode == "affine" else scales[part]
+        exact = mx.dequantize(weight[part], scale, bias, config.group_size, config.bits, config.mode, dtype=mx.float32)
+        return exact.astype(dtype)
+
+    if weight.ndim < 3:
+        return restore(slice(None))
+    parts = []
+    for expert in range(weight.shape[0]):
+        parts.append(restore(slice(expert, expert + 1)))
+        mx.eval(parts[-1])
+    return mx.concatenate(parts)
+
+
 def stream(source: Source, inventory: Inventory, paths: Sequence[str]) -> Iterator[tuple[str, dict[str, mx.array]]]:
     """Yield each module's evaluated parameters, by local name, in the types that they will be written in.
 
@@ -42,7 +68,8 @@ def stream(source: Source, inventory: Inventory, paths: Sequence[str]) -> Iterat
     dtypes = {spec.name: spec.dtype for specs in inventory.others.values() for spec in specs}
     for layer in inventory.layers:
         dtypes |= {spec.name: spec.dtype for spec in layer.extras}
-        dtypes[f"{layer.path}.weight"] = layer.dtype if layer.stored is None else "U32"
+        if layer.stored is None:
+            dtypes[f"{layer.path}.weight"] = layer.dtype
     arrays: dict[str, dict[str, mx.array]] = {}
     model = open_model(source)
     for name, array in tree_flatten(model.parameters()):
