@@ -5,8 +5,6 @@ A few of mlx-lm's model classes dequantize these in their `sanitize`; here the s
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
 
 SCALE = "_scale_inv"
@@ -36,14 +34,3 @@ def dequantize_all(weights: dict[str, mx.array]) -> dict[str, mx.array]:
         for name, array in weights.items()
         if not name.endswith(SCALE)
     }
-
-
-def reading(model_class: type) -> type:
-    """A model class that takes FP8 tensors: it dequantizes them, then does what the given class does."""
-
-    class ReadsFP8(model_class):  # type: ignore[misc]
-        def sanitize(self, weights: dict[str, Any]) -> dict[str, Any]:
-            weights = dequantize_all(weights)
-            return super().sanitize(weights) if hasattr(super(), "sanitize") else weights
-
-    return ReadsFP8

@@ -15,11 +15,12 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import MintError
-from . import fp8
+from . import fp8, gpt_oss
 
 NAMES = {
     "gptq": "GPTQ",
@@ -82,7 +83,7 @@ def _problem(layout: dict[str, Any], code: str) -> str | None:
 
 def block_fp8(layout: dict[str, Any] | None) -> bool:
     """Whether a layout is FP8 with one scale for each block of 128x128."""
-    return bool(layout) and layout.get("quant_method") == "fp8" and _size(layout) == [fp8.BLOCK, fp8.BLOCK]
+    return layout is not None and layout.get("quant_method") == "fp8" and _size(layout) == [fp8.BLOCK, fp8.BLOCK]
 
 
 def _mxfp8(layout: dict[str, Any]) -> bool:
@@ -125,10 +126,23 @@ def describe(config: dict[str, Any], folder: Path) -> str | None:
 
 
 def reader(config: dict[str, Any], folder: Path, model_class: type) -> type:
-    """The model class to load a source with: FP8 is dequantized before `sanitize` where that doesn't do so itself."""
+    """The model class to load a source with: layouts that its `sanitize` doesn't know are first brought to ones it does."""
     if block_fp8(read_layout(config, folder)) and fp8.SCALE not in _module_source(model_class):
-        return fp8.reading(model_class)
+        return _prepared(model_class, fp8.dequantize_all)
+    if config.get("model_type") == "gpt_oss":
+        return _prepared(model_class, gpt_oss.split_experts)
     return model_class
+
+
+def _prepared(model_class: type, prepare: Callable[[dict[str, Any]], dict[str, Any]]) -> type:
+    """A model class whose `sanitize` is preceded by a step of ours."""
+
+    class Prepared(model_class):
+        def sanitize(self, weights: dict[str, Any]) -> dict[str, Any]:
+            weights = prepare(weights)
+            return super().sanitize(weights) if hasattr(super(), "sanitize") else weights
+
+    return Prepared
 
 
 def _module_source(model_class: type) -> str:

@@ -202,14 +202,17 @@ def _code(array: Any) -> str:
 
 
 def _target_dtype(model: Any, config: dict[str, Any]) -> Any:
-    """Which type each parameter is written in: as mlx-lm casts it, but float32 becomes bfloat16 (scales cost half)."""
+    """Which type each parameter is written in: as mlx-lm casts it, but float32 becomes bfloat16 (scales cost half).
+
+    The decay of a linear attention (`A_log`, a handful of numbers) keeps its float32 whether or not mlx-lm says so.
+    """
     texts = [config, config.get("text_config") or {}]
     stated = next((t[key] for t in texts for key in ("dtype", "torch_dtype") if isinstance(t.get(key), str)), None)
     wanted = {"float16": "F16", "bfloat16": "BF16"}.get(str(stated).removeprefix("torch."))
     cast = getattr(model, "cast_predicate", None) or (lambda _: True)
 
     def target(name: str, dtype: str) -> str:
-        if dtype not in FLOATS or not cast(name):
+        if dtype not in FLOATS or not cast(name) or name.endswith("A_log"):
             return dtype
         return wanted or ("BF16" if dtype == "F32" else dtype)
 

@@ -130,13 +130,26 @@ def encode(tokenizer: Any, text: str) -> Any:
     return np.asarray(tokenizer.encode(text, verbose=False), dtype=np.int64)
 
 
+def tokenizer_is_code(folder: Path) -> bool:
+    """Whether the tokenizer is Python code that the checkpoint brings along (Kimi's is)."""
+    path = folder / "tokenizer_config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:  # load_tokenizer says so
+        return False
+    return isinstance(settings, dict) and "AutoTokenizer" in (settings.get("auto_map") or {})
+
+
 def check_tokenizer(folder: Path) -> None:
     """Refuse a tokenizer or chat template that can't be used, before any work is done.
+
+    One that is code isn't run: only that it is there is checked.
 
     Raises:
         MintError: saying which.
     """
-    _prompt(folder, load_tokenizer(folder))
+    if not tokenizer_is_code(folder):
+        _prompt(folder, load_tokenizer(folder))
 
 
 def _prompt(folder: Path, tokenizer: Any) -> list[int]:

@@ -128,8 +128,8 @@ def announce_quantized(job: Job, report: Report) -> None:
         share = weights / sum(layer.size for layer in layers)
         forms = ", ".join(sorted({str(layer.stored) for layer in stored}))
         report.note(
-            f"{name} is quantized already: {len(stored)} of {len(layers)} layers ({share:.0%} of the weights) are {forms}; "
-            "each stays as it is or gets fewer bits, and errors are measured against it, not against the original"
+            f"{name} is quantized already: {len(stored)} of {len(layers)} layers ({share:.0%} of the weights) are "
+            f"{forms}; each stays as it is or gets fewer bits, and errors are measured against it, not the original"
         )
 
 
@@ -193,6 +193,8 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     elif config is not None:
         fixed = uniform(source, inventory, config, forced, request.ignore_guards)
     mlxlm.check_tokenizer(source.path)
+    if mlxlm.tokenizer_is_code(source.path):
+        report.note("the tokenizer is Python code, which is copied and never run here: no sentence is generated")
     if fixed is not None and request.out is None:
         check_target(default_target(job, fixed), source.path, request.force)
     return Order(request, job, budget, overrides, forced, fixed)
@@ -332,7 +334,7 @@ def carry_out(request: Request, smoke: bool = True, report: Report | None = None
     target = Path(request.out) if request.out is not None else default_target(job, plan)
     check_target(target, job.source.path, request.force)
     total = plan.layout(job.inventory).total
-    say = smoke and fits_here(total)
+    say = smoke and fits_here(total) and not mlxlm.tokenizer_is_code(job.source.path)
     sentence = checkpoint.write(job.source, job.inventory, plan, target, request.force, say, report)
     active = job.inventory.active_bytes(plan.choice)
     ratio = active_ratio(job.inventory, plan.choice)

@@ -1,0 +1,81 @@
+"""Every family in the layout in which it is released (checkpoints/make.py): convert, reload in stock mlx-lm, logits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm.utils
+import numpy as np
+import pytest
+from conftest import write_tokenizer
+from mlx.utils import tree_flatten
+from mlx_lm.utils import MODEL_REMAPPING
+
+from mint_mlx import mlxlm, pipeline
+from mint_mlx.layers import list_layers
+from mint_mlx.load import load_source, open_model
+
+RELEASED = Path(__file__).parent / "checkpoints"
+FAMILIES = sorted(folder.name for folder in RELEASED.iterdir() if (folder / "config.json").is_file())
+BITS = 4.5
+
+
+def known(family: str) -> bool:
+    """Whether the installed mlx-lm has the family's model."""
+    kind = json.loads((RELEASED / family / "config.json").read_text())["model_type"]
+    return find_spec(f"mlx_lm.models.{MODEL_REMAPPING.get(kind, kind)}") is not None
+
+
+def released(family: str, folder: Path) -> Path:
+    """A copy of a family's checkpoint, with a tokenizer."""
+    shutil.copytree(RELEASED / family, folder)
+    write_tokenizer(folder)
+    if family == "kimi_k2":  # its tokenizer is code that nobody should have to run
+        settings = {"auto_map": {"AutoTokenizer": ["tokenization_kimi.TikTokenTokenizer", None]}}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def dense_source(folder: Path, written: Any) -> Any:
+    """The source's model in float32, unquantized, with `mx.dequantize`d copies of the written layers."""
+    source = load_source(str(folder))
+    model = open_model(source)
+    tensors = dict(tree_flatten(model.parameters()))
+    layers = {layer.path for layer in list_layers(model, source.config).layers}
+    owned = {path: {n: tensors.pop(n) for n in list(tensors) if n.rpartition(".")[0] == path} for path in layers}
+    modules = dict(written.named_modules())
+    for path, own in owned.items():
+        module = modules[path]
+        weight = module.weight
+        if hasattr(module, "bits"):
+            biases = module.get("biases")
+            size = {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
+            weight = mx.dequantize(weight, module.scales, biases, **size, dtype=mx.float32)
+        tensors |= {n: a for n, a in own.items() if n.rpartition(".")[2] not in ("weight", "scales", "biases")}
+        tensors[f"{path}.weight"] = weight
+    bare = mlxlm.bare_model(source.config)
+    if hasattr(bare, "sanitize"):  # Gemma 3 decides there that its embedding is the head
+        tensors = bare.sanitize(tensors)
+    bare.load_weights(list(tensors.items()))
+    bare.eval()
+    bare.set_dtype(mx.float32)
+    return bare
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if known(f)])
+def test_converts_and_its_logits_are_those_of_the_dequantized_source(tmp_path: Path, family: str) -> None:
+    folder = released(family, tmp_path / family)
+    result = pipeline.convert(str(folder), f"{BITS}bpw", tmp_path / "out", smoke=False)
+    assert 0.97 * BITS < result.bits_per_weight <= BITS
+    written, _ = mlx_lm.utils.load_model(tmp_path / "out")
+    written.set_dtype(mx.float32)
+    source = dense_source(folder, written)
+    tokens = mx.array(np.random.default_rng(0).integers(3, 96, (2, 24)))
+    ours, theirs = written(tokens), source(tokens)
+    assert mx.abs(ours - theirs).max().item() < 1e-3
+    assert ours.max().item() - ours.min().item() > 0.1  # logits that are all alike would agree with anything
