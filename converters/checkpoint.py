@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from ..files import PLAN_FILE, put_in_place, work_folder
 from ..hub import SMALL_FILES
 from ..layers import Inventory, Layer
 from ..load import Source
+from ..parts import PROCESSOR_FILES, has_mtp, text_only, without_mtp
 from ..plan import Plan, plan_text
 from ..quant import QuantConfig
 from ..report import Report, Silent
@@ -23,10 +26,10 @@ from ..units import both
 from ..versions import versions
 from .card import model_card
 from .quantizers import Quantizer, find_quantizer
-from .verify import verify
+from .verify import rehearse, verify
 from .writer import JOURNAL, LOCK, Writer, check_work, write_index
 
-NOT_COPIED = ("config.json", "model.safetensors.index.json", "hf_quant_config.json", "quantize_config.json")
+NOT_COPIED = ("config.json", "*.index.json", "hf_quant_config.json", "quantize_config.json")
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -84,6 +87,9 @@ def write(
         "choice": {path: str(config) for path, config in plan.choice.items()},
     }
     layers = {layer.path: layer for layer in inventory.layers}
+    config_text = _config_text(source, inventory, plan)
+    with tempfile.TemporaryDirectory(prefix="mint-mlx-") as folder:
+        rehearse(Path(folder), config_text, plan, inventory, layout)
     report.stage("convert")
     with Writer(work, layout, units, identity, discard=force) as writer:
         todo = [path for path in inventory.order if path not in writer.done]
@@ -96,13 +102,13 @@ def write(
         report.step("", len(todo), len(todo))
         writer.finish()
         report.stage("verify")
-        _copy_small_files(source.path, work)
+        _copy_small_files(source.path, work, plan.parts)
         write_index(work, layout, inventory.parameters)
         (work / PLAN_FILE).write_text(plan_text(plan, inventory), encoding="utf-8")
         (work / "README.md").write_text(
             model_card(plan, inventory, layout.total, source.path, target.name), encoding="utf-8"
         )
-        (work / "config.json").write_text(_config_text(source, inventory, plan), encoding="utf-8")
+        (work / "config.json").write_text(config_text, encoding="utf-8")
         verify(work, plan, inventory, layout)
         sentence = None
         if smoke:
@@ -124,20 +130,29 @@ def _requantized(
     return {name: a for name, a in tensors.items() if name not in ("weight", "scales", "biases")} | packed
 
 
-def _copy_small_files(source: Path, work: Path) -> None:
+def _copy_small_files(source: Path, work: Path, parts: str) -> None:
+    """Everything beside weights and config; of a text model nothing that a processor of images or sounds reads."""
+    left_out = NOT_COPIED + (PROCESSOR_FILES if parts == "text" else ())
     for pattern in SMALL_FILES:
         for file in source.glob(pattern):
-            if file.is_file() and file.name not in NOT_COPIED and not file.name.endswith(".index.json"):
+            if file.is_file() and not any(fnmatch(file.name, p) for p in left_out):
                 shutil.copyfile(file, work / file.name)
+    settings = work / "tokenizer_config.json"
+    if parts == "text" and settings.is_file():
+        table = json.loads(settings.read_text(encoding="utf-8"))
+        if table.pop("processor_class", None) is not None:
+            settings.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
-    """The source's config.json with our quantization, without a tower that the written model lacks."""
+    """The source's config.json with our quantization, without towers and blocks that the written model lacks."""
     config: dict[str, Any] = dict(source.config)
     config.pop("quantization_config", None)
     config.pop("quantization", None)
-    if not any("vision_tower" in path for path in inventory.order):
-        config.pop("vision_config", None)
+    if plan.parts == "text":
+        config = text_only(config, mlxlm.required_keys(config))
+    if not has_mtp((f"{path}." for path in inventory.order), config):
+        config = without_mtp(config)
     if "BF16" in {layer.dtype for layer in inventory.layers}:
         config = _restate(config)
         if isinstance(config.get("text_config"), dict):

@@ -126,7 +126,7 @@ def describe(config: dict[str, Any], folder: Path) -> str | None:
 
 
 def reader(config: dict[str, Any], folder: Path, model_class: type) -> type:
-    """The model class to load a source with: layouts that its `sanitize` doesn't know are first brought to ones it does."""
+    """The model class to load a source with: a layout that its `sanitize` doesn't know is brought to one it does."""
     if block_fp8(read_layout(config, folder)) and fp8.SCALE not in _module_source(model_class):
         return _prepared(model_class, fp8.dequantize_all)
     if config.get("model_type") == "gpt_oss":

@@ -16,6 +16,23 @@ class VerificationError(RuntimeError):
     """The written checkpoint differs from the plan: a bug here, or a disk that lost bytes."""
 
 
+def rehearse(folder: Path, config: str, plan: Plan, inventory: Inventory, layout: Layout) -> None:
+    """Let mlx-lm load the checkpoint before it is made: its config, and shards that hold headers and holes.
+
+    Args:
+        folder: an empty one; nothing else than these files is made in it.
+
+    Raises:
+        MintError: mlx-lm can't load such a checkpoint.
+    """
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    for name, size, header in zip(layout.names, layout.sizes, layout.headers, strict=True):
+        with (folder / name).open("wb") as file:
+            file.write(header)
+            file.truncate(size)
+    verify(folder, plan, inventory, layout)
+
+
 def verify(folder: Path, plan: Plan, inventory: Inventory, layout: Layout) -> None:
     """Check file sizes, and every parameter's shape, type and configuration as mlx-lm loads them (lazily).
 
@@ -26,11 +43,13 @@ def verify(folder: Path, plan: Plan, inventory: Inventory, layout: Layout) -> No
     for name, size in zip(layout.names, layout.sizes, strict=True):
         if (folder / name).stat().st_size != size:
             raise VerificationError(f"{name} has {(folder / name).stat().st_size} bytes instead of {size}")
+    carried = set(inventory.carried)
     model = mlxlm.build_model(folder)
     loaded = {name: (str(array.dtype), tuple(array.shape)) for name, array in tree_flatten(model.parameters())}
     wanted = {
         spec.name: (f"mlx.core.{MLX_DTYPES[spec.dtype]}", spec.shape)
-        for _, specs in inventory.units(plan.choice)
+        for owner, specs in inventory.units(plan.choice)
+        if owner not in carried  # mlx-lm drops those again
         for spec in specs
     }
     if loaded != wanted:

@@ -18,12 +18,11 @@ from .files import PLAN_FILE
 from .headers import TensorInfo, read_folder
 from .layers import ROUTER_BITS, Inventory, Layer, list_layers
 from .load import read_config
+from .parts import MTP_KEYS, TOWERS, find_beside, has_mtp, with_towers
 from .plan import read_plan
 from .quant import AFFINE_BITS, AFFINE_GROUPS, MX_MODES, QuantConfig
 
 KEYS = {"group_size", "bits", "mode"}
-TOWERS = {"vision_config": r"vision|visual|image", "audio_config": r"audio|speech"}
-MTP = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
 _CLAIM = re.compile(r"(\d+(?:\.\d+)?)[-_ ]?(bpw|bits?)(?![a-z])", re.IGNORECASE)
 
 
@@ -72,6 +71,7 @@ def examine(model: str) -> Examination:
     if "quantization" not in config and not {n for n, _ in tree_flatten(bare.parameters())} <= tensors.keys():
         raise MintError(f"{name} is not in mlx-lm's layout, but an original: the doctor examines MLX checkpoints")
     inventory = list_layers(bare, config)
+    inventory = with_towers(inventory, find_beside(headers.values(), config, inventory).towers)
     findings = [
         *_config_findings(config, inventory),
         *_tensor_findings(config, inventory, tensors, _meant_to_stay(folder)),
@@ -201,15 +201,10 @@ def _tower_findings(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> I
         if config.get(key) and not any(re.search(pattern, name) for name in tensors):
             yield Finding("config.json", f"advertises a tower ({key}), but no tensor belongs to one")
     for table in (config, config.get("text_config") or {}):
-        for key in MTP:
+        for key in MTP_KEYS:
             count = table.get(key)
-            if type(count) is int and count > 0 and not _has_mtp(table, tensors):
+            if type(count) is int and count > 0 and not has_mtp(tensors, config):
                 yield Finding("config.json", f"advertises multi-token prediction ({key}), but no tensor belongs to it")
-
-
-def _has_mtp(table: dict[str, Any], tensors: dict[str, TensorInfo]) -> bool:
-    depth = table.get("num_hidden_layers")
-    return any("mtp" in name or (type(depth) is int and f"layers.{depth}." in name) for name in tensors)
 
 
 def _claim_findings(name: str, bits: float) -> Iterator[Finding]:

@@ -103,11 +103,13 @@ class Inventory:
         layers: the quantizable modules.
         others: all other tensors, grouped by the module that owns them.
         order: module paths of both, in the order of the model.
+        carried: those of `others` that mlx-lm's model lacks, copied from the source as they are (parts.py).
     """
 
     layers: tuple[Layer, ...]
     others: dict[str, tuple[TensorSpec, ...]]
     order: tuple[str, ...]
+    carried: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -134,7 +136,8 @@ class Inventory:
 
     def active_bytes(self, choice: dict[str, QuantConfig]) -> int:
         """Bytes that decoding one token reads: all dense layers, k of E experts, one row of an untied embedding."""
-        total = sum(spec.nbytes for specs in self.others.values() for spec in specs)
+        idle = set(self.carried)  # no text token reads a tower
+        total = sum(spec.nbytes for owner, specs in self.others.items() if owner not in idle for spec in specs)
         for layer in self.layers:
             specs = layer.tensors(choice.get(layer.path, KEEP))
             total += round(layer.reads * sum(spec.nbytes for spec in specs))

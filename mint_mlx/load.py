@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Source:
         content: hash of the weights: the Hub's own hashes, or samples of every tensor.
         weight_bytes: bytes of all shards.
         stamp: hash of the shards' sizes and times of change, for caches of what was measured.
+        headers: of all shards, by file.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Source:
     weight_bytes: int
     has_weights: bool
     stamp: str = ""
+    headers: dict[str, dict[str, TensorInfo]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def fingerprint(self) -> str:
@@ -80,7 +82,9 @@ def load_source(model: str, weights: bool = True) -> Source:
     mlxlm.check_model(config, folder)
     headers = {path.name: read_header(path)[0] for path in sorted(folder.glob("model*.safetensors"))}
     structure = _hash_structure(config, headers)
-    return Source(repo.name, folder, config, commit, structure, _digest(sorted(hashes.items())), total, False)
+    return Source(
+        repo.name, folder, config, commit, structure, _digest(sorted(hashes.items())), total, False, "", headers
+    )
 
 
 def _from_folder(folder: Path, name: str, revision: str | None) -> Source:
@@ -97,7 +101,7 @@ def _from_folder(folder: Path, name: str, revision: str | None) -> Source:
     size = sum(stat.st_size for stat in stats.values())
     stamp = _digest([[file, stat.st_size, stat.st_mtime_ns] for file, stat in sorted(stats.items())])
     structure, content = _hash_structure(config, headers), _hash_content(folder, headers, size <= WHOLE)
-    return Source(name, folder, config, revision, structure, content, size, True, stamp)
+    return Source(name, folder, config, revision, structure, content, size, True, stamp, headers)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

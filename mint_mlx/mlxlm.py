@@ -98,6 +98,17 @@ def bare_model(config: dict[str, Any]) -> Any:
         raise MintError(f"mlx-lm cannot build a model from this config.json: {_first_line(error)}") from error
 
 
+def required_keys(config: dict[str, Any]) -> set[str]:
+    """Keys of a config.json that mlx-lm's model class can't do without."""
+    import dataclasses
+
+    from mlx_lm.utils import _get_classes
+
+    _, args_class = _get_classes(config)
+    missing = dataclasses.MISSING
+    return {f.name for f in dataclasses.fields(args_class) if f.default is missing and f.default_factory is missing}
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether the folder holds a tokenizer in any of the forms that transformers reads."""
     names = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json", "vocab.txt", "spiece.model")

@@ -21,6 +21,7 @@ from .layers import Inventory, list_layers
 from .load import Source, load_source, open_model
 from .memory import fits_here
 from .objectives import find_objective
+from .parts import PARTS, Beside, find_beside, remarks, with_towers
 from .plan import Plan, check_plan, read_plan, write_plan
 from .profile import Profile, load_profile, profile, save_profile
 from .quant import QuantConfig, parse_config
@@ -35,11 +36,13 @@ PROFILE_MARKER, PLAN_MARKER = "mint_mlx_profile", "mint_mlx_plan"
 
 @dataclass(frozen=True)
 class Job:
-    """A source with everything that its headers tell."""
+    """A source with everything that its headers tell. `beside` are the tensors that the language model doesn't use."""
 
     source: Source
     inventory: Inventory
     recipe: Recipe
+    parts: str
+    beside: Beside
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Request:
         plan: a plan or its file, carried out as it is.
         uniform: the same configuration for every layer, such as `4bit-g64`.
         out: the folder to write, `NAME-mint-4.5bpw` by default.
+        parts: `text` or `all` (parts.py); what the plan says, else `text`, by default.
         recipe: a recipe's name or file.
         objective: a name of objectives.OBJECTIVES.
         quantizer: a name of converters.quantizers.QUANTIZERS.
@@ -65,6 +69,7 @@ class Request:
     plan: str | Path | Plan | None = None
     uniform: str | None = None
     out: str | Path | None = None
+    parts: str | None = None
     recipe: str | None = None
     objective: str | None = None
     quantizer: str | None = None
@@ -103,7 +108,7 @@ class Result:
         return self.bytes * 8 / self.inventory.parameters
 
 
-def prepare(model: str, recipe: str | None = None, weights: bool = True) -> Job:
+def prepare(model: str, recipe: str | None = None, weights: bool = True, parts: str = "text") -> Job:
     """Find a model and take stock of its layers, from headers alone (and no download unless `weights`).
 
     Raises:
@@ -111,13 +116,19 @@ def prepare(model: str, recipe: str | None = None, weights: bool = True) -> Job:
     """
     source = load_source(model, weights=weights)
     chosen = find_recipe(recipe, source.config)
-    return Job(source, list_layers(open_model(source), source.config), chosen)
+    inventory = list_layers(open_model(source), source.config)
+    beside = find_beside(source.headers.values(), source.config, inventory)
+    if parts == "all":
+        inventory = with_towers(inventory, beside.towers)
+    return Job(source, inventory, chosen, parts, beside)
 
 
-def announce_quantized(job: Job, report: Report) -> None:
-    """Say so where the source's weights are quantized already."""
+def announce(job: Job, report: Report) -> None:
+    """Say so where a source is quantized already, and which of its tensors are left out."""
     from .converters.sources import describe
 
+    for text in remarks(job.beside, job.parts):
+        report.note(text)
     name, layers = job.source.name, job.inventory.layers
     told = describe(job.source.config, job.source.path)
     if told:
@@ -169,9 +180,14 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     find_quantizer(request.quantizer or (given.quantizer if given else "rtn"))
     if request.out is not None:
         check_target(Path(request.out), None, request.force)
-    job = prepare(request.model, request.recipe, weights=False)
+    parts = request.parts or (given.parts if given else "text")
+    if parts not in PARTS:
+        raise UsageError(f"--parts {parts} is unknown: there are {' and '.join(PARTS)}")
+    if given is not None and parts != given.parts:
+        raise UsageError(f"the plan was made for --parts {given.parts}: leave --parts out, or make another plan")
+    job = prepare(request.model, request.recipe, weights=False, parts=parts)
     source, inventory = job.source, job.inventory
-    announce_quantized(job, report)
+    announce(job, report)
     if request.out is not None:
         check_target(Path(request.out), source.path, request.force)
     forced = apply_overrides(overrides, inventory, request.ignore_guards)
@@ -191,7 +207,7 @@ def place_order(request: Request, report: Report | None = None) -> Order:
             versions=versions(),
         )
     elif config is not None:
-        fixed = uniform(source, inventory, config, forced, request.ignore_guards)
+        fixed = replace(uniform(source, inventory, config, forced, request.ignore_guards), parts=parts)
     mlxlm.check_tokenizer(source.path)
     if mlxlm.tokenizer_is_code(source.path):
         report.note("the tokenizer is Python code, which is copied and never run here: no sentence is generated")
@@ -212,6 +228,7 @@ def choose_plan(order: Order, curves: Callable[[], Profile]) -> Plan:
         assert order.budget is not None
         recipe, overrides = order.job.recipe, order.overrides
         plan = allocate(curves(), order.budget, recipe, request.objective, overrides, request.ignore_guards)
+        plan = replace(plan, parts=order.job.parts)
     return plan if request.quantizer is None else replace(plan, quantizer=request.quantizer)
 
 
@@ -221,7 +238,7 @@ def get_profile(job: Job, report: Report | None = None) -> Profile:
     wanted = profile_candidates(job)
     found = cache.cached_profile(job.source, wanted)
     if found is not None:
-        return replace(found, recipe=job.recipe)
+        return replace(found, recipe=job.recipe, inventory=job.inventory)
     report.stage("profile")
     made = profile(job.source, job.inventory, wanted, job.recipe, report.step)
     try:
@@ -232,7 +249,11 @@ def get_profile(job: Job, report: Report | None = None) -> Profile:
 
 
 def write_profile(
-    model: str, out: Path | None = None, recipe: str | None = None, report: Report | None = None
+    model: str,
+    out: Path | None = None,
+    recipe: str | None = None,
+    parts: str = "text",
+    report: Report | None = None,
 ) -> tuple[Path, Profile]:
     """Measure a model and write its profile (`NAME.profile.json` by default); an older one of it is replaced.
 
@@ -242,8 +263,10 @@ def write_profile(
     report = report or Silent()
     if out is not None:
         check_file(out, PROFILE_MARKER, force=True)
-    job = prepare(model, recipe)
-    announce_quantized(job, report)
+    if parts not in PARTS:
+        raise UsageError(f"--parts {parts} is unknown: there are {' and '.join(PARTS)}")
+    job = prepare(model, recipe, parts=parts)
+    announce(job, report)
     path = out or Path(f"{job.source.name.rpartition('/')[2]}.profile.json")
     check_file(path, PROFILE_MARKER, force=True)
     if path.is_file() and job.source.fingerprint not in _fingerprint(path):
@@ -283,6 +306,7 @@ def plan_profile(
     curves = load_profile(path)
     chosen = find_recipe(recipe, {}) if recipe is not None else curves.recipe
     plan = allocate(curves, size, chosen, objective, parsed, ignore_guards)
+    plan = replace(plan, parts="all" if curves.inventory.carried else "text")
     if out is not None:
         write_plan(plan, curves.inventory, out)
     return plan, curves.inventory

@@ -39,6 +39,7 @@ class Plan:
     Attributes:
         choice: configuration by layer path.
         quantizer: the named function that makes the codes (converters/).
+        parts: `text`, or `all` where a tower's tensors are carried along.
         budget: as the user wrote it, or None.
         loss, gap: the objective's value and its distance to the knapsack's bound, where an objective was used.
         errors: measured error by layer path, where a profile was used.
@@ -51,6 +52,7 @@ class Plan:
     choice: dict[str, QuantConfig]
     quantizer: str = "rtn"
     effort: str = "fast"
+    parts: str = "text"
     recipe: str = "default"
     objective: str | None = None
     budget: str | None = None
@@ -137,6 +139,7 @@ def plan_text(plan: Plan, inventory: Inventory) -> str:
         f"objective: {_scalar(plan.objective)}",
         f"quantizer: {_scalar(plan.quantizer)}",
         f"effort: {_scalar(plan.effort)}",
+        f"parts: {_scalar(plan.parts)}",
         f"loss: {_scalar(plan.loss)}",
         f"gap: {_scalar(plan.gap)}",
         f"bytes: {size}",
@@ -233,6 +236,7 @@ def read_plan(path: Path | str) -> Plan:
         recipe=str(data.get("recipe") or "default"),
         quantizer=str(data.get("quantizer") or "rtn"),
         effort=str(data.get("effort") or "fast"),
+        parts=str(data.get("parts") or "text"),
     )
 
 

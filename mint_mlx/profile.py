@@ -212,6 +212,7 @@ def save_profile(profile: Profile, path: Path) -> None:
         "weighting": profile.weighting,
         "versions": profile.versions,
         "order": profile.inventory.order,
+        "carried": profile.inventory.carried,
         "others": {owner: [asdict(s) for s in specs] for owner, specs in profile.inventory.others.items()},
     }
     lines = []
@@ -250,7 +251,7 @@ def load_profile(path: Path | str) -> Profile:
             nmse = np.array(list(errors.values()), dtype=np.float64).reshape(len(configs), experts)
             curves[layer.path] = RateDistortion(layer.path, configs, nmse)
         others = {owner: tuple(_spec(s) for s in specs) for owner, specs in data["others"].items()}
-        inventory = Inventory(tuple(layers), others, tuple(data["order"]))
+        inventory = Inventory(tuple(layers), others, tuple(data["order"]), tuple(data["carried"]))
         if set(inventory.order) != {layer.path for layer in layers} | others.keys():
             raise ValueError("the order names other modules")
         return Profile(

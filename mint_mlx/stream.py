@@ -56,6 +56,20 @@ def dense(layer: Layer, tensors: dict[str, mx.array]) -> mx.array:
     return mx.concatenate(parts)
 
 
+def _carried(source: Source, owners: set[str]) -> dict[str, dict[str, mx.array]]:
+    """Lazy tensors of modules that mlx-lm's model lacks, straight from the shards."""
+    found: dict[str, dict[str, mx.array]] = {}
+    files = [f for f, table in source.headers.items() if any(n.rpartition(".")[0] in owners for n in table)]
+    for file in files:
+        with mx.stream(mx.cpu):
+            loaded: dict[str, mx.array] = mx.load(str(source.path / file))  # type: ignore[assignment]
+        for name, array in loaded.items():
+            owner, _, local = name.rpartition(".")
+            if owner in owners:
+                found.setdefault(owner, {})[local] = array
+    return found
+
+
 def stream(source: Source, inventory: Inventory, paths: Sequence[str]) -> Iterator[tuple[str, dict[str, mx.array]]]:
     """Yield each module's evaluated parameters, by local name, in the types that they will be written in.
 
@@ -76,6 +90,7 @@ def stream(source: Source, inventory: Inventory, paths: Sequence[str]) -> Iterat
         owner, _, local = name.rpartition(".")
         if owner in wanted:
             arrays.setdefault(owner, {})[local] = array
+    arrays |= _carried(source, wanted - arrays.keys())
     del model, array  # from here on `arrays` alone keeps the lazy weights
     for path in paths:
         tensors = arrays.pop(path)

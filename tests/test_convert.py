@@ -81,7 +81,7 @@ def test_shards_and_index_agree(make: Maker, tmp_path: Path, monkeypatch: pytest
 
 def test_small_files_and_a_card_come_along(make: Maker, tmp_path: Path) -> None:
     folder = make(llama(1))
-    for name in ("chat_template.jinja", "generation_config.json", "preprocessor_config.json", "merges.txt", "LICENSE"):
+    for name in ("chat_template.jinja", "generation_config.json", "added_tokens.json", "merges.txt", "LICENSE"):
         (folder / name).write_text("{}")
     (folder / "README.md").write_text("---\nlicense: apache-2.0\nmetrics: [x]\n---\nhello")
     (folder / "notes.pdf").write_text("")
@@ -90,7 +90,7 @@ def test_small_files_and_a_card_come_along(make: Maker, tmp_path: Path) -> None:
     assert {
         "chat_template.jinja",
         "generation_config.json",
-        "preprocessor_config.json",
+        "added_tokens.json",
         "merges.txt",
         "LICENSE",
     } <= names
@@ -253,12 +253,6 @@ def test_an_existing_folder_is_replaced_only_when_told_to(make: Maker, tmp_path:
     convert(folder, "6bpw", tmp_path / "out", smoke=False, force=True)
     assert on_disk(tmp_path / "out") > small
     assert {p.name for p in tmp_path.iterdir()} == {"model", "cache", "out"}
-
-
-def test_a_quantized_source_is_refused(make: Maker, tmp_path: Path) -> None:
-    convert(str(make(llama(1))), "5bpw", tmp_path / "out", smoke=False)
-    with pytest.raises(MintError, match="quantized already"):
-        convert(str(tmp_path / "out"), "4.5bpw", tmp_path / "again")
 
 
 def test_a_float32_source_gets_bfloat16_scales(make: Maker, tmp_path: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +9,14 @@ import mlx.core as mx
 import mlx_lm.utils
 import numpy as np
 import pytest
-from conftest import write_tokenizer
 from mlx.utils import tree_flatten
-from mlx_lm.utils import MODEL_REMAPPING
+from released import FAMILIES, known, released
 
 from mint_mlx import mlxlm, pipeline
 from mint_mlx.layers import list_layers
 from mint_mlx.load import load_source, open_model
 
-RELEASED = Path(__file__).parent / "checkpoints"
-FAMILIES = sorted(folder.name for folder in RELEASED.iterdir() if (folder / "config.json").is_file())
 BITS = 4.5
-
-
-def known(family: str) -> bool:
-    """Whether the installed mlx-lm has the family's model."""
-    kind = json.loads((RELEASED / family / "config.json").read_text())["model_type"]
-    return find_spec(f"mlx_lm.models.{MODEL_REMAPPING.get(kind, kind)}") is not None
-
-
-def released(family: str, folder: Path) -> Path:
-    """A copy of a family's checkpoint, with a tokenizer."""
-    shutil.copytree(RELEASED / family, folder)
-    write_tokenizer(folder)
-    if family == "kimi_k2":  # its tokenizer is code that nobody should have to run
-        settings = {"auto_map": {"AutoTokenizer": ["tokenization_kimi.TikTokenTokenizer", None]}}
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder
 
 
 def dense_source(folder: Path, written: Any) -> Any:

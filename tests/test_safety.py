@@ -96,7 +96,7 @@ def bring_code(folder: Path) -> None:
         (cut_tokenizer, "tokenizer of model cannot be read"),
         (spoil_template, "chat template"),
         (spoil_text_config, "text_config"),
-        (say_gptq, "quantized with gptq"),
+        (say_gptq, "quantized with GPTQ"),
         (spoil_link, "not a regular file"),
         (int8, "lm_head has weights of type I8"),
         (extra_tensor, "model.surprise"),

@@ -34,6 +34,10 @@ OverrideOpt = Annotated[
         "--override", metavar="REGEX=CONFIG", help="Give all layers that match one configuration; repeatable."
     ),
 ]
+PartsOpt = Annotated[
+    str | None,
+    typer.Option(metavar="text|all", help="`all` carries a vision or audio tower along as it is; `text` drops it."),
+]
 GuardsOpt = Annotated[
     bool, typer.Option("--ignore-guards", help="Allow what the guards forbid, such as 4-bit routers.")
 ]

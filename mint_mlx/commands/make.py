@@ -19,6 +19,7 @@ from . import (
     ModelArg,
     ObjectiveOpt,
     OverrideOpt,
+    PartsOpt,
     RecipeOpt,
     app,
     start,
@@ -37,6 +38,7 @@ def convert(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder to write; NAME-mint-4.5bpw otherwise.")
     ] = None,
+    parts: PartsOpt = None,
     recipe: RecipeOpt = None,
     objective: ObjectiveOpt = None,
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Carry out this plan as it is.")] = None,
@@ -72,6 +74,7 @@ def convert(
         plan=plan,
         uniform=uniform,
         out=out,
+        parts=parts,
         recipe=recipe,
         objective=objective,
         quantizer=quantizer,
@@ -208,6 +211,7 @@ def profile(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="PROFILE", help="File to write; NAME.profile.json otherwise.")
     ] = None,
+    parts: PartsOpt = None,
     recipe: RecipeOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -215,7 +219,7 @@ def profile(
     output = start(as_json)
     from .. import pipeline
 
-    path, made = pipeline.write_profile(model, out, recipe, output)
+    path, made = pipeline.write_profile(model, out, recipe, parts or "text", output)
     output.close()
     output.line(f"{path}: {len(made.curves)} layers. Next: mint-mlx allocate {path} --budget 4.5bpw -o plan.yaml")
     output.result({"profile": str(path), "layers": len(made.curves), "fingerprint": made.fingerprint})

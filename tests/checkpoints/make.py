@@ -196,6 +196,7 @@ CLASSES: dict[str, tuple[str, str, dict[str, Any]]] = {
                 "projector_input_dim": 32,
                 "projector_output_dim": 32,
                 "vision_output_dim": 32,
+                "vision_feature_layer": -1,
             },
             "image_token_index": 5,
             "boi_token_index": 6,
@@ -242,7 +243,13 @@ def qwen3_5_moe() -> tuple[dict[str, Any], Tensors]:
         "hidden_act": "silu",
         "dtype": "bfloat16",
         "mlp_only_layers": [],
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_interleaved": True,
+            "mrope_section": [2, 1, 1],
+        },
     }
     config = {
         "architectures": ["Qwen3_5MoeForConditionalGeneration"],
