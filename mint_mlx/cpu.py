@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.activations import swiglu
+from mlx_lm.models.activations import swiglu as stock_swiglu
 from mlx_lm.models.switch_layers import SwitchLinear
 
 BLOCK = 192  # queries of attention at once
@@ -80,7 +80,7 @@ def fast_math(model: nn.Module) -> Iterator[None]:
         return _causal(q, k, v, scale)
 
     modules = {sys.modules[type(m).__module__] for m in model.modules()}
-    users = [module for module in modules if getattr(module, "swiglu", None) is swiglu]
+    users = [module for module in modules if getattr(module, "swiglu", None) is stock_swiglu]
     mx.fast.scaled_dot_product_attention = attention
     for module in users:
         module.swiglu = _swiglu  # type: ignore[attr-defined]
@@ -89,13 +89,13 @@ def fast_math(model: nn.Module) -> Iterator[None]:
     finally:
         mx.fast.scaled_dot_product_attention = stock
         for module in users:
-            module.swiglu = swiglu  # type: ignore[attr-defined]
+            module.swiglu = stock_swiglu  # type: ignore[attr-defined]
 
 
 def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """silu(gate) * x."""
     if gate.dtype != mx.float32 or x.dtype != mx.float32:
-        return swiglu(gate, x)
+        return stock_swiglu(gate, x)
     values = np.array(gate)
     below = np.negative(values)
     np.minimum(below, 80.0, out=below)  # silu is zero there, and exp stays finite

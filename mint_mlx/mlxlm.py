@@ -98,6 +98,27 @@ def bare_model(config: dict[str, Any]) -> Any:
         raise MintError(f"mlx-lm cannot build a model from this config.json: {_first_line(error)}") from error
 
 
+def begun_cache(config: dict[str, Any]) -> list[Any]:
+    """The prompt cache that mlx-lm makes for a model, two tokens long: its arrays have shapes, but aren't computed.
+
+    Raises:
+        MintError: mlx-lm can't build or run such a model.
+    """
+    import mlx.core as mx
+    from mlx_lm.models.cache import make_prompt_cache
+
+    model = bare_model(config)
+    try:
+        with mx.stream(mx.cpu):
+            model.eval()
+            model.set_dtype(mx.bfloat16)
+            caches: list[Any] = make_prompt_cache(model)
+            model(mx.zeros((1, 2), dtype=mx.int32), cache=caches)
+    except _BUILD_ERRORS as error:
+        raise MintError(f"the cache of this model cannot be measured: {_first_line(error)}") from error
+    return caches
+
+
 def required_keys(config: dict[str, Any]) -> set[str]:
     """Keys of a config.json that mlx-lm's model class can't do without."""
     import dataclasses

@@ -12,8 +12,8 @@ from .cache import cached_profile
 from .converters.card import config_table
 from .doctor import Finding
 from .layers import Inventory
-from .memory import smallest_mac
-from .pipeline import Job, Request, choose_plan, place_order, profile_candidates
+from .memory import RESERVE, Fit, Needs, needs, smallest_mac
+from .pipeline import Job, Order, Request, choose_plan, place_order, profile_candidates
 from .plan import Plan
 from .profile import Profile, assumed, sqnr_db
 from .quant import KEEP, QuantConfig
@@ -70,18 +70,19 @@ def size_table(request: Request) -> tuple[Job, list[SizeRow]]:
         limit = parse_budget(text).resolve(job.inventory.parameters)
         if limit is not None and floor * 1.02 < limit < most:
             budgets.append((text, allocate(profile, parse_budget(text), job.recipe)))
+    beside = needs(job.source.config, job.inventory, request.context, request.kv_bits)
     for label, plan in budgets:
-        rows.append(_size_row(job, label, plan, measured is not None))
+        rows.append(_size_row(job, label, plan, measured is not None, beside))
     unquantized = Plan(profile.source, None, "", "", {layer.path: KEEP for layer in job.inventory.layers})
-    rows.append(_size_row(job, "(unquantized)", unquantized, False))
+    rows.append(_size_row(job, "(unquantized)", unquantized, False, beside))
     return job, rows
 
 
-def _size_row(job: Job, label: str, plan: Plan, known: bool) -> SizeRow:
+def _size_row(job: Job, label: str, plan: Plan, known: bool, beside: Needs) -> SizeRow:
     total = plan.layout(job.inventory).total
     bits = total * 8 / job.inventory.parameters
     active = job.inventory.active_bytes(plan.choice)
-    return SizeRow(label, total, bits, plan.loss if known else None, active, smallest_mac(total))
+    return SizeRow(label, total, bits, plan.loss if known else None, active, smallest_mac(total, beside))
 
 
 def size_rows(table: list[SizeRow]) -> tuple[list[str], list[Row]]:
@@ -93,6 +94,38 @@ def size_rows(table: list[SizeRow]) -> tuple[list[str], list[Row]]:
         mac = f"{row.mac} GiB" if row.mac else "-"
         rows.append([row.label, human(row.bytes), f"{row.bits_per_weight:.2f}", loss, human(row.active_bytes), mac])
     return columns, rows
+
+
+def fit_rows(fit: Fit) -> tuple[list[str], list[Row]]:
+    """The sum behind a fit, line by line."""
+    beside = fit.needs
+    source = "as the driver says" if fit.measured else "macOS's default"
+    kind = "16 bits" if beside.kv_bits is None else f"{beside.kv_bits} bits"
+    rows: list[Row] = [
+        [f"memory of the machine ({both(fit.memory)}): the GPU may use, {source}", both(fit.limit)],
+        ["- reserve: buffers, Python, the tokenizer", both(RESERVE)],
+        [f"- cache of {beside.context} tokens, keys and values in {kind}", both(beside.cache)],
+        ["- workspace while a prompt is read", both(beside.workspace)],
+        ["= left for the weights", both(fit.budget)],
+    ]
+    return ["fit", "bytes"], rows
+
+
+def raise_hint(order: Order) -> str | None:
+    """How a larger size would fit, where macOS's limit is what stands in its way."""
+    fit, job = order.fit, order.job
+    if fit is None:
+        return None
+    options = list_candidates(job.inventory, job.recipe, order.forced, order.request.ignore_guards)
+    _, most = size_range(job.inventory, options)
+    gain = min(most, fit.raised - fit.needs.total) - fit.budget
+    if fit.budget >= most or gain < fit.budget // 100:
+        return None
+    return (
+        f"{human(gain)} more would fit with `sudo sysctl iogpu.wired_limit_mb={fit.raised >> 20}` and --budget "
+        f"{fit.budget + gain}B. The risk: what the GPU holds cannot be paged out, so with other programs open macOS "
+        "may stall or kill them (a restart undoes the setting)"
+    )
 
 
 def collapse(paths: list[str], blocks: int) -> str:
@@ -199,14 +232,9 @@ class DryRun:
     profiled: bool
 
 
-def dry_run(request: Request) -> tuple[Job, Plan, DryRun]:
-    """What `convert` would do with a request, from headers and a cached profile alone.
-
-    Raises:
-        MintError: as `convert` would, as far as headers tell.
-    """
-    order = place_order(request)
-    job = order.job
+def dry_run(order: Order) -> tuple[Plan, DryRun]:
+    """What `convert` would do with an order, from headers and a cached profile alone."""
+    request, job = order.request, order.job
     known = known_profile(job) if order.fixed is None else None
     plan = choose_plan(order, lambda: known or assumed_profile(job))
     options = list_candidates(job.inventory, job.recipe, order.forced, request.ignore_guards)
@@ -227,7 +255,7 @@ def dry_run(request: Request) -> tuple[Job, Plan, DryRun]:
         seconds=_stage_seconds(job, total, order.fixed is None and known is None),
         profiled=known is not None,
     )
-    return job, plan, run
+    return plan, run
 
 
 def _stage_seconds(job: Job, total: int, needs_profile: bool) -> dict[str, float]:

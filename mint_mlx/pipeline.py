@@ -19,7 +19,7 @@ from .errors import MintError, UsageError
 from .files import check_file, check_target
 from .layers import Inventory, list_layers
 from .load import Source, load_source, open_model
-from .memory import fits_here
+from .memory import CONTEXT, Fit, fit, fits_here, machine_limit, needs
 from .objectives import find_objective
 from .parts import PARTS, Beside, find_beside, remarks, with_towers
 from .plan import Plan, check_plan, read_plan, write_plan
@@ -47,11 +47,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks for. Exactly one of `budget`, `plan` and `uniform` says how to quantize.
+    """What a user asks for. Exactly one of `budget`, `fit`, `plan` and `uniform` says how to quantize.
 
     Attributes:
         model: a folder or a Hub id.
         budget: `19GB`, `17.5GiB`, `4.5bpw`, `smallest`, ...
+        fit: `this-mac` or a memory size such as `32GiB`: the budget that leaves room for the cache (memory.py).
+        context: tokens of the context that the cache must hold.
+        kv_bits: bits of a quantized cache, or None.
         plan: a plan or its file, carried out as it is.
         uniform: the same configuration for every layer, such as `4bit-g64`.
         out: the folder to write, `NAME-mint-4.5bpw` by default.
@@ -66,6 +69,9 @@ class Request:
 
     model: str
     budget: str | None = None
+    fit: str | None = None
+    context: int = CONTEXT
+    kv_bits: int | None = None
     plan: str | Path | Plan | None = None
     uniform: str | None = None
     out: str | Path | None = None
@@ -85,6 +91,7 @@ class Order:
     request: Request
     job: Job
     budget: Budget | None
+    fit: Fit | None
     overrides: Sequence[Override]
     forced: dict[str, QuantConfig]
     fixed: Plan | None
@@ -167,8 +174,8 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     from .converters.quantizers import find_quantizer
 
     report = report or Silent()
-    if sum(x is not None for x in (request.budget, request.plan, request.uniform)) != 1:
-        raise UsageError("give exactly one of --budget, --plan and --uniform")
+    if sum(x is not None for x in (request.budget, request.fit, request.plan, request.uniform)) != 1:
+        raise UsageError("give exactly one of --budget, --fit, --plan and --uniform")
     budget = parse_budget(request.budget) if request.budget is not None else None
     config = parse_config(request.uniform) if request.uniform is not None else None
     overrides = [parse_override(text) for text in request.overrides]
@@ -192,8 +199,18 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         check_target(Path(request.out), source.path, request.force)
     forced = apply_overrides(overrides, inventory, request.ignore_guards)
     options = list_candidates(inventory, job.recipe, forced, request.ignore_guards)
+    room = None
+    if request.fit is not None:
+        wanted = needs(source.config, inventory, request.context, request.kv_bits)
+        room = fit(request.fit, wanted)
+        budget = Budget(f"fit {request.fit}, context {request.context}", bytes=room.budget)
     if budget is not None and (limit := budget.resolve(inventory.parameters)) is not None:
-        check_feasible(limit, inventory, options)
+        why = ""
+        if room is None:
+            _warn_of_size(limit, job, request, report)
+        else:
+            why = f" (it is what --fit {request.fit} leaves: a shorter --context or fewer --kv-bits leave more)"
+        check_feasible(limit, inventory, options, why)
     fixed = None
     if given is not None:
         _check_source(given, source, report)
@@ -213,7 +230,23 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         report.note("the tokenizer is Python code, which is copied and never run here: no sentence is generated")
     if fixed is not None and request.out is None:
         check_target(default_target(job, fixed), source.path, request.force)
-    return Order(request, job, budget, overrides, forced, fixed)
+    return Order(request, job, budget, room, overrides, forced, fixed)
+
+
+def _warn_of_size(size: int, job: Job, request: Request, report: Report) -> None:
+    """Say so where a size is more than this machine can run."""
+    try:
+        beside = needs(job.source.config, job.inventory, request.context, request.kv_bits).total
+    except UsageError:
+        raise
+    except MintError:  # a cache of unknown kind: the weights alone count
+        beside = 0
+    most, _ = machine_limit()
+    if size + beside > most:
+        report.note(
+            f"{both(size)} and a context of {request.context} tokens ({both(beside)}) are more than this machine can "
+            f"run ({both(most)}): `--fit this-mac` finds what it can"
+        )
 
 
 def choose_plan(order: Order, curves: Callable[[], Profile]) -> Plan:
@@ -339,17 +372,16 @@ def convert(
     Raises:
         MintError: for everything that is wrong with the input; nothing that looks like a result is left then.
     """
-    return carry_out(Request(model, budget=budget, out=out, **more), smoke, report)
+    return carry_out(place_order(Request(model, budget=budget, out=out, **more), report), smoke, report)
 
 
-def carry_out(request: Request, smoke: bool = True, report: Report | None = None) -> Result:
-    """Do what a request asks for (see `convert`)."""
+def carry_out(order: Order, smoke: bool = True, report: Report | None = None) -> Result:
+    """Do what a request asks for that was found possible (see `convert`)."""
     from .converters import checkpoint
 
     report = report or Silent()
     started = time.monotonic()
-    order = place_order(request, report)
-    job = order.job
+    request, job = order.request, order.job
     if not job.source.has_weights:
         report.stage("download")
         job = replace(job, source=load_source(request.model))

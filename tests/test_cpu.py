@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import Maker, llama
+from conftest import qwen3_moe as moe
 
 from mint_mlx import cpu, runner
 
@@ -44,3 +45,14 @@ def test_swiglu_equals_mlx_lm() -> None:
     gate = mx.concatenate([mx.random.normal((50,), key=mx.random.key(0)) * 5, mx.array([-300.0, 300.0, 0.0])])
     x = mx.random.normal(gate.shape, key=mx.random.key(1))
     np.testing.assert_allclose(np.array(cpu._swiglu(gate, x)), np.array(activations.swiglu(gate, x)), atol=1e-5)
+
+
+def test_mlx_lm_is_as_it_was_afterwards(make: Maker) -> None:
+    from mlx_lm.models import activations, qwen3_moe, switch_layers
+
+    stock = activations.swiglu
+    model = runner.load_runner(make(moe(1))).model  # its experts are of cpu.py's own class by now
+    with cpu.fast_math(model):
+        assert switch_layers.swiglu is cpu._swiglu
+        cpu._swiglu(mx.ones(3, dtype=mx.bfloat16), mx.ones(3, dtype=mx.bfloat16))
+    assert switch_layers.swiglu is stock and qwen3_moe.swiglu is stock

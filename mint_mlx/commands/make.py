@@ -41,6 +41,14 @@ def convert(
     parts: PartsOpt = None,
     recipe: RecipeOpt = None,
     objective: ObjectiveOpt = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(metavar="this-mac|32GiB", help="The size that such a Mac runs, in place of --budget."),
+    ] = None,
+    context: Annotated[int, typer.Option(metavar="TOKENS", help="Context that must fit beside the weights.")] = 8192,
+    kv_bits: Annotated[
+        int | None, typer.Option("--kv-bits", metavar="BITS", help="Bits of the cache, as mlx-lm's --kv-bits.")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Carry out this plan as it is.")] = None,
     uniform: Annotated[
         str | None, typer.Option(metavar="CONFIG", help="The same for every layer, e.g. 4bit-g64.")
@@ -71,6 +79,9 @@ def convert(
     request = pipeline.Request(
         model,
         budget=budget,
+        fit=fit,
+        context=context,
+        kv_bits=kv_bits,
         plan=plan,
         uniform=uniform,
         out=out,
@@ -82,19 +93,24 @@ def convert(
         ignore_guards=ignore_guards,
         force=force,
     )
-    if budget is None and plan is None and uniform is None:
-        _print_sizes(output, *overview.size_table(request))
+    if budget is None and fit is None and plan is None and uniform is None:
+        _print_sizes(output, *overview.size_table(request), context)
         raise typer.Exit(2)
+    order = pipeline.place_order(request, output)
+    if order.fit is not None:
+        output.table(*overview.fit_rows(order.fit))
+        if hint := overview.raise_hint(order):
+            output.note(hint)
     if dry_run:
-        job, chosen, run = overview.dry_run(request)
-        for line in overview.dry_lines(job, chosen, run):
+        chosen, run = overview.dry_run(order)
+        for line in overview.dry_lines(order.job, chosen, run):
             output.line(line)
-        output.table(*overview.config_rows(chosen, job.inventory))
+        output.table(*overview.config_rows(chosen, order.job.inventory))
         output.result(asdict(run))
         return
     if upload_repo:
         hub.check_upload(upload_repo, private=not public)
-    result = pipeline.carry_out(request, smoke=not no_smoke, report=output)
+    result = pipeline.carry_out(order, smoke=not no_smoke, report=output)
     output.close()
     data = pipeline.summary(result)
     output.table(*overview.config_rows(result.plan, result.inventory))
@@ -117,15 +133,16 @@ def convert(
     output.line(f"mlx_lm.chat --model {shlex.quote(str(result.path))}")
 
 
-def _print_sizes(output: Output, job: Job, table: list[SizeRow]) -> None:
+def _print_sizes(output: Output, job: Job, table: list[SizeRow], context: int) -> None:
     from .. import overview
     from ..units import both, count
 
     output.line(f"{job.source.name}: {count(job.inventory.parameters)} parameters, {both(job.source.weight_bytes)}")
     output.table(*overview.size_rows(table))
     output.line(
-        "Mac: the smallest that has room for it. Choose the largest size that yours fits beside its other programs: "
-        "4.5bpw is the usual choice, below 4 quality falls fast, above 6 little is left to gain."
+        f"Mac: the smallest that has room for it beside a context of {context} tokens (--context); `--fit this-mac` "
+        "takes the largest size that this one runs. 4.5bpw is the usual choice: below 4 quality falls fast, above 6 "
+        "little is left to gain."
     )
     if table[0].loss is None:
         output.line("No weight has been read: sizes are exact, the smallest assumes a usual safety floor.")

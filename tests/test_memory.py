@@ -1,0 +1,154 @@
+"""What a Mac has room for: caches as mlx-lm grows them, the sum line by line, warnings and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import VOCAB, Maker, llama, qwen3_moe
+from mlx_lm.models.cache import make_prompt_cache
+from released import RELEASED, known
+
+from mint_mlx import memory, mlxlm, overview, pipeline
+from mint_mlx.errors import MintError
+from mint_mlx.kvcache import PREFILL, cache_bytes
+from mint_mlx.memory import GIB, RESERVE, Fit, Needs, fit, gpu_limit, needs, smallest_mac, workspace
+
+CONTEXT = PREFILL + 700
+# full attention, sliding windows, chunks, latents, states of a linear attention
+FAMILIES = ["llama", "gemma3_text", "gpt_oss_bf16", "llama4", "deepseek_v3", "qwen3_next", "qwen3_moe"]
+
+
+def config_of(family: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((RELEASED / family / "config.json").read_text())
+    config.pop("quantization_config", None)
+    for table in (config, config.get("text_config") or {}):
+        if "sliding_window" in table:
+            table["sliding_window"] = 900
+    return config
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if known(f)])
+def test_the_cache_is_as_large_as_mlx_lm_makes_it(family: str) -> None:
+    config = config_of(family)
+    model = mlxlm.bare_model(config)
+    model.eval()
+    caches = make_prompt_cache(model)  # float32: MLX's CPU backend runs experts in no other type
+    tokens = mx.array(np.random.default_rng(0).integers(0, VOCAB, (1, CONTEXT)))
+    sizes = []
+    for start in range(0, CONTEXT, PREFILL):
+        model(tokens[:, start : start + PREFILL], cache=caches)
+        mx.eval([c.state for c in caches])
+        sizes.append(sum(c.nbytes for c in caches))
+    predicted = 2 * cache_bytes(config, CONTEXT)
+    # The windows are dropped to their size after a piece: what stands there between is less than the most there is.
+    assert 0.75 * predicted <= max(sizes) <= predicted
+    if family in ("llama", "qwen3_moe", "deepseek_v3"):
+        assert max(sizes) == predicted
+
+
+def test_windows_stop_growing_and_full_attention_does_not() -> None:
+    gemma, plain = config_of("gemma3_text"), config_of("llama")
+    sliding = cache_bytes(gemma, 100_000) - cache_bytes(gemma, 50_000)
+    full = cache_bytes(plain, 100_000) - cache_bytes(plain, 50_000)
+    assert cache_bytes(plain, 256) == 2 * 2 * 2 * 16 * 2 * 256  # blocks, keys and values, heads, dimensions, bytes
+    assert abs(sliding - full // 2) < full // 100  # one of its two blocks has a window
+
+
+def test_a_quantized_cache_costs_its_bits_and_two_numbers_a_group() -> None:
+    config = config_of("llama") | {"head_dim": 64}
+    whole, eight = cache_bytes(config, 4096), cache_bytes(config, 4096, kv_bits=8)
+    assert eight == whole * (8 + 32 / 64) / 16
+    with pytest.raises(MintError, match="no --kv-bits"):
+        cache_bytes(config_of("llama"), 4096, kv_bits=8)  # 16 dimensions
+    with pytest.raises(MintError, match="sliding window"):
+        cache_bytes(config_of("gemma3_text"), 4096, kv_bits=8)
+
+
+def test_workspace_counts_each_tokens_experts(make: Maker) -> None:
+    dense = pipeline.prepare(str(make(llama(2), "dense"))).inventory
+    sparse = pipeline.prepare(str(make(qwen3_moe(2), "sparse"))).inventory
+    attention = 128 + 64 + 64 + 128
+    assert workspace(dense, 10) == 2 * 10 * (attention + 2 * 192 + 128 + 2 * 192)
+    # two of four experts a token: their outputs, and their inputs gathered (a third for each of three layers)
+    experts = 2 * (64 + 64 + 128) + 2 * (2 * 128 // 3) + 2 * 64 // 3
+    assert workspace(sparse, 10) == 2 * 10 * (attention + 4 + experts + 2 * 2 * 128)
+
+
+def test_the_limits_of_macs() -> None:
+    assert gpu_limit(24 * GIB) == 16 * GIB and gpu_limit(64 * GIB) == 48 * GIB
+    beside = Needs(8192, None, cache=GIB, workspace=GIB)
+    assert smallest_mac(13 * GIB, beside) == 24 and smallest_mac(13 * GIB + 1, beside) == 32
+    assert smallest_mac(400 * GIB, beside) is None
+
+
+def test_a_fit_is_a_sum(make: Maker, tmp_path: Path) -> None:
+    job = pipeline.prepare(str(make(qwen3_moe(2))))
+    beside = needs(job.source.config, job.inventory, 1000)
+    found = fit("16GiB", beside)
+    assert found.budget == 16 * GIB * 2 // 3 - RESERVE - beside.cache - beside.workspace
+    columns, rows = overview.fit_rows(found)
+    assert len(columns) == 2 and len(rows) == 5
+    # a machine that leaves 150 KB for weights
+    least = -(-(RESERVE + beside.cache + beside.workspace + 150_000) * 3 // 2)
+    result = pipeline.convert(str(tmp_path / "model"), smoke=False, fit=f"{least}B", context=1000, out=tmp_path / "out")
+    assert 140_000 < result.bytes <= 150_001 and "fit" in (result.plan.budget or "")
+
+
+def test_this_mac_is_what_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = Needs(8192, None, GIB, GIB)
+    monkeypatch.setattr(memory, "machine_memory", lambda: 64 * GIB)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    assert fit("this-mac", beside).limit == 48 * GIB and not fit("this-mac", beside).measured
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 50 * GIB})
+    assert fit("this-mac", beside).limit == 50 * GIB and fit("this-mac", beside).measured
+
+
+def test_the_wired_limit_is_mentioned_where_it_helps(make: Maker) -> None:
+    model = str(make(llama(2)))
+    request = pipeline.Request(model, fit="64GiB")
+    assert overview.raise_hint(pipeline.place_order(request)) is None  # all of it fits anyway
+    job = pipeline.prepare(model)
+    beside = needs(job.source.config, job.inventory)
+    order = pipeline.place_order(pipeline.Request(model, budget="100MB"))
+    tight = Fit(64 * GIB, beside.total + 50_000, True, beside)
+    hint = overview.raise_hint(pipeline.replace(order, fit=tight))
+    assert hint and "iogpu.wired_limit_mb=57344" in hint and "restart" in hint
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"fit": "huge"}, "--fit huge is no machine"),
+        ({"fit": "4.5bpw"}, "is no machine"),
+        ({"fit": "1GiB"}, "nothing is left for the weights"),
+        ({"fit": "32GiB", "context": 0}, "a context of 0 tokens"),
+        ({"fit": "32GiB", "kv_bits": 7}, "--kv-bits 7 is unknown"),
+        ({"fit": "32GiB", "budget": "1GB"}, "exactly one of"),
+    ],
+)
+def test_fits_that_cannot_be(make: Maker, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(MintError, match=message):
+        pipeline.convert(str(make(llama(1))), **more)
+
+
+def test_a_budget_beyond_this_machine_is_said(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+
+    class Notes:
+        def stage(self, name: str) -> None: ...
+        def step(self, item: str, done: int, total: int) -> None: ...
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    request = pipeline.Request(str(make(llama(1))), budget="100MB")
+    pipeline.place_order(request, Notes())
+    assert notes == []
+    monkeypatch.setattr(memory, "machine_memory", lambda: 1000)
+    pipeline.place_order(request, Notes())
+    assert any("more than this machine can run" in note for note in notes)
