@@ -23,7 +23,7 @@ from ..errors import MintError, UsageError, explain
 from ..files import read_json, write_whole
 from ..load import Source, load_source
 from ..objectives import OBJECTIVES
-from ..pipeline import Job
+from ..order import Job, prepare, refuse_quantized
 from ..plan import Plan
 from ..quant import QuantConfig
 from ..report import Report, Silent
@@ -151,8 +151,8 @@ def compare(
         raise UsageError("give a --budget (several are allowed), or a checkpoint to meet with --with")
     text = baseline(baseline_text, settings) if baseline_text is not None else None
     existing = [load_source(repo) for repo in dict.fromkeys(given)]
-    job = pipeline.prepare(model)
-    pipeline.refuse_quantized(job)
+    job = prepare(model)
+    refuse_quantized(job)
     bench = _Bench(job, settings, report)
     limits = [_limit(job, size) for size in sizes]
     made = [bench.build(task) for task in (*bench.peers(names, limits, text), *bench.given(existing))]

@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import overview, pipeline
+from . import overview
 from .errors import MintError
 from .files import PLAN_FILE
 from .layers import Inventory
+from .order import prepare
 from .output import Output
 from .plan import Plan, read_plan
 from .profile import Profile, load_profile, sqnr_db
@@ -36,7 +37,7 @@ def show(target: str, output: Output) -> None:
 
 
 def _show_model(target: str, output: Output) -> None:
-    job = pipeline.prepare(target, weights=False)
+    job = prepare(target, weights=False)
     plan = overview.stored_plan(job)
     written = job.source.path / PLAN_FILE  # our own checkpoints carry the errors in their plan
     if written.is_file() and (made := read_plan(written)).choice == plan.choice:

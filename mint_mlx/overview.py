@@ -13,7 +13,8 @@ from .converters.card import config_table
 from .doctor import Finding
 from .layers import Inventory
 from .memory import RESERVE, Fit, Needs, needs, smallest_mac
-from .pipeline import Job, Order, Request, choose_plan, place_order, profile_candidates
+from .order import Job, Order, Request, place_order
+from .pipeline import choose_plan, profile_candidates
 from .plan import Plan
 from .profile import Profile, assumed, sqnr_db
 from .quant import KEEP, QuantConfig

@@ -12,7 +12,7 @@ from mint_mlx import pipeline
 from mint_mlx.allocate import allocate, list_candidates, parse_override, size_range, uniform
 from mint_mlx.errors import MintError, UsageError
 from mint_mlx.objectives import OBJECTIVES
-from mint_mlx.pipeline import Job
+from mint_mlx.order import Job, prepare
 from mint_mlx.plan import plan_text
 from mint_mlx.profile import Profile
 from mint_mlx.quant import KEEP, QuantConfig
@@ -22,7 +22,7 @@ from mint_mlx.units import parse_budget
 
 @pytest.fixture
 def job(make: Maker) -> Job:
-    return pipeline.prepare(str(make(qwen3_moe(2))))
+    return prepare(str(make(qwen3_moe(2))))
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_malformed_overrides_are_usage_errors(text: str) -> None:
 
 
 def test_guards_hold_in_uniform_plans_and_can_be_overruled(make: Maker) -> None:
-    job = pipeline.prepare(str(make(mixtral(1))))
+    job = prepare(str(make(mixtral(1))))
     gate = "model.layers.0.block_sparse_moe.gate"
     plan = uniform(job.source, job.inventory, QuantConfig(3, 32), {})
     assert plan.choice[gate] == QuantConfig(8, 32)
@@ -136,7 +136,7 @@ def test_a_uniform_plan_keeps_what_its_group_does_not_divide(job: Job) -> None:
 
 def test_mint_protects_what_its_priors_name(make: Maker) -> None:
     folder = make(llama(4))
-    curves = pipeline.get_profile(pipeline.prepare(str(folder)))
+    curves = pipeline.get_profile(prepare(str(folder)))
     plain = allocate(curves, parse_budget("4.5bpw"), DEFAULT, "nmse")
     mint = allocate(curves, parse_budget("4.5bpw"), DEFAULT, "mint")
     assert mint.choice["lm_head"].bits > plain.choice["lm_head"].bits

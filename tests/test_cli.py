@@ -110,13 +110,13 @@ def test_wrong_input_is_one_sentence_and_an_exit_code(
 def test_an_unforeseen_exception_is_an_internal_error(
     make: Maker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mint_mlx import pipeline
+    from mint_mlx import order
 
     def bug(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("division by zero")
 
     folder = str(make(llama(1)))
-    monkeypatch.setattr(pipeline, "prepare", bug)
+    monkeypatch.setattr(order, "prepare", bug)
     assert run(monkeypatch, "convert", folder, "--budget", "5bpw") == 70
     error = capsys.readouterr().err
     assert "internal error" in error and "report" in error and "ZeroDivisionError" in error

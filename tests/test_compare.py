@@ -18,6 +18,7 @@ from mint_mlx.eval import peers, results
 from mint_mlx.eval.compare import compare
 from mint_mlx.eval.evaluate import Settings
 from mint_mlx.eval.suite import read_suite
+from mint_mlx.order import prepare
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_calibrated_peers_run_and_what_cannot_run_says_why(make: Maker, tmp_path
     for method, router in (("gptq", 4), ("gptq-guarded", 8)):
         scales = {a.dtype for n, a in mx.load(str(checkpoints[method] / "model.safetensors")).items() if "scales" in n}
         assert scales == {mx.bfloat16}
-        inventory = pipeline.prepare(str(checkpoints[method])).inventory
+        inventory = prepare(str(checkpoints[method])).inventory
         stored = {layer.role: layer.stored for layer in inventory.layers}
         assert stored["router"] is not None and stored["router"].bits == router
     assert "awq" in results.markdown(found, "x").split("Not run:")[1]

@@ -13,6 +13,7 @@ from families import FAMILIES, NESTED, write_family
 from mint_mlx import pipeline, runner
 from mint_mlx.eval.protocol import Windows
 from mint_mlx.eval.score import score
+from mint_mlx.order import prepare
 from mint_mlx.roles import EXPERTS
 
 # Routers that are no quantizable module: classes of their own, which mlx-lm leaves alone.
@@ -39,7 +40,7 @@ def known(family: str) -> bool:
 @pytest.mark.parametrize("family", [f for f in (*FAMILIES, *NESTED) if known(f)])
 def test_a_family_from_its_roles_to_its_score(tmp_path: Path, family: str) -> None:
     folder = write_family(tmp_path / family, family)
-    job = pipeline.prepare(str(folder))
+    job = prepare(str(folder))
     roles: dict[str, list[str]] = {}
     for layer in job.inventory.layers:
         roles.setdefault(layer.role, []).append(layer.path)

@@ -26,6 +26,7 @@ class FakeHub:
 
     folder: Path
     fault: str | None = None
+    card: dict[str, Any] = field(default_factory=dict)
     bytes_sent: dict[str, int] = field(default_factory=dict)
     url: str = ""
     home: Path = Path()
@@ -86,6 +87,7 @@ def hub(make: Maker, tmp_path: Path) -> Iterator[FakeHub]:
                     "private": False,
                     "tags": [],
                     "downloads": 0,
+                    "cardData": state.card,
                 }
                 self.reply(200, json.dumps(info).encode(), {}, body)
             elif "/resolve/" in path and (state.folder / path.rpartition("/")[2]).is_file():
@@ -158,17 +160,32 @@ def test_sizes_and_refusals_cost_headers_only(hub: FakeHub) -> None:
 
 def test_a_hub_model_is_converted_and_its_profile_found_again(hub: FakeHub) -> None:
     (hub.folder / "pytorch_model.bin").write_bytes(bytes(1000))
+    (hub.folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nthe original's page")
     done = hub.run("convert", "org/tiny", "--budget", "5bpw", "--json")
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)
     assert data["path"] == "tiny-mint-5bpw" and data["revision"] == COMMIT
     assert "pytorch_model.bin" not in hub.bytes_sent
     card = (hub.home / "tiny-mint-5bpw" / "README.md").read_text()
+    assert "license: apache-2.0" in card and "the original's page" not in card
     assert "base_model: org/tiny" in card and "base_model_relation: quantized" in card and COMMIT in card
     again = hub.run("convert", "org/tiny", "--json")
     assert json.loads(again.stdout)["sizes"][0]["loss"] is not None
     offline = hub.run("convert", "org/tiny", "--budget", "6bpw", "--json", HF_HUB_OFFLINE="1")
     assert offline.returncode == 0, offline.stderr
+
+
+@pytest.mark.parametrize(
+    ("card", "instead"),
+    [({"base_model": ["org/original"]}, "give org/original"), ({}, "give the original checkpoint")],
+)
+def test_a_repository_of_gguf_files_names_the_original(hub: FakeHub, card: dict[str, Any], instead: str) -> None:
+    for shard in hub.folder.glob("*.safetensors*"):
+        shard.unlink()
+    (hub.folder / "tiny-Q4_K_M.gguf").write_bytes(b"GGUF")
+    hub.card = card
+    done = hub.run("convert", "org/tiny", "--budget", "5bpw")
+    assert done.returncode == 1 and "GGUF files only" in done.stderr and instead in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mint_mlx import memory, mlxlm, overview, pipeline
 from mint_mlx.errors import MintError
 from mint_mlx.kvcache import PREFILL, cache_bytes
 from mint_mlx.memory import GIB, RESERVE, Fit, Needs, fit, gpu_limit, needs, smallest_mac, workspace
+from mint_mlx.order import Request, place_order, prepare
 
 CONTEXT = PREFILL + 700
 # full attention, sliding windows, chunks, latents, states of a linear attention
@@ -70,8 +72,8 @@ def test_a_quantized_cache_costs_its_bits_and_two_numbers_a_group() -> None:
 
 
 def test_workspace_counts_each_tokens_experts(make: Maker) -> None:
-    dense = pipeline.prepare(str(make(llama(2), "dense"))).inventory
-    sparse = pipeline.prepare(str(make(qwen3_moe(2), "sparse"))).inventory
+    dense = prepare(str(make(llama(2), "dense"))).inventory
+    sparse = prepare(str(make(qwen3_moe(2), "sparse"))).inventory
     attention = 128 + 64 + 64 + 128
     assert workspace(dense, 10) == 2 * 10 * (attention + 2 * 192 + 128 + 2 * 192)
     # two of four experts a token: their outputs, and their inputs gathered (a third for each of three layers)
@@ -87,7 +89,7 @@ def test_the_limits_of_macs() -> None:
 
 
 def test_a_fit_is_a_sum(make: Maker, tmp_path: Path) -> None:
-    job = pipeline.prepare(str(make(qwen3_moe(2))))
+    job = prepare(str(make(qwen3_moe(2))))
     beside = needs(job.source.config, job.inventory, 1000)
     found = fit("16GiB", beside)
     assert found.budget == 16 * GIB * 2 // 3 - RESERVE - beside.cache - beside.workspace
@@ -111,13 +113,13 @@ def test_this_mac_is_what_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_wired_limit_is_mentioned_where_it_helps(make: Maker) -> None:
     model = str(make(llama(2)))
-    request = pipeline.Request(model, fit="64GiB")
-    assert overview.raise_hint(pipeline.place_order(request)) is None  # all of it fits anyway
-    job = pipeline.prepare(model)
+    request = Request(model, fit="64GiB")
+    assert overview.raise_hint(place_order(request)) is None  # all of it fits anyway
+    job = prepare(model)
     beside = needs(job.source.config, job.inventory)
-    order = pipeline.place_order(pipeline.Request(model, budget="100MB"))
+    order = place_order(Request(model, budget="100MB"))
     tight = Fit(64 * GIB, beside.total + 50_000, True, beside)
-    hint = overview.raise_hint(pipeline.replace(order, fit=tight))
+    hint = overview.raise_hint(replace(order, fit=tight))
     assert hint and "iogpu.wired_limit_mb=57344" in hint and "restart" in hint
 
 
@@ -146,9 +148,9 @@ def test_a_budget_beyond_this_machine_is_said(make: Maker, monkeypatch: pytest.M
         def note(self, text: str) -> None:
             notes.append(text)
 
-    request = pipeline.Request(str(make(llama(1))), budget="100MB")
-    pipeline.place_order(request, Notes())
+    request = Request(str(make(llama(1))), budget="100MB")
+    place_order(request, Notes())
     assert notes == []
     monkeypatch.setattr(memory, "machine_memory", lambda: 1000)
-    pipeline.place_order(request, Notes())
+    place_order(request, Notes())
     assert any("more than this machine can run" in note for note in notes)

@@ -16,6 +16,7 @@ from mint_mlx import pipeline
 from mint_mlx.doctor import examine
 from mint_mlx.errors import MintError
 from mint_mlx.headers import read_folder
+from mint_mlx.order import prepare
 from mint_mlx.parts import find_beside, is_mtp, with_towers
 
 TOWERS = {"llama4": ("vision_model.", "multi_modal_projector."), "qwen3_5_moe": ("model.visual.",)}
@@ -136,7 +137,7 @@ def test_parts_that_cannot_be(tmp_path: Path) -> None:
 def test_a_tower_of_an_unknown_type_is_refused() -> None:
     headers = read_folder(RELEASED / "llama4").values()
     config = json.loads((RELEASED / "llama4" / "config.json").read_text())
-    job = pipeline.prepare(str(RELEASED / "llama4"))
+    job = prepare(str(RELEASED / "llama4"))
     towers = find_beside(headers, config, job.inventory).towers
     name, info = next(iter(towers.items()))
     strange = {name: type(info)("F8_E5M2", info.shape, 0, 0)}

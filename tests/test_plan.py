@@ -11,7 +11,7 @@ from conftest import Maker, llama, qwen3_moe
 from mint_mlx import pipeline
 from mint_mlx.allocate import allocate
 from mint_mlx.errors import MintError
-from mint_mlx.pipeline import Job
+from mint_mlx.order import Job, prepare
 from mint_mlx.plan import Plan, check_plan, plan_text, read_plan, write_plan
 from mint_mlx.quant import QuantConfig
 from mint_mlx.units import parse_budget
@@ -19,7 +19,7 @@ from mint_mlx.units import parse_budget
 
 @pytest.fixture
 def job(make: Maker) -> Job:
-    return pipeline.prepare(str(make(qwen3_moe(2))))
+    return prepare(str(make(qwen3_moe(2))))
 
 
 def make_plan(job: Job) -> Plan:

@@ -13,6 +13,7 @@ from conftest import Maker, llama, qwen3_moe
 from mint_mlx import pipeline
 from mint_mlx import profile as profiles
 from mint_mlx.errors import MintError
+from mint_mlx.order import prepare
 from mint_mlx.profile import load_profile, measure, save_profile
 from mint_mlx.quant import MX_MODES, QuantConfig, affine, mx_mode
 
@@ -48,7 +49,7 @@ def test_an_expert_of_zeros_has_no_error() -> None:
 
 
 def test_a_profile_survives_its_file(make: Maker, tmp_path: Path) -> None:
-    made = pipeline.get_profile(pipeline.prepare(str(make(qwen3_moe(2)))))
+    made = pipeline.get_profile(prepare(str(make(qwen3_moe(2)))))
     save_profile(made, tmp_path / "p.json")
     read = load_profile(tmp_path / "p.json")
     assert read.inventory == made.inventory and read.fingerprint == made.fingerprint
@@ -58,20 +59,20 @@ def test_a_profile_survives_its_file(make: Maker, tmp_path: Path) -> None:
 
 
 def test_a_layer_is_measured_where_its_group_divides(make: Maker) -> None:
-    made = pipeline.get_profile(pipeline.prepare(str(make(qwen3_moe(1)))))
+    made = pipeline.get_profile(prepare(str(make(qwen3_moe(1)))))
     assert {c.group_size for c in made.curves["model.layers.0.mlp.switch_mlp.down_proj"].configs} == {32, 64}
     assert {c.group_size for c in made.curves["model.layers.0.mlp.switch_mlp.up_proj"].configs} == {32, 64, 128}
 
 
 def test_a_profile_is_cached_until_the_source_changes(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make(llama(1))
-    pipeline.get_profile(pipeline.prepare(str(folder)))
+    pipeline.get_profile(prepare(str(folder)))
     calls = []
     monkeypatch.setattr(pipeline, "profile", lambda *a: calls.append(a) or profiles.profile(*a))
-    pipeline.get_profile(pipeline.prepare(str(folder)))
+    pipeline.get_profile(prepare(str(folder)))
     assert not calls
     make(llama(1), seed=5)
-    pipeline.get_profile(pipeline.prepare(str(folder)))
+    pipeline.get_profile(prepare(str(folder)))
     assert len(calls) == 1
 
 
@@ -131,6 +132,6 @@ def test_a_profile_that_was_tampered_with_is_refused(make: Maker, tmp_path: Path
 
 
 def test_the_file_is_plain_json(make: Maker, tmp_path: Path) -> None:
-    save_profile(pipeline.get_profile(pipeline.prepare(str(make(llama(1))))), tmp_path / "p.json")
+    save_profile(pipeline.get_profile(prepare(str(make(llama(1))))), tmp_path / "p.json")
     data = json.loads((tmp_path / "p.json").read_text())
     assert data["layers"][0]["nmse"]["4bit-g64"][0] == pytest.approx(0.008, rel=0.5)

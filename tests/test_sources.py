@@ -20,6 +20,7 @@ from mint_mlx.converters.fp8 import dequantize
 from mint_mlx.converters.gguf import original_repo
 from mint_mlx.errors import MintError
 from mint_mlx.load import load_source, open_model
+from mint_mlx.order import Request, place_order, prepare
 from mint_mlx.quant import KEEP, QuantConfig
 from mint_mlx.stream import dense, stream
 
@@ -59,7 +60,7 @@ def raw(folder: Path, name: str) -> np.ndarray:
 
 def weight(folder: Path, path: str) -> np.ndarray:
     """A layer's unquantized weight as profile and convert see it."""
-    job = pipeline.prepare(str(folder))
+    job = prepare(str(folder))
     layer = next(layer for layer in job.inventory.layers if layer.path == path)
     ((_, tensors),) = stream(job.source, job.inventory, [path])
     return as_numpy(dense(layer, tensors))
@@ -288,7 +289,7 @@ def test_fp8_is_said_aloud(tmp_path: Path) -> None:
         def note(self, text: str) -> None:
             notes.append(text)
 
-    pipeline.place_order(pipeline.Request(str(released("minimax_m2", tmp_path / "m")), budget="5bpw"), Notes())
+    place_order(Request(str(released("minimax_m2", tmp_path / "m")), budget="5bpw"), Notes())
     assert any("is FP8 in blocks of 128x128" in note for note in notes)
-    pipeline.place_order(pipeline.Request(str(released("gpt_oss", tmp_path / "g")), budget="5bpw"), Notes())
+    place_order(Request(str(released("gpt_oss", tmp_path / "g")), budget="5bpw"), Notes())
     assert any("is quantized already: 6 of 18 layers" in note and "mxfp4" in note for note in notes)

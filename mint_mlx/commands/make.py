@@ -26,9 +26,9 @@ from . import (
 )
 
 if TYPE_CHECKING:
+    from ..order import Job
     from ..output import Output
     from ..overview import SizeRow
-    from ..pipeline import Job
 
 
 @app.command(rich_help_panel=EVERYDAY)
@@ -71,12 +71,13 @@ def convert(
     """
     output = start(as_json)
     from .. import hub, overview, pipeline
+    from ..order import Request, place_order
 
     if public and not upload_repo:
         raise UsageError("--public says how --upload-repo uploads: give that too")
     if upload_repo and hub.parse_repo(upload_repo) is None:
         raise UsageError(f"{upload_repo!r} is not a repository name: write org/name")
-    request = pipeline.Request(
+    request = Request(
         model,
         budget=budget,
         fit=fit,
@@ -96,7 +97,7 @@ def convert(
     if budget is None and fit is None and plan is None and uniform is None:
         _print_sizes(output, *overview.size_table(request), context)
         raise typer.Exit(2)
-    order = pipeline.place_order(request, output)
+    order = place_order(request, output)
     if order.fit is not None:
         output.table(*overview.fit_rows(order.fit))
         if hint := overview.raise_hint(order):

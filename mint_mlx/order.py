@@ -1,0 +1,241 @@
+"""What is asked for, held against what the headers tell: a request becomes an order, or is refused.
+
+    Request -> prepare -> Job -> place_order -> Order
+
+Everything that can be refused is refused here, before a step that costs time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from . import mlxlm
+from .allocate import Override, apply_overrides, check_feasible, list_candidates, parse_override, uniform
+from .errors import MintError, UsageError
+from .files import check_target
+from .layers import Inventory, list_layers
+from .load import Source, load_source, open_model
+from .memory import CONTEXT, Fit, fit, machine_limit, needs
+from .objectives import find_objective
+from .parts import PARTS, Beside, find_beside, remarks, with_towers
+from .plan import Plan, check_plan, read_plan
+from .quant import QuantConfig, parse_config
+from .recipes import Recipe, find_recipe
+from .report import Report, Silent
+from .units import Budget, both, parse_budget
+from .versions import versions
+
+
+@dataclass(frozen=True)
+class Job:
+    """A source with everything that its headers tell. `beside` are the tensors that the language model doesn't use."""
+
+    source: Source
+    inventory: Inventory
+    recipe: Recipe
+    parts: str
+    beside: Beside
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for. Exactly one of `budget`, `fit`, `plan` and `uniform` says how to quantize.
+
+    Attributes:
+        model: a folder or a Hub id.
+        budget: `19GB`, `17.5GiB`, `4.5bpw`, `smallest`, ...
+        fit: `this-mac` or a memory size such as `32GiB`: the budget that leaves room for the cache (memory.py).
+        context: tokens of the context that the cache must hold.
+        kv_bits: bits of a quantized cache, or None.
+        plan: a plan or its file, carried out as it is.
+        uniform: the same configuration for every layer, such as `4bit-g64`.
+        out: the folder to write, `NAME-mint-4.5bpw` by default.
+        parts: `text` or `all` (parts.py); what the plan says, else `text`, by default.
+        recipe: a recipe's name or file.
+        objective: a name of objectives.OBJECTIVES.
+        quantizer: a name of converters.quantizers.QUANTIZERS.
+        overrides: `REGEX=CONFIG`, later ones win.
+        ignore_guards: allow what the guards forbid.
+        force: replace a checkpoint of ours at `out`, and unfinished work of another kind.
+    """
+
+    model: str
+    budget: str | None = None
+    fit: str | None = None
+    context: int = CONTEXT
+    kv_bits: int | None = None
+    plan: str | Path | Plan | None = None
+    uniform: str | None = None
+    out: str | Path | None = None
+    parts: str | None = None
+    recipe: str | None = None
+    objective: str | None = None
+    quantizer: str | None = None
+    overrides: Sequence[str] = ()
+    ignore_guards: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request that was found possible, as far as headers tell."""
+
+    request: Request
+    job: Job
+    budget: Budget | None
+    fit: Fit | None
+    overrides: Sequence[Override]
+    forced: dict[str, QuantConfig]
+    fixed: Plan | None
+
+
+def prepare(model: str, recipe: str | None = None, weights: bool = True, parts: str = "text") -> Job:
+    """Find a model and take stock of its layers, from headers alone (and no download unless `weights`).
+
+    Raises:
+        MintError: no such model or recipe, or one that mlx-lm can't build.
+    """
+    source = load_source(model, weights=weights)
+    chosen = find_recipe(recipe, source.config)
+    inventory = list_layers(open_model(source), source.config)
+    beside = find_beside(source.headers.values(), source.config, inventory)
+    if parts == "all":
+        inventory = with_towers(inventory, beside.towers)
+    return Job(source, inventory, chosen, parts, beside)
+
+
+def announce(job: Job, report: Report) -> None:
+    """Say so where a source is quantized already, and which of its tensors are left out."""
+    from .converters.sources import describe
+
+    for text in remarks(job.beside, job.parts):
+        report.note(text)
+    name, layers = job.source.name, job.inventory.layers
+    told = describe(job.source.config, job.source.path)
+    if told:
+        report.note(f"{name} {told}")
+    stored = [layer for layer in layers if layer.stored]
+    if stored:
+        weights = sum(layer.size for layer in stored)
+        share = weights / sum(layer.size for layer in layers)
+        forms = ", ".join(sorted({str(layer.stored) for layer in stored}))
+        report.note(
+            f"{name} is quantized already: {len(stored)} of {len(layers)} layers ({share:.0%} of the weights) are "
+            f"{forms}; each stays as it is or gets fewer bits, and errors are measured against it, not the original"
+        )
+
+
+def refuse_quantized(job: Job) -> None:
+    """Refuse a source that is quantized already.
+
+    Raises:
+        MintError: naming the first such layer.
+    """
+    stored = [layer for layer in job.inventory.layers if layer.stored]
+    if stored:
+        raise MintError(
+            f"{job.source.name} is quantized already ({stored[0].path} is {stored[0].stored}): give the original "
+            "checkpoint in bf16, fp16 or fp32"
+        )
+
+
+def place_order(request: Request, report: Report | None = None) -> Order:
+    """Check all that a request says, from headers alone.
+
+    Raises:
+        MintError: for everything that is wrong with it.
+    """
+    from .converters.quantizers import find_quantizer
+
+    report = report or Silent()
+    if sum(x is not None for x in (request.budget, request.fit, request.plan, request.uniform)) != 1:
+        raise UsageError("give exactly one of --budget, --fit, --plan and --uniform")
+    budget = parse_budget(request.budget) if request.budget is not None else None
+    config = parse_config(request.uniform) if request.uniform is not None else None
+    overrides = [parse_override(text) for text in request.overrides]
+    if request.plan is not None and (overrides or request.objective):
+        raise UsageError("a plan is carried out as it is: edit it instead of giving --override or --objective")
+    if request.objective is not None:
+        find_objective(request.objective)
+    given = request.plan if request.plan is None or isinstance(request.plan, Plan) else read_plan(request.plan)
+    find_quantizer(request.quantizer or (given.quantizer if given else "rtn"))
+    if request.out is not None:
+        check_target(Path(request.out), None, request.force)
+    parts = request.parts or (given.parts if given else "text")
+    if parts not in PARTS:
+        raise UsageError(f"--parts {parts} is unknown: there are {' and '.join(PARTS)}")
+    if given is not None and parts != given.parts:
+        raise UsageError(f"the plan was made for --parts {given.parts}: leave --parts out, or make another plan")
+    job = prepare(request.model, request.recipe, weights=False, parts=parts)
+    source, inventory = job.source, job.inventory
+    announce(job, report)
+    if request.out is not None:
+        check_target(Path(request.out), source.path, request.force)
+    forced = apply_overrides(overrides, inventory, request.ignore_guards)
+    options = list_candidates(inventory, job.recipe, forced, request.ignore_guards)
+    room = None
+    if request.fit is not None:
+        wanted = needs(source.config, inventory, request.context, request.kv_bits)
+        room = fit(request.fit, wanted)
+        budget = Budget(f"fit {request.fit}, context {request.context}", bytes=room.budget)
+    if budget is not None and (limit := budget.resolve(inventory.parameters)) is not None:
+        why = ""
+        if room is None:
+            _warn_of_size(limit, job, request, report)
+        else:
+            why = f" (it is what --fit {request.fit} leaves: a shorter --context or fewer --kv-bits leave more)"
+        check_feasible(limit, inventory, options, why)
+    fixed = None
+    if given is not None:
+        _check_source(given, source, report)
+        check_plan(given, inventory, request.ignore_guards)
+        fixed = replace(
+            given,
+            source=source.name,
+            revision=source.revision,
+            structure=source.structure,
+            content=source.content,
+            versions=versions(),
+        )
+    elif config is not None:
+        fixed = replace(uniform(source, inventory, config, forced, request.ignore_guards), parts=parts)
+    mlxlm.check_tokenizer(source.path)
+    if mlxlm.tokenizer_is_code(source.path):
+        report.note("the tokenizer is Python code, which is copied and never run here: no sentence is generated")
+    if fixed is not None and request.out is None:
+        check_target(default_target(job, fixed), source.path, request.force)
+    return Order(request, job, budget, room, overrides, forced, fixed)
+
+
+def _warn_of_size(size: int, job: Job, request: Request, report: Report) -> None:
+    """Say so where a size is more than this machine can run."""
+    try:
+        beside = needs(job.source.config, job.inventory, request.context, request.kv_bits).total
+    except UsageError:
+        raise
+    except MintError:  # a cache of unknown kind: the weights alone count
+        beside = 0
+    most, _ = machine_limit()
+    if size + beside > most:
+        report.note(
+            f"{both(size)} and a context of {request.context} tokens ({both(beside)}) are more than this machine can "
+            f"run ({both(most)}): `--fit this-mac` finds what it can"
+        )
+
+
+def _check_source(plan: Plan, source: Source, report: Report) -> None:
+    """Say so where a plan was made from other weights than these (another structure fails on its layers)."""
+    if plan.content and (plan.structure, plan.content) != (source.structure, source.content):
+        report.note(
+            f"the plan was made from other weights ({plan.source or 'unnamed'}) than {source.name}: its sizes hold, "
+            "its errors may not; `mint-mlx profile` and `allocate` make a fresh one"
+        )
+
+
+def default_target(job: Job, plan: Plan) -> Path:
+    """`NAME-mint-4.5bpw` in the current folder."""
+    bits = plan.layout(job.inventory).total * 8 / job.inventory.parameters
+    name = job.source.name.rpartition("/")[2]
+    return Path(f"{name}-mint-{f'{bits:.2f}'.rstrip('0').rstrip('.')}bpw")
