@@ -149,6 +149,8 @@ def _config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
     config: dict[str, Any] = dict(source.config)
     config.pop("quantization_config", None)
     config.pop("quantization", None)
+    if isinstance(config.get("text_config"), dict):
+        config["text_config"] = {k: v for k, v in config["text_config"].items() if k != "quantization_config"}
     if plan.parts == "text":
         config = text_only(config, mlxlm.required_keys(config))
     if not has_mtp((f"{path}." for path in inventory.order), config):

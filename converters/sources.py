@@ -5,7 +5,7 @@
 | MLX's own (affine, mxfp4, mxfp8, nvfp4) | layers stay as they are, or are dequantized one by one |
 | MXFP4 (gpt-oss), MXFP8 | the same: mlx-lm maps both to MLX's modes without loss |
 | int4 compressed-tensors, groups of 32 (Kimi) | the same: affine with a bias of -8 scales |
-| FP8 in blocks of 128x128 | dequantized to bfloat16 (fp8.py, or mlx-lm's `sanitize` where it does so) |
+| FP8 in blocks of 128x128, or with one scale a tensor | dequantized to bf16 (fp8.py, or mlx-lm's `sanitize`) |
 
 Nothing is guessed: a layout that isn't in this table would be read as something that it is not.
 """
@@ -15,11 +15,12 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import MintError
+from ..headers import TensorInfo
 from . import fp8, gpt_oss
 
 NAMES = {
@@ -72,18 +73,53 @@ def _problem(layout: dict[str, Any], code: str) -> str | None:
     if method in ("mxfp4", "mxfp8"):
         return None
     if method == "fp8":
-        return None if block_fp8(layout) or _mxfp8(layout) or fp8.SCALE in code else f"FP8 {_blocks(layout)}"
+        return None if block_fp8(layout) or _mxfp8(layout) or one_scale(layout) else f"FP8 {_blocks(layout)}"
     if method == "compressed-tensors":
         return _compressed_problem(layout, code)
     if method == "modelopt":
         settings = layout.get("quantization") or layout
         return f"ModelOpt ({settings.get('quant_algo', 'unnamed')})"
-    return NAMES.get(str(method), f"{method!r}")
+    return NAMES.get(str(method), "an unnamed method" if method is None else f"{method!r}")
 
 
 def block_fp8(layout: dict[str, Any] | None) -> bool:
     """Whether a layout is FP8 with one scale for each block of 128x128."""
     return layout is not None and layout.get("quant_method") == "fp8" and _size(layout) == [fp8.BLOCK, fp8.BLOCK]
+
+
+def one_scale(layout: dict[str, Any] | None) -> bool:
+    """Whether a layout is FP8 with one scale for each tensor (Ministral)."""
+    return layout is not None and layout.get("quant_method") == "fp8" and layout.get("weight_block_size") is None
+
+
+def check_tensors(config: dict[str, Any], folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]]) -> None:
+    """Refuse 8-bit float weights that would not be dequantized, or not rightly, from the headers alone.
+
+    Raises:
+        MintError: naming the tensor.
+    """
+    tensors = {name: info for table in headers.values() for name, info in table.items()}
+    eights = {name: info for name, info in tensors.items() if info.dtype in ("F8_E4M3", "F8_E5M2")}
+    layout = read_layout(config, folder)
+    if not eights or (layout and _mxfp8(layout)):
+        return
+    give = "give the original in bf16"
+    for name, info in eights.items():
+        scale = tensors.get(f"{name}{fp8.SCALE}")
+        if layout is None or layout.get("quant_method") != "fp8":
+            raise MintError(f"{name} is of type {info.dtype}, of which config.json says nothing: {give}")
+        if info.dtype != "F8_E4M3":
+            raise MintError(f"{name} is of type {info.dtype}, which mint-mlx does not read: {give}")
+        if scale is None:
+            raise MintError(f"{name} is FP8, but has no scales ({name}{fp8.SCALE}): download it again, or {give}")
+        if scale.dtype not in ("F32", "BF16", "F16"):
+            raise MintError(f"{name} is FP8 with scales of type {scale.dtype}, which mint-mlx does not read: {give}")
+        blocks = (*info.shape[:-2], *(-(-n // fp8.BLOCK) for n in info.shape[-2:]))
+        if scale.shape not in ([(), (1,)] if one_scale(layout) else [blocks]):
+            raise MintError(
+                f"{name} is FP8 of shape {list(info.shape)}, but its scales are of shape {list(scale.shape)}, which is "
+                f"not that of FP8 {_blocks(layout)}: {give}"
+            )
 
 
 def _mxfp8(layout: dict[str, Any]) -> bool:
@@ -97,7 +133,7 @@ def _size(layout: dict[str, Any]) -> list[Any]:
 
 def _blocks(layout: dict[str, Any]) -> str:
     size = _size(layout)
-    return f"in blocks of {'x'.join(map(str, size))}" if size else "without block scales"
+    return f"in blocks of {'x'.join(map(str, size))}" if size else "with one scale a tensor"
 
 
 def _compressed_problem(layout: dict[str, Any], code: str) -> str | None:
@@ -117,17 +153,19 @@ def _compressed_problem(layout: dict[str, Any], code: str) -> str | None:
     return None if "weight_packed" in code else f"compressed-tensors ({form}; mlx-lm reads it for other families only)"
 
 
-def describe(config: dict[str, Any], folder: Path) -> str | None:
+def describe(config: dict[str, Any], folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]]) -> str | None:
     """What happens to a source whose weights are dequantized before anything else sees them, or None."""
     layout = read_layout(config, folder)
-    if layout is None or layout.get("quant_method") != "fp8" or _mxfp8(layout):
+    held = {info.dtype for table in headers.values() for info in table.values()}
+    if layout is None or layout.get("quant_method") != "fp8" or _mxfp8(layout) or "F8_E4M3" not in held:
         return None
     return f"is FP8 {_blocks(layout)}: its weights are dequantized to bfloat16 as they are read"
 
 
 def reader(config: dict[str, Any], folder: Path, model_class: type) -> type:
     """The model class to load a source with: a layout that its `sanitize` doesn't know is brought to one it does."""
-    if block_fp8(read_layout(config, folder)) and fp8.SCALE not in _module_source(model_class):
+    layout = read_layout(config, folder)
+    if one_scale(layout) or (block_fp8(layout) and fp8.SCALE not in _module_source(model_class)):
         return _prepared(model_class, fp8.dequantize_all)
     if config.get("model_type") == "gpt_oss":
         return _prepared(model_class, gpt_oss.split_experts)

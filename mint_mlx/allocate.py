@@ -16,11 +16,12 @@ from .knapsack import solve
 from .layers import Inventory, Layer
 from .layout import SHARD_BYTES, make_layout
 from .load import Source
-from .objectives import Context, find_objective
+from .objectives import NEEDS_SENSITIVITY, Context, find_objective
 from .plan import LayerError, Plan, check_config
 from .profile import Profile, RateDistortion, sqnr_db
 from .quant import KEEP, QuantConfig, parse_config
 from .recipes import Recipe, candidates
+from .sensitivity import Sensitivity
 from .uniform import uniform_choice
 from .units import Budget, both
 from .versions import versions
@@ -134,6 +135,7 @@ def allocate(
     objective: str | None = None,
     overrides: Sequence[Override] = (),
     ignore_guards: bool = False,
+    sensitivity: Sensitivity | None = None,
 ) -> Plan:
     """Choose each layer's configuration so that the whole checkpoint fits the budget at the least loss.
 
@@ -144,6 +146,7 @@ def allocate(
         objective: a name of objectives.OBJECTIVES; the recipe's by default.
         overrides: fixed configurations by pattern.
         ignore_guards: allow what the guards forbid.
+        sensitivity: what the objective `fisher` weighs errors with.
 
     Raises:
         MintError: the budget can't be met, or an override or the objective is wrong.
@@ -157,7 +160,11 @@ def allocate(
     if limit is not None:
         check_feasible(limit, inventory, options)
     options = above_floor(inventory, profile.curves, options, recipe, forced)
-    context = Context(inventory.blocks, **recipe.priors.model_dump())
+    if name in NEEDS_SENSITIVITY and sensitivity is None:
+        raise MintError(
+            f"the objective {name} weighs errors with a sensitivity: measure one with `mint-mlx sensitivity`"
+        )
+    context = Context(inventory.blocks, **recipe.priors.model_dump(), fisher=_fisher(profile, sensitivity))
     costs = [np.array([layer.bytes(c) for c in options[layer.path]], dtype=np.int64) for layer in inventory.layers]
     losses = [
         np.zeros(1)  # nothing to choose, and an override may name what was never measured
@@ -187,6 +194,18 @@ def allocate(
         errors=measured_errors(choice, profile.curves),
         versions=profile.versions or {},
     )
+
+
+def _fisher(profile: Profile, sensitivity: Sensitivity | None) -> dict[str, np.ndarray]:
+    """KL divergence in nats per token at an NMSE of one, by layer and expert."""
+    if sensitivity is None:
+        return {}
+    found = {}
+    for layer in profile.inventory.layers:
+        energy = profile.curves[layer.path].energy
+        mean_square = energy / (layer.size / len(energy))
+        found[layer.path] = mean_square * sensitivity.per_weight(layer.path)
+    return found
 
 
 def _solve(

@@ -5,9 +5,10 @@ mint-mlx doctor mlx-community/Qwen3-30B-A3B-4bit
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from typing import Any
 from . import hub, mlxlm
 from .errors import MintError
 from .files import PLAN_FILE
-from .headers import TensorInfo, read_folder
+from .headers import INDEX, TensorInfo, read_folder
 from .layers import ROUTER_BITS, Inventory, Layer, list_layers
 from .load import read_config
-from .parts import MTP_KEYS, TOWERS, find_beside, has_mtp, with_towers
+from .parts import MTP_KEYS, PROCESSOR_FILES, TOWERS, find_beside, has_mtp, with_towers
 from .plan import read_plan
 from .quant import AFFINE_BITS, AFFINE_GROUPS, MX_MODES, QuantConfig
 
@@ -68,18 +69,40 @@ def examine(model: str) -> Examination:
     tensors = {tensor: info for file in headers.values() for tensor, info in file.items()}
     size = sum((folder / file).stat().st_size for file in headers)
     bare = mlxlm.bare_model(config)
-    if "quantization" not in config and not {n for n, _ in tree_flatten(bare.parameters())} <= tensors.keys():
+    loaded, refusal = mlxlm.stock_parameters(folder)
+    names = loaded or {n for n, _ in tree_flatten(bare.parameters())}
+    if "quantization" not in config and not names <= tensors.keys() and not _packed(tensors):
         raise MintError(f"{name} is not in mlx-lm's layout, but an original: the doctor examines MLX checkpoints")
     inventory = list_layers(bare, config)
+    layers = tuple(layer for layer in inventory.layers if not loaded or f"{layer.path}.weight" in loaded)
+    inventory = replace(inventory, layers=layers)  # (Gemma 3's class has a head that loading takes away)
     inventory = with_towers(inventory, find_beside(headers.values(), config, inventory).towers)
-    findings = [
+    wrong = [
         *_config_findings(config, inventory),
         *_tensor_findings(config, inventory, tensors, _meant_to_stay(folder)),
-        *_tower_findings(config, tensors),
     ]
+    if refusal and not wrong:
+        wrong.append(Finding("files", f"mlx-lm cannot load them: {refusal}"))
+    findings = [*_file_findings(folder, headers), *wrong, *_tower_findings(folder, config, inventory, tensors)]
     bits = size * 8 / inventory.parameters
     findings += _claim_findings(name, bits)
     return Examination(name, size, bits, findings)
+
+
+def _packed(tensors: dict[str, TensorInfo]) -> bool:
+    """Whether any weight stands in MLX's packed form."""
+    return any(
+        name.endswith(".scales") and tensors.get(f"{name[:-7]}.weight", info).dtype == "U32"
+        for name, info in tensors.items()
+    )
+
+
+def _file_findings(folder: Path, headers: dict[str, dict[str, TensorInfo]]) -> Iterator[Finding]:
+    """Files that a loader looks for."""
+    if len(headers) > 1 and not (folder / INDEX).is_file():
+        yield Finding("files", f"there are {len(headers)} shards, but no {INDEX}")
+    if not mlxlm.has_tokenizer(folder):
+        yield Finding("files", "there is no tokenizer")
 
 
 def _meant_to_stay(folder: Path) -> set[str]:
@@ -104,8 +127,12 @@ def _config_findings(config: dict[str, Any], inventory: Inventory) -> Iterator[F
     if not isinstance(block, dict):
         return
     for key in ("group_size", "bits"):
-        if type(block.get(key)) is not int:
+        if key not in block:
             yield Finding("config.json", f"quantization has no {key} of its own, which mlx-lm needs")
+        elif type(block[key]) is not int:
+            yield Finding("config.json", f"quantization says {block[key]!r} for {key}, which is not a whole number")
+    if "mode" in block and not isinstance(block["mode"], str):
+        yield Finding("config.json", f"quantization says {json.dumps(block['mode'])} for mode")
     if config.get("quantization_config", block) != block:
         yield Finding("config.json", "quantization and quantization_config disagree")
     layers = {layer.path for layer in inventory.layers}
@@ -122,6 +149,8 @@ def _config_findings(config: dict[str, Any], inventory: Inventory) -> Iterator[F
         for key in sorted(KEYS & set(entry)):
             if entry[key] is None:
                 yield Finding(path, f"its entry says null for {key}, which mlx-swift cannot decode")
+            elif key != "mode" and type(entry[key]) is not int:
+                yield Finding(path, f"its entry says {entry[key]!r} for {key}, which is not a whole number")
         if not {"group_size", "bits"} <= set(entry):
             yield Finding(path, "its entry lacks group_size or bits")
 
@@ -132,6 +161,13 @@ def _tensor_findings(
     """Shapes that contradict config.json, routers of few bits, layers left at 16 bits, tensors missing."""
     block = config.get("quantization") if isinstance(config.get("quantization"), dict) else None
     entries = _entries(config)
+    packed = {layer.path for layer in inventory.layers if f"{layer.path}.scales" in tensors}
+    if (
+        block
+        and block.get("mode") in ("mxfp4", "mxfp8")
+        and not packed - {x.path for x in inventory.layers if x.kind == "experts"}
+    ):
+        kept = kept | {layer.path for layer in inventory.layers}  # a release that is quantized in its experts only
     for layer in inventory.layers:
         weight, scales = tensors.get(f"{layer.path}.weight"), tensors.get(f"{layer.path}.scales")
         if weight is None:
@@ -152,8 +188,12 @@ def _tensor_findings(
             yield Finding(layer.path, "its tensors fit no quantization that MLX knows")
             continue
         stated, real = found
-        if stated is not None and stated != real:
+        if entries.get(layer.path) is False:
+            yield Finding(layer.path, f"config.json says that it is unquantized, its tensors are {real}")
+        elif stated is not None and stated != real:
             yield Finding(layer.path, f"config.json says {stated}, its tensors are {real}")
+        if real.mode != "affine" and f"{layer.path}.biases" in tensors:
+            yield Finding(layer.path, f"has biases, which {real} doesn't")
         if real.mode == "affine" and f"{layer.path}.biases" not in tensors:
             yield Finding(layer.path, "has scales but no biases")
         if layer.role == "router" and real.bits < ROUTER_BITS:
@@ -178,7 +218,7 @@ def _effective(
     last = layer.shape[-1]
     if not scales.shape or prod(weight.shape[:-1]) != prod(layer.shape[:-1]) or weight.shape[:-1] != scales.shape[:-1]:
         return None
-    if last % scales.shape[-1] or weight.shape[-1] * 32 % last:
+    if scales.dtype not in ("F16", "BF16", "F32", "U8") or last % scales.shape[-1] or weight.shape[-1] * 32 % last:
         return None
     bits, group = weight.shape[-1] * 32 // last, last // scales.shape[-1]
     mode = "affine"
@@ -188,22 +228,30 @@ def _effective(
         return None
     if not mode:
         return None
-    told = entry if isinstance(entry, dict) else None
+    told = entry if isinstance(entry, dict) else block if entry is None else None  # without an entry the global holds
     stated = None
     if told is not None and type(told.get("bits")) is int and type(told.get("group_size")) is int:
         stated = QuantConfig(told["bits"], told["group_size"], told.get("mode") or "affine")
     return stated, QuantConfig(bits, group, mode)
 
 
-def _tower_findings(config: dict[str, Any], tensors: dict[str, TensorInfo]) -> Iterator[Finding]:
-    """Parts that config.json promises and no tensor holds."""
+def _tower_findings(
+    folder: Path, config: dict[str, Any], inventory: Inventory, tensors: dict[str, TensorInfo]
+) -> Iterator[Finding]:
+    """Parts that config.json promises and no tensor holds, and the other way round."""
+    promised = any(config.get(key) for key in TOWERS)
+    if inventory.carried and not promised:
+        yield Finding("config.json", f"says nothing of a tower, but {len(inventory.carried)} modules belong to one")
+    processors = [file.name for pattern in PROCESSOR_FILES for file in folder.glob(pattern)]
+    if processors and not promised:
+        yield Finding(processors[0], "is for images or sounds, but config.json has no tower")
     for key, pattern in TOWERS.items():
         if config.get(key) and not any(re.search(pattern, name) for name in tensors):
             yield Finding("config.json", f"advertises a tower ({key}), but no tensor belongs to one")
     for table in (config, config.get("text_config") or {}):
         for key in MTP_KEYS:
             count = table.get(key)
-            if type(count) is int and count > 0 and not has_mtp(tensors, config):
+            if isinstance(count, int) and count > 0 and not has_mtp(tensors, config):
                 yield Finding("config.json", f"advertises multi-token prediction ({key}), but no tensor belongs to it")
 
 
@@ -214,5 +262,7 @@ def _claim_findings(name: str, bits: float) -> Iterator[Finding]:
         return
     claim, unit = float(match[1]), match[2].lower()
     allowed = claim * 1.02 if unit == "bpw" else claim + 1.0  # g32 with two 16-bit numbers a group costs one bit
+    if bits < claim * 0.8:
+        yield Finding("name", f"says {match[0]}, but the files have only {bits:.2f} bits per weight")
     if bits > allowed:
         yield Finding("name", f"says {match[0]}, but the files have {bits:.2f} bits per weight")

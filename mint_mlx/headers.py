@@ -157,7 +157,7 @@ def _read_index(folder: Path) -> dict[str, str]:
 
 
 def _no_weights(folder: Path) -> str:
-    if any(folder.glob("*.gguf")):
+    if any(file.suffix.lower() == ".gguf" for file in folder.iterdir()):
         return f"{folder.name} holds a GGUF file: give the original Hugging Face checkpoint (safetensors) instead"
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
         return f"{folder.name} holds PyTorch files only: give a checkpoint in safetensors instead"

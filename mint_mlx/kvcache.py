@@ -7,6 +7,7 @@ growing, states of a linear attention never do), and caches that hold latents (M
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -19,8 +20,23 @@ PREFILL = 2048  # tokens that mlx-lm puts through the model at once
 KV_BITS, KV_GROUP = (2, 3, 4, 5, 6, 8), 64  # what mlx-lm's --kv-bits takes, and its group size
 
 
-def cache_bytes(config: dict[str, Any], context: int, kv_bits: int | None = None) -> int:
-    """Bytes of the cache of a model at the end of a context, keys and values in 16 bits or in `kv_bits`.
+@dataclass(frozen=True)
+class CacheSize:
+    """A cache at the end of a context.
+
+    Attributes:
+        bytes: of all blocks.
+        tokens: held by the block that holds most.
+        size: dimensions of a key in the block whose keys have most.
+    """
+
+    bytes: int
+    tokens: int
+    size: int
+
+
+def cache_size(config: dict[str, Any], context: int, kv_bits: int | None = None) -> CacheSize:
+    """The cache of a model at the end of a context, keys and values in 16 bits or in `kv_bits`.
 
     Args:
         config: the model's config.json.
@@ -30,30 +46,34 @@ def cache_bytes(config: dict[str, Any], context: int, kv_bits: int | None = None
     Raises:
         MintError: mlx-lm can't quantize this model's cache, or the cache is of an unknown kind.
     """
-    return sum(_grown(cache, context, kv_bits) for cache in mlxlm.begun_cache(config) if cache is not None)
+    found = [c for cache in mlxlm.begun_cache(config, kv_bits) for c in _grown(cache, context, kv_bits)]
+    return CacheSize(
+        sum(c.bytes for c in found), max((c.tokens for c in found), default=0), max((c.size for c in found), default=0)
+    )
 
 
-def _grown(cache: Any, context: int, kv_bits: int | None) -> int:
-    """Bytes of one block's cache at the end of a context that was put through in pieces of PREFILL."""
+def _grown(cache: Any, context: int, kv_bits: int | None) -> list[CacheSize]:
+    """One block's caches at the end of a context that was put through in pieces of PREFILL."""
     kind = type(cache).__name__
     if kind == "CacheList":
-        return sum(_grown(part, context, None) for part in cache.caches)  # mlx-lm quantizes none of these
+        return [c for part in cache.caches for c in _grown(part, context, None)]  # mlx-lm quantizes none of these
     if kind == "ArraysCache":
-        return sum(array.nbytes for array in cache.cache if array is not None)
+        return [CacheSize(sum(array.nbytes for array in cache.cache if array is not None), 0, 0)]
+    if cache is None:
+        return []
     if kind not in ("KVCache", "RotatingKVCache", "ChunkedKVCache", "ConcatenateKVCache"):
         raise MintError(f"mlx-lm keeps a cache of the kind {kind} for this model, whose growth is not known here")
     if cache.keys is None:  # a block that reads another one's
-        return 0
+        return []
     if kind == "RotatingKVCache":
-        if kv_bits is not None:
-            raise MintError("mlx-lm cannot quantize the cache of a sliding window, which this model has: no --kv-bits")
         tokens = min(_stepped(context), cache.max_size + PREFILL - 1)
     elif kind == "ChunkedKVCache":
         tokens = min(_stepped(context), _stepped(cache.chunk_size + PREFILL))
     else:
         tokens = context if kind == "ConcatenateKVCache" else _stepped(context)
-    quantized = kind == "KVCache" and kv_bits is not None
-    return sum(_token_bytes(array, kv_bits if quantized else None) * tokens for array in (cache.keys, cache.values))
+    bits = kv_bits if kind == "KVCache" else None
+    held = sum(_token_bytes(array, bits) * tokens for array in (cache.keys, cache.values))
+    return [CacheSize(held, tokens, cache.keys.shape[-1])]
 
 
 def _stepped(tokens: int) -> int:
@@ -65,6 +85,4 @@ def _token_bytes(array: mx.array, kv_bits: int | None) -> int:
     _, heads, _, size = array.shape
     if kv_bits is None:
         return int(heads * size * array.itemsize)
-    if size % KV_GROUP:
-        raise MintError(f"mlx-lm quantizes a cache in groups of {KV_GROUP}, which don't divide {size}: no --kv-bits")
     return int(heads * (size * kv_bits // 8 + 2 * array.itemsize * size // KV_GROUP))

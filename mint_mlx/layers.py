@@ -163,6 +163,7 @@ def list_layers(model: Any, config: dict[str, Any]) -> Inventory:
         owner, _, local = name.rpartition(".")
         dtype = target(name, _code(array))
         owned.setdefault(owner, {})[local] = TensorSpec(name, dtype, tuple(array.shape))
+    owners = dict(model.named_modules())
     modules = dict(tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module))
     found = {path: module for path, module in modules.items() if _quantizable(module)}
     expert_blocks = {_parent(path) for path, module in found.items() if _kind(module) == "experts"}
@@ -171,7 +172,8 @@ def list_layers(model: Any, config: dict[str, Any]) -> Inventory:
     for path, module in found.items():
         kind = _kind(module)
         has_experts = any(_same_block(path, parent) for parent in expert_blocks)
-        layer = _make_layer(path, module, kind, role_of(path, kind, has_experts), owned[path])
+        owner = type(owners.get(_parent(path))).__name__
+        layer = _make_layer(path, module, kind, role_of(path, kind, has_experts, owner), owned[path])
         if layer.role in EXPERTS:
             layer = replace(layer, reads=_experts_read(model, config, path, layer.shape[0]))
         layers.append(_guard(layer, predicate(path, module) if predicate else True))
@@ -256,7 +258,7 @@ def _make_layer(path: str, module: Any, kind: str, role: str, owned: dict[str, T
     if hasattr(module, "bits"):
         stored = QuantConfig(module.bits, module.group_size, module.mode)
         shape = (*shape[:-1], shape[-1] * 32 // module.bits)
-        dtype = _code(module.scales) if stored.mode == "affine" else "BF16"
+        dtype = owned["scales"].dtype if stored.mode == "affine" else "BF16"
         packed |= {"scales", "biases"}
     extras = tuple(spec for name, spec in owned.items() if name not in packed)
     reads = 1 / shape[0] if kind == "embedding" else 1.0
@@ -265,7 +267,8 @@ def _make_layer(path: str, module: Any, kind: str, role: str, owned: dict[str, T
 
 def _guard(layer: Layer, wanted: bool | dict[str, Any]) -> Layer:
     """Apply the guards. `wanted` is what the model class's own quant_predicate returned for the layer."""
-    if layer.role in GATES and layer.shape[-2] % 8:
+    few = layer.kind == "linear" and layer.shape[-2] < 8 and layer.role != "head"
+    if few or (layer.role in GATES and layer.shape[-2] % 8):
         return replace(
             layer, keep=f"a gate with {layer.shape[-2]} outputs (not a multiple of 8) is slow when quantized"
         )

@@ -14,6 +14,7 @@ from typing import Any
 
 from . import hub, mlxlm
 from .converters.gguf import original_repo
+from .converters.sources import check_tensors
 from .errors import MintError
 from .files import check_name
 from .headers import TensorInfo, read_folder, read_header
@@ -81,6 +82,7 @@ def load_source(model: str, weights: bool = True) -> Source:
     config = read_config(folder)
     mlxlm.check_model(config, folder)
     headers = {path.name: read_header(path)[0] for path in sorted(folder.glob("model*.safetensors"))}
+    check_tensors(config, folder, headers)
     structure = _hash_structure(config, headers)
     return Source(
         repo.name, folder, config, commit, structure, _digest(sorted(hashes.items())), total, False, "", headers
@@ -88,15 +90,18 @@ def load_source(model: str, weights: bool = True) -> Source:
 
 
 def _from_folder(folder: Path, name: str, revision: str | None) -> Source:
+    files = [folder] if folder.is_file() else sorted(folder.iterdir())
+    gguf = next((file for file in files if file.suffix.lower() == ".gguf"), None)
+    if gguf is not None and not any(file.suffix == ".safetensors" for file in files):
+        origin = original_repo(gguf)
+        instead = f"{origin}, which it was made from" if origin else "the original Hugging Face checkpoint"
+        raise MintError(f"{gguf.name} is a GGUF file, which mint-mlx does not read: give {instead}")
     if folder.is_file():
-        if folder.suffix == ".gguf":
-            origin = original_repo(folder)
-            instead = f"{origin}, which it was made from" if origin else "the original Hugging Face checkpoint"
-            raise MintError(f"{folder.name} is a GGUF file, which mint-mlx does not read: give {instead}")
         raise MintError(f"{folder} is a file: give the folder that holds config.json and the weights")
     config = read_config(folder)
     mlxlm.check_model(config, folder)
     headers = read_folder(folder)
+    check_tensors(config, folder, headers)
     stats = {file: (folder / file).stat() for file in headers}
     size = sum(stat.st_size for stat in stats.values())
     stamp = _digest([[file, stat.st_size, stat.st_mtime_ns] for file, stat in sorted(stats.items())])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import MintError, UsageError
-from .kvcache import KV_BITS, PREFILL, cache_bytes
+from .kvcache import KV_BITS, PREFILL, CacheSize, cache_size
 from .layers import Inventory
 from .roles import EXPERTS
 from .units import UNITS, both, parse_budget
@@ -20,6 +20,7 @@ MAC_SIZES = (8, 16, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)  # GiB, as sold
 RESERVE = GIB  # buffers that MLX keeps, Python, the tokenizer
 CONTEXT = 8192  # tokens, where nothing else is said
 SYSTEM = 8 * GIB  # what a raised limit leaves to macOS
+FUSED = (64, 80, 128)  # sizes of a head for which MLX's Metal kernels read a prompt without writing the scores out
 HERE = "this-mac"
 
 
@@ -85,17 +86,39 @@ def machine_limit() -> tuple[int, bool]:
     return (int(told), True) if told else (gpu_limit(machine_memory()), False)
 
 
+def check_context(context: int, kv_bits: int | None) -> None:
+    """Refuse a context or bits that can't be (a UsageError)."""
+    if context < 1:
+        raise UsageError(f"a context of {context} tokens is none: give --context 32768, for example")
+    if kv_bits is not None and kv_bits not in KV_BITS:
+        raise UsageError(f"--kv-bits {kv_bits} is unknown to MLX: there are {', '.join(map(str, KV_BITS))}")
+
+
 def needs(config: dict[str, Any], inventory: Inventory, context: int = CONTEXT, kv_bits: int | None = None) -> Needs:
     """What running a model with a context of so many tokens takes beside its weights.
 
     Raises:
         MintError: the context or the bits can't be.
     """
-    if context < 1:
-        raise UsageError(f"a context of {context} tokens is none: give --context 32768, for example")
-    if kv_bits is not None and kv_bits not in KV_BITS:
-        raise UsageError(f"--kv-bits {kv_bits} is unknown to MLX: there are {', '.join(map(str, KV_BITS))}")
-    return Needs(context, kv_bits, cache_bytes(config, context, kv_bits), workspace(inventory, min(context, PREFILL)))
+    check_context(context, kv_bits)
+    cache = cache_size(config, context, kv_bits)
+    tokens = min(context, PREFILL)
+    return Needs(
+        context, kv_bits, cache.bytes, workspace(inventory, tokens) + scores(config, inventory, cache, kv_bits)
+    )
+
+
+def scores(config: dict[str, Any], inventory: Inventory, cache: CacheSize, kv_bits: int | None) -> int:
+    """Bytes of attention scores while a prompt is read, where MLX's fused attention doesn't avoid them.
+
+    That is so for MLA, for a quantized cache, and for heads of another size than FUSED: the scores of one block and
+    their softmax then stand side by side, 16 bits each.
+    """
+    fused = kv_bits is None and cache.size in FUSED and not any(layer.role == "mla" for layer in inventory.layers)
+    heads = (config.get("text_config") or config).get("num_attention_heads")
+    if fused or not cache.tokens or type(heads) is not int:
+        return 0
+    return 2 * 2 * heads * min(cache.tokens, PREFILL) * cache.tokens
 
 
 def workspace(inventory: Inventory, tokens: int) -> int:
@@ -143,8 +166,10 @@ def fit(machine: str, needs: Needs) -> Fit:
     return found
 
 
-def smallest_mac(model_bytes: int, needs: Needs) -> int | None:
-    """The memory in GiB of the smallest Mac that runs a model of so many bytes, or None."""
+def smallest_mac(model_bytes: int, needs: Needs | None) -> int | None:
+    """The memory in GiB of the smallest Mac that runs a model of so many bytes; None where needs are unknown, too."""
+    if needs is None:
+        return None
     return next((size for size in MAC_SIZES if gpu_limit(size * GIB) >= model_bytes + needs.total), None)
 
 

@@ -81,6 +81,20 @@ def build_model(folder: Path) -> Any:
     return model
 
 
+def stock_parameters(folder: Path) -> tuple[set[str] | None, str | None]:
+    """The names of the parameters that mlx-lm alone, without our readers, loads lazily; or why it can't."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.utils import load_model
+
+    try:
+        with mx.stream(mx.cpu):
+            model, _ = load_model(folder, lazy=True)
+    except _BUILD_ERRORS as error:
+        return None, _first_line(error)
+    return {name for name, _ in tree_flatten(model.parameters())}, None
+
+
 def bare_model(config: dict[str, Any]) -> Any:
     """The model that a config describes, unquantized and with no weights read.
 
@@ -98,11 +112,15 @@ def bare_model(config: dict[str, Any]) -> Any:
         raise MintError(f"mlx-lm cannot build a model from this config.json: {_first_line(error)}") from error
 
 
-def begun_cache(config: dict[str, Any]) -> list[Any]:
+def begun_cache(config: dict[str, Any], kv_bits: int | None = None) -> list[Any]:
     """The prompt cache that mlx-lm makes for a model, two tokens long: its arrays have shapes, but aren't computed.
 
+    Args:
+        config: the model's config.json.
+        kv_bits: also try whether the model runs with a cache of so many bits.
+
     Raises:
-        MintError: mlx-lm can't build or run such a model.
+        MintError: mlx-lm can't build or run such a model, or not with a quantized cache.
     """
     import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
@@ -116,6 +134,15 @@ def begun_cache(config: dict[str, Any]) -> list[Any]:
             model(mx.zeros((1, 2), dtype=mx.int32), cache=caches)
     except _BUILD_ERRORS as error:
         raise MintError(f"the cache of this model cannot be measured: {_first_line(error)}") from error
+    if kv_bits is not None:
+        try:
+            with mx.stream(mx.cpu):
+                smaller = [c.to_quantized(64, kv_bits) if hasattr(c, "to_quantized") else c for c in caches]
+                model(mx.zeros((1, 2), dtype=mx.int32), cache=smaller)
+        except (*_BUILD_ERRORS, NotImplementedError) as error:
+            raise MintError(
+                f"mlx-lm cannot run this model with a quantized cache ({_first_line(error)}): leave --kv-bits out"
+            ) from error
     return caches
 
 

@@ -17,7 +17,7 @@ from .errors import MintError, UsageError
 from .files import check_target
 from .layers import Inventory, list_layers
 from .load import Source, load_source, open_model
-from .memory import CONTEXT, Fit, fit, machine_limit, needs
+from .memory import CONTEXT, Fit, Needs, check_context, fit, machine_limit, needs
 from .objectives import find_objective
 from .parts import PARTS, Beside, find_beside, remarks, with_towers
 from .plan import Plan, check_plan, read_plan
@@ -113,7 +113,7 @@ def announce(job: Job, report: Report) -> None:
     for text in remarks(job.beside, job.parts):
         report.note(text)
     name, layers = job.source.name, job.inventory.layers
-    told = describe(job.source.config, job.source.path)
+    told = describe(job.source.config, job.source.path, job.source.headers)
     if told:
         report.note(f"{name} {told}")
     stored = [layer for layer in layers if layer.stored]
@@ -123,7 +123,8 @@ def announce(job: Job, report: Report) -> None:
         forms = ", ".join(sorted({str(layer.stored) for layer in stored}))
         report.note(
             f"{name} is quantized already: {len(stored)} of {len(layers)} layers ({share:.0%} of the weights) are "
-            f"{forms}; each stays as it is or gets fewer bits, and errors are measured against it, not the original"
+            f"{forms}. Under a budget each stays as it is or gets fewer bits; errors are measured against it, not "
+            "against the original, which would give a better result"
         )
 
 
@@ -133,10 +134,13 @@ def refuse_quantized(job: Job) -> None:
     Raises:
         MintError: naming the first such layer.
     """
+    from .converters.sources import read_layout
+
     stored = [layer for layer in job.inventory.layers if layer.stored]
-    if stored:
+    if stored or read_layout(job.source.config, job.source.path):
+        how = f"{stored[0].path} is {stored[0].stored}" if stored else "config.json has a quantization_config"
         raise MintError(
-            f"{job.source.name} is quantized already ({stored[0].path} is {stored[0].stored}): give the original "
+            f"{job.source.name} is quantized already ({how}), which mlx-lm's own methods don't take: give the original "
             "checkpoint in bf16, fp16 or fp32"
         )
 
@@ -152,6 +156,7 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     report = report or Silent()
     if sum(x is not None for x in (request.budget, request.fit, request.plan, request.uniform)) != 1:
         raise UsageError("give exactly one of --budget, --fit, --plan and --uniform")
+    check_context(request.context, request.kv_bits)
     budget = parse_budget(request.budget) if request.budget is not None else None
     config = parse_config(request.uniform) if request.uniform is not None else None
     overrides = [parse_override(text) for text in request.overrides]
@@ -201,6 +206,8 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         )
     elif config is not None:
         fixed = replace(uniform(source, inventory, config, forced, request.ignore_guards), parts=parts)
+    if fixed is not None:
+        _warn_of_size(fixed.layout(inventory).total, job, request, report)
     mlxlm.check_tokenizer(source.path)
     if mlxlm.tokenizer_is_code(source.path):
         report.note("the tokenizer is Python code, which is copied and never run here: no sentence is generated")
@@ -209,14 +216,20 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     return Order(request, job, budget, room, overrides, forced, fixed)
 
 
+def needs_of(job: Job, request: Request) -> Needs | None:
+    """What running the model takes beside its weights; None where its cache is of an unknown kind."""
+    try:
+        return needs(job.source.config, job.inventory, request.context, request.kv_bits)
+    except MintError:
+        if request.kv_bits is not None:
+            raise
+        return None
+
+
 def _warn_of_size(size: int, job: Job, request: Request, report: Report) -> None:
     """Say so where a size is more than this machine can run."""
-    try:
-        beside = needs(job.source.config, job.inventory, request.context, request.kv_bits).total
-    except UsageError:
-        raise
-    except MintError:  # a cache of unknown kind: the weights alone count
-        beside = 0
+    found = needs_of(job, request)
+    beside = found.total if found else 0
     most, _ = machine_limit()
     if size + beside > most:
         report.note(

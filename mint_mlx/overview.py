@@ -12,8 +12,8 @@ from .cache import cached_profile
 from .converters.card import config_table
 from .doctor import Finding
 from .layers import Inventory
-from .memory import RESERVE, Fit, Needs, needs, smallest_mac
-from .order import Job, Order, Request, place_order
+from .memory import RESERVE, Fit, Needs, smallest_mac
+from .order import Job, Order, Request, needs_of, place_order
 from .pipeline import choose_plan, profile_candidates
 from .plan import Plan
 from .profile import Profile, assumed, sqnr_db
@@ -59,27 +59,33 @@ def size_table(request: Request) -> tuple[Job, list[SizeRow]]:
     Raises:
         MintError: the model, the recipe, the objective or an override is wrong.
     """
-    job = place_order(replace(request, budget="smallest")).job
+    order = place_order(replace(request, budget="smallest"))
+    job = order.job
     measured = known_profile(job)
     profile = measured or assumed_profile(job)
-    _, most = size_range(job.inventory, list_candidates(job.inventory, job.recipe))
+    options = list_candidates(job.inventory, job.recipe, order.forced, request.ignore_guards)
+    _, most = size_range(job.inventory, options)
     rows = []
-    smallest = allocate(profile, Budget("smallest"), job.recipe)
+
+    def plan(budget: Budget) -> Plan:
+        return allocate(profile, budget, job.recipe, request.objective, order.overrides, request.ignore_guards)
+
+    smallest = plan(Budget("smallest"))
     budgets = [("smallest", smallest)]
     floor = smallest.layout(job.inventory).total
     for text in SIZES:
         limit = parse_budget(text).resolve(job.inventory.parameters)
         if limit is not None and floor * 1.02 < limit < most:
-            budgets.append((text, allocate(profile, parse_budget(text), job.recipe)))
-    beside = needs(job.source.config, job.inventory, request.context, request.kv_bits)
-    for label, plan in budgets:
-        rows.append(_size_row(job, label, plan, measured is not None, beside))
+            budgets.append((text, plan(parse_budget(text))))
+    beside = needs_of(job, request)
+    for label, chosen in budgets:
+        rows.append(_size_row(job, label, chosen, measured is not None, beside))
     unquantized = Plan(profile.source, None, "", "", {layer.path: KEEP for layer in job.inventory.layers})
     rows.append(_size_row(job, "(unquantized)", unquantized, False, beside))
     return job, rows
 
 
-def _size_row(job: Job, label: str, plan: Plan, known: bool, beside: Needs) -> SizeRow:
+def _size_row(job: Job, label: str, plan: Plan, known: bool, beside: Needs | None) -> SizeRow:
     total = plan.layout(job.inventory).total
     bits = total * 8 / job.inventory.parameters
     active = job.inventory.active_bytes(plan.choice)

@@ -19,12 +19,22 @@ from .units import human
 
 PARTS = ("text", "all")
 TOWERS = {"vision_config": r"vision|visual|image", "audio_config": r"audio|speech"}
-MTP_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
+MTP_KEYS = (
+    "num_nextn_predict_layers",
+    "mtp_num_hidden_layers",
+    "num_mtp_layers",
+    "num_mtp_modules",
+    "mtp_transformer_layers",
+    "use_mtp",
+)
 PROCESSOR_FILES = ("*processor_config.json", "image_processor*.json", "feature_extractor*.json")
 _TOWER = re.compile(
-    r"(^|\.)(\w*vision\w*|visual|\w*image\w*|\w*audio\w*|\w*speech\w*|multi_modal_projector|mm_projector)(\.|$)"
+    r"(^|\.)(\w*vision\w*|visual|\w*image\w*|\w*audio\w*|\w*speech\w*|multi_?modal_projector|(pre_)?mm_projector\w*"
+    r"|patch_merger)(\.|$)"
 )
-_TOWER_KEY = re.compile(r"(vision|visual|video|image|img|audio|speech|boi|eoi|boa|eoa|multi_modal|projector)_\w+")
+_TOWER_KEY = re.compile(
+    r"(use_unified_)?(vision|visual|video|image|img|media|audio|speech|boi|eoi|boa|eoa|multi_?modal|mm|projector)_\w+"
+)
 
 
 @dataclass(frozen=True)
@@ -77,13 +87,17 @@ def with_towers(inventory: Inventory, towers: dict[str, TensorInfo]) -> Inventor
 
 def text_only(config: dict[str, Any], needed: Collection[str]) -> dict[str, Any]:
     """A config without what tells of towers; `needed` are keys that the model class can't do without."""
-    return {key: value for key, value in config.items() if key in needed or not _TOWER_KEY.fullmatch(key)}
+    kept = {key: value for key, value in config.items() if key in needed or not _TOWER_KEY.fullmatch(key)}
+    if kept.keys() != config.keys() and isinstance(config.get("architectures"), list):
+        names = [name.replace("ForConditionalGeneration", "ForCausalLM") for name in config["architectures"]]
+        kept["architectures"] = names
+    return kept
 
 
 def without_mtp(config: dict[str, Any]) -> dict[str, Any]:
     """A config that declares no blocks for multi-token prediction."""
     text = config.get("text_config")
-    mended = {key: 0 if key in MTP_KEYS else value for key, value in config.items()}
+    mended = {key: type(value)(0) if key in MTP_KEYS and value else value for key, value in config.items()}
     return mended | {"text_config": without_mtp(text)} if isinstance(text, dict) else mended
 
 

@@ -27,7 +27,7 @@ from .load import Source
 from .quant import QuantConfig, parse_config
 from .recipes import Recipe
 
-SCHEMA = 1
+SCHEMA = 2
 CHUNK = 1 << 22  # weights measured at once: small enough for the CPU's cache, large enough for the GPU
 ERROR_FLOOR = 1e-12
 
@@ -40,11 +40,13 @@ class RateDistortion:
         path: the layer.
         configs: the candidates measured.
         nmse: float64 (candidates, experts); one column for a layer without experts.
+        energy: float64 (experts,), the sum of squares of the weights.
     """
 
     path: str
     configs: tuple[QuantConfig, ...]
     nmse: np.ndarray
+    energy: np.ndarray
 
     def of(self, config: QuantConfig) -> np.ndarray:
         """NMSE of each expert under a configuration, shape (experts,); zero for `keep`.
@@ -109,15 +111,15 @@ def profile(
     wanted = {p: tuple(c for c in configs if c.quantized) for p, configs in candidates.items()}
     layers = {layer.path: layer for layer in inventory.layers}
     paths = [p for p in inventory.order if wanted.get(p)]
-    curves = {p: RateDistortion(p, (), np.zeros((0, 1))) for p in layers if not wanted.get(p)}
+    curves = {p: RateDistortion(p, (), np.zeros((0, 1)), np.ones(1)) for p in layers if not wanted.get(p)}
     if paths:
         progress(paths[0], 0, len(paths))
     for done, (path, tensors) in enumerate(stream(source, inventory, paths), start=1):
         layer, configs = layers[path], wanted[path]
-        nmse = measure(dense(layer, tensors), [c for c in configs if c != layer.stored])
+        nmse, energy = measure(dense(layer, tensors), [c for c in configs if c != layer.stored])
         if layer.stored in configs:  # kept as it is, a layer loses nothing
             nmse = np.insert(nmse, configs.index(layer.stored), 0.0, axis=0)
-        curves[path] = RateDistortion(path, configs, _as_in_file(nmse))
+        curves[path] = RateDistortion(path, configs, _as_in_file(nmse), _as_in_file(energy[None])[0])
         progress(paths[min(done, len(paths) - 1)], done, len(paths))
     return Profile(
         source.name,
@@ -131,15 +133,15 @@ def profile(
     )
 
 
-def measure(weight: Any, configs: Sequence[QuantConfig]) -> np.ndarray:
-    """NMSE of each configuration for each expert of one layer.
+def measure(weight: Any, configs: Sequence[QuantConfig]) -> tuple[np.ndarray, np.ndarray]:
+    """NMSE of each configuration for each expert of one layer, and each expert's sum of squares.
 
     Args:
         weight: mx.array (..., rows, columns) in the type it will be quantized in; leading axes are experts or heads.
         configs: quantized configurations whose groups divide the last axis.
 
     Returns:
-        float64 (configs, experts).
+        float64 (configs, experts) and (experts,).
     """
     import mlx.core as mx
 
@@ -160,7 +162,7 @@ def measure(weight: Any, configs: Sequence[QuantConfig]) -> np.ndarray:
         for index, result in enumerate(results[1:]):
             errors[index, chosen] += np.asarray(result, dtype=np.float64)
     # An expert of zeros is restored exactly: its error is zero, not undefined.
-    return errors / np.where(energy > 0, energy, 1)
+    return errors / np.where(energy > 0, energy, 1), energy
 
 
 def _as_in_file(nmse: np.ndarray) -> np.ndarray:
@@ -195,7 +197,7 @@ def assumed(inventory: Inventory, candidates: dict[str, tuple[QuantConfig, ...]]
         configs = tuple(c for c in candidates[layer.path] if c.quantized)
         db = [6.0 * c.bits - 3.2 - 0.9 * np.log2(c.group_size / 64) for c in configs]
         nmse = [0.0 if c == layer.stored else 10 ** (-x / 10) for c, x in zip(configs, db, strict=True)]
-        curves[layer.path] = RateDistortion(layer.path, configs, np.array(nmse).reshape(-1, 1))
+        curves[layer.path] = RateDistortion(layer.path, configs, np.array(nmse).reshape(-1, 1), np.ones(1))
     return curves
 
 
@@ -219,7 +221,7 @@ def save_profile(profile: Profile, path: Path) -> None:
     for layer in profile.inventory.layers:
         curve = profile.curves[layer.path]
         errors = {str(c): row.tolist() for c, row in zip(curve.configs, curve.nmse, strict=True)}
-        lines.append(json.dumps({**_layer_to_json(layer), "experts": curve.nmse.shape[1], "nmse": errors}))
+        lines.append(json.dumps({**_layer_to_json(layer), "energy": curve.energy.tolist(), "nmse": errors}))
     text = json.dumps(head, indent=None)[:-1] + ',\n"layers": [\n' + ",\n".join(lines) + "\n]}\n"
     write_whole(path, text)
 
@@ -244,12 +246,12 @@ def load_profile(path: Path | str) -> Profile:
     try:
         layers, curves = [], {}
         for entry in data["layers"]:
-            errors, experts = entry.pop("nmse"), entry.pop("experts")
+            errors, energy = entry.pop("nmse"), np.array(entry.pop("energy"), dtype=np.float64)
             layer = _layer_from_json(entry)
             layers.append(layer)
             configs = tuple(parse_config(c) for c in errors)
-            nmse = np.array(list(errors.values()), dtype=np.float64).reshape(len(configs), experts)
-            curves[layer.path] = RateDistortion(layer.path, configs, nmse)
+            nmse = np.array(list(errors.values()), dtype=np.float64).reshape(len(configs), len(energy))
+            curves[layer.path] = RateDistortion(layer.path, configs, nmse, energy)
         others = {owner: tuple(_spec(s) for s in specs) for owner, specs in data["others"].items()}
         inventory = Inventory(tuple(layers), others, tuple(data["order"]), tuple(data["carried"]))
         if set(inventory.order) != {layer.path for layer in layers} | others.keys():

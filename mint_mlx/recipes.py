@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import MintError
-from .layers import Layer
+from .layers import ROUTER_BITS, Layer
 from .objectives import OBJECTIVES
 from .quant import KEEP, MX_MODES, QuantConfig, affine, mx_mode
-from .roles import ROLES
+from .roles import GATES, ROLES
 from .yamlfile import line_of, read_yaml
 
 CANDIDATE_BITS = {"few": (2, 4, 8), "usual": (2, 3, 4, 6, 8), "all": (2, 3, 4, 5, 6, 8)}
@@ -25,6 +25,12 @@ CANDIDATE_BITS = {"few": (2, 4, 8), "usual": (2, 3, 4, 6, 8), "all": (2, 3, 4, 5
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _check_roles(roles: tuple[str, ...]) -> None:
+    for role in roles:
+        if role not in ROLES:
+            raise ValueError(f"no role is called {role!r}; the roles are {', '.join(ROLES)}")
 
 
 class Rule(_Strict):
@@ -39,13 +45,13 @@ class Rule(_Strict):
     @field_validator("roles")
     @classmethod
     def _known(cls, roles: tuple[str, ...]) -> tuple[str, ...]:
-        for role in roles:
-            if role not in ROLES:
-                raise ValueError(f"no role is called {role!r}; the roles are {', '.join(ROLES)}")
+        _check_roles(roles)
         return roles
 
     @model_validator(mode="after")
     def _possible(self) -> Rule:
+        if self.keep and self.ceiling:
+            raise ValueError("keep leaves a layer at 16 bits, which a ceiling forbids")
         if (self.floor or 0) > (self.ceiling or 16):
             raise ValueError(f"a floor of {self.floor} bits lies above a ceiling of {self.ceiling}")
         return self
@@ -60,6 +66,12 @@ class Priors(_Strict):
     first_block: Prior = 3.0
     last_block: Prior = 2.0
     roles: dict[str, Prior] = {"embedding": 10.0, "head": 10.0, "router": 8.0}
+
+    @field_validator("roles")
+    @classmethod
+    def _known(cls, roles: dict[str, float]) -> dict[str, float]:
+        _check_roles(tuple(roles))
+        return roles
 
 
 class Reference(_Strict):
@@ -83,6 +95,17 @@ class Recipe(_Strict):
     priors: Priors = Priors()
     rules: tuple[Rule, ...] = ()
     references: tuple[Reference, ...] = ()
+
+    @model_validator(mode="after")
+    def _together(self) -> Recipe:
+        bits = CANDIDATE_BITS[self.candidates] + (KEEP.bits,)
+        for role in {role for rule in self.rules for role in rule.roles}:
+            floor, ceiling, _ = self.limits(role)
+            if not any(floor <= b <= ceiling for b in bits):
+                raise ValueError(f"the rules leave no bits for the role {role}: floor {floor}, ceiling {ceiling}")
+            if role in GATES and ceiling < ROUTER_BITS:
+                raise ValueError(f"a ceiling of {ceiling} bits for the role {role} breaks the guard of {ROUTER_BITS}")
+        return self
 
     @field_validator("modes")
     @classmethod
@@ -129,7 +152,7 @@ def candidates(layer: Layer, recipe: Recipe, ignore_guards: bool = False) -> tup
         for c in configs
         if c.divides(layer.shape[-1]) and floor <= c.bits <= ceiling and (ignore_guards or not layer.objection(c))
     ]
-    if layer.stored and (ignore_guards or not layer.objection(layer.stored)):
+    if layer.stored and layer.stored.bits <= ceiling and (ignore_guards or not layer.objection(layer.stored)):
         smaller = (c for c in usable if c != layer.stored and layer.bytes(c) < layer.bytes(layer.stored))
         return (*smaller, layer.stored)
     return (*usable, KEEP) if ceiling >= KEEP.bits or not usable else tuple(usable)

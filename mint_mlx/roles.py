@@ -28,23 +28,25 @@ GATES = ("router", "shared_expert_gate")
 
 _SHARED_GATE = re.compile(r"(^|\.)shared_?experts?_gate(\.|$)")
 _SHARED = re.compile(r"(^|\.)(shared_?experts?|share_expert|shared_mlp)(\.|$)")
-_ROUTER = re.compile(r"(^|\.)(router|gate|classifier)(\.|$)")
+_ROUTER = re.compile(r"(^|\.)(router|gate|classifier|coefficient)(\.|$)")
 _LATENT = re.compile(r"(^|\.)(q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|embed_q|unembed_out)$")
 _LINEAR_ATTENTION = re.compile(r"(^|\.)(linear_attn|mamba|ssm|conv|recurrent|delta_net|lightning_attn)(\.|$)")
-_ATTENTION = re.compile(r"(^|\.)(\w*attn\w*|\w*attention\w*|wqkv|qkv_proj|[qkvo]_proj)(\.|$)")
+_ATTENTION = re.compile(r"(^|\.)(\w*attn\w*|\w*attention\w*|[wW]qkv|qkv_proj|[qkvo]_proj)(\.|$)")
 _MLP = re.compile(
     r"(^|\.)(mlps?|feed_forward|ffn|ff|block_sparse_moe|\w*moe|mixer|gate_proj|up_proj|down_proj|fc1|fc2)(\.|$)"
 )
-_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|head|score)$")
+_HEAD = re.compile(r"(^|\.)(lm_head(\.linear)?|embed_out|output|head|score)$")
+_LINEAR_OWNER = re.compile(r"mamba|ssm|delta|kda|linear_?attention|lightning|recurrent|rwkv", re.IGNORECASE)
 
 
-def role_of(path: str, kind: str, block_has_experts: bool) -> str:
+def role_of(path: str, kind: str, block_has_experts: bool, owner: str = "") -> str:
     """The role of a layer.
 
     Args:
         path: module path in the mlx-lm model.
         kind: `linear`, `embedding`, `experts` or `multi-linear` (see layers.py).
         block_has_experts: whether the layer's block holds routed experts; only there a `gate` is a router.
+        owner: the class name of the module that holds the layer, which tells a mamba's mixer from an attention's.
     """
     leaf = path.rsplit(".", 1)[-1]
     if kind == "experts":
@@ -61,9 +63,9 @@ def role_of(path: str, kind: str, block_has_experts: bool) -> str:
         return "shared_expert"
     if _LATENT.search(path):
         return "mla"
-    if _LINEAR_ATTENTION.search(path):
+    if _LINEAR_ATTENTION.search(path) or _LINEAR_OWNER.search(owner):
         return "linear_attention"
-    if _ATTENTION.search(path):
+    if _ATTENTION.search(path) or re.search("attention", owner, re.IGNORECASE):
         return "attention"
     if block_has_experts and _ROUTER.search(path):
         return "router"

@@ -39,12 +39,14 @@ class Runner:
         trunk: its module that holds the blocks; the head comes after it.
         blocks: the name of the trunk's list of blocks.
         streamed: whether the blocks are read, run on all windows and dropped, one after the other.
+        folder: where it was loaded from.
     """
 
     model: nn.Module
     trunk: nn.Module
     blocks: str
     streamed: bool
+    folder: Path
 
 
 @dataclass
@@ -73,10 +75,29 @@ def load_runner(folder: Path, streamed: bool | None = None) -> Runner:
     trunk, name = _trunk(model)
     if streamed is None:
         streamed = not fits_here(_bytes_needed(model))
-    runner = Runner(model, trunk, name, streamed)
+    runner = Runner(model, trunk, name, streamed, folder)
     skip = {id(module) for block in trunk[name] for module in block.modules()} if streamed else set()
     _make_ready(model, skip)
     return runner
+
+
+def load_block(runner: Runner, block: nn.Module) -> None:
+    """Read a block's weights where the model is streamed."""
+    if runner.streamed:
+        _make_ready(block, set())
+
+
+def release_block(runner: Runner, block: nn.Module) -> None:
+    """Drop a block's weights where the model is streamed; only another load of the model brings them back."""
+    if runner.streamed:
+        for _, leaf in _leaves(block):
+            leaf.clear()
+        mx.clear_cache()
+
+
+def layer_names(runner: Runner) -> dict[int, str]:
+    """Paths of all layers, by the id of the module."""
+    return {id(module): path for path, module in _leaves(runner.model)}
 
 
 def _bytes_needed(model: nn.Module) -> int:
@@ -183,7 +204,7 @@ def forward(runner: Runner, tokens: np.ndarray, batch: int, routing: Routing | N
     for start in range(0, len(tokens), batch):
         rows = slice(start, min(start + batch, len(tokens)))
         with _recorded(routing), fast_math(runner.model):
-            hidden = _hidden(runner, mx.array(tokens[rows]))
+            hidden = trunk_output(runner, mx.array(tokens[rows]))
             mx.eval(hidden)
         yield from _head(runner, tokens, rows, hidden)
         mx.clear_cache()
@@ -194,14 +215,14 @@ def _head(runner: Runner, tokens: np.ndarray, rows: slice, hidden: mx.array) -> 
     length, step, start = tokens.shape[1], 1, 0
     while start < length:
         columns = slice(start, min(start + step, length))
-        with _wrapped(type(runner.trunk), _returning(runner.trunk, hidden[:, columns])):
+        with wrapped(type(runner.trunk), returning(runner.trunk, hidden[:, columns])):
             logits = runner.model(mx.array(tokens[rows, columns])).astype(mx.float32)
         yield Piece(rows, columns, logits)
         start = columns.stop
         step = max(1, LOGITS // (logits.shape[0] * logits.shape[-1]))  # known after the first position
 
 
-def _returning(trunk: nn.Module, value: Any) -> Callable[[Call], Call]:
+def returning(trunk: nn.Module, value: Any) -> Callable[[Call], Call]:
     """A wrapper that makes one module return a value that is known already."""
 
     def wrap(call: Call) -> Call:
@@ -217,7 +238,7 @@ class _Trunk(Exception):
         self.hidden = hidden
 
 
-def _hidden(runner: Runner, tokens: mx.array) -> Any:
+def trunk_output(runner: Runner, tokens: mx.array) -> Any:
     """The trunk's output (windows, tokens, hidden)."""
 
     def stop(call: Call) -> Call:
@@ -229,7 +250,7 @@ def _hidden(runner: Runner, tokens: mx.array) -> Any:
 
         return replaced
 
-    with _wrapped(type(runner.trunk), stop):
+    with wrapped(type(runner.trunk), stop):
         try:
             runner.model(tokens)
         except _Trunk as caught:
@@ -237,8 +258,23 @@ def _hidden(runner: Runner, tokens: mx.array) -> Any:
     raise ValueError("the model never calls the module that holds its blocks")
 
 
+def trunk_output_from(runner: Runner, tokens: mx.array, hidden: mx.array) -> mx.array:
+    """The trunk's output from that of its last block: what comes between (a norm) is done."""
+    blocks = {id(block) for block in runner.trunk[runner.blocks]}
+
+    def stub(call: Call) -> Call:
+        def replaced(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return hidden if id(self) in blocks else call(self, *args, **kwargs)
+
+        return replaced
+
+    with wrapped_all({type(block) for block in runner.trunk[runner.blocks]}, stub):
+        out: mx.array = trunk_output(runner, tokens)
+    return out
+
+
 def _streamed_hidden(runner: Runner, tokens: mx.array, batch: int) -> Any:
-    """As `_hidden` for all windows, each block read when it is called and dropped after its last window."""
+    """As `trunk_output` for all windows, each block read when it is called and dropped after its last window."""
     blocks = {id(block) for block in runner.trunk[runner.blocks]}
     count = len(tokens)
 
@@ -246,7 +282,7 @@ def _streamed_hidden(runner: Runner, tokens: mx.array, batch: int) -> Any:
         def replaced(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if id(self) not in blocks:
                 return call(self, *args, **kwargs)
-            _make_ready(self, set())
+            load_block(runner, self)
             parts = []
             for start in range(0, count, batch):
 
@@ -258,18 +294,16 @@ def _streamed_hidden(runner: Runner, tokens: mx.array, batch: int) -> Any:
 
                 parts.append(call(self, *map(cut, args), **{k: cut(v) for k, v in kwargs.items()}))
                 mx.eval(parts[-1])
-            for _, leaf in _leaves(self):
-                leaf.clear()
             out = _joined(parts)
             mx.eval(out)
-            mx.clear_cache()
+            release_block(runner, self)
             return out
 
         return replaced
 
     kinds = {type(block) for block in runner.trunk[runner.blocks]}
-    with _wrapped_all(kinds, by_block):
-        hidden = _hidden(runner, tokens)
+    with wrapped_all(kinds, by_block):
+        hidden = trunk_output(runner, tokens)
         mx.eval(hidden)
     return hidden
 
@@ -296,26 +330,27 @@ def _recorded(routing: Routing | None) -> Iterator[None]:
 
         return replaced
 
-    with _wrapped_all({SwitchGLU, SwitchMLP}, record):
+    with wrapped_all({SwitchGLU, SwitchMLP}, record):
         yield
 
 
 @contextmanager
-def _wrapped(kind: type, wrap: Callable[[Call], Call]) -> Iterator[None]:
-    """Replace a class's `__call__` for a moment."""
-    call = kind.__call__
-    kind.__call__ = wrap(call)  # type: ignore[method-assign]
+def wrapped(kind: type, wrap: Callable[[Call], Call], method: str = "__call__") -> Iterator[None]:
+    """Replace a class's `__call__` (or another method) for a moment."""
+    call = getattr(kind, method)
+    setattr(kind, method, wrap(call))
     try:
         yield
     finally:
-        kind.__call__ = call  # type: ignore[method-assign]
+        setattr(kind, method, call)
 
 
 @contextmanager
-def _wrapped_all(kinds: set[type], wrap: Callable[[Call], Call]) -> Iterator[None]:
+def wrapped_all(kinds: set[type], wrap: Callable[[Call], Call]) -> Iterator[None]:
+    """Replace the `__call__` of several classes for a moment."""
     if not kinds:
         yield
         return
     first, *rest = kinds
-    with _wrapped(first, wrap), _wrapped_all(set(rest), wrap):
+    with wrapped(first, wrap), wrapped_all(set(rest), wrap):
         yield

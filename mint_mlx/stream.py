@@ -84,6 +84,8 @@ def stream(source: Source, inventory: Inventory, paths: Sequence[str]) -> Iterat
         dtypes |= {spec.name: spec.dtype for spec in layer.extras}
         if layer.stored is None:
             dtypes[f"{layer.path}.weight"] = layer.dtype
+        elif layer.stored.mode == "affine":
+            dtypes |= dict.fromkeys((f"{layer.path}.scales", f"{layer.path}.biases"), layer.dtype)
     arrays: dict[str, dict[str, mx.array]] = {}
     model = open_model(source)
     for name, array in tree_flatten(model.parameters()):

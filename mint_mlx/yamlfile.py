@@ -35,6 +35,7 @@ def read_yaml(path: Path, what: str) -> tuple[Any, yaml.Node | None]:
                 line = event.start_mark.line + 1 if event.start_mark else 1
                 raise MintError(f"{path}, line {line}: YAML aliases are not allowed in a {what}: write the value out")
         node = yaml.compose(text, Loader=_Loader)
+        _check_keys(node, path)
         return yaml.load(text, Loader=_Loader), node
     except (UnicodeDecodeError, RecursionError):
         raise MintError(f"{path} is not a readable {what}: it is not UTF-8 YAML") from None
@@ -43,6 +44,20 @@ def read_yaml(path: Path, what: str) -> tuple[Any, yaml.Node | None]:
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise MintError(f"{path}{where} is not a readable {what}: {problem}") from None
+
+
+def _check_keys(node: yaml.Node | None, path: Path) -> None:
+    """Refuse a key that is given twice, of which YAML would keep the last without a word."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise MintError(f"{path}, line {key.start_mark.line + 1}: {key.value!r} is given twice: keep one")
+            seen.add(key.value)
+            _check_keys(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_keys(value, path)
 
 
 def line_of(node: yaml.Node | None, location: Sequence[str | int]) -> int:

@@ -196,6 +196,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "olmoe": {},
     "phimoe": {},
+    "phixtral": {"num_vocab": VOCAB, "model_dim": 64, "num_heads": 4, "num_layers": 4, "rotary_dim": 16},
     "qwen2_moe": {},
     "qwen3_moe": {},
     "qwen3_next": {},

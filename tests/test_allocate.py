@@ -17,6 +17,7 @@ from mint_mlx.plan import plan_text
 from mint_mlx.profile import Profile
 from mint_mlx.quant import KEEP, QuantConfig
 from mint_mlx.recipes import Recipe, find_recipe
+from mint_mlx.sensitivity import Sensitivity
 from mint_mlx.units import parse_budget
 
 
@@ -37,7 +38,9 @@ DEFAULT = find_recipe("default", {})
 @pytest.mark.parametrize("budget", ["4bpw", "4.5bpw", "6bpw", "8bpw", "12bpw"])
 def test_a_plan_meets_its_budget_to_the_byte(job: Job, curves: Profile, budget: str, objective: str) -> None:
     size = parse_budget(budget)
-    plan = allocate(curves, size, DEFAULT, objective)
+    trace = {path: np.arange(1.0, 1 + len(curve.energy)) for path, curve in curves.curves.items()}
+    sensitivity = Sensitivity("", "", "", 100, "", trace)
+    plan = allocate(curves, size, DEFAULT, objective, sensitivity=sensitivity)
     limit = size.resolve(job.inventory.parameters)
     assert limit is not None
     total = plan.layout(job.inventory).total

@@ -85,6 +85,29 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit_weights(f, lambda w: w.update({f"{PROJ}.scales": w[f"{PROJ}.scales"].astype(mx.float32)})),
         "float32 scales",
     ),
+    "a norm missing": (lambda f: edit_weights(f, drop("model.norm.weight")), "cannot load"),
+    "a norm of another shape": (
+        lambda f: edit_weights(f, lambda w: w.update({"model.norm.weight": mx.zeros(3)})),
+        "cannot load",
+    ),
+    "a tensor too many": (lambda f: edit_weights(f, lambda w: w.update({"model.more": mx.zeros(3)})), "cannot load"),
+    "bits as text": (lambda f: edit_config(f, set_entry(PROJ, GOOD | {"bits": "6"})), "not a whole number"),
+    "global mode null": (lambda f: edit_config(f, lambda c: c["quantization"].update(mode=None)), "null for mode"),
+    "refused but packed": (lambda f: edit_config(f, set_entry(PROJ, False)), "says that it is unquantized"),
+    "no entry, other global": (
+        lambda f: edit_config(f, lambda c: (c["quantization"].pop(PROJ), c["quantization"].update(bits=2))),
+        "config.json says 2bit",
+    ),
+    "scales of a strange type": (
+        lambda f: edit_weights(f, lambda w: w.update({f"{PROJ}.scales": w[f"{PROJ}.scales"].astype(mx.int32)})),
+        "fit no quantization",
+    ),
+    "no quantization at all": (
+        lambda f: edit_config(f, lambda c: c.update(quantization=None)),
+        "cannot load",
+    ),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
+    "a processor without a tower": (lambda f: (f / "preprocessor_config.json").write_text("{}"), "images"),
     "no group size": (lambda f: edit_config(f, lambda c: c["quantization"].pop("group_size")), "group_size"),
 }
 
@@ -98,9 +121,10 @@ def test_each_planted_fault_is_found(good: Path, fault: str) -> None:
     assert len(findings) <= 2
 
 
-def test_a_name_that_promises_fewer_bits(good: Path) -> None:
-    lying = good.rename(good.with_name("Model-4bit"))
-    assert "says 4bit" in examine(str(lying)).findings[0].problem
+def test_a_name_that_promises_other_bits(good: Path) -> None:
+    for name in ("Model-4bit", "Model-8bit"):
+        good = good.rename(good.with_name(name))
+        assert f"says {name[-4:]}" in examine(str(good)).findings[0].problem
 
 
 def test_nothing_is_found_in_good_checkpoints(make: Maker, tmp_path: Path, good: Path) -> None:

@@ -274,7 +274,7 @@ def test_an_interruption_gives_the_figures_so_far(make: Maker, monkeypatch: pyte
     loaded = runner.load_runner(make(qwen3_moe(1)))
     part = reference.predict(loaded, RANDOM, 1, batch=1)
     calls = []
-    hidden = runner._hidden
+    hidden = runner.trunk_output
 
     def interrupt(*args: object) -> object:
         calls.append(1)
@@ -282,7 +282,7 @@ def test_an_interruption_gives_the_figures_so_far(make: Maker, monkeypatch: pyte
             raise KeyboardInterrupt
         return hidden(*args)
 
-    monkeypatch.setattr(runner, "_hidden", interrupt)
+    monkeypatch.setattr(runner, "trunk_output", interrupt)
     found = score.score(loaded, RANDOM, 1, part)
     assert (
         found.finished == 2 and found.nll.shape == (2, 23) and found.kl.shape == (2, 24) and len(found.routing[0]) == 2

@@ -16,7 +16,8 @@ from released import RELEASED, known
 
 from mint_mlx import memory, mlxlm, overview, pipeline
 from mint_mlx.errors import MintError
-from mint_mlx.kvcache import PREFILL, cache_bytes
+from mint_mlx.kvcache import PREFILL, cache_size
+from mint_mlx.layers import list_layers
 from mint_mlx.memory import GIB, RESERVE, Fit, Needs, fit, gpu_limit, needs, smallest_mac, workspace
 from mint_mlx.order import Request, place_order, prepare
 
@@ -34,6 +35,10 @@ def config_of(family: str) -> dict[str, Any]:
     return config
 
 
+def cached(config: dict[str, Any], context: int, kv_bits: int | None = None) -> int:
+    return cache_size(config, context, kv_bits).bytes
+
+
 @pytest.mark.parametrize("family", [f for f in FAMILIES if known(f)])
 def test_the_cache_is_as_large_as_mlx_lm_makes_it(family: str) -> None:
     config = config_of(family)
@@ -46,7 +51,7 @@ def test_the_cache_is_as_large_as_mlx_lm_makes_it(family: str) -> None:
         model(tokens[:, start : start + PREFILL], cache=caches)
         mx.eval([c.state for c in caches])
         sizes.append(sum(c.nbytes for c in caches))
-    predicted = 2 * cache_bytes(config, CONTEXT)
+    predicted = 2 * cached(config, CONTEXT)
     # The windows are dropped to their size after a piece: what stands there between is less than the most there is.
     assert 0.75 * predicted <= max(sizes) <= predicted
     if family in ("llama", "qwen3_moe", "deepseek_v3"):
@@ -55,20 +60,34 @@ def test_the_cache_is_as_large_as_mlx_lm_makes_it(family: str) -> None:
 
 def test_windows_stop_growing_and_full_attention_does_not() -> None:
     gemma, plain = config_of("gemma3_text"), config_of("llama")
-    sliding = cache_bytes(gemma, 100_000) - cache_bytes(gemma, 50_000)
-    full = cache_bytes(plain, 100_000) - cache_bytes(plain, 50_000)
-    assert cache_bytes(plain, 256) == 2 * 2 * 2 * 16 * 2 * 256  # blocks, keys and values, heads, dimensions, bytes
+    sliding = cached(gemma, 100_000) - cached(gemma, 50_000)
+    full = cached(plain, 100_000) - cached(plain, 50_000)
+    assert cached(plain, 256) == 2 * 2 * 2 * 16 * 2 * 256  # blocks, keys and values, heads, dimensions, bytes
     assert abs(sliding - full // 2) < full // 100  # one of its two blocks has a window
 
 
 def test_a_quantized_cache_costs_its_bits_and_two_numbers_a_group() -> None:
     config = config_of("llama") | {"head_dim": 64}
-    whole, eight = cache_bytes(config, 4096), cache_bytes(config, 4096, kv_bits=8)
+    whole, eight = cached(config, 4096), cached(config, 4096, kv_bits=8)
     assert eight == whole * (8 + 32 / 64) / 16
-    with pytest.raises(MintError, match="no --kv-bits"):
-        cache_bytes(config_of("llama"), 4096, kv_bits=8)  # 16 dimensions
-    with pytest.raises(MintError, match="sliding window"):
-        cache_bytes(config_of("gemma3_text"), 4096, kv_bits=8)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "deepseek_v3", "gemma2"])
+def test_a_quantized_cache_that_mlx_lm_cannot_run_is_refused(family: str) -> None:
+    with pytest.raises(MintError, match="leave --kv-bits out"):  # heads of 16 dimensions, windows, latents, soft caps
+        cached(config_of(family) | ({"head_dim": 64} if family == "gemma2" else {}), 4096, kv_bits=8)
+
+
+def test_scores_count_where_attention_is_not_fused() -> None:
+    long, config = 32_768, json.loads((RELEASED / "llama" / "config.json").read_text()) | {"head_dim": 64}
+    inventory = list_layers(mlxlm.bare_model(config), config)
+    fused = needs(config, inventory, long)
+    assert fused.workspace == workspace(inventory, PREFILL)
+    scores = 2 * 2 * config["num_attention_heads"] * PREFILL * long
+    assert needs(config, inventory, long, kv_bits=8).workspace == fused.workspace + scores
+    odd = config | {"head_dim": 48}
+    inventory = list_layers(mlxlm.bare_model(odd), odd)
+    assert needs(odd, inventory, long).workspace == workspace(inventory, PREFILL) + scores
 
 
 def test_workspace_counts_each_tokens_experts(make: Maker) -> None:

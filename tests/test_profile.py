@@ -31,21 +31,22 @@ def test_nmse_is_that_of_the_round_trip_for_each_expert(config: QuantConfig) -> 
     weight = (mx.random.normal((3, 24, 256), key=mx.random.key(0)) * mx.array([[[1.0]], [[3.0]], [[0.1]]])).astype(
         mx.bfloat16
     )
-    found = measure(weight, [config])
+    found, _ = measure(weight, [config])
     assert found.shape == (1, 3)
     np.testing.assert_allclose(found[0], [direct(weight[e], config) for e in range(3)], rtol=1e-4)
 
 
 def test_chunks_do_not_change_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = mx.random.normal((2, 40, 128), key=mx.random.key(1)).astype(mx.bfloat16)
-    whole = measure(weight, affine())
+    whole, energy = measure(weight, affine())
     monkeypatch.setattr(profiles, "CHUNK", 1000)
-    np.testing.assert_allclose(measure(weight, affine()), whole, rtol=1e-5)
+    np.testing.assert_allclose(measure(weight, affine())[0], whole, rtol=1e-5)
+    np.testing.assert_allclose(energy, (np.array(weight.astype(mx.float32)) ** 2).sum((-2, -1)), rtol=1e-4)
 
 
 def test_an_expert_of_zeros_has_no_error() -> None:
     weight = mx.concatenate([mx.zeros((1, 8, 64)), mx.ones((1, 8, 64))]).astype(mx.bfloat16)
-    assert measure(weight, [QuantConfig(2, 64)])[0, 0] == 0
+    assert measure(weight, [QuantConfig(2, 64)])[0][0, 0] == 0
 
 
 def test_a_profile_survives_its_file(make: Maker, tmp_path: Path) -> None:

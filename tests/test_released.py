@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from released import FAMILIES, known, released
 
 from mint_mlx import mlxlm, pipeline
+from mint_mlx.doctor import examine
 from mint_mlx.layers import list_layers
 from mint_mlx.load import load_source, open_model
 
@@ -49,6 +50,7 @@ def dense_source(folder: Path, written: Any) -> Any:
 def test_converts_and_its_logits_are_those_of_the_dequantized_source(tmp_path: Path, family: str) -> None:
     folder = released(family, tmp_path / family)
     result = pipeline.convert(str(folder), f"{BITS}bpw", tmp_path / "out", smoke=False)
+    assert examine(str(tmp_path / "out")).findings == []
     assert 0.97 * BITS < result.bits_per_weight <= BITS
     written, _ = mlx_lm.utils.load_model(tmp_path / "out")
     written.set_dtype(mx.float32)

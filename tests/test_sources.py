@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,6 @@ REFUSED = {
     "AWQ": _config(quant_method="awq", bits=4),
     r"ModelOpt \(NVFP4\)": _config(quant_method="modelopt", quant_algo="NVFP4"),
     "bitsandbytes": _config(quant_method="bitsandbytes", load_in_4bit=True),
-    "FP8 without block scales": _config(quant_method="fp8"),
     "FP8 in blocks of 64x64": _config(quant_method="fp8", weight_block_size=[64, 64]),
     r"compressed-tensors \(float-quantized\)": _config(quant_method="compressed-tensors", format="float-quantized"),
     r"compressed-tensors \(nvfp4-pack-quantized\)": _config(
@@ -243,6 +243,113 @@ def test_a_modelopt_file_beside_the_config_is_enough(make: Maker) -> None:
         pipeline.convert(str(folder), "5bpw")
 
 
+def spoil(folder: Path, change: Any) -> Path:
+    """Rewrite a checkpoint's shards as one, with its raw bytes and types changed."""
+    tensors: dict[str, tuple[str, list[int], bytes]] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        raw = file.read_bytes()
+        (length,) = struct.unpack("<Q", raw[:8])
+        for name, entry in json.loads(raw[8 : 8 + length]).items():
+            if name != "__metadata__":
+                start, end = (8 + length + n for n in entry["data_offsets"])
+                tensors[name] = (entry["dtype"], entry["shape"], raw[start:end])
+        file.unlink()
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    change(tensors)
+    header, data = {}, b""
+    for name, (dtype, shape, content) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
+        data += content
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return folder
+
+
+UP = "model.layers.0.mlp.experts.3.up_proj.weight"
+SPOILT = {
+    "without scales": (lambda t: t.pop(f"{UP}_scale_inv"), "experts.3.up_proj.weight is FP8, but has no scales"),
+    "scales that are exponents": (
+        lambda t: t.update({f"{UP}_scale_inv": ("F8_E8M0", [1, 1], bytes([127]))}),
+        "scales of type F8_E8M0",
+    ),
+    "scales of other blocks": (
+        lambda t: t.update({f"{UP}_scale_inv": ("F32", [2, 2], bytes(16))}),
+        "not that of FP8 in blocks of 128x128",
+    ),
+    "another type": (lambda t: t.update({UP: ("F8_E5M2", *t[UP][1:])}), "is of type F8_E5M2"),
+    "a norm": (
+        lambda t: t.update({"model.norm.weight": ("F8_E4M3", [64], bytes(64))}),
+        "model.norm.weight is FP8, but has no scales",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+def test_fp8_that_would_be_read_wrongly_is_refused(tmp_path: Path, fault: str) -> None:
+    change, message = SPOILT[fault]
+    folder = spoil(released("qwen3_moe_fp8", tmp_path / "model"), change)
+    with pytest.raises(MintError, match=re.escape(message)):
+        pipeline.convert(str(folder), "5bpw")
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "minimax_m2"])
+def test_families_that_read_fp8_themselves_are_checked_too(tmp_path: Path, family: str) -> None:
+    folder = released(family, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["weight_block_size"] = [64, 64]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MintError, match="FP8 in blocks of 64x64"):
+        pipeline.convert(str(folder), "5bpw")
+
+
+def test_fp8_that_config_says_nothing_of_is_refused(tmp_path: Path) -> None:
+    folder = released("qwen3_moe_fp8", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MintError, match="config.json says nothing"):
+        pipeline.convert(str(folder), "5bpw")
+
+
+def test_one_scale_a_tensor_is_code_times_scale(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+
+    def change(tensors: dict[str, tuple[str, list[int], bytes]]) -> None:
+        for scale in [n for n in tensors if n.endswith("_scale_inv")]:
+            tensors[scale] = ("F32", [], np.float32(0.5).tobytes())
+        tensors[name.replace("weight", "activation_scale")] = ("F32", [], np.float32(1).tobytes())
+
+    folder = spoil(released("qwen3_moe_fp8", tmp_path / "model"), change)
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]["weight_block_size"]
+    (folder / "config.json").write_text(json.dumps(config))
+    np.testing.assert_array_equal(weight(folder, name.removesuffix(".weight")), bf16(e4m3(raw(folder, name)) * 0.5))
+
+
+def test_float32_scales_of_an_mlx_checkpoint_become_bfloat16(make: Maker, tmp_path: Path) -> None:
+    pipeline.convert(str(make(llama(1))), uniform="4bit-g64", out=tmp_path / "four", smoke=False)
+    file = tmp_path / "four" / "model.safetensors"
+    tensors = dict(mx.load(str(file)))  # type: ignore[arg-type]
+    mx.eval(tensors)
+    wide = {n: a.astype(mx.float32) if n.endswith(".scales") else a for n, a in tensors.items()}
+    mx.save_safetensors(str(file), wide, metadata={"format": "mlx"})
+    result = pipeline.convert(str(tmp_path / "four"), "4.7bpw", tmp_path / "out", smoke=False)
+    after = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    for layer in result.inventory.layers:
+        if result.plan.choice[layer.path] == layer.stored:
+            assert mx.array_equal(after[f"{layer.path}.scales"], tensors[f"{layer.path}.scales"])  # type: ignore[index]
+    assert not [n for n, a in after.items() if a.dtype == mx.float32]  # type: ignore[union-attr]
+
+
+def test_a_nested_quantization_config_is_gone_afterwards(tmp_path: Path) -> None:
+    folder = released("qwen3_5_moe", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps(config))
+    pipeline.convert(str(folder), "5bpw", tmp_path / "out", smoke=False)
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]
+
+
 def write_gguf(path: Path, **pairs: str) -> Path:
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value)) + value.encode()
@@ -265,10 +372,11 @@ def write_gguf(path: Path, **pairs: str) -> Path:
     ],
 )
 def test_a_gguf_file_is_refused_with_its_original(tmp_path: Path, key: str, value: str, repo: str | None) -> None:
-    path = write_gguf(tmp_path / "model.gguf", **{key: value})
+    path = write_gguf(tmp_path / "model.GGUF", **{key: value})
     assert original_repo(path) == repo
-    with pytest.raises(MintError, match=repo or "the original Hugging Face checkpoint"):
-        pipeline.convert(str(path), "5bpw")
+    for given in (path, tmp_path):
+        with pytest.raises(MintError, match=repo or "the original Hugging Face checkpoint"):
+            pipeline.convert(str(given), "5bpw")
 
 
 @pytest.mark.parametrize("size", [0, 3, 12, 23, 60, 100])

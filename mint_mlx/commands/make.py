@@ -207,7 +207,7 @@ def recipes(
         return
     recipe = find_recipe(name, {})
     path = bundled().get(name)
-    output.line((path or Path(name)).read_text(encoding="utf-8").rstrip())
+    output.line((path or Path(name).expanduser()).read_text(encoding="utf-8").rstrip())
     output.result(recipe.model_dump())
 
 
