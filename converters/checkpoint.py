@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from .. import mlxlm
 from ..errors import MintError
 from ..files import PLAN_FILE, put_in_place, work_folder
 from ..hub import SMALL_FILES
+from ..inputs import Moments
 from ..layers import Inventory, Layer
 from ..load import Source
 from ..parts import PROCESSOR_FILES, has_mtp, text_only, without_mtp
 from ..plan import Plan, plan_text
 from ..quant import QuantConfig
 from ..report import Report, Silent
+from ..sensitivity import Sensitivity
 from ..stream import dense, stream
 from ..units import both
 from ..versions import versions
@@ -54,6 +57,7 @@ def write(
     force: bool = False,
     smoke: bool = False,
     report: Report | None = None,
+    own: tuple[np.ndarray, Sensitivity] | None = None,
 ) -> str | None:
     """Carry out a plan: quantize layer by layer into a work folder, verify it, and only then call it `target`.
 
@@ -65,6 +69,7 @@ def write(
         force: replace a checkpoint of ours there, and unfinished work of another kind.
         smoke: let the result write a sentence before it gets its name.
         report: receives progress.
+        own: the model's own tokens and its sensitivity, for quantizers that look at a layer's inputs.
 
     Returns:
         The sentence, or None.
@@ -93,11 +98,13 @@ def write(
     report.stage("convert")
     with Writer(work, layout, units, identity, discard=force) as writer:
         todo = [path for path in inventory.order if path not in writer.done]
+        moments = Moments(source, inventory, *own) if own is not None else None
         for done, (path, tensors) in enumerate(stream(source, inventory, todo)):
             report.step(path, done, len(todo))
             config = plan.choice.get(path)
             if config is not None and config != layers[path].stored:
-                tensors = _requantized(layers[path], tensors, config, quantize)
+                found = moments.of(path) if moments and config.quantized else None
+                tensors = _requantized(layers[path], tensors, config, quantize, found)
             writer.put(path, tensors)
         report.step("", len(todo), len(todo))
         writer.finish()
@@ -122,11 +129,15 @@ def write(
 
 
 def _requantized(
-    layer: Layer, tensors: dict[str, mx.array], config: QuantConfig, quantize: Quantizer
+    layer: Layer,
+    tensors: dict[str, mx.array],
+    config: QuantConfig,
+    quantize: Quantizer,
+    moments: np.ndarray | None,
 ) -> dict[str, mx.array]:
     """A layer's tensors under another configuration than the source's."""
     weight = dense(layer, tensors)
-    packed = quantize(weight, config) if config.quantized else {"weight": weight}
+    packed = quantize(weight, config, moments) if config.quantized else {"weight": weight}
     return {name: a for name, a in tensors.items() if name not in ("weight", "scales", "biases")} | packed
 
 

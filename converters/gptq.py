@@ -2,9 +2,9 @@
 
 GPTQ (Frantar et al., 2022), with the model's own weighting: what is minimised is the error at the layer's output
 times how much the model minds it, so the second moment of the inputs is `E[|g|^2 x x^T]`, with x and the output
-gradient g from tokens that the model wrote itself. Columns go by falling diagonal, on grids that are fixed before,
-which allows any bit width and group size. The experts of a layer are treated apart; one that was rarely chosen
-borrows from all.
+gradient g from tokens that the model wrote itself. Columns go by falling diagonal, on the grids that rounding to
+nearest has, which allows any bit width and group size. The experts of a layer are treated apart; one that was rarely
+chosen borrows from all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from .pack import pack
 
 DAMPING = 0.01  # of the mean diagonal, added to it
 BLOCK = 128  # columns between two updates of all that follow
-SHRINKS = np.linspace(1.0, 0.7, 7)  # ranges tried for each group, as shares of the whole
 
 
 def quantize(weight: mx.array, config: QuantConfig, moments: np.ndarray | None = None) -> dict[str, mx.array]:
@@ -37,58 +36,12 @@ def quantize(weight: mx.array, config: QuantConfig, moments: np.ndarray | None =
         return rtn.quantize(weight, config)
     shape = weight.shape
     exact = np.array(weight.astype(mx.float32)).reshape(len(moments), -1, shape[-1])
-    parts = [_expert(w, h, weight.dtype, config) for w, h in zip(exact, moments, strict=True)]
-    codes, scales, biases = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    groups = (*shape[:-1], -1)
-    return {
-        "weight": mx.array(pack(codes, config.bits).reshape(groups)),
-        "scales": mx.array(scales.reshape(groups)).astype(weight.dtype),
-        "biases": mx.array(biases.reshape(groups)).astype(weight.dtype),
-    }
-
-
-def _expert(
-    weight: np.ndarray, moment: np.ndarray, dtype: mx.Dtype, config: QuantConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes, scales and biases of one expert."""
-    scales, biases = fit_grid(weight, np.diagonal(moment), dtype, config)
-    return feed_back(weight, moment, scales, biases, config), scales, biases
-
-
-def fit_grid(
-    weight: np.ndarray, importance: np.ndarray, dtype: mx.Dtype, config: QuantConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and bias of each group: of several ranges the one with the least error, weighted by column.
-
-    Args:
-        weight: float32 (rows, columns).
-        importance: (columns,), the diagonal of the inputs' second moment.
-        dtype: that scales and biases are rounded to.
-
-    Returns:
-        float32 (rows, groups) each.
-    """
-    groups = weight.reshape(len(weight), -1, config.group_size)
-    weights = importance.reshape(1, -1, config.group_size)
-    packed = mx.quantize(mx.array(weight).astype(dtype), config.group_size, config.bits)
-    scale, bias = (np.array(a.astype(mx.float32)) for a in packed[1:])
-    top = 2**config.bits - 1
-    middle = bias + scale * (top / 2)
-    best = np.full(scale.shape, np.inf, dtype=np.float32)
-    found = np.empty_like(scale), np.empty_like(bias)
-    for shrink in SHRINKS:
-        s = _rounded(scale * shrink, dtype)
-        b = bias if shrink == 1 else _rounded(middle - s * (top / 2), dtype)
-        codes = np.clip(np.rint((groups - b[..., None]) / s[..., None]), 0, top)
-        error = (np.square(codes * s[..., None] + b[..., None] - groups) * weights).sum(-1)
-        better = error < best
-        best[better] = error[better]
-        found[0][better], found[1][better] = s[better], b[better]
-    return found
-
-
-def _rounded(values: np.ndarray, dtype: mx.Dtype) -> np.ndarray:
-    return np.array(mx.array(values).astype(dtype).astype(mx.float32))
+    plain = rtn.quantize(weight, config)  # its grids are kept
+    scales, biases = (
+        np.array(plain[name].astype(mx.float32)).reshape(*exact.shape[:2], -1) for name in ("scales", "biases")
+    )
+    codes = [feed_back(*parts, config) for parts in zip(exact, moments, scales, biases, strict=True)]
+    return plain | {"weight": mx.array(pack(np.stack(codes), config.bits).reshape(*shape[:-1], -1))}
 
 
 def feed_back(

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import MintError
 from ..quant import QuantConfig
-from . import rtn
+from . import gptq, rtn
 
-Quantizer = Callable[[mx.array, QuantConfig], dict[str, mx.array]]
+Quantizer = Callable[[mx.array, QuantConfig, "np.ndarray | None"], dict[str, mx.array]]
 
-QUANTIZERS: dict[str, Quantizer] = {"rtn": rtn.quantize}
+QUANTIZERS: dict[str, Quantizer] = {"rtn": rtn.quantize, "gptq": gptq.quantize}
+NEEDS_INPUTS = ("gptq",)
 
 
 def find_quantizer(name: str) -> Quantizer:

@@ -16,17 +16,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import cache, mlxlm, pipeline
 from ..allocate import allocate
 from ..converters import checkpoint
+from ..converters.quantizers import NEEDS_INPUTS
+from ..efforts import EFFORTS
 from ..errors import MintError, UsageError, explain
 from ..files import read_json, write_whole
 from ..load import Source, load_source
-from ..objectives import OBJECTIVES
+from ..objectives import NEEDS_SENSITIVITY
 from ..order import Job, prepare, refuse_quantized
 from ..plan import Plan
 from ..quant import QuantConfig
 from ..report import Report, Silent
+from ..sensitivity import Sensitivity
 from ..units import Budget, parse_budget
 from ..versions import versions
 from . import peers, stats
@@ -35,6 +40,11 @@ from .reference import SCHEMA, text_hash
 from .text import read_text
 
 UNIFORM = ("uniform-g32", "uniform-g64", "uniform-g128")
+OURS = {  # an objective and a quantizer each; the first two are the levels of `convert --effort`
+    **{name: (effort.objective, effort.quantizer) for name, effort in EFFORTS.items()},
+    "nmse": ("nmse", "rtn"),
+    "mint": ("mint", "rtn"),
+}
 PUBLISHED = ("mint",)  # built by us at every size, but somebody else's method: a peer like the others
 SAME = 0.003  # peers whose sizes differ by less than this share are met by one build of ours, at the smallest of them
 Row = dict[str, Any]
@@ -83,7 +93,7 @@ class Made:
     @property
     def group_size(self) -> int:
         """The size by which its group is found: ours is built for a group's, and may be a little smaller."""
-        return self.task.size if self.task.method in OBJECTIVES else self.bytes
+        return self.task.size if self.task.method in OURS else self.bytes
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ class Comparison:
 
 def known_methods() -> tuple[str, ...]:
     """All names that `--methods` takes."""
-    return (*OBJECTIVES, *UNIFORM, *peers.RECIPES, *peers.CALIBRATED)
+    return (*OURS, *UNIFORM, *peers.RECIPES, *peers.CALIBRATED)
 
 
 def check_methods(names: Sequence[str] | None, baseline_text: str | None) -> list[str]:
@@ -157,7 +167,7 @@ def compare(
     limits = [_limit(job, size) for size in sizes]
     made = [bench.build(task) for task in (*bench.peers(names, limits, text), *bench.given(existing))]
     groups = _group(sorted({m.bytes for m in made if m.folder} | set(limits)))
-    made += [bench.build(task) for task in bench.ours([n for n in names if n in OBJECTIVES], groups)]
+    made += [bench.build(task) for task in bench.ours([n for n in names if n in OURS], groups)]
     rows = [bench.row(m) | {"group": _nearest(groups, m.group_size)} for m in made]
     if speed:
         bench.add_speed(rows, made)
@@ -226,7 +236,7 @@ class _Bench:
         digest = hashlib.blake2b((text or "").encode(), digest_size=4).hexdigest()
         for budget in budgets:
             for name in names:
-                if name in OBJECTIVES:
+                if name in OURS:
                     continue
                 if name in peers.CALIBRATED and text is None:
                     reason = "calibrates on a text: give one with --baseline-text"
@@ -243,22 +253,30 @@ class _Bench:
         for source in sources:
             yield Task(source.name, "given", False, "as given", source.weight_bytes, source.stamp, folder=source.path)
 
-    def ours(self, objectives: Sequence[str], sizes: Sequence[int]) -> Iterator[Task]:
-        """Our checkpoints with each objective at each size."""
+    def ours(self, names: Sequence[str], sizes: Sequence[int]) -> Iterator[Task]:
+        """Our checkpoints by each method at each size."""
         curves = pipeline.get_profile(self.job, self.report)
+        looks = any(OURS[name][0] in NEEDS_SENSITIVITY or OURS[name][1] in NEEDS_INPUTS for name in names)
+        own = pipeline.get_sensitivity(self.job, self.report) if looks else None
         for size in sizes:
-            for name in objectives:
+            for name in names:
+                objective, quantizer = OURS[name]
                 kind = "peer" if name in PUBLISHED else "ours"
                 try:
-                    plan = allocate(curves, parse_budget(f"{size}B"), self.job.recipe, name)
+                    weights = own[1] if own else None
+                    plan = allocate(curves, parse_budget(f"{size}B"), self.job.recipe, objective, sensitivity=weights)
+                    plan = replace(plan, quantizer=quantizer)
                 except MintError as error:
                     yield Task(name, kind, False, "-", size, reason=str(error))
                     continue
                 key = json.dumps({path: str(c) for path, c in plan.choice.items()})
-                yield Task(name, kind, False, plan.quantizer, size, key, partial(self._write, plan))
+                inputs = own if quantizer in NEEDS_INPUTS else None
+                if inputs is not None:
+                    key += inputs[1].how
+                yield Task(name, kind, False, plan.quantizer, size, key, partial(self._write, plan, inputs))
 
-    def _write(self, plan: Plan, out: Path) -> None:
-        checkpoint.write(self.job.source, self.job.inventory, plan, out, force=True)
+    def _write(self, plan: Plan, own: tuple[np.ndarray, Sensitivity] | None, out: Path) -> None:
+        checkpoint.write(self.job.source, self.job.inventory, plan, out, force=True, own=own)
 
     def build(self, task: Task) -> Made:
         """Build a checkpoint, or find it in the cache. What fails in mlx-lm's code is a row of its own, not an end."""

@@ -11,7 +11,7 @@ import copy
 import io
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,17 @@ import mlx.nn as nn
 import numpy as np
 
 from .. import mlxlm
+from ..allocate import uniform
+from ..converters import checkpoint
 from ..errors import MintError
 from ..layers import Inventory
 from ..layout import weight_tensors
 from ..load import Source, open_model
 from ..quant import AFFINE_BITS, AFFINE_GROUPS, KEEP, QuantConfig
+from ..sensitivity import Sensitivity, TokenWeights
 
 RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
-CALIBRATED = ("gptq", "gptq-guarded", "awq", "dwq", "dynamic_quant")
+CALIBRATED = ("gptq", "gptq-guarded", "feedback", "awq", "dwq", "dynamic_quant")
 NEAR = 0.55  # bits per weight around a budget in which uniform sizes are taken
 CALIBRATION = 65_536  # tokens of the baseline text at most
 DWQ_RATES = (1e-6, 1e-5, 1e-4, 1e-3)
@@ -73,7 +76,7 @@ def make_peers(name: str, source: Source, inventory: Inventory, budget: int, tex
     """Set a peer up for a budget: of its fixed sizes those within NEAR of it.
 
     Args:
-        name: `uniform-g32`, `mixed_3_4`, `gptq`, `gptq-guarded`, `awq`, `dwq`, `dynamic_quant`.
+        name: `uniform-g32`, `mixed_3_4`, `gptq`, `gptq-guarded`, `feedback`, `awq`, `dwq`, `dynamic_quant`.
         source: the unquantized checkpoint.
         inventory: its layers.
         budget: bytes aimed at.
@@ -96,6 +99,9 @@ def make_peers(name: str, source: Source, inventory: Inventory, budget: int, tex
         guarded = name != "gptq"
         routers = [layer.path for layer in inventory.layers if layer.role == "router"] if guarded else []
         return [Peer(name, True, partial(_gptq, source, config, text, routers), str(config))]
+    if name == "feedback":
+        config = nearest(uniform_sizes(inventory, AFFINE_BITS, AFFINE_GROUPS), budget)
+        return [Peer(name, True, partial(_feedback, source, inventory, config, text), str(config))]
     if name == "awq":
         config = nearest(uniform_sizes(inventory, AFFINE_BITS, AFFINE_GROUPS), budget)
         return [Peer(name, True, partial(_awq, source, config, text), str(config))]
@@ -123,6 +129,15 @@ def _convert(source: Source, config: QuantConfig, out: Path) -> None:
     bits, group = config.bits, config.group_size
     with _quiet():
         convert(str(source.path), str(out), quantize=True, q_bits=bits, q_group_size=group, dtype=_dtype(source))
+
+
+def _feedback(source: Source, inventory: Inventory, config: QuantConfig, text: str, out: Path) -> None:
+    """Plain GPTQ by our own error feedback: uniform bits, inputs from the text, expert by expert, unweighted."""
+    tokens = calibration(source, text)
+    ones = TokenWeights(np.ones((tokens.size, 1), dtype=np.float32), None)
+    plain = Sensitivity("", "", "", tokens.size, "text", {}, {layer.path: ones for layer in inventory.layers})
+    plan = replace(uniform(source, inventory, config, {}), quantizer="gptq")
+    checkpoint.write(source, inventory, plan, out, force=True, own=(tokens.astype(np.int32), plain))
 
 
 def _recipe(source: Source, recipe: str, out: Path) -> None:

@@ -7,9 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..objectives import OBJECTIVES
 from ..units import human
-from .compare import Comparison, Row
+from .compare import OURS, Comparison, Row
 
 NAMES = {"nmse": "mint-mlx (nmse)", "mint": "MINT as published"}
 
@@ -124,9 +123,9 @@ def plot(comparison: Comparison, path: Path) -> None:
                 yerr=[_half_interval(r, key) for r in mine],
                 label=NAMES.get(method, method),
                 color=colours[i % len(colours)],
-                marker="o" if method in OBJECTIVES else "sD^vP*X<>"[i % 9],
-                linestyle="-" if method in OBJECTIVES else "none",
-                markersize=4 if method in OBJECTIVES else 7,
+                marker="o" if method in OURS else "sD^vP*X<>"[i % 9],
+                linestyle="-" if method in OURS else "none",
+                markersize=4 if method in OURS else 7,
                 capsize=2,
             )
         axis.set_xscale("log")

@@ -21,6 +21,7 @@ from .plan import LayerError, Plan, check_config
 from .profile import Profile, RateDistortion, sqnr_db
 from .quant import KEEP, QuantConfig, parse_config
 from .recipes import Recipe, candidates
+from .roles import EXPERTS
 from .sensitivity import Sensitivity
 from .uniform import uniform_choice
 from .units import Budget, both
@@ -88,8 +89,11 @@ def above_floor(
     options: Candidates,
     recipe: Recipe,
     forced: dict[str, QuantConfig],
+    weighed: bool = False,
 ) -> Candidates:
     """Drop the candidates whose worst expert lies under the recipe's SQNR floor; overrides are exempt.
+
+    Where a sensitivity weighs the errors, routed experts have a lower floor of their own.
 
     A layer whose candidates all fall stays unquantized.
     """
@@ -98,8 +102,9 @@ def above_floor(
         if layer.path in forced:
             return options[layer.path]
         curve = curves[layer.path]
+        floor = recipe.expert_floor if weighed and layer.role in EXPERTS else recipe.sqnr_floor
         return tuple(
-            c for c in options[layer.path] if not c.quantized or sqnr_db(float(curve.of(c).max())) >= recipe.sqnr_floor
+            c for c in options[layer.path] if not c.quantized or sqnr_db(float(curve.of(c).max())) >= floor
         ) or (KEEP,)
 
     return {layer.path: safe(layer) for layer in inventory.layers}
@@ -143,7 +148,7 @@ def allocate(
         profile: measured curves, with their inventory.
         budget: bytes, bits per weight, or `smallest`.
         recipe: candidates, rules, floor and priors.
-        objective: a name of objectives.OBJECTIVES; the recipe's by default.
+        objective: a name of objectives.OBJECTIVES; the recipe's by default, else `prior`.
         overrides: fixed configurations by pattern.
         ignore_guards: allow what the guards forbid.
         sensitivity: what the objective `fisher` weighs errors with.
@@ -152,14 +157,14 @@ def allocate(
         MintError: the budget can't be met, or an override or the objective is wrong.
     """
     inventory = profile.inventory
-    name = objective or recipe.objective
+    name = objective or recipe.objective or "prior"
     function = find_objective(name)
     forced = apply_overrides(overrides, inventory, ignore_guards)
     options = list_candidates(inventory, recipe, forced, ignore_guards)
     limit = budget.resolve(inventory.parameters)
     if limit is not None:
         check_feasible(limit, inventory, options)
-    options = above_floor(inventory, profile.curves, options, recipe, forced)
+    options = above_floor(inventory, profile.curves, options, recipe, forced, name in NEEDS_SENSITIVITY)
     if name in NEEDS_SENSITIVITY and sensitivity is None:
         raise MintError(
             f"the objective {name} weighs errors with a sensitivity: measure one with `mint-mlx sensitivity`"
@@ -197,15 +202,22 @@ def allocate(
 
 
 def _fisher(profile: Profile, sensitivity: Sensitivity | None) -> dict[str, np.ndarray]:
-    """KL divergence in nats per token at an NMSE of one, by layer and expert."""
+    """KL divergence in nats per token at an NMSE of one, by layer and expert.
+
+    A layer that no gradient reached (an indexer that only selects) is taken to cost what the median layer does.
+    """
     if sensitivity is None:
         return {}
+    if (sensitivity.structure, sensitivity.content) != (profile.structure, profile.content) and sensitivity.content:
+        raise MintError(f"the sensitivity is that of another model ({sensitivity.source}): measure it anew")
     found = {}
     for layer in profile.inventory.layers:
         energy = profile.curves[layer.path].energy
         mean_square = energy / (layer.size / len(energy))
         found[layer.path] = mean_square * sensitivity.per_weight(layer.path)
-    return found
+    reached = [cost.sum() for cost in found.values() if cost.sum() > 0]
+    usual = float(np.median(reached)) if reached else 1.0
+    return {path: cost if cost.sum() > 0 else np.full(len(cost), usual / len(cost)) for path, cost in found.items()}
 
 
 def _solve(

@@ -85,8 +85,6 @@ def walk(runner: Runner, tokens: np.ndarray) -> Generator[Step, Any, None]:
         if len(large) != 1 or not _is_large(args[0], len(tokens)) or (index and args[0] is not out):
             raise NoChain(f"block {index} takes more than the output of the one before")
         out = yield Step(index, block, args, kwargs)
-        if not isinstance(out, mx.array):
-            raise NoChain(f"block {index} returns more than one array")
 
 
 def _arguments(runner: Runner, tokens: np.ndarray, index: int, out: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -135,6 +133,8 @@ def run(step: Step, batch: int, visit: Visit | None = None, names: dict[int, str
         seen: list[_Seen] = []
         with _watched(seen, names or {}):
             out = step.block(step.args[0][start : start + batch], *step.args[1:], **step.kwargs)
+        if not isinstance(out, mx.array):
+            raise NoChain(f"block {step.index} returns more than one array")
         mx.eval(out, [s.x for s in seen])
         if visit is not None:
             for s in seen:
@@ -339,8 +339,9 @@ class _Seen:
         """As rows, tokens counted from the first of all windows. `shape` is (windows, tokens) of this batch."""
         first = window * shape[1]
         if self.heads:  # (windows, heads, tokens, size): heads first
-            count = self.x.shape[1]
-            x = self.x.swapaxes(0, 1).reshape(-1, self.x.shape[-1])
+            count = self.shape[1]
+            whole = mx.broadcast_to(self.x, (*self.shape[:-1], self.x.shape[-1]))  # heads may share their input
+            x = whole.swapaxes(0, 1).reshape(-1, self.x.shape[-1])
             back = None if grad is None else grad.swapaxes(0, 1).reshape(-1, grad.shape[-1])
             each = np.tile(np.arange(len(x) // count), count)
             return Rows(self.path, _f32(x), _f32(back), np.repeat(np.arange(count), len(x) // count), first + each)

@@ -1,4 +1,4 @@
-"""What the program keeps between runs: profiles, by the fingerprint of their source."""
+"""What the program keeps between runs: profiles and sensitivities, by the fingerprint of their source."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
+
+from . import efforts
 from .errors import MintError
 from .load import Source
 from .profile import Profile, load_profile, save_profile
 from .quant import QuantConfig
+from .sensitivity import Sensitivity, load_sensitivity, save_sensitivity
 
 
 def cache_dir() -> Path:
@@ -47,4 +51,24 @@ def keep_profile(profile: Profile, source: Source, candidates: dict[str, tuple[Q
     """Keep a profile for later runs."""
     path = profile_path(source, candidates)
     save_profile(profile, path)
+    return path
+
+
+def sensitivity_path(source: Source) -> Path:
+    """Where a source's sensitivity lies, with the tokens that it was measured on."""
+    return cache_dir() / "sensitivities" / f"{file_name(source.name)}-{source.fingerprint}-{efforts.TOKENS}.npz"
+
+
+def cached_sensitivity(source: Source) -> tuple[np.ndarray, Sensitivity] | None:
+    """Tokens and sensitivity of an earlier run, if there are any that can be read."""
+    try:
+        return load_sensitivity(sensitivity_path(source))
+    except (MintError, OSError):
+        return None
+
+
+def keep_sensitivity(source: Source, tokens: np.ndarray, made: Sensitivity) -> Path:
+    """Keep tokens and sensitivity for later runs."""
+    path = sensitivity_path(source)
+    save_sensitivity(tokens, made, path)
     return path

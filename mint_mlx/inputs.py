@@ -18,7 +18,7 @@ from .load import Source
 from .runner import layer_names, load_block, load_runner, release_block, trunk_output_from
 from .sensitivity import Sensitivity, TokenWeights
 
-POOL = 0.5  # tokens of the pool that each expert borrows, per column
+POOL = 1.0  # tokens of the pool that each expert borrows, per column
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def block_inputs(
 
         out = run(step, batch, visit, names)
         release_block(runner, step.block)
-        yield step.index, {path: _gather(rows, parts[path], sensitivity.weights[path]) for path, rows in seen.items()}
+        known = {path: rows for path, rows in seen.items() if path in sensitivity.weights}
+        yield step.index, {path: _gather(rows, parts[path], sensitivity.weights[path]) for path, rows in known.items()}
         try:
             step = blocks.send(out)
         except StopIteration:
@@ -90,6 +91,26 @@ def block_inputs(
         head = next(layer.path for layer in inventory.layers if layer.role == "embedding")
     x = np.asarray(trunk_output_from(runner, mx.array(tokens), out).astype(mx.float32))
     yield None, {head: Inputs(x.reshape(-1, x.shape[-1]), sensitivity.weights[head].weight[:, 0], None, 1)}
+
+
+class Moments:
+    """Hands out the second moments layer by layer, in the model's order; the model runs on as they are asked for."""
+
+    def __init__(self, source: Source, inventory: Inventory, tokens: np.ndarray, sensitivity: Sensitivity) -> None:
+        self._blocks = block_inputs(source, inventory, tokens, sensitivity)
+        self._layers = {layer.path: layer for layer in inventory.layers}
+        self._here: int | None = -1
+        self._inputs: dict[str, Inputs] = {}
+
+    def of(self, path: str) -> np.ndarray | None:
+        """The moments of a layer; None for one whose inputs aren't followed (an embedding that is not the head)."""
+        layer = self._layers[path]
+        if layer.kind not in ("linear", "experts"):
+            return None
+        while path not in self._inputs and self._here is not None:
+            self._here, self._inputs = next(self._blocks)
+        found = self._inputs.get(path)
+        return None if found is None else found.moments()
 
 
 def _gather(rows: list[Rows], parts: int, weights: TokenWeights) -> Inputs:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from . import mlxlm
 from .allocate import Override, apply_overrides, check_feasible, list_candidates, parse_override, uniform
+from .efforts import EFFORTS, effort_name
 from .errors import MintError, UsageError
 from .files import check_target
 from .layers import Inventory, list_layers
@@ -55,6 +56,7 @@ class Request:
         parts: `text` or `all` (parts.py); what the plan says, else `text`, by default.
         recipe: a recipe's name or file.
         objective: a name of objectives.OBJECTIVES.
+        effort: a name of efforts.EFFORTS: the objective and the quantizer where they aren't given.
         quantizer: a name of converters.quantizers.QUANTIZERS.
         overrides: `REGEX=CONFIG`, later ones win.
         ignore_guards: allow what the guards forbid.
@@ -72,6 +74,7 @@ class Request:
     parts: str | None = None
     recipe: str | None = None
     objective: str | None = None
+    effort: str | None = None
     quantizer: str | None = None
     overrides: Sequence[str] = ()
     ignore_guards: bool = False
@@ -86,6 +89,8 @@ class Order:
     job: Job
     budget: Budget | None
     fit: Fit | None
+    objective: str
+    quantizer: str
     overrides: Sequence[Override]
     forced: dict[str, QuantConfig]
     fixed: Plan | None
@@ -160,12 +165,16 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     budget = parse_budget(request.budget) if request.budget is not None else None
     config = parse_config(request.uniform) if request.uniform is not None else None
     overrides = [parse_override(text) for text in request.overrides]
-    if request.plan is not None and (overrides or request.objective):
-        raise UsageError("a plan is carried out as it is: edit it instead of giving --override or --objective")
+    if request.plan is not None and (overrides or request.objective or request.effort):
+        raise UsageError(
+            "a plan is carried out as it is: edit it instead of giving --override, --objective or --effort"
+        )
+    effort = EFFORTS[effort_name(request.effort)]
     if request.objective is not None:
         find_objective(request.objective)
     given = request.plan if request.plan is None or isinstance(request.plan, Plan) else read_plan(request.plan)
-    find_quantizer(request.quantizer or (given.quantizer if given else "rtn"))
+    by_default = given.quantizer if given else "rtn" if config else effort.quantizer
+    find_quantizer(request.quantizer or by_default)
     if request.out is not None:
         check_target(Path(request.out), None, request.force)
     parts = request.parts or (given.parts if given else "text")
@@ -213,7 +222,8 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         report.note("the tokenizer is Python code, which is copied and never run here: no sentence is generated")
     if fixed is not None and request.out is None:
         check_target(default_target(job, fixed), source.path, request.force)
-    return Order(request, job, budget, room, overrides, forced, fixed)
+    objective = request.objective or job.recipe.objective or effort.objective
+    return Order(request, job, budget, room, objective, request.quantizer or by_default, overrides, forced, fixed)
 
 
 def needs_of(job: Job, request: Request) -> Needs | None:

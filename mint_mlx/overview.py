@@ -7,18 +7,20 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .allocate import above_floor, allocate, list_candidates, size_range
-from .cache import cached_profile
+from .allocate import above_floor, list_candidates, size_range
+from .cache import cached_profile, cached_sensitivity
 from .converters.card import config_table
 from .doctor import Finding
 from .layers import Inventory
 from .memory import RESERVE, Fit, Needs, smallest_mac
+from .objectives import NEEDS_SENSITIVITY
 from .order import Job, Order, Request, needs_of, place_order
 from .pipeline import choose_plan, profile_candidates
 from .plan import Plan
 from .profile import Profile, assumed, sqnr_db
 from .quant import KEEP, QuantConfig
 from .roles import EXPERTS, block_of
+from .sensitivity import Sensitivity
 from .uniform import active_ratio
 from .units import Budget, both, count, duration, human, parse_budget
 from .versions import versions
@@ -44,6 +46,12 @@ def known_profile(job: Job) -> Profile | None:
     return cached_profile(job.source, profile_candidates(job))
 
 
+def known_sensitivity(job: Job) -> Sensitivity | None:
+    """The source's sensitivity from the cache, if an earlier run left one."""
+    found = cached_sensitivity(job.source)
+    return found[1] if found else None
+
+
 def assumed_profile(job: Job) -> Profile:
     """A profile as Gaussian weights would give it, for sizes before any weight is read."""
     curves = assumed(job.inventory, profile_candidates(job))
@@ -61,14 +69,14 @@ def size_table(request: Request) -> tuple[Job, list[SizeRow]]:
     """
     order = place_order(replace(request, budget="smallest"))
     job = order.job
-    measured = known_profile(job)
+    measured, weights = known_profile(job), known_sensitivity(job)
     profile = measured or assumed_profile(job)
     options = list_candidates(job.inventory, job.recipe, order.forced, request.ignore_guards)
     _, most = size_range(job.inventory, options)
     rows = []
 
     def plan(budget: Budget) -> Plan:
-        return allocate(profile, budget, job.recipe, request.objective, order.overrides, request.ignore_guards)
+        return choose_plan(replace(order, budget=budget), lambda: profile, lambda: weights)
 
     smallest = plan(Budget("smallest"))
     budgets = [("smallest", smallest)]
@@ -243,10 +251,12 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
     """What `convert` would do with an order, from headers and a cached profile alone."""
     request, job = order.request, order.job
     known = known_profile(job) if order.fixed is None else None
-    plan = choose_plan(order, lambda: known or assumed_profile(job))
+    weights = known_sensitivity(job) if known else None
+    plan = choose_plan(order, lambda: known or assumed_profile(job), lambda: weights)
     options = list_candidates(job.inventory, job.recipe, order.forced, request.ignore_guards)
     if known is not None:
-        options = above_floor(job.inventory, known.curves, options, job.recipe, order.forced)
+        weighed = plan.objective in NEEDS_SENSITIVITY
+        options = above_floor(job.inventory, known.curves, options, job.recipe, order.forced, weighed)
     total = plan.layout(job.inventory).total
     download = 0 if job.source.has_weights else job.source.weight_bytes
     run = DryRun(

@@ -11,13 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import cache, mlxlm
+import numpy as np
+
+from . import cache, efforts, mlxlm
 from .allocate import allocate, list_candidates, parse_override
+from .efforts import effort_name
 from .errors import MintError, UsageError
 from .files import check_file, check_target
 from .layers import Inventory
 from .load import load_source
 from .memory import fits_here
+from .objectives import NEEDS_SENSITIVITY
 from .order import Job, Order, Request, announce, default_target, place_order, prepare
 from .parts import PARTS
 from .plan import Plan, write_plan
@@ -25,6 +29,7 @@ from .profile import Profile, load_profile, profile, save_profile
 from .quant import QuantConfig
 from .recipes import find_recipe
 from .report import Report, Silent
+from .sensitivity import Sensitivity, load_sensitivity, save_sensitivity
 from .uniform import active_ratio
 from .units import both, human, parse_budget
 
@@ -49,20 +54,90 @@ class Result:
         return self.bytes * 8 / self.inventory.parameters
 
 
-def choose_plan(order: Order, curves: Callable[[], Profile]) -> Plan:
-    """The plan that carries an order out: the fixed one, or the budget allocated on a profile (got only then).
+def choose_plan(
+    order: Order, curves: Callable[[], Profile], weigh: Callable[[], Sensitivity | None] = lambda: None
+) -> Plan:
+    """The plan that carries an order out: the fixed one, or the budget allocated on a profile.
+
+    Args:
+        order: what is asked for.
+        curves: gets the profile, where one is needed.
+        weigh: gets the sensitivity, where the objective needs one; without one `prior` takes its place.
 
     Raises:
         MintError: the safety floor forbids the budget.
     """
-    request = order.request
     plan = order.fixed
     if plan is None:
         assert order.budget is not None
-        recipe, overrides = order.job.recipe, order.overrides
-        plan = allocate(curves(), order.budget, recipe, request.objective, overrides, request.ignore_guards)
-        plan = replace(plan, parts=order.job.parts)
-    return plan if request.quantizer is None else replace(plan, quantizer=request.quantizer)
+        job, objective = order.job, order.objective
+        weights = weigh() if objective in NEEDS_SENSITIVITY else None
+        if objective in NEEDS_SENSITIVITY and weights is None:
+            objective = "prior"
+        guards = order.request.ignore_guards
+        plan = allocate(curves(), order.budget, job.recipe, objective, order.overrides, guards, weights)
+        plan = replace(plan, parts=job.parts, effort=effort_name(order.request.effort))
+    return replace(plan, quantizer=order.quantizer)
+
+
+def get_sensitivity(job: Job, report: Report | None = None) -> tuple[np.ndarray, Sensitivity] | None:
+    """The model's own tokens and its sensitivity on them: from the cache, else measured and kept there.
+
+    None where the model is built in a way that can't be walked through; the report is told so.
+    """
+    from .blocks import NoChain
+    from .sensitivity import measure
+    from .tokens import write_tokens
+
+    report = report or Silent()
+    found = cache.cached_sensitivity(job.source)
+    if found is not None:
+        return found
+    config = job.source.config.get("text_config") or job.source.config
+    report.stage("write tokens")
+    tokens, how = write_tokens(
+        job.source, int(config["vocab_size"]), efforts.TOKENS, first_token(job), progress=report.step
+    )
+    report.stage("sensitivity")
+    try:
+        made = measure(job.source, job.inventory, tokens, how, progress=report.step)
+    except NoChain as error:
+        report.note(f"{job.source.name} cannot be walked through ({error}): layers are weighed by their errors alone")
+        return None
+    try:
+        cache.keep_sensitivity(job.source, tokens, made)
+    except OSError as error:
+        report.note(f"the sensitivity could not be kept in {cache.cache_dir()} ({error.strerror}): set MINT_MLX_CACHE")
+    return tokens, made
+
+
+def write_sensitivity(model: str, out: Path | None = None, report: Report | None = None) -> tuple[Path, Sensitivity]:
+    """Measure a model's sensitivity and write it (`NAME.sensitivity.npz` by default).
+
+    Raises:
+        MintError: the model or the file is wrong, or the model can't be walked through.
+    """
+    report = report or Silent()
+    job = prepare(model)
+    announce(job, report)
+    path = out or Path(f"{job.source.name.rpartition('/')[2]}.sensitivity.npz")
+    if path.exists() and not path.name.endswith(".npz"):
+        raise MintError(f"{path} exists and is not a sensitivity (.npz): choose another file with -o")
+    own = get_sensitivity(job, report)
+    if own is None:
+        raise MintError(
+            f"{job.source.name} is built in a way that no sensitivity can be measured for: give --effort fast"
+        )
+    save_sensitivity(*own, path)
+    return path, own[1]
+
+
+def first_token(job: Job) -> int | None:
+    """What a text of the model starts with, or None."""
+    if mlxlm.tokenizer_is_code(job.source.path):
+        return None
+    ids = mlxlm.encode(mlxlm.load_tokenizer(job.source.path), "")
+    return int(ids[0]) if len(ids) else None
 
 
 def get_profile(job: Job, report: Report | None = None) -> Profile:
@@ -126,6 +201,7 @@ def plan_profile(
     overrides: Sequence[str] = (),
     ignore_guards: bool = False,
     force: bool = False,
+    sensitivity: Path | None = None,
 ) -> tuple[Plan, Inventory]:
     """Allocate a budget on a profile's file, and write the plan where `out` says so.
 
@@ -138,7 +214,9 @@ def plan_profile(
         check_file(out, PLAN_MARKER, force)
     curves = load_profile(path)
     chosen = find_recipe(recipe, {}) if recipe is not None else curves.recipe
-    plan = allocate(curves, size, chosen, objective, parsed, ignore_guards)
+    weights = load_sensitivity(sensitivity)[1] if sensitivity is not None else None
+    objective = objective or chosen.objective or ("fisher" if weights is not None else None)
+    plan = allocate(curves, size, chosen, objective, parsed, ignore_guards, weights)
     plan = replace(plan, parts="all" if curves.inventory.carried else "text")
     if out is not None:
         write_plan(plan, curves.inventory, out)
@@ -178,6 +256,7 @@ def convert(
 def carry_out(order: Order, smoke: bool = True, report: Report | None = None) -> Result:
     """Do what a request asks for that was found possible (see `convert`)."""
     from .converters import checkpoint
+    from .converters.quantizers import NEEDS_INPUTS
 
     report = report or Silent()
     started = time.monotonic()
@@ -186,12 +265,17 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
         report.stage("download")
         job = replace(job, source=load_source(request.model))
         order = replace(order, job=job)
-    plan = choose_plan(order, lambda: get_profile(job, report))
+    plan = choose_plan(
+        order, lambda: get_profile(job, report), lambda: (get_sensitivity(job, report) or (None, None))[1]
+    )
+    own = get_sensitivity(job, report) if plan.quantizer in NEEDS_INPUTS else None
+    if own is None and plan.quantizer in NEEDS_INPUTS:
+        plan = replace(plan, quantizer="rtn")
     target = Path(request.out) if request.out is not None else default_target(job, plan)
     check_target(target, job.source.path, request.force)
     total = plan.layout(job.inventory).total
     say = smoke and fits_here(total) and not mlxlm.tokenizer_is_code(job.source.path)
-    sentence = checkpoint.write(job.source, job.inventory, plan, target, request.force, say, report)
+    sentence = checkpoint.write(job.source, job.inventory, plan, target, request.force, say, report, own)
     active = job.inventory.active_bytes(plan.choice)
     ratio = active_ratio(job.inventory, plan.choice)
     return Result(target, plan, job.inventory, total, active, ratio, sentence, time.monotonic() - started)

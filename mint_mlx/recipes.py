@@ -91,7 +91,8 @@ class Recipe(_Strict):
     candidates: Literal["few", "usual", "all"] = "all"
     modes: tuple[str, ...] = ()
     sqnr_floor: float = 9.0
-    objective: str = "nmse"
+    expert_floor: float = 5.0
+    objective: str | None = None
     priors: Priors = Priors()
     rules: tuple[Rule, ...] = ()
     references: tuple[Reference, ...] = ()
@@ -117,12 +118,12 @@ class Recipe(_Strict):
 
     @field_validator("objective")
     @classmethod
-    def _objective(cls, objective: str) -> str:
-        if objective not in OBJECTIVES:
+    def _objective(cls, objective: str | None) -> str | None:
+        if objective is not None and objective not in OBJECTIVES:
             raise ValueError(f"no objective is called {objective!r}; there are {', '.join(OBJECTIVES)}")
         return objective
 
-    @field_validator("sqnr_floor")
+    @field_validator("sqnr_floor", "expert_floor")
     @classmethod
     def _finite(cls, value: float) -> float:
         if not math.isfinite(value):

@@ -14,13 +14,16 @@ One pass forward and one back, a block in memory at a time; block inputs wait on
 
 from __future__ import annotations
 
+import json
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from .errors import MintError
 from .layers import Inventory
 from .load import Source
 
@@ -169,3 +172,55 @@ def _by_token(rows: list, count: int) -> TokenWeights:
     order = np.lexsort((part, token))
     slots = len(token) // count
     return TokenWeights(weight[order].reshape(count, slots), part[order].astype(np.int32).reshape(count, slots))
+
+
+def save_sensitivity(tokens: np.ndarray, made: Sensitivity, path: Path) -> None:
+    """Write tokens and sensitivity as one .npz, whole or not at all."""
+    head = {
+        "mint_mlx_sensitivity": SCHEMA,
+        "source": made.source,
+        "structure": made.structure,
+        "content": made.content,
+        "how": made.how,
+        "layers": list(made.trace),
+        "followed": list(made.weights),
+    }
+    arrays: dict[str, np.ndarray] = {"head": np.array(json.dumps(head)), "tokens": tokens}
+    arrays |= {f"trace.{i}": trace for i, trace in enumerate(made.trace.values())}
+    for i, weights in enumerate(made.weights.values()):
+        arrays[f"weight.{i}"] = weights.weight
+        if weights.part is not None:
+            arrays[f"part.{i}"] = weights.part
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.part")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    partial.replace(path)
+
+
+def load_sensitivity(path: Path) -> tuple[np.ndarray, Sensitivity]:
+    """Read what `save_sensitivity` wrote.
+
+    Raises:
+        MintError: the file is missing, damaged, or of another version of this program.
+    """
+    wrong = MintError(
+        f"{path} is not a sensitivity of this version: make one with `mint-mlx sensitivity MODEL -o {path}`"
+    )
+    if not path.is_file():
+        raise MintError(f"there is no sensitivity {path}: make one with `mint-mlx sensitivity MODEL -o {path}`")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            head = json.loads(str(arrays["head"]))
+            if head["mint_mlx_sensitivity"] != SCHEMA:
+                raise wrong
+            trace = {layer: arrays[f"trace.{i}"] for i, layer in enumerate(head["layers"])}
+            weights = {
+                layer: TokenWeights(arrays[f"weight.{i}"], arrays.get(f"part.{i}"))
+                for i, layer in enumerate(head["followed"])
+            }
+            tokens = arrays["tokens"]
+            facts = head["source"], head["structure"], head["content"], int(tokens.size), head["how"]
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        raise wrong from None
+    return tokens, Sensitivity(*facts, trace, weights)

@@ -1,9 +1,9 @@
 """Tokens that a model wrote itself: the only text that mint-mlx ever sees, apart from the baselines beside it.
 
-Windows of random tokens are resampled a few times by parallel passes of the model: each pass draws every token anew
-from the model's prediction given the previous pass's tokens before it. This is Jacobi's iteration, which Santilli et
-al. ("Accelerating Transformer Inference for Translation via Parallel Decoding", 2023) use to decode. It needs no
-cache and runs on a model that is streamed from disk.
+A model that fits in memory is sampled from, many windows at once (`sample`). One that doesn't is streamed: windows of
+random tokens are resampled by parallel passes (`resample`), each of which draws every token anew from the model's
+prediction given the previous pass's tokens before it. That is Jacobi's iteration, which Santilli et al. ("Accelerating
+Transformer Inference for Translation via Parallel Decoding", 2023) use to decode.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .runner import Runner, forward, load_runner
 
 PASSES = 4
 LENGTH = 256  # tokens a window
+WINDOWS = 64  # sampled at once
 Progress = Callable[[str, int, int], None]
 
 
@@ -25,35 +26,58 @@ def write_tokens(
     source: Source,
     vocabulary: int,
     count: int,
+    start: int | None = None,
     seed: int = 0,
-    passes: int = PASSES,
     length: int = LENGTH,
     progress: Progress = lambda *_: None,
     streamed: bool | None = None,
-) -> np.ndarray:
-    """Tokens of a model's own, int32 (windows, length), at least `count` of them.
+) -> tuple[np.ndarray, str]:
+    """Tokens of a model's own, int32 (windows, length), at least `count` of them, and how they were made.
 
     Args:
         source: a checkpoint whose weights are here.
-        vocabulary: tokens that it knows; the first draw is uniform over them.
+        vocabulary: tokens that it knows.
         count: tokens wanted.
+        start: what each window starts with; a random token where a text of this model starts with none.
         seed: the same seed gives the same tokens.
-        passes: over all windows.
         length: tokens a window.
         progress: called with (what, done, total).
         streamed: as in `runner.load_runner`.
     """
-    windows = -(-count // length)
-    tokens = np.random.default_rng(seed).integers(0, vocabulary, (windows, length)).astype(np.int32)
-    runner: Runner | None = None
-    for number in range(passes):
-        progress(f"pass {number + 1}", number, passes)
-        if runner is None or runner.streamed:
-            runner = load_runner(source.path, streamed)
-        key = mx.random.key(seed * passes + number)
-        tokens = resample(runner, tokens, key)
-    progress("", passes, passes)
-    return tokens
+    tokens = np.random.default_rng(seed).integers(0, vocabulary, (-(-count // length), length)).astype(np.int32)
+    if start is not None:
+        tokens[:, 0] = start
+    runner = load_runner(source.path, streamed)
+    if not runner.streamed:
+        return sample(runner, tokens, mx.random.key(seed), progress), f"sampled, seed {seed}"
+    for number in range(PASSES):
+        progress(f"pass {number + 1}", number, PASSES)
+        if number:
+            runner = load_runner(source.path, True)
+        tokens = resample(runner, tokens, mx.random.key(seed * PASSES + number))
+    progress("", PASSES, PASSES)
+    return tokens, f"resampled {PASSES} times, seed {seed}"
+
+
+def sample(runner: Runner, tokens: np.ndarray, key: mx.array, progress: Progress = lambda *_: None) -> np.ndarray:
+    """Every token but each window's first drawn one after the other, given all those before it."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    length = tokens.shape[1]
+    fresh = []
+    for begin in range(0, len(tokens), WINDOWS):
+        cache = make_prompt_cache(runner.model)
+        last = mx.array(tokens[begin : begin + WINDOWS, :1])
+        drawn = [last]
+        for position in range(1, length):
+            progress("sample", begin * length + position * len(last), tokens.size)
+            key, draw = mx.random.split(key)
+            logits = runner.model(last, cache=cache)[:, -1].astype(mx.float32)
+            last = mx.random.categorical(logits, key=draw)[:, None].astype(mx.int32)
+            mx.eval(last)
+            drawn.append(last)
+        fresh.append(np.array(mx.concatenate(drawn, axis=1)))
+    return np.concatenate(fresh).astype(np.int32)
 
 
 def resample(runner: Runner, tokens: np.ndarray, key: mx.array) -> np.ndarray:

@@ -11,6 +11,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from mint_mlx import efforts
+
 OLD_MLX_LM = version("mlx-lm") < "0.32"  # on Python 3.10: fewer families, and quantizers that fail on MoEs
 DEMO = Path(__file__).parent.parent / "mint_mlx" / "demo" / "demo-moe"
 HIDDEN, VOCAB, HEAD_DIM = 128, 96, 32
@@ -21,6 +23,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or leaves anything in the user's cache, and none reaches the network."""
     monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # What looks at the model's own text has tests of its own (test_effort.py), on few tokens.
+    monkeypatch.setattr(efforts, "DEFAULT", "fast")
+    monkeypatch.setattr(efforts, "TOKENS", 512)
 
 
 @pytest.fixture

@@ -76,19 +76,22 @@ def test_a_shuffled_layer_is_ranked_last(make: Maker, tmp_path: Path, settings: 
     mx.eval(weights)
     mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
     given = [str(tmp_path / "shuffled"), str(tmp_path / "good")]
-    found = compare(str(folder), [], ["nmse", "mint"], given, settings=settings, speed=False)
+    found = compare(str(folder), [], ["fast", "mint"], given, settings=settings, speed=False)
     assert max(found.rows, key=lambda row: row["kl"])["method"] == "shuffled"
-    assert by_method(found.rows)["good"]["kl"] == pytest.approx(by_method(found.rows)["nmse"]["kl"], rel=0.05)
+    assert by_method(found.rows)["good"]["kl"] == pytest.approx(by_method(found.rows)["fast"]["kl"], rel=0.05)
 
 
 @pytest.mark.skipif(OLD_MLX_LM, reason="mlx-lm 0.31's own gptq fails on MoEs")
 def test_calibrated_peers_run_and_what_cannot_run_says_why(make: Maker, tmp_path: Path, settings: Settings) -> None:
     folder = str(make(qwen3_moe(1, experts=8)))
-    methods = ["nmse", "gptq", "gptq-guarded", "awq", "dynamic_quant"]
+    methods = ["balanced", "gptq", "gptq-guarded", "feedback", "awq", "dynamic_quant"]
     found = compare(folder, ["5bpw"], methods, (), str(tmp_path / "baseline.txt"), settings, speed=False)
     rows = by_method(found.rows)
     assert "qwen3_moe" in rows["awq"]["reason"] and "kl" not in rows["awq"]
-    assert all(rows[m]["sees_text"] and rows[m]["kl"] > 0 for m in ("gptq", "gptq-guarded", "dynamic_quant"))
+    assert all(
+        rows[m]["sees_text"] and rows[m]["kl"] > 0 for m in ("gptq", "gptq-guarded", "feedback", "dynamic_quant")
+    )
+    assert rows["balanced"]["kl"] > 0 and not rows["balanced"]["sees_text"]
     checkpoints = {p.parent.name.rpartition("-")[0]: p for p in (tmp_path / "cache").rglob("checkpoint")}
     for method, router in (("gptq", 4), ("gptq-guarded", 8)):
         scales = {a.dtype for n, a in mx.load(str(checkpoints[method] / "model.safetensors")).items() if "scales" in n}

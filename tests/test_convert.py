@@ -166,7 +166,7 @@ def stop(self, unit, arrays):
     put(self, unit, arrays)
 writer.Writer.put = stop
 from mint_mlx import convert
-convert(sys.argv[1], "5bpw", sys.argv[2], smoke=False)
+convert(sys.argv[1], "5bpw", sys.argv[2], smoke=False, effort="fast")
 """
 
 

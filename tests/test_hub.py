@@ -34,7 +34,7 @@ class FakeHub:
     def run(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run the command line against this hub in a process of its own."""
         own = {"HF_ENDPOINT": self.url, "HF_HOME": str(self.home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-        command = [sys.executable, "-m", "mint_mlx", *args]
+        command = [sys.executable, "-m", "mint_mlx", *args, *(["--effort", "fast"] if args[0] == "convert" else [])]
         return subprocess.run(
             command,
             env={**os.environ, **own, **env},

@@ -307,7 +307,7 @@ def test_fp8_that_config_says_nothing_of_is_refused(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     del config["quantization_config"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(MintError, match="config.json says nothing"):
+    with pytest.raises(MintError, match=r"config\.json says nothing"):
         pipeline.convert(str(folder), "5bpw")
 
 

@@ -27,7 +27,9 @@ ModelArg = Annotated[
 RecipeOpt = Annotated[
     str | None, typer.Option(metavar="NAME|FILE", help="Recipe; found by the model's type otherwise.")
 ]
-ObjectiveOpt = Annotated[str | None, typer.Option(metavar="NAME", help="What the allocator minimises: nmse, mint.")]
+ObjectiveOpt = Annotated[
+    str | None, typer.Option(metavar="NAME", help="What the allocator minimises: prior, fisher, nmse, mint.")
+]
 OverrideOpt = Annotated[
     list[str] | None,
     typer.Option(

@@ -49,12 +49,15 @@ def convert(
     kv_bits: Annotated[
         int | None, typer.Option("--kv-bits", metavar="BITS", help="Bits of the cache, as mlx-lm's --kv-bits.")
     ] = None,
+    effort: Annotated[
+        str | None, typer.Option(metavar="fast|balanced", help="What to look at and how to round; balanced otherwise.")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Carry out this plan as it is.")] = None,
     uniform: Annotated[
         str | None, typer.Option(metavar="CONFIG", help="The same for every layer, e.g. 4bit-g64.")
     ] = None,
     override: OverrideOpt = None,
-    quantizer: Annotated[str | None, typer.Option(metavar="NAME", help="How codes are made: rtn.")] = None,
+    quantizer: Annotated[str | None, typer.Option(metavar="NAME", help="How codes are made: rtn, gptq.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written; read headers only.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
     ignore_guards: GuardsOpt = False,
@@ -89,6 +92,7 @@ def convert(
         parts=parts,
         recipe=recipe,
         objective=objective,
+        effort=effort,
         quantizer=quantizer,
         overrides=override or [],
         ignore_guards=ignore_guards,
@@ -244,11 +248,35 @@ def profile(
 
 
 @app.command(rich_help_panel=STEPS)
+def sensitivity(
+    model: ModelArg,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="File to write; NAME.sensitivity.npz otherwise.")
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Measure how much the model minds an error in each layer, on text that it wrote itself."""
+    output = start(as_json)
+    from .. import pipeline
+
+    path, made = pipeline.write_sensitivity(model, out, output)
+    output.close()
+    output.line(
+        f"{path}: {len(made.trace)} layers on {made.tokens} tokens ({made.how}). Next: mint-mlx allocate PROFILE"
+    )
+    output.line(f"  --sensitivity {path} --budget 4.5bpw -o plan.yaml")
+    output.result({"sensitivity": str(path), "layers": len(made.trace), "tokens": made.tokens, "how": made.how})
+
+
+@app.command(rich_help_panel=STEPS)
 def allocate(
     profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="A file that `mint-mlx profile` wrote.")],
     budget: Annotated[str, typer.Option(metavar="SIZE", help="19GB, 17.5GiB, 4.5bpw, smallest, ...")],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="PLAN", help="File to write; stdout otherwise.")
+    ] = None,
+    sensitivity: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What `mint-mlx sensitivity` wrote; weighs the errors.")
     ] = None,
     recipe: RecipeOpt = None,
     objective: ObjectiveOpt = None,
@@ -271,7 +299,7 @@ def allocate(
     if emit not in (None, "mlx"):
         raise UsageError(f"--emit {emit} is unknown: there is only `--emit mlx`")
     plan, inventory = pipeline.plan_profile(
-        profile, budget, out, recipe, objective, override or [], ignore_guards, force
+        profile, budget, out, recipe, objective, override or [], ignore_guards, force, sensitivity
     )
     total = plan.layout(inventory).total
     if emit == "mlx":

@@ -1,0 +1,324 @@
+"""What looks at the model's own text: tokens, Fisher information, error feedback, and the levels of effort."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from conftest import Maker, llama, qwen3_moe
+from families import write_family
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten
+from released import known, released
+
+from mint_mlx import efforts, pipeline, runner
+from mint_mlx.allocate import allocate
+from mint_mlx.blocks import NoChain
+from mint_mlx.converters import gptq, rtn
+from mint_mlx.converters.pack import pack
+from mint_mlx.errors import MintError
+from mint_mlx.inputs import Moments, block_inputs
+from mint_mlx.order import prepare
+from mint_mlx.quant import QuantConfig, affine
+from mint_mlx.sensitivity import load_sensitivity, measure, save_sensitivity
+from mint_mlx.tokens import resample, write_tokens
+from mint_mlx.units import parse_budget
+
+TOKENS = np.random.default_rng(0).integers(0, 96, (4, 24)).astype(np.int32)
+
+
+def restore(packed: dict[str, mx.array], config: QuantConfig) -> np.ndarray:
+    size = {"group_size": config.group_size, "bits": config.bits, "mode": config.mode}
+    weight = mx.dequantize(packed["weight"], packed["scales"], packed.get("biases"), **size)
+    return np.array(weight.astype(mx.float32))
+
+
+# Tokens
+
+
+def test_tokens_are_the_models_own_and_the_same_each_time(demo_model: Path) -> None:
+    source = prepare(str(demo_model)).source
+    one, how = write_tokens(source, 2048, 1024, start=7)
+    two, _ = write_tokens(source, 2048, 1024, start=7)
+    assert one.shape == (4, 256) and (one[:, 0] == 7).all() and "sampled" in how
+    np.testing.assert_array_equal(one, two)
+    other, _ = write_tokens(source, 2048, 1024, start=7, seed=1)
+    assert (one != other).mean() > 0.5
+    loaded = runner.load_runner(demo_model)
+
+    def loss(tokens: np.ndarray) -> float:
+        logits = loaded.model(mx.array(tokens[:, :-1]))
+        return float(mx.mean(nn.losses.cross_entropy(logits, mx.array(tokens[:, 1:]))).item())
+
+    noise = np.random.default_rng(0).integers(0, 2048, one.shape).astype(np.int32)
+    assert loss(one) < 0.6 * loss(noise)
+
+
+def test_resampled_tokens_are_the_same_streamed_or_not(demo_model: Path) -> None:
+    source = prepare(str(demo_model)).source
+    tokens = np.random.default_rng(0).integers(0, 2048, (4, 64)).astype(np.int32)
+    whole, streamed = (resample(runner.load_runner(source.path, s), tokens, mx.random.key(3)) for s in (False, True))
+    np.testing.assert_array_equal(whole, streamed)
+    assert (whole[:, 0] == tokens[:, 0]).all() and (whole[:, 1:] != tokens[:, 1:]).mean() > 0.5
+
+
+# Fisher information
+
+
+def whole_model_trace(folder: Path, tokens: np.ndarray, path: str) -> float:
+    """|g|^2 |x|^2 of one linear layer by differentiating the whole model at once."""
+    loaded = runner.load_runner(folder)
+    layer = dict(loaded.model.named_modules())[path]
+    seen: list[mx.array] = []
+
+    def loss(tap: mx.array) -> mx.array:
+        class Tapped(nn.Module):
+            def __call__(self, x: mx.array) -> mx.array:
+                seen.append(mx.stop_gradient(x))
+                return layer(x) + tap
+
+        loaded.model.update_modules(_nested(path, Tapped()))
+        logits = loaded.model(mx.array(tokens)).astype(mx.float32)
+        labels = mx.array(LABELS)
+        return mx.sum(nn.losses.cross_entropy(logits, labels))
+
+    shape = (*tokens.shape, layer.weight.shape[0])
+    grad = mx.grad(loss)(mx.zeros(shape))
+    return float(mx.sum(mx.sum(mx.square(grad), -1) * mx.sum(mx.square(seen[0]), -1)).item())
+
+
+def _nested(path: str, value: Any) -> Any:
+    from mlx.utils import tree_unflatten
+
+    return tree_unflatten([(path, value)])
+
+
+LABELS = np.random.default_rng(1).integers(0, 96, TOKENS.shape)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_walk_gives_the_whole_models_gradient(make: Maker, monkeypatch: pytest.MonkeyPatch, streamed: bool) -> None:
+    folder = make(llama(3))
+    job = prepare(str(folder))
+    monkeypatch.setattr("mint_mlx.blocks.LOGITS", 1)  # one position at a time, so that labels can be handed out
+    calls: list[int] = []
+
+    def fixed(logits: mx.array, key: mx.array) -> mx.array:
+        calls.append(0)  # each position is run twice: for the shapes, then for the gradient
+        position = (len(calls) - 1) // 2
+        return mx.array(LABELS[:, position : position + 1])
+
+    monkeypatch.setattr(mx.random, "categorical", fixed)
+    made = measure(job.source, job.inventory, TOKENS, "random", batch=len(TOKENS), streamed=streamed)
+    for path in (
+        "model.layers.0.self_attn.v_proj",
+        "model.layers.1.mlp.down_proj",
+        "model.layers.2.mlp.up_proj",
+        "lm_head",
+    ):
+        expected = whole_model_trace(folder, TOKENS, path)
+        assert made.trace[path].sum() == pytest.approx(expected, rel=1e-3), path
+
+
+def test_experts_are_told_apart_and_streaming_changes_nothing(make: Maker) -> None:
+    job = prepare(str(make(qwen3_moe(2, experts=8))))
+    whole, streamed = (measure(job.source, job.inventory, TOKENS, "r", batch=2, streamed=s) for s in (False, True))
+    down = "model.layers.1.mlp.switch_mlp.down_proj"
+    assert whole.trace[down].shape == (8,) and len(set(whole.trace[down])) == 8
+    assert whole.weights[down].weight.shape == (TOKENS.size, 2) and whole.weights[down].part is not None
+    for path in whole.trace:
+        np.testing.assert_allclose(whole.trace[path], streamed.trace[path], rtol=1e-4)
+        assert whole.trace[path].sum() > 0
+
+
+def test_the_prediction_is_near_the_divergence(demo_model: Path, tmp_path: Path) -> None:
+    """At 5 bits per weight the predicted KL is within a factor of two of the measured one."""
+    job = prepare(str(demo_model))
+    tokens, how = write_tokens(job.source, 2048, 2048)
+    curves, made = pipeline.get_profile(job), measure(job.source, job.inventory, tokens, how)
+    plan = allocate(curves, parse_budget("5bpw"), job.recipe, "fisher", sensitivity=made)
+    pipeline.convert(str(demo_model), plan=plan, out=tmp_path / "out", smoke=False)
+    fresh, _ = write_tokens(job.source, 2048, 2048, seed=9)
+    logp = []
+    for folder in (demo_model, tmp_path / "out"):
+        logits = runner.load_runner(folder).model(mx.array(fresh))
+        logp.append(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+    divergence = float(mx.mean(mx.sum(mx.exp(logp[0]) * (logp[0] - logp[1]), axis=-1)).item())
+    assert plan.loss is not None and plan.loss / 2 < divergence < plan.loss * 2
+
+
+@pytest.mark.parametrize("family", ["gemma4_text", "hunyuan"])
+def test_a_model_that_is_no_chain_falls_back_to_its_weights(tmp_path: Path, family: str) -> None:
+    folder = write_family(tmp_path / family, family)
+    job = prepare(str(folder))
+    with pytest.raises(NoChain):
+        measure(job.source, job.inventory, TOKENS, "random")
+    notes: list[str] = []
+
+    class Notes:
+        def stage(self, name: str) -> None: ...
+        def step(self, item: str, done: int, total: int) -> None: ...
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    result = pipeline.convert(str(folder), "6bpw", tmp_path / "out", effort="balanced", smoke=False, report=Notes())
+    assert result.plan.objective == "prior" and result.plan.quantizer == "rtn"
+    assert any("cannot be walked through" in note for note in notes)
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "deepseek_v3", "qwen3_next", "llama4", "gemma3_text", "kimi_k2"])
+def test_released_families_are_balanced(tmp_path: Path, family: str) -> None:
+    """Sliding windows, latents, linear attention, chunks, tied heads and quantized sources: the whole level runs."""
+    if not known(family):
+        pytest.skip("this mlx-lm has no such family")
+    folder = released(family, tmp_path / family)
+    result = pipeline.convert(str(folder), "5bpw", tmp_path / "out", effort="balanced", smoke=False)
+    assert result.plan.objective == "fisher" and result.plan.quantizer == "gptq" and result.plan.effort == "balanced"
+
+
+def test_a_sensitivity_survives_its_file(make: Maker, tmp_path: Path) -> None:
+    job = prepare(str(make(qwen3_moe(1))))
+    made = measure(job.source, job.inventory, TOKENS, "random")
+    save_sensitivity(TOKENS, made, tmp_path / "s.npz")
+    tokens, read = load_sensitivity(tmp_path / "s.npz")
+    np.testing.assert_array_equal(tokens, TOKENS)
+    assert (read.source, read.how, read.tokens) == (made.source, made.how, made.tokens)
+    for path, trace in made.trace.items():
+        np.testing.assert_array_equal(read.trace[path], trace)
+    for path, weights in made.weights.items():
+        np.testing.assert_array_equal(read.weights[path].weight, weights.weight)
+    (tmp_path / "s.npz").write_bytes((tmp_path / "s.npz").read_bytes()[:500])
+    with pytest.raises(MintError, match="is not a sensitivity"):
+        load_sensitivity(tmp_path / "s.npz")
+
+
+def test_a_sensitivity_of_another_model_is_refused(make: Maker) -> None:
+    one, two = (prepare(str(make(llama(1), f"m{seed}", seed=seed))) for seed in (0, 1))
+    made = measure(one.source, one.inventory, TOKENS, "random")
+    with pytest.raises(MintError, match="another model"):
+        allocate(pipeline.get_profile(two), parse_budget("5bpw"), two.recipe, "fisher", sensitivity=made)
+
+
+# Error feedback
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([2, 3, 4, 5, 6, 8]), st.integers(1, 3), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_packed_codes_are_what_mlx_reads(bits: int, rows: int, groups: int, seed: int) -> None:
+    codes = np.random.default_rng(seed).integers(0, 2**bits, (rows, 32 * groups)).astype(np.uint8)
+    ones, zeros = mx.ones((rows, groups)), mx.zeros((rows, groups))
+    read = mx.dequantize(mx.array(pack(codes, bits)), ones, zeros, 32, bits)
+    np.testing.assert_array_equal(np.array(read), codes)
+
+
+@pytest.mark.parametrize("config", affine(groups=(32, 64)), ids=str)
+def test_feedback_lowers_the_error_at_the_output(config: QuantConfig) -> None:
+    rng = np.random.default_rng(0)
+    weight = mx.array(rng.normal(size=(48, 128)).astype(np.float32) * 0.05).astype(mx.bfloat16)
+    mix = rng.normal(size=(128, 128)) * np.geomspace(1, 0.05, 128)
+    x = (rng.normal(size=(2000, 128)) @ mix).astype(np.float32)  # correlated inputs, as activations are
+    moment = x.T @ x / len(x)
+    exact = np.array(weight.astype(mx.float32))
+
+    def cost(packed: dict[str, mx.array]) -> float:
+        error = restore(packed, config) - exact
+        return float(np.einsum("ij,jk,ik->", error, moment, error))
+
+    plain, fed = rtn.quantize(weight, config), gptq.quantize(weight, config, moment[None])
+    assert {k: (a.shape, a.dtype) for k, a in plain.items()} == {k: (a.shape, a.dtype) for k, a in fed.items()}
+    assert cost(fed) < 0.7 * cost(plain)
+
+
+def test_without_correlation_feedback_is_rounding_to_nearest() -> None:
+    config = QuantConfig(4, 32)
+    weight = mx.array(np.random.default_rng(0).normal(size=(16, 64)).astype(np.float32))
+    fed = gptq.quantize(weight, config, np.eye(64, dtype=np.float32)[None])
+    np.testing.assert_allclose(restore(fed, config), restore(rtn.quantize(weight, config), config), atol=1e-6)
+
+
+def test_what_has_no_inputs_or_no_grid_is_rounded_to_nearest() -> None:
+    weight = mx.random.normal((8, 64), key=mx.random.key(0)).astype(mx.bfloat16)
+    moments = np.eye(64, dtype=np.float32)[None]
+    for config, given_moments in ((QuantConfig(4, 32), None), (QuantConfig(4, 32, "mxfp4"), moments)):
+        fed, plain = gptq.quantize(weight, config, given_moments), rtn.quantize(weight, config)
+        assert all(mx.array_equal(fed[name], plain[name]) for name in plain)
+
+
+def test_moments_are_those_of_the_layers_inputs(make: Maker) -> None:
+    job = prepare(str(make(qwen3_moe(2, experts=8))))
+    made = measure(job.source, job.inventory, TOKENS, "random", batch=2)
+    blocks = dict(block_inputs(job.source, job.inventory, TOKENS, made, batch=4))
+    assert list(blocks) == [0, 1, None] and list(blocks[None]) == ["lm_head"]
+    found = blocks[1]["model.layers.1.mlp.switch_mlp.up_proj"]
+    assert found.x.shape == (TOKENS.size * 2, 128) and found.parts == 8
+    down = blocks[0]["model.layers.0.mlp.switch_mlp.down_proj"]
+    trace = np.bincount(down.part, down.weight * (down.x**2).sum(1), minlength=8)
+    np.testing.assert_allclose(trace, made.trace["model.layers.0.mlp.switch_mlp.down_proj"], rtol=1e-3)
+    moments = Moments(job.source, job.inventory, TOKENS, made)
+    assert moments.of("model.embed_tokens") is None
+    q = moments.of("model.layers.1.self_attn.q_proj")
+    assert q is not None and q.shape == (1, 128, 128)
+    assert np.trace(q[0]) == pytest.approx(made.trace["model.layers.1.self_attn.q_proj"].sum(), rel=1e-3)
+
+
+# Levels
+
+
+def test_balanced_beats_fast_on_a_trained_model(
+    demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(efforts, "TOKENS", 4096)
+    text = np.asarray(write_tokens(prepare(str(demo_model)).source, 2048, 2048, seed=5)[0])
+    source = runner.load_runner(demo_model).model(mx.array(text))
+    source = source - mx.logsumexp(source, axis=-1, keepdims=True)
+    divergence = {}
+    for effort in ("fast", "balanced"):
+        pipeline.convert(str(demo_model), "4bpw", tmp_path / effort, effort=effort, smoke=False)
+        logits = runner.load_runner(tmp_path / effort).model(mx.array(text))
+        logp = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        divergence[effort] = float(mx.mean(mx.sum(mx.exp(source) * (source - logp), axis=-1)).item())
+    assert divergence["balanced"] < 0.75 * divergence["fast"]
+
+
+def test_a_sensitivity_is_measured_once(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(make(qwen3_moe(1)))
+    first = pipeline.convert(folder, "5bpw", tmp_path / "a", effort="balanced", smoke=False)
+    monkeypatch.setattr("mint_mlx.sensitivity.measure", None)
+    again = pipeline.convert(folder, "5bpw", tmp_path / "b", effort="balanced", smoke=False)
+    assert first.plan.choice == again.plan.choice
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert files[0] == files[1]
+
+
+def test_the_steps_do_what_the_whole_job_does(make: Maker, tmp_path: Path) -> None:
+    folder = str(make(qwen3_moe(1)))
+    whole = pipeline.convert(folder, "5bpw", tmp_path / "whole", effort="balanced", smoke=False)
+    profile, _ = pipeline.write_profile(folder, tmp_path / "p.json")
+    sensitivity, _ = pipeline.write_sensitivity(folder, tmp_path / "s.npz")
+    plan, _ = pipeline.plan_profile(profile, "5bpw", sensitivity=sensitivity)
+    assert plan.objective == "fisher" and plan.choice == whole.plan.choice
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"budget": "5bpw", "effort": "heroic"}, "--effort heroic is unknown"),
+        ({"budget": "5bpw", "quantizer": "awq"}, "no quantizer is called 'awq'"),
+    ],
+)
+def test_levels_that_cannot_be(make: Maker, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(MintError, match=message):
+        pipeline.convert(str(make(llama(1))), **more)
+
+
+def test_no_gradient_of_a_weight_is_ever_held(make: Maker) -> None:
+    """All parameters are constants of the backward pass."""
+    job = prepare(str(make(llama(1))))
+    made = measure(job.source, job.inventory, TOKENS, "random")
+    names = {name for name, _ in tree_flatten(runner.load_runner(job.source.path).model.parameters())}
+    assert not names & set(made.trace)  # layers, not parameters
