@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ..efforts import EFFORTS
 from ..layers import Inventory
 from ..plan import Plan
 from ..quant import QuantConfig
@@ -48,7 +49,12 @@ def model_card(plan: Plan, inventory: Inventory, total: int, source: Path, name:
     ratio = active_ratio(inventory, plan.choice)
     revision = f" at revision `{plan.revision}`" if plan.revision else ""
     rows = "\n".join(f"| {c} | {n} | {count(w)} | {both(b)} |" for c, n, w, b in config_table(plan, inventory))
-    how = f"objective `{plan.objective}`, recipe `{plan.recipe}`" if plan.objective else f"recipe `{plan.recipe}`"
+    how = (
+        f"objective `{plan.objective}`, quantizer `{plan.quantizer}`, recipe `{plan.recipe}`"
+        if plan.objective
+        else f"recipe `{plan.recipe}`"
+    )
+    seen = EFFORTS[plan.effort].sees if plan.effort in EFFORTS and plan.objective else "weights only"
     tools = ", ".join(f"{tool} {number}" for tool, number in plan.versions.items())
     link = f"[{plan.source}](https://huggingface.co/{plan.source})" if "/" in plan.source else plan.source
     return f"""---
@@ -56,7 +62,7 @@ def model_card(plan: Plan, inventory: Inventory, total: int, source: Path, name:
 
 # {name}
 
-{link}{revision}, quantized with mint-mlx without calibration data.
+{link}{revision}, quantized with mint-mlx without calibration data: it saw {seen}.
 
 - size: {both(total)}, {bits:.2f} bits per weight over {count(inventory.parameters)} parameters
 - read per token when decoding: {both(active)}, {ratio:.2f}x of uniform 4bit-g64

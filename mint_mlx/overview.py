@@ -7,9 +7,11 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
+from . import efforts
 from .allocate import above_floor, list_candidates, size_range
 from .cache import cached_profile, cached_sensitivity
 from .converters.card import config_table
+from .converters.quantizers import NEEDS_INPUTS
 from .doctor import Finding
 from .layers import Inventory
 from .memory import RESERVE, Fit, Needs, smallest_mac
@@ -269,7 +271,7 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
         download=download,
         disk=total + download,
         memory=3 * max((layer.size * 2 for layer in job.inventory.layers), default=0) + 500_000_000,
-        seconds=_stage_seconds(job, total, order.fixed is None and known is None),
+        seconds=_stage_seconds(job, total, order.fixed is None and known is None) | _look_seconds(order),
         profiled=known is not None,
     )
     return plan, run
@@ -285,6 +287,41 @@ def _stage_seconds(job: Job, total: int, needs_profile: bool) -> dict[str, float
         measured = sum(layer.size * sum(c.quantized for c in wanted[layer.path]) for layer in job.inventory.layers)
         seconds = {"profile": reading + measured / measure} | seconds
     return seconds
+
+
+def _look_seconds(order: Order) -> dict[str, float]:
+    """Seconds of what looks at the model's own text: by the count of multiplications and a product timed here.
+
+    A token costs two operations for each weight that it reads: once when it is written, and seven times in the walk
+    (forward, forward again for the gradients and for the inputs' shapes, twice that back, and forward for the inputs).
+    Error feedback costs a row and column of each second moment for every weight, and the moments their tokens.
+    """
+    layers = [layer for layer in order.job.inventory.layers if layer.kind != "embedding"]
+    active = sum(layer.size * layer.reads for layer in layers)
+    rate, seconds = _product_rate(), {}
+    measured = (order.fixed is None and order.objective in NEEDS_SENSITIVITY) or order.quantizer in NEEDS_INPUTS
+    if measured and known_sensitivity(order.job) is None:
+        seconds["tokens and sensitivity"] = 2 * 8 * active * efforts.TOKENS / rate
+    if order.quantizer in NEEDS_INPUTS:
+        each = sum(2 * layer.size * layer.shape[-1] for layer in layers)
+        copies = sum(
+            layer.reads * (layer.shape[0] if layer.kind == "experts" else 1) * layer.shape[-1] ** 2 for layer in layers
+        )
+        seconds["error feedback"] = (each + 2 * copies * efforts.TOKENS) / rate
+    return seconds
+
+
+def _product_rate() -> float:
+    """Operations per second of a float32 matrix product."""
+    import time
+
+    import mlx.core as mx
+
+    a = mx.random.normal((1024, 1024))
+    mx.eval(a @ a)
+    start = time.perf_counter()
+    mx.eval(a @ a)
+    return 2 * 1024**3 / (time.perf_counter() - start)
 
 
 def _quantizer_rates() -> tuple[float, float]:
@@ -303,6 +340,12 @@ def _quantizer_rates() -> tuple[float, float]:
     measure(w, [QuantConfig(4, 64)] * 4)
     end = time.perf_counter()
     return w.size / (middle - start), 4 * w.size / (end - middle)
+
+
+def time_note(run: DryRun) -> str:
+    """What a conversion will take, said before it starts."""
+    stages = ", ".join(f"{stage} about {duration(s)}" for stage, s in run.seconds.items())
+    return f"about {duration(sum(run.seconds.values()))} on this machine ({stages}); memory about {both(run.memory)}"
 
 
 def dry_lines(job: Job, plan: Plan, run: DryRun) -> list[str]:

@@ -314,5 +314,14 @@ def describe(result: Result) -> str:
     """A finished conversion in one line."""
     return (
         f"{result.path}: {both(result.bytes)}, {result.bits_per_weight:.2f} bits per weight; decoding reads "
-        f"{human(result.active_bytes)} a token, {result.active_ratio:.2f}x of uniform 4bit-g64" + _gap(result.plan)
+        f"{human(result.active_bytes)} a token, {result.active_ratio:.2f}x of uniform 4bit-g64"
+        + _predicted(result.plan)
+        + _gap(result.plan)
     )
+
+
+def _predicted(plan: Plan) -> str:
+    if plan.objective not in NEEDS_SENSITIVITY or plan.loss is None:
+        return ""
+    less = " or less (error feedback is not in it)" if plan.quantizer == "gptq" else ""
+    return f"; predicted KL from the source {plan.loss:.2g} nats a token{less}"

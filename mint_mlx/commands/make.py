@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from ..overview import SizeRow
 
 
+LARGE = 10**9  # parameters from which on the time is said before the work
+
+
 @app.command(rich_help_panel=EVERYDAY)
 def convert(
     model: ModelArg,
@@ -115,6 +118,8 @@ def convert(
         return
     if upload_repo:
         hub.check_upload(upload_repo, private=not public)
+    if order.job.inventory.parameters > LARGE:
+        output.note(overview.time_note(overview.dry_run(order)[1]))
     result = pipeline.carry_out(order, smoke=not no_smoke, report=output)
     output.close()
     data = pipeline.summary(result)
