@@ -398,9 +398,10 @@ def _expert_rows(
 
     mlx-lm sorts the rows of many tokens by expert; which token each came from follows from the routing before.
     """
-    rows = mx.broadcast_to(x, (*chosen.shape, *x.shape[-2:])).reshape(-1, x.shape[-1])
-    expert = chosen.reshape(-1)
+    lead = np.broadcast_shapes(chosen.shape, x.shape[:-2])
+    rows = mx.broadcast_to(x, (*lead, *x.shape[-2:])).reshape(-1, x.shape[-1])
+    expert = np.broadcast_to(chosen, lead).reshape(-1)
     if not sorted_indices or route is None:
-        return rows, expert, np.arange(len(expert)) // chosen.shape[-1]
+        return rows, expert, np.arange(len(expert)) // lead[-1]
     order = np.asarray(mx.argsort(mx.array(route).flatten()))
     return rows, expert, order // route.shape[-1]

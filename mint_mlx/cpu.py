@@ -47,9 +47,9 @@ class GroupedSwitchLinear(SwitchLinear):
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         """As SwitchLinear: x (..., 1, in) broadcast against indices (..., k); returns (..., k, 1, out)."""
-        lead = indices.shape
+        lead = np.broadcast_shapes(indices.shape, x.shape[:-2])
         rows = mx.broadcast_to(x, (*lead, *x.shape[-2:])).reshape(-1, x.shape[-1])
-        expert = np.asarray(indices).reshape(-1)
+        expert = np.broadcast_to(np.asarray(indices), lead).reshape(-1)
         order = None if sorted_indices else np.argsort(expert, kind="stable")
         if order is not None:
             rows, expert = rows[mx.array(order)], expert[order]

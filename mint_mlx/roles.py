@@ -33,7 +33,7 @@ _LATENT = re.compile(r"(^|\.)(q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|emb
 _LINEAR_ATTENTION = re.compile(r"(^|\.)(linear_attn|mamba|ssm|conv|recurrent|delta_net|lightning_attn)(\.|$)")
 _ATTENTION = re.compile(r"(^|\.)(\w*attn\w*|\w*attention\w*|[wW]qkv|qkv_proj|[qkvo]_proj)(\.|$)")
 _MLP = re.compile(
-    r"(^|\.)(mlps?|feed_forward|ffn|ff|block_sparse_moe|\w*moe|mixer|gate_proj|up_proj|down_proj|fc1|fc2)(\.|$)"
+    r"(^|\.)(\w*mlps?\w*|feed_forward|ffn|ff|block_sparse_moe|\w*moe|mixer|gate_proj|up_proj|down_proj|fc1|fc2)(\.|$)"
 )
 _HEAD = re.compile(r"(^|\.)(lm_head(\.linear)?|embed_out|output|head|score)$")
 _LINEAR_OWNER = re.compile(r"mamba|ssm|delta|kda|linear_?attention|lightning|recurrent|rwkv", re.IGNORECASE)
@@ -49,6 +49,8 @@ def role_of(path: str, kind: str, block_has_experts: bool, owner: str = "") -> s
         owner: the class name of the module that holds the layer, which tells a mamba's mixer from an attention's.
     """
     leaf = path.rsplit(".", 1)[-1]
+    if kind == "experts" and _ATTENTION.search(path):  # an output projection in groups
+        return "attention"
     if kind == "experts":
         if leaf in ("down_proj", "fc2", "w2"):
             return "expert_down"

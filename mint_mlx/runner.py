@@ -24,6 +24,7 @@ from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
 from . import mlxlm
 from .cpu import GroupedSwitchLinear, fast_math, on_cpu
+from .errors import MintError
 from .memory import fits_here
 
 Call = Callable[..., Any]
@@ -282,6 +283,11 @@ def _streamed_hidden(runner: Runner, tokens: mx.array, batch: int) -> Any:
         def replaced(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if id(self) not in blocks:
                 return call(self, *args, **kwargs)
+            if not all(map(_plain, (*args, *kwargs.values()))):
+                raise MintError(
+                    f"{runner.folder.name} keeps state between its blocks, so it cannot be run block by block: it needs "
+                    "a machine with memory for the whole model"
+                )
             load_block(runner, self)
             parts = []
             for start in range(0, count, batch):
@@ -306,6 +312,13 @@ def _streamed_hidden(runner: Runner, tokens: mx.array, batch: int) -> Any:
         hidden = trunk_output(runner, tokens)
         mx.eval(hidden)
     return hidden
+
+
+def _plain(value: Any) -> bool:
+    """Whether a block's argument can be cut into windows: an array or a number, not an object that changes."""
+    if isinstance(value, tuple):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (mx.array, str, int, float))
 
 
 def _joined(parts: list[Any]) -> Any:

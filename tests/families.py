@@ -88,6 +88,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}, "topk_method": "greedy"},
     "deepseek_v3": {},
     "deepseek_v32": {},
+    "deepseek_v41": {"o_groups": 2, "o_lora_rank": 32, "index_n_heads": 2, "index_head_dim": 32, "index_topk": 16},
     "dots1": {},
     "ernie4_5_moe": {},
     "exaone_moe": {"layer_types": SLIDING, "is_moe_layer": [False, True, True, True]},
@@ -206,6 +207,31 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 # Families that keep their language model's config in a table of its own.
 NESTED: dict[str, dict[str, Any]] = {
+    "kimi_k3": {
+        "hidden_act": "situ",
+        "activation_situ_beta": 4.0,
+        "attn_res_block_size": 2,
+        "num_experts_per_token": 2,
+        "first_k_dense_replace": 1,
+        "linear_attn_config": {
+            "kda_layers": [1, 2, 3],
+            "full_attn_layers": [4],
+            "num_heads": 4,
+            "head_dim": 16,
+            "short_conv_kernel_size": 4,
+            "gate_lower_bound": -5.0,
+        },
+    },
+    "muse_spark": {
+        "post_norm_eps": 1e-5,
+        "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"},
+        "layer_rope_theta": [1e4] * 4,
+        "layer_types": SLIDING,
+        "final_logit_softcapping": 30.0,
+        "output_multiplier": 1.0,
+        "moe_hidden_size": 64,
+        "num_shared_experts": 0,
+    },
     "llama4": {
         "attention_chunk_size": 32,
         "interleave_moe_layer_step": 2,

@@ -11,6 +11,7 @@ from conftest import OLD_MLX_LM
 from families import FAMILIES, NESTED, write_family
 
 from mint_mlx import pipeline, runner
+from mint_mlx.errors import MintError
 from mint_mlx.eval.protocol import Windows
 from mint_mlx.eval.score import score
 from mint_mlx.order import prepare
@@ -23,13 +24,18 @@ CUSTOM_GATE = {
     "deepseek_v2",
     "deepseek_v3",
     "deepseek_v32",
+    "deepseek_v41",
     "dots1",
     "exaone_moe",
     "glm4_moe",
     "glm4_moe_lite",
     "mimo_v2_flash",
+    "muse_spark",
     "nemotron_h",
 }
+
+
+STATEFUL = {"deepseek_v41", "kimi_k3"}
 
 
 def known(family: str) -> bool:
@@ -52,8 +58,15 @@ def test_a_family_from_its_roles_to_its_score(tmp_path: Path, family: str) -> No
             assert 0 < layer.reads < 1
         if layer.role == "router":
             assert layer.keep or layer.floor >= 8
+    if family == "muse_spark":  # transformers' config for its tokenizer takes no tiny model
+        return
     result = pipeline.convert(str(folder), "6bpw", tmp_path / "out", smoke=False)
     assert result.bytes <= 6 * result.inventory.parameters / 8
     windows = Windows(np.random.default_rng(0).integers(0, 96, (2, 16)).astype(np.int32))
-    whole, streamed = (score(runner.load_runner(tmp_path / "out", s), windows, 1) for s in (False, True))
+    whole = score(runner.load_runner(tmp_path / "out", False), windows, 1)
+    if family in STATEFUL:
+        with pytest.raises(MintError, match="keeps state between its blocks"):
+            score(runner.load_runner(tmp_path / "out", True), windows, 1)
+        return
+    streamed = score(runner.load_runner(tmp_path / "out", True), windows, 1)
     np.testing.assert_allclose(streamed.nll, whole.nll, rtol=1e-3, atol=1e-3)
