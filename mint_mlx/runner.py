@@ -285,8 +285,8 @@ def _streamed_hidden(runner: Runner, tokens: mx.array, batch: int) -> Any:
                 return call(self, *args, **kwargs)
             if not all(map(_plain, (*args, *kwargs.values()))):
                 raise MintError(
-                    f"{runner.folder.name} keeps state between its blocks, so it cannot be run block by block: it needs "
-                    "a machine with memory for the whole model"
+                    f"{runner.folder.name} keeps state between its blocks, so it cannot be run block by block: it "
+                    "needs a machine with memory for the whole model"
                 )
             load_block(runner, self)
             parts = []
