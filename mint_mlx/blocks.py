@@ -375,7 +375,7 @@ def _watched(seen: list[_Seen], names: dict[int, str], taps: tuple[mx.array, ...
             path = names.get(id(self))
             if path is None:
                 return out
-            kept = mx.stop_gradient(x)
+            kept = x if taps is None else mx.stop_gradient(x)
             if isinstance(self, EXPERTS):
                 one = _expert_rows(kept, np.asarray(args[0]), routes[-1] if routes else None, **kwargs)
                 seen.append(_Seen(path, one[0], out.shape, out.dtype, one[1], one[2]))

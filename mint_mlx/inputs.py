@@ -22,34 +22,42 @@ POOL = 1.0  # tokens of the pool that each expert borrows, per column
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """The rows that one layer read, with a weight each.
+class Batch:
+    """What one layer read in some windows: x float32 (rows, columns), a weight a row, and its expert or None."""
 
-    Attributes:
-        x: float32 (rows, columns).
-        weight: float32 (rows,).
-        part: int (rows,) or None.
-        parts: experts of the layer, or one.
-    """
-
-    x: np.ndarray
+    x: mx.array
     weight: np.ndarray
     part: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that one layer read. `parts` is the number of its experts, or one.
+
+    Rows stay as the model made them (gate and up share theirs); only the moments asked for are in memory besides.
+    """
+
+    batches: tuple[Batch, ...]
     parts: int
 
     def moments(self) -> np.ndarray:
         """The weighted second moment of each expert's inputs, float32 (experts, columns, columns)."""
-        scaled = self.x * np.sqrt(self.weight)[:, None]
-        if self.part is None or self.parts == 1:
-            return (scaled.T @ scaled)[None]
-        order = np.argsort(self.part, kind="stable")
-        edges = np.searchsorted(self.part[order], np.arange(self.parts + 1))
-        found = np.empty((self.parts, self.x.shape[1], self.x.shape[1]), dtype=np.float32)
-        for e in range(self.parts):
-            rows = scaled[order[edges[e] : edges[e + 1]]]
-            np.matmul(rows.T, rows, out=found[e])
-        pool = found.sum(axis=0) / len(self.x)  # of one average token
-        return found + POOL * self.x.shape[1] * pool
+        columns, count = self.batches[0].x.shape[1], sum(len(batch.weight) for batch in self.batches)
+        found = np.zeros((self.parts, columns, columns), dtype=np.float32)
+        for batch in self.batches:
+            scaled = np.asarray(batch.x) * np.sqrt(batch.weight)[:, None]
+            if batch.part is None or self.parts == 1:
+                found[0] += scaled.T @ scaled
+                continue
+            order = np.argsort(batch.part, kind="stable")
+            edges = np.searchsorted(batch.part[order], np.arange(self.parts + 1))
+            for e in range(self.parts):
+                rows = scaled[order[edges[e] : edges[e + 1]]]
+                found[e] += rows.T @ rows
+        if self.parts > 1:
+            pool = found.sum(axis=0) / count  # of one average token
+            found += POOL * columns * pool
+        return found
 
 
 def block_inputs(
@@ -80,8 +88,15 @@ def block_inputs(
 
         out = run(step, batch, visit, names)
         release_block(runner, step.block)
-        known = {path: rows for path, rows in seen.items() if path in sensitivity.weights}
-        yield step.index, {path: _gather(rows, parts[path], sensitivity.weights[path]) for path, rows in known.items()}
+        weights = sensitivity.weights
+        yield (
+            step.index,
+            {
+                path: Inputs(tuple(_weighted(r, weights[path]) for r in rows), parts[path])
+                for path, rows in seen.items()
+                if path in weights
+            },
+        )
         try:
             step = blocks.send(out)
         except StopIteration:
@@ -89,8 +104,10 @@ def block_inputs(
     head = next((layer.path for layer in inventory.layers if layer.role == "head"), None)
     if head is None:
         head = next(layer.path for layer in inventory.layers if layer.role == "embedding")
-    x = np.asarray(trunk_output_from(runner, mx.array(tokens), out).astype(mx.float32))
-    yield None, {head: Inputs(x.reshape(-1, x.shape[-1]), sensitivity.weights[head].weight[:, 0], None, 1)}
+    x = trunk_output_from(runner, mx.array(tokens), out).astype(mx.float32)
+    mx.eval(x)
+    rows = Batch(x.reshape(-1, x.shape[-1]), sensitivity.weights[head].weight[:, 0], None)
+    yield None, {head: Inputs((rows,), 1)}
 
 
 class Moments:
@@ -103,26 +120,21 @@ class Moments:
         self._inputs: dict[str, Inputs] = {}
 
     def of(self, path: str) -> np.ndarray | None:
-        """The moments of a layer; None for one whose inputs aren't followed (an embedding that is not the head)."""
+        """The moments of a layer; None for one whose inputs aren't followed (an embedding, say)."""
         layer = self._layers[path]
-        if layer.kind not in ("linear", "experts"):
+        if layer.kind not in ("linear", "experts") or (layer.block is None and layer.role != "head"):
             return None
-        while path not in self._inputs and self._here is not None:
+        while self._here != layer.block:
             self._here, self._inputs = next(self._blocks)
         found = self._inputs.get(path)
         return None if found is None else found.moments()
 
 
-def _gather(rows: list[Rows], parts: int, weights: TokenWeights) -> Inputs:
-    """All batches' rows with their weights."""
-    x = np.concatenate([np.asarray(r.x) for r in rows])
-    token = np.concatenate([r.token for r in rows])
-    if rows[0].part is None:
-        return Inputs(x, weights.weight[token, 0], None, parts)
-    part = np.concatenate([np.asarray(r.part) for r in rows])
-    if weights.part is None:
-        return Inputs(x, weights.weight[token, 0], part, parts)
-    same = weights.part[token] == part[:, None]
+def _weighted(rows: Rows, weights: TokenWeights) -> Batch:
+    """A batch's rows with their weights."""
+    if weights.part is None or rows.part is None:
+        return Batch(rows.x, weights.weight[rows.token, 0], rows.part)
+    same = weights.part[rows.token] == rows.part[:, None]
     mean = float(weights.weight.mean())  # for a token that another device sent to another expert
-    weight = np.where(same.any(1), (weights.weight[token] * same).sum(1), mean).astype(np.float32)
-    return Inputs(x, weight, part, parts)
+    weight = np.where(same.any(1), (weights.weight[rows.token] * same).sum(1), mean).astype(np.float32)
+    return Batch(rows.x, weight, rows.part)

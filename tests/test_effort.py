@@ -255,9 +255,11 @@ def test_moments_are_those_of_the_layers_inputs(make: Maker) -> None:
     blocks = dict(block_inputs(job.source, job.inventory, TOKENS, made, batch=4))
     assert list(blocks) == [0, 1, None] and list(blocks[None]) == ["lm_head"]
     found = blocks[1]["model.layers.1.mlp.switch_mlp.up_proj"]
-    assert found.x.shape == (TOKENS.size * 2, 128) and found.parts == 8
+    assert sum(len(batch.weight) for batch in found.batches) == TOKENS.size * 2 and found.parts == 8
     down = blocks[0]["model.layers.0.mlp.switch_mlp.down_proj"]
-    trace = np.bincount(down.part, down.weight * (down.x**2).sum(1), minlength=8)
+    trace = sum(
+        np.bincount(batch.part, batch.weight * (np.array(batch.x) ** 2).sum(1), minlength=8) for batch in down.batches
+    )
     np.testing.assert_allclose(trace, made.trace["model.layers.0.mlp.switch_mlp.down_proj"], rtol=1e-3)
     moments = Moments(job.source, job.inventory, TOKENS, made)
     assert moments.of("model.embed_tokens") is None
@@ -322,3 +324,38 @@ def test_no_gradient_of_a_weight_is_ever_held(make: Maker) -> None:
     made = measure(job.source, job.inventory, TOKENS, "random")
     names = {name for name, _ in tree_flatten(runner.load_runner(job.source.path).model.parameters())}
     assert not names & set(made.trace)  # layers, not parameters
+
+
+def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mint_mlx.converters.writer import Writer
+
+    folder = str(make(qwen3_moe(2)))
+    pipeline.convert(folder, "5bpw", tmp_path / "whole", effort="balanced", smoke=False)
+    put, left = Writer.put, [14]  # in the middle of the second block
+
+    def stop(self: Writer, unit: str, tensors: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        put(self, unit, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "put", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.convert(folder, "5bpw", tmp_path / "out", effort="balanced", smoke=False)
+    assert (tmp_path / "out.partial").is_dir()
+    pipeline.convert(folder, "5bpw", tmp_path / "out", effort="balanced", smoke=False)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
+    assert files[0] == files[1]
+
+
+def test_layers_that_no_block_follows_don_t_end_the_walk(make: Maker) -> None:
+    job = prepare(str(make(qwen3_moe(2))))
+    made = measure(job.source, job.inventory, TOKENS, "random", batch=2)
+    moments = Moments(job.source, job.inventory, TOKENS, made)
+    assert moments.of("model.embed_tokens") is None
+    assert moments.of("model.layers.0.mlp.switch_mlp.down_proj") is not None
+    assert moments.of("model.layers.1.mlp.gate") is not None
+    assert moments.of("lm_head") is not None
