@@ -86,20 +86,19 @@ def get_sensitivity(job: Job, report: Report | None = None) -> tuple[np.ndarray,
     None where the model is built in a way that can't be walked through; the report is told so.
     """
     from .blocks import NoChain
-    from .sensitivity import measure
+    from .sensitivity import check_chain, measure
     from .tokens import write_tokens
 
     report = report or Silent()
     found = cache.cached_sensitivity(job.source)
     if found is not None:
         return found
-    config = job.source.config.get("text_config") or job.source.config
-    report.stage("write tokens")
-    tokens, how = write_tokens(
-        job.source, int(config["vocab_size"]), efforts.TOKENS, first_token(job), progress=report.step
-    )
-    report.stage("sensitivity")
     try:
+        check_chain(job.source)
+        report.stage("write tokens")
+        first = first_token(job)
+        tokens, how = write_tokens(job.source, vocabulary(job), efforts.TOKENS, first, progress=report.step)
+        report.stage("sensitivity")
         made = measure(job.source, job.inventory, tokens, how, progress=report.step)
     except NoChain as error:
         report.note(f"{job.source.name} cannot be walked through ({error}): layers are weighed by their errors alone")
@@ -130,6 +129,13 @@ def write_sensitivity(model: str, out: Path | None = None, report: Report | None
         )
     save_sensitivity(*own, path)
     return path, own[1]
+
+
+def vocabulary(job: Job) -> int:
+    """How many tokens the model knows: what its config says, or the rows of its embedding."""
+    rows = next(layer.shape[0] for layer in job.inventory.layers if layer.role == "embedding")
+    said = (job.source.config.get("text_config") or job.source.config).get("vocab_size")
+    return min(said, rows) if type(said) is int and said > 0 else rows
 
 
 def first_token(job: Job) -> int | None:

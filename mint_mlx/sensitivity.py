@@ -154,6 +154,28 @@ def measure(
     return Sensitivity(source.name, source.structure, source.content, tokens.size, how, trace, weights)
 
 
+def check_chain(source: Source) -> None:
+    """Walk through the first blocks with a handful of tokens, before anything costs time.
+
+    Raises:
+        NoChain: the model is built in a way that can't be walked through.
+    """
+    from .blocks import run, walk
+    from .runner import load_block, load_runner, release_block
+
+    runner = load_runner(source.path, True)
+    blocks = walk(runner, np.zeros((2, 4), dtype=np.int32))
+    step = next(blocks)
+    for _ in range(2):
+        load_block(runner, step.block)
+        out = run(step, 2)
+        release_block(runner, step.block)
+        try:
+            step = blocks.send(out)
+        except StopIteration:
+            return
+
+
 def _numpy(array: object) -> np.ndarray:
     import mlx.core as mx
 
