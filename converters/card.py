@@ -11,10 +11,12 @@ import yaml
 
 from ..efforts import EFFORTS
 from ..layers import Inventory
+from ..objectives import NEEDS_SENSITIVITY
 from ..plan import Plan
 from ..quant import QuantConfig
 from ..uniform import active_ratio
 from ..units import both, count
+from .quantizers import NEEDS_INPUTS
 
 _LICENCE_KEYS = ("license", "license_name", "license_link", "language")
 
@@ -49,12 +51,9 @@ def model_card(plan: Plan, inventory: Inventory, total: int, source: Path, name:
     ratio = active_ratio(inventory, plan.choice)
     revision = f" at revision `{plan.revision}`" if plan.revision else ""
     rows = "\n".join(f"| {c} | {n} | {count(w)} | {both(b)} |" for c, n, w, b in config_table(plan, inventory))
-    how = (
-        f"objective `{plan.objective}`, quantizer `{plan.quantizer}`, recipe `{plan.recipe}`"
-        if plan.objective
-        else f"recipe `{plan.recipe}`"
-    )
-    seen = EFFORTS[plan.effort].sees if plan.effort in EFFORTS and plan.objective else "weights only"
+    how = f"objective `{plan.objective}`, recipe `{plan.recipe}`" if plan.objective else f"recipe `{plan.recipe}`"
+    looks = plan.objective in NEEDS_SENSITIVITY or plan.quantizer in NEEDS_INPUTS
+    seen = EFFORTS["balanced" if looks else "fast"].sees
     tools = ", ".join(f"{tool} {number}" for tool, number in plan.versions.items())
     link = f"[{plan.source}](https://huggingface.co/{plan.source})" if "/" in plan.source else plan.source
     return f"""---

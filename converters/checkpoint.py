@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -16,7 +17,6 @@ from .. import mlxlm
 from ..errors import MintError
 from ..files import PLAN_FILE, put_in_place, work_folder
 from ..hub import SMALL_FILES
-from ..inputs import Moments
 from ..layers import Inventory, Layer
 from ..load import Source
 from ..parts import PROCESSOR_FILES, has_mtp, text_only, without_mtp
@@ -31,6 +31,9 @@ from .card import model_card
 from .quantizers import Quantizer, find_quantizer
 from .verify import rehearse, verify
 from .writer import JOURNAL, LOCK, Writer, check_work, write_index
+
+if TYPE_CHECKING:
+    from ..inputs import Moments
 
 NOT_COPIED = ("config.json", "*.index.json", "hf_quant_config.json", "quantize_config.json")
 
@@ -89,6 +92,7 @@ def write(
         "source": source.fingerprint,
         "quantizer": plan.quantizer,
         "versions": versions(),
+        "inputs": _digest(own) if own is not None else None,
         "choice": {path: str(config) for path, config in plan.choice.items()},
     }
     layers = {layer.path: layer for layer in inventory.layers}
@@ -98,7 +102,7 @@ def write(
     report.stage("convert")
     with Writer(work, layout, units, identity, discard=force) as writer:
         todo = [path for path in inventory.order if path not in writer.done]
-        moments = Moments(source, inventory, *own) if own is not None else None
+        moments = _moments(source, inventory, own)
         for done, (path, tensors) in enumerate(stream(source, inventory, todo)):
             report.step(path, done, len(todo))
             config = plan.choice.get(path)
@@ -126,6 +130,22 @@ def write(
             (work / name).unlink()
         put_in_place(work, target, force)
     return sentence
+
+
+def _moments(source: Source, inventory: Inventory, own: tuple[np.ndarray, Sensitivity] | None) -> Moments | None:
+    if own is None:
+        return None
+    from ..inputs import Moments  # (it brings all that runs a model)
+
+    return Moments(source, inventory, *own)
+
+
+def _digest(own: tuple[np.ndarray, Sensitivity]) -> str:
+    """What the inputs' moments follow from: the tokens and their weights."""
+    digest = hashlib.blake2b(np.ascontiguousarray(own[0]).data, digest_size=8)
+    for weights in own[1].weights.values():
+        digest.update(np.ascontiguousarray(weights.weight).data)
+    return digest.hexdigest()
 
 
 def _requantized(

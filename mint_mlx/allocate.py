@@ -211,6 +211,9 @@ def _fisher(profile: Profile, sensitivity: Sensitivity | None) -> dict[str, np.n
     if (sensitivity.structure, sensitivity.content) != (profile.structure, profile.content) and sensitivity.content:
         raise MintError(f"the sensitivity is that of another model ({sensitivity.source}): measure it anew")
     found = {}
+    missing = [layer.path for layer in profile.inventory.layers if layer.path not in sensitivity.trace]
+    if missing:
+        raise MintError(f"the sensitivity lacks the layer {missing[0]} ({len(missing)} such): measure it anew")
     for layer in profile.inventory.layers:
         energy = profile.curves[layer.path].energy
         mean_square = energy / (layer.size / len(energy))

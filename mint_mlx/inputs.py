@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from .blocks import Rows, run, walk
+from .errors import MintError
 from .layers import Inventory
 from .load import Source
 from .runner import layer_names, load_block, load_runner, release_block, trunk_output_from
@@ -102,8 +103,9 @@ def block_inputs(
         except StopIteration:
             break
     head = next((layer.path for layer in inventory.layers if layer.role == "head"), None)
-    if head is None:
-        head = next(layer.path for layer in inventory.layers if layer.role == "embedding")
+    if head is None or head not in sensitivity.weights:  # a tied embedding is rounded to nearest
+        yield None, {}
+        return
     x = trunk_output_from(runner, mx.array(tokens), out).astype(mx.float32)
     mx.eval(x)
     rows = Batch(x.reshape(-1, x.shape[-1]), sensitivity.weights[head].weight[:, 0], None)
@@ -127,7 +129,12 @@ class Moments:
         while self._here != layer.block:
             self._here, self._inputs = next(self._blocks)
         found = self._inputs.get(path)
-        return None if found is None else found.moments()
+        if found is None:
+            return None
+        moments = found.moments()
+        if not np.isfinite(moments).all():
+            raise MintError(f"{path} has inputs that overflow: give --effort fast")
+        return moments
 
 
 def _weighted(rows: Rows, weights: TokenWeights) -> Batch:

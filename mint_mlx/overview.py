@@ -71,7 +71,8 @@ def size_table(request: Request) -> tuple[Job, list[SizeRow]]:
     """
     order = place_order(replace(request, budget="smallest"))
     job = order.job
-    measured, weights = known_profile(job), known_sensitivity(job)
+    measured = known_profile(job)
+    weights = known_sensitivity(job) if measured else None
     profile = measured or assumed_profile(job)
     options = list_candidates(job.inventory, job.recipe, order.forced, request.ignore_guards)
     _, most = size_range(job.inventory, options)

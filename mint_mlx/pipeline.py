@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def get_sensitivity(job: Job, report: Report | None = None) -> tuple[np.ndarray,
         report.stage("sensitivity")
         made = measure(job.source, job.inventory, tokens, how, progress=report.step)
     except NoChain as error:
-        report.note(f"{job.source.name} cannot be walked through ({error}): layers are weighed by their errors alone")
+        report.note(f"{job.source.name} cannot be walked through ({error}): it is converted as with --effort fast")
         return None
     try:
         cache.keep_sensitivity(job.source, tokens, made)
@@ -120,8 +121,10 @@ def write_sensitivity(model: str, out: Path | None = None, report: Report | None
     job = prepare(model)
     announce(job, report)
     path = out or Path(f"{job.source.name.rpartition('/')[2]}.sensitivity.npz")
-    if path.exists() and not path.name.endswith(".npz"):
-        raise MintError(f"{path} exists and is not a sensitivity (.npz): choose another file with -o")
+    if path.exists():
+        load_sensitivity(path)  # only one of ours is replaced
+    if not path.absolute().parent.is_dir():
+        raise MintError(f"the folder of {path} does not exist: make it first")
     own = get_sensitivity(job, report)
     if own is None:
         raise MintError(
@@ -223,6 +226,10 @@ def plan_profile(
     weights = load_sensitivity(sensitivity)[1] if sensitivity is not None else None
     objective = objective or chosen.objective or ("fisher" if weights is not None else None)
     plan = allocate(curves, size, chosen, objective, parsed, ignore_guards, weights)
+    if weights is not None and objective not in NEEDS_SENSITIVITY:
+        raise UsageError(f"the objective {objective} does not look at a sensitivity: leave --sensitivity out")
+    level = "balanced" if weights is not None else "fast"
+    plan = replace(plan, effort=level, quantizer=efforts.EFFORTS[level].quantizer)
     plan = replace(plan, parts="all" if curves.inventory.carried else "text")
     if out is not None:
         write_plan(plan, curves.inventory, out)
@@ -271,17 +278,20 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
         report.stage("download")
         job = replace(job, source=load_source(request.model))
         order = replace(order, job=job)
-    plan = choose_plan(
-        order, lambda: get_profile(job, report), lambda: (get_sensitivity(job, report) or (None, None))[1]
-    )
-    own = get_sensitivity(job, report) if plan.quantizer in NEEDS_INPUTS else None
-    if own is None and plan.quantizer in NEEDS_INPUTS:
-        plan = replace(plan, quantizer="rtn")
+    own = lru_cache(maxsize=1)(lambda: get_sensitivity(job, report))  # measured once, also where it is in vain
+    plan = choose_plan(order, lambda: get_profile(job, report), lambda: (own() or (None, None))[1])
+    looks = plan.quantizer in NEEDS_INPUTS
+    if looks and own() is None:
+        plan, looks = replace(plan, quantizer="rtn"), False
+    if plan.objective not in (None, *NEEDS_SENSITIVITY) and not looks:
+        plan = replace(plan, effort="fast")
     target = Path(request.out) if request.out is not None else default_target(job, plan)
     check_target(target, job.source.path, request.force)
     total = plan.layout(job.inventory).total
     say = smoke and fits_here(total) and not mlxlm.tokenizer_is_code(job.source.path)
-    sentence = checkpoint.write(job.source, job.inventory, plan, target, request.force, say, report, own)
+    sentence = checkpoint.write(
+        job.source, job.inventory, plan, target, request.force, say, report, own() if looks else None
+    )
     active = job.inventory.active_bytes(plan.choice)
     ratio = active_ratio(job.inventory, plan.choice)
     return Result(target, plan, job.inventory, total, active, ratio, sentence, time.monotonic() - started)

@@ -96,7 +96,7 @@ def measure(
     """
     import mlx.core as mx
 
-    from .blocks import Rows, from_logits, pull_back, run, to_embedding, walk
+    from .blocks import NoChain, Rows, from_logits, pull_back, run, to_embedding, walk
     from .runner import layer_names, load_block, load_runner, release_block
 
     runner = load_runner(source.path, streamed)
@@ -136,6 +136,8 @@ def measure(
             except StopIteration:
                 break
         grad = from_logits(runner, tokens, out, batch, mx.random.key(seed), visit, names)
+        if not gathered:
+            raise NoChain("its head is no layer that can be followed")
         if runner.streamed:
             runner = load_runner(source.path, True)
             runner.model.train()
@@ -150,6 +152,9 @@ def measure(
             release_block(runner, step.block)
         for path, squared in to_embedding(runner, tokens, steps[0], grad, batch, names):
             trace[path] += squared.sum()
+    broken = next((path for path, cost in trace.items() if not np.isfinite(cost).all()), None)
+    if broken is not None:
+        raise MintError(f"{broken} has activations or gradients that overflow: give --effort fast")
     weights = {path: _by_token(rows, tokens.size) for path, rows in gathered.items()}
     return Sensitivity(source.name, source.structure, source.content, tokens.size, how, trace, weights)
 
@@ -160,20 +165,22 @@ def check_chain(source: Source) -> None:
     Raises:
         NoChain: the model is built in a way that can't be walked through.
     """
-    from .blocks import run, walk
+    from .blocks import NoChain, run, walk
     from .runner import load_block, load_runner, release_block
 
-    runner = load_runner(source.path, True)
-    blocks = walk(runner, np.zeros((2, 4), dtype=np.int32))
-    step = next(blocks)
-    for _ in range(2):
-        load_block(runner, step.block)
-        out = run(step, 2)
-        release_block(runner, step.block)
-        try:
+    try:
+        runner = load_runner(source.path, True)
+        blocks = walk(runner, np.zeros((2, 4), dtype=np.int32))
+        step = next(blocks)
+        for _ in range(2):
+            load_block(runner, step.block)
+            out = run(step, 2)
+            release_block(runner, step.block)
             step = blocks.send(out)
-        except StopIteration:
-            return
+    except StopIteration:  # a model of one or two blocks
+        return
+    except ValueError as error:  # no list of blocks, or one that is never called
+        raise NoChain(str(error).splitlines()[0]) from error
 
 
 def _numpy(array: object) -> np.ndarray:
@@ -226,6 +233,8 @@ def load_sensitivity(path: Path) -> tuple[np.ndarray, Sensitivity]:
     Raises:
         MintError: the file is missing, damaged, or of another version of this program.
     """
+    if path.is_dir():
+        raise MintError(f"{path} is a folder: give a file")
     wrong = MintError(
         f"{path} is not a sensitivity of this version: make one with `mint-mlx sensitivity MODEL -o {path}`"
     )

@@ -13,7 +13,6 @@ from conftest import Maker, llama, qwen3_moe
 from families import write_family
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlx.utils import tree_flatten
 from released import known, released
 
 from mint_mlx import efforts, pipeline, runner
@@ -23,6 +22,7 @@ from mint_mlx.converters import gptq, rtn
 from mint_mlx.converters.pack import pack
 from mint_mlx.errors import MintError
 from mint_mlx.inputs import Moments, block_inputs
+from mint_mlx.load import load_source
 from mint_mlx.order import prepare
 from mint_mlx.quant import QuantConfig, affine
 from mint_mlx.sensitivity import load_sensitivity, measure, save_sensitivity
@@ -179,6 +179,11 @@ def test_released_families_are_balanced(tmp_path: Path, family: str) -> None:
     folder = released(family, tmp_path / family)
     result = pipeline.convert(str(folder), "5bpw", tmp_path / "out", effort="balanced", smoke=False)
     assert result.plan.objective == "fisher" and result.plan.quantizer == "gptq" and result.plan.effort == "balanced"
+    own = pipeline.get_sensitivity(prepare(str(folder)))
+    assert own is not None
+    moments = Moments(load_source(str(folder)), result.inventory, *own)
+    followed = [layer.path for layer in result.inventory.layers if layer.kind in ("linear", "experts")]
+    assert [path for path in followed if moments.of(path) is None] == []
 
 
 def test_a_sensitivity_survives_its_file(make: Maker, tmp_path: Path) -> None:
@@ -304,6 +309,10 @@ def test_the_steps_do_what_the_whole_job_does(make: Maker, tmp_path: Path) -> No
     sensitivity, _ = pipeline.write_sensitivity(folder, tmp_path / "s.npz")
     plan, _ = pipeline.plan_profile(profile, "5bpw", sensitivity=sensitivity)
     assert plan.objective == "fisher" and plan.choice == whole.plan.choice
+    assert (plan.effort, plan.quantizer) == ("balanced", "gptq")
+    again = pipeline.convert(folder, plan=plan, out=tmp_path / "again", smoke=False)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "again")]
+    assert again.bytes == whole.bytes and files[0] == files[1]
 
 
 @pytest.mark.parametrize(
@@ -316,14 +325,6 @@ def test_the_steps_do_what_the_whole_job_does(make: Maker, tmp_path: Path) -> No
 def test_levels_that_cannot_be(make: Maker, more: dict[str, Any], message: str) -> None:
     with pytest.raises(MintError, match=message):
         pipeline.convert(str(make(llama(1))), **more)
-
-
-def test_no_gradient_of_a_weight_is_ever_held(make: Maker) -> None:
-    """All parameters are constants of the backward pass."""
-    job = prepare(str(make(llama(1))))
-    made = measure(job.source, job.inventory, TOKENS, "random")
-    names = {name for name, _ in tree_flatten(runner.load_runner(job.source.path).model.parameters())}
-    assert not names & set(made.trace)  # layers, not parameters
 
 
 def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
@@ -359,3 +360,51 @@ def test_layers_that_no_block_follows_don_t_end_the_walk(make: Maker) -> None:
     assert moments.of("model.layers.0.mlp.switch_mlp.down_proj") is not None
     assert moments.of("model.layers.1.mlp.gate") is not None
     assert moments.of("lm_head") is not None
+
+
+def test_sizes_after_a_sensitivity_without_a_profile(demo_model: Path) -> None:
+    from mint_mlx import overview
+    from mint_mlx.order import Request
+
+    pipeline.get_sensitivity(prepare(str(demo_model)))
+    _, rows = overview.size_table(Request(str(demo_model), effort="balanced"))
+    assert len(rows) > 3 and rows[0].loss is None
+
+
+def test_a_card_says_what_was_seen(make: Maker, tmp_path: Path) -> None:
+    folder = str(make(llama(1)))
+    for number, (more, text) in enumerate(
+        [
+            ({"uniform": "4bit-g64", "quantizer": "gptq"}, "text that the model wrote itself"),
+            ({"uniform": "4bit-g64"}, "weights only"),
+            ({"budget": "5bpw", "effort": "balanced", "objective": "nmse", "quantizer": "rtn"}, "weights only"),
+            ({"budget": "5bpw", "effort": "fast", "objective": "fisher"}, "text that the model wrote itself"),
+        ]
+    ):
+        pipeline.convert(folder, out=tmp_path / str(number), smoke=False, **more)
+        assert text in (tmp_path / str(number) / "README.md").read_text()
+
+
+def test_a_sensitivity_replaces_nothing_else(make: Maker, tmp_path: Path) -> None:
+    (tmp_path / "mine.npz").write_text("precious")
+    (tmp_path / "dir.npz").mkdir()
+    folder = str(make(llama(1)))
+    for name in ("mine.npz", "dir.npz", "nowhere/s.npz"):
+        with pytest.raises(MintError):
+            pipeline.write_sensitivity(folder, tmp_path / name)
+    assert (tmp_path / "mine.npz").read_text() == "precious"
+
+
+def test_what_cannot_be_kept_is_measured_once(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mint_mlx.sensitivity as module
+
+    measured: list[int] = []
+    true = module.measure
+    monkeypatch.setattr(module, "measure", lambda *a, **k: measured.append(1) or true(*a, **k))
+    monkeypatch.setattr("mint_mlx.cache.keep_sensitivity", _full)
+    pipeline.convert(str(make(llama(1))), "5bpw", tmp_path / "out", effort="balanced", smoke=False)
+    assert measured == [1]
+
+
+def _full(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
