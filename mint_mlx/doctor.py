@@ -202,11 +202,6 @@ def _tensor_findings(
             yield Finding(layer.path, "has float32 scales, which cost twice the bytes of 16-bit ones")
 
 
-def _refused(entries: dict[str, Any]) -> set[str]:
-    """Layers that config.json leaves unquantized in so many words."""
-    return {path for path, entry in entries.items() if entry is False}
-
-
 def _could_be_quantized(layer: Layer) -> bool:
     return not layer.keep and layer.role != "router" and layer.shape[-1] % min(AFFINE_GROUPS) == 0
 

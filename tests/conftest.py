@@ -172,3 +172,15 @@ def make(tmp_path: Path) -> Maker:
         return write_checkpoint(tmp_path / name, model, **more)
 
     return write
+
+
+class Notes:
+    """A report that keeps its remarks."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def stage(self, name: str) -> None: ...
+    def step(self, item: str, done: int, total: int) -> None: ...
+    def note(self, text: str) -> None:
+        self.said.append(text)

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import VOCAB, Maker, llama, qwen3_moe
+from conftest import VOCAB, Maker, Notes, llama, qwen3_moe
 from mlx_lm.models.cache import make_prompt_cache
 from released import RELEASED, known
 
@@ -159,17 +159,10 @@ def test_fits_that_cannot_be(make: Maker, more: dict[str, Any], message: str) ->
 
 
 def test_a_budget_beyond_this_machine_is_said(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    notes: list[str] = []
-
-    class Notes:
-        def stage(self, name: str) -> None: ...
-        def step(self, item: str, done: int, total: int) -> None: ...
-        def note(self, text: str) -> None:
-            notes.append(text)
-
+    notes = Notes()
     request = Request(str(make(llama(1))), budget="100MB")
-    place_order(request, Notes())
-    assert notes == []
+    place_order(request, notes)
+    assert notes.said == []
     monkeypatch.setattr(memory, "machine_memory", lambda: 1000)
-    place_order(request, Notes())
-    assert any("more than this machine can run" in note for note in notes)
+    place_order(request, notes)
+    assert any("more than this machine can run" in note for note in notes.said)

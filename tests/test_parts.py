@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx_lm.utils
 import numpy as np
 import pytest
+from conftest import Notes
 from released import RELEASED, known, released
 
 from mint_mlx import pipeline
@@ -108,16 +109,9 @@ def test_blocks_for_multi_token_prediction_are_gone_from_the_config_too(tmp_path
     model = source(family, tmp_path / family)
     config = json.loads((model / "config.json").read_text())
     assert any(is_mtp(name, config) for name in names(model))
-    notes: list[str] = []
-
-    class Notes:
-        def stage(self, name: str) -> None: ...
-        def step(self, item: str, done: int, total: int) -> None: ...
-        def note(self, text: str) -> None:
-            notes.append(text)
-
-    pipeline.convert(str(model), "6bpw", tmp_path / "out", smoke=False, report=Notes())
-    assert any("multi-token prediction" in note for note in notes)
+    notes = Notes()
+    pipeline.convert(str(model), "6bpw", tmp_path / "out", smoke=False, report=notes)
+    assert any("multi-token prediction" in note for note in notes.said)
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert not any(is_mtp(name, written) for name in names(tmp_path / "out"))
     if family in MTP:

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import Maker, llama, qwen3_moe
+from conftest import Maker, Notes, llama, qwen3_moe
 from mlx.utils import tree_flatten
 from released import RELEASED, known, released
 from safetensors import safe_open
@@ -389,15 +389,8 @@ def test_a_damaged_gguf_file_names_nothing(tmp_path: Path, size: int) -> None:
 def test_fp8_is_said_aloud(tmp_path: Path) -> None:
     if not known("minimax_m2"):
         pytest.skip("this mlx-lm has no such family")
-    notes: list[str] = []
-
-    class Notes:
-        def stage(self, name: str) -> None: ...
-        def step(self, item: str, done: int, total: int) -> None: ...
-        def note(self, text: str) -> None:
-            notes.append(text)
-
-    place_order(Request(str(released("minimax_m2", tmp_path / "m")), budget="5bpw"), Notes())
-    assert any("is FP8 in blocks of 128x128" in note for note in notes)
-    place_order(Request(str(released("gpt_oss", tmp_path / "g")), budget="5bpw"), Notes())
-    assert any("is quantized already: 6 of 18 layers" in note and "mxfp4" in note for note in notes)
+    notes = Notes()
+    place_order(Request(str(released("minimax_m2", tmp_path / "m")), budget="5bpw"), notes)
+    assert any("is FP8 in blocks of 128x128" in note for note in notes.said)
+    place_order(Request(str(released("gpt_oss", tmp_path / "g")), budget="5bpw"), notes)
+    assert any("is quantized already: 6 of 18 layers" in note and "mxfp4" in note for note in notes.said)
