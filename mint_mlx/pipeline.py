@@ -225,12 +225,12 @@ def plan_profile(
     chosen = find_recipe(recipe, {}) if recipe is not None else curves.recipe
     weights = load_sensitivity(sensitivity)[1] if sensitivity is not None else None
     objective = objective or chosen.objective or ("fisher" if weights is not None else None)
-    plan = allocate(curves, size, chosen, objective, parsed, ignore_guards, weights)
     if weights is not None and objective not in NEEDS_SENSITIVITY:
         raise UsageError(f"the objective {objective} does not look at a sensitivity: leave --sensitivity out")
+    plan = allocate(curves, size, chosen, objective, parsed, ignore_guards, weights)
     level = "balanced" if weights is not None else "fast"
-    plan = replace(plan, effort=level, quantizer=efforts.EFFORTS[level].quantizer)
-    plan = replace(plan, parts="all" if curves.inventory.carried else "text")
+    parts = "all" if curves.inventory.carried else "text"
+    plan = replace(plan, effort=level, quantizer=efforts.EFFORTS[level].quantizer, parts=parts)
     if out is not None:
         write_plan(plan, curves.inventory, out)
     return plan, curves.inventory

@@ -53,7 +53,7 @@ class Sensitivity:
         tokens: how many it was measured on.
         how: how these tokens were made (tokens.py).
         trace: float64 (experts,) by layer: the sum over tokens of |g|^2 |x|^2.
-        weights: |g|^2 by layer and token, for error feedback; empty where it was read from a file.
+        weights: |g|^2 by layer and token, for error feedback.
     """
 
     source: str
