@@ -6,9 +6,10 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -17,25 +18,22 @@ from .. import mlxlm
 from ..errors import MintError
 from ..files import PLAN_FILE, put_in_place, work_folder
 from ..hub import SMALL_FILES
+from ..kept import KEPT
 from ..layers import Inventory, Layer
 from ..load import Source
 from ..parts import PROCESSOR_FILES, has_mtp, text_only, without_mtp
 from ..plan import Plan, plan_text
 from ..quant import QuantConfig
 from ..report import Report, Silent
-from ..sensitivity import Sensitivity
 from ..stream import dense, stream
 from ..units import both
 from ..versions import versions
 from .card import model_card
-from .quantizers import Quantizer, find_quantizer
+from .quantizers import SCRATCH, Own, Quantizer, Work, find_quantizer
 from .verify import rehearse, verify
 from .writer import JOURNAL, LOCK, Writer, check_work, write_index
 
-if TYPE_CHECKING:
-    from ..inputs import Moments
-
-NOT_COPIED = ("config.json", "*.index.json", "hf_quant_config.json", "quantize_config.json")
+NOT_COPIED = ("config.json", "*.index.json", "hf_quant_config.json", "quantize_config.json", *KEPT)
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -60,7 +58,9 @@ def write(
     force: bool = False,
     smoke: bool = False,
     report: Report | None = None,
-    own: tuple[np.ndarray, Sensitivity] | None = None,
+    own: Own | None = None,
+    kept: Mapping[str, Callable[[Path], None]] | None = None,
+    refine: bool = False,
 ) -> str | None:
     """Carry out a plan: quantize layer by layer into a work folder, verify it, and only then call it `target`.
 
@@ -73,6 +73,8 @@ def write(
         smoke: let the result write a sentence before it gets its name.
         report: receives progress.
         own: the model's own tokens and its sensitivity, for quantizers that look at a layer's inputs.
+        kept: writers of the other files that it keeps of its making (kept.py), by name.
+        refine: distil scales and biases on the own tokens before it gets its name (refine.py).
 
     Returns:
         The sentence, or None.
@@ -81,7 +83,6 @@ def write(
         MintError: the disk is too small, weights aren't finite, other work is under way, or the result can't generate.
     """
     report = report or Silent()
-    quantize = find_quantizer(plan.quantizer)
     layout = plan.layout(inventory)
     units = dict(inventory.units(plan.choice))
     work = work_folder(target)
@@ -102,45 +103,45 @@ def write(
     report.stage("convert")
     with Writer(work, layout, units, identity, discard=force) as writer:
         todo = [path for path in inventory.order if path not in writer.done]
-        moments = _moments(source, inventory, own)
-        for done, (path, tensors) in enumerate(stream(source, inventory, todo)):
-            report.step(path, done, len(todo))
-            config = plan.choice.get(path)
-            if config is not None and config != layers[path].stored:
-                found = moments.of(path) if moments and config.quantized else None
-                tensors = _requantized(layers[path], tensors, config, quantize, found)
-            writer.put(path, tensors)
+        quantize = find_quantizer(plan.quantizer)(Work(source, inventory, plan.choice, work, own))
+        for done, (name, tensors) in enumerate(stream(source, inventory, todo)):
+            report.step(name, done, len(todo))
+            config = plan.choice.get(name)
+            if config is not None and config != layers[name].stored:
+                tensors = _requantized(layers[name], tensors, config, quantize)
+            writer.put(name, tensors)
         report.step("", len(todo), len(todo))
         writer.finish()
         report.stage("verify")
         _copy_small_files(source.path, work, plan.parts)
         write_index(work, layout, inventory.parameters)
+        for name, save in (kept or {}).items():
+            save(work / name)
         (work / PLAN_FILE).write_text(plan_text(plan, inventory), encoding="utf-8")
         (work / "README.md").write_text(
             model_card(plan, inventory, layout.total, source.path, target.name), encoding="utf-8"
         )
         (work / "config.json").write_text(config_text, encoding="utf-8")
         verify(work, plan, inventory, layout)
+        if refine and own is not None:
+            from ..refine import refine_own
+
+            report.stage("refine")
+            if refine_own(source, own[0], work, report.step) is None:
+                report.note("distilling scales and biases gained nothing: they stay as they were")
+            verify(work, plan, inventory, layout)
         sentence = None
         if smoke:
             report.stage("generate")
             sentence = mlxlm.generate_sentence(work)
         writer.close()
-        for name in (JOURNAL, LOCK):
-            (work / name).unlink()
+        for path in (work / JOURNAL, work / LOCK, *work.glob(f"{SCRATCH}*")):
+            path.unlink()
         put_in_place(work, target, force)
     return sentence
 
 
-def _moments(source: Source, inventory: Inventory, own: tuple[np.ndarray, Sensitivity] | None) -> Moments | None:
-    if own is None:
-        return None
-    from ..inputs import Moments  # (it brings all that runs a model)
-
-    return Moments(source, inventory, *own)
-
-
-def _digest(own: tuple[np.ndarray, Sensitivity]) -> str:
+def _digest(own: Own) -> str:
     """What the inputs' moments follow from: the tokens and their weights."""
     digest = hashlib.blake2b(np.ascontiguousarray(own[0]).data, digest_size=8)
     for weights in own[1].weights.values():
@@ -153,11 +154,10 @@ def _requantized(
     tensors: dict[str, mx.array],
     config: QuantConfig,
     quantize: Quantizer,
-    moments: np.ndarray | None,
 ) -> dict[str, mx.array]:
     """A layer's tensors under another configuration than the source's."""
     weight = dense(layer, tensors)
-    packed = quantize(weight, config, moments) if config.quantized else {"weight": weight}
+    packed = quantize(layer, weight, config) if config.quantized else {"weight": weight}
     return {name: a for name, a in tensors.items() if name not in ("weight", "scales", "biases")} | packed
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..quant import QuantConfig
 from . import rtn
-from .pack import pack
+from .pack import Codes
 
 DAMPING = 0.01  # of the mean diagonal, added to it
 BLOCK = 128  # columns between two updates of all that follow
@@ -34,6 +34,11 @@ def quantize(weight: mx.array, config: QuantConfig, moments: np.ndarray | None =
     """
     if moments is None or config.mode != "affine":
         return rtn.quantize(weight, config)
+    return find_codes(weight, config, moments).packed()
+
+
+def find_codes(weight: mx.array, config: QuantConfig, moments: np.ndarray) -> Codes:
+    """As `quantize`, for an affine configuration, before packing."""
     shape = weight.shape
     exact = np.array(weight.astype(mx.float32)).reshape(len(moments), -1, shape[-1])
     plain = rtn.quantize(weight, config)  # its grids are kept
@@ -41,7 +46,7 @@ def quantize(weight: mx.array, config: QuantConfig, moments: np.ndarray | None =
         np.array(plain[name].astype(mx.float32)).reshape(*exact.shape[:2], -1) for name in ("scales", "biases")
     )
     codes = [feed_back(*parts, config) for parts in zip(exact, moments, scales, biases, strict=True)]
-    return plain | {"weight": mx.array(pack(np.stack(codes), config.bits).reshape(*shape[:-1], -1))}
+    return Codes(config, np.stack(codes).reshape(shape), plain["scales"], plain["biases"])
 
 
 def feed_back(

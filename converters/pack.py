@@ -1,8 +1,34 @@
-"""Codes to MLX's packed words: a row's codes stand bit after bit, lowest first, in little-endian 32-bit words."""
+"""Codes of MLX's affine format, and their packed words: a row's codes stand bit after bit, lowest first, in 32 bits."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import mlx.core as mx
 import numpy as np
+
+from ..quant import QuantConfig
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A layer's codes on their grids: weight = code x scale + bias.
+
+    Attributes:
+        config: an affine configuration.
+        codes: uint8 (..., rows, columns).
+        scales, biases: (..., rows, columns / group), in the type that they are written in.
+    """
+
+    config: QuantConfig
+    codes: np.ndarray
+    scales: mx.array
+    biases: mx.array
+
+    def packed(self) -> dict[str, mx.array]:
+        """`weight` (uint32), `scales` and `biases`, as MLX reads them."""
+        words = mx.array(pack(self.codes, self.config.bits))
+        return {"weight": words, "scales": self.scales, "biases": self.biases}
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:

@@ -16,13 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import cache, mlxlm, pipeline
 from ..allocate import allocate
 from ..converters import checkpoint
-from ..converters.quantizers import NEEDS_INPUTS
-from ..efforts import EFFORTS
+from ..converters.quantizers import NEEDS_INPUTS, Own
+from ..efforts import EFFORTS, Effort
 from ..errors import MintError, UsageError, explain
 from ..files import read_json, write_whole
 from ..load import Source, load_source
@@ -31,7 +29,6 @@ from ..order import Job, prepare, refuse_quantized
 from ..plan import Plan
 from ..quant import QuantConfig
 from ..report import Report, Silent
-from ..sensitivity import Sensitivity
 from ..units import Budget, parse_budget
 from ..versions import versions
 from . import peers, stats
@@ -40,10 +37,10 @@ from .reference import SCHEMA, text_hash
 from .text import read_text
 
 UNIFORM = ("uniform-g32", "uniform-g64", "uniform-g128")
-OURS = {  # an objective and a quantizer each; the first two are the levels of `convert --effort`
-    **{name: (effort.objective, effort.quantizer) for name, effort in EFFORTS.items()},
-    "nmse": ("nmse", "rtn"),
-    "mint": ("mint", "rtn"),
+OURS = {  # the levels of `convert --effort`, and two objectives
+    **EFFORTS,
+    "nmse": Effort("weights only", "nmse", "rtn"),
+    "mint": Effort("weights only", "mint", "rtn"),
 }
 PUBLISHED = ("mint",)  # built by us at every size, but somebody else's method: a peer like the others
 SAME = 0.003  # peers whose sizes differ by less than this share are met by one build of ours, at the smallest of them
@@ -256,27 +253,31 @@ class _Bench:
     def ours(self, names: Sequence[str], sizes: Sequence[int]) -> Iterator[Task]:
         """Our checkpoints by each method at each size."""
         curves = pipeline.get_profile(self.job, self.report)
-        looks = any(OURS[name][0] in NEEDS_SENSITIVITY or OURS[name][1] in NEEDS_INPUTS for name in names)
-        own = pipeline.get_sensitivity(self.job, self.report) if looks else None
+        own: dict[str, Own | None] = {}
+        for name in names:
+            looks = OURS[name].objective in NEEDS_SENSITIVITY or OURS[name].quantizer in NEEDS_INPUTS
+            own[name] = pipeline.get_sensitivity(self.job, self.report, OURS[name].tokens) if looks else None
         for size in sizes:
             for name in names:
-                objective, quantizer = OURS[name]
+                objective, quantizer, mine = OURS[name].objective, OURS[name].quantizer, own[name]
                 kind = "peer" if name in PUBLISHED else "ours"
                 try:
-                    weights = own[1] if own else None
+                    weights = mine[1] if mine else None
                     plan = allocate(curves, parse_budget(f"{size}B"), self.job.recipe, objective, sensitivity=weights)
                     plan = replace(plan, quantizer=quantizer)
                 except MintError as error:
                     yield Task(name, kind, False, "-", size, reason=str(error))
                     continue
                 key = json.dumps({path: str(c) for path, c in plan.choice.items()})
-                inputs = own if quantizer in NEEDS_INPUTS else None
+                inputs = mine if quantizer in NEEDS_INPUTS else None
                 if inputs is not None:
-                    key += inputs[1].how
-                yield Task(name, kind, False, plan.quantizer, size, key, partial(self._write, plan, inputs))
+                    key += f"{inputs[1].how}, {inputs[1].tokens} tokens"
+                refine = OURS[name].refine and inputs is not None
+                yield Task(name, kind, False, plan.quantizer, size, key, partial(self._write, plan, inputs, refine))
 
-    def _write(self, plan: Plan, own: tuple[np.ndarray, Sensitivity] | None, out: Path) -> None:
-        checkpoint.write(self.job.source, self.job.inventory, plan, out, force=True, own=own)
+    def _write(self, plan: Plan, own: Own | None, refine: bool, out: Path) -> None:
+        write = partial(checkpoint.write, self.job.source, self.job.inventory, plan)
+        write(out, force=True, own=own, refine=refine)
 
     def build(self, task: Task) -> Made:
         """Build a checkpoint, or find it in the cache. What fails in mlx-lm's code is a row of its own, not an end."""

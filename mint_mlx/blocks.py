@@ -1,8 +1,7 @@
 """Walks through a model block by block: forward with what each layer read, backward with what the output minds.
 
 No family's code is copied. The stock model runs with its blocks replaced for a moment: those already done return what
-they returned, the next one hands its arguments over. Gradients with respect to a layer's output come from a "tap", a
-zero added to it; the gradient of a weight is never made.
+they returned, the next one hands its arguments over.
 
 A model's blocks must form a chain (each takes the output of the one before, and nothing else of its size); a model
 that is built otherwise is refused with `NoChain`.
@@ -10,8 +9,7 @@ that is built otherwise is refused with `NoChain`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,39 +17,24 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, SwitchLinear, SwitchMLP
 
-from .cpu import GroupedSwitchLinear
-from .runner import LOGITS, Runner, returning, trunk_output, trunk_output_from, wrapped, wrapped_all
-
-LINEAR = (nn.Linear, nn.QuantizedLinear)
-EXPERTS = (SwitchLinear, GroupedSwitchLinear, QuantizedSwitchLinear)
-HEADS = (MultiLinear, QuantizedMultiLinear)
-KINDS = (*LINEAR, *EXPERTS, *HEADS)
+from .runner import (
+    LOGITS,
+    Runner,
+    layer_names,
+    load_block,
+    release_block,
+    returning,
+    trunk_output,
+    trunk_output_from,
+    wrapped,
+    wrapped_all,
+)
+from .taps import Rows, Seen, Visit, watched
 
 
 class NoChain(Exception):
     """The model's blocks don't form a chain, or something in them has no gradient."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What one layer read in some windows, a row for each token (and for each expert or head that read it).
-
-    Attributes:
-        path: the layer.
-        x: float32 (rows, inputs).
-        grad: float32 (rows, outputs), where a backward pass is made.
-        part: int (rows,), the expert or head of each row; None for a layer without.
-        token: int (rows,), the token of each row, counted through all windows.
-    """
-
-    path: str
-    x: mx.array
-    grad: mx.array | None
-    part: np.ndarray | None
-    token: np.ndarray
 
 
 @dataclass
@@ -62,9 +45,6 @@ class Step:
     block: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-
-
-Visit = Callable[[Rows], None]
 
 
 class _Reached(Exception):
@@ -85,6 +65,47 @@ def walk(runner: Runner, tokens: np.ndarray) -> Generator[Step, Any, None]:
         if len(large) != 1 or not _is_large(args[0], len(tokens)) or (index and args[0] is not out):
             raise NoChain(f"block {index} takes more than the output of the one before")
         out = yield Step(index, block, args, kwargs)
+
+
+def forward_blocks(
+    runner: Runner, tokens: np.ndarray, batch: int, wanted: Collection[str] = (), first: int = 0
+) -> Generator[tuple[Step, mx.array, dict[str, list[Rows]]]]:
+    """Each block with its output for all windows, and what its layers read; its weights are here until the next.
+
+    Args:
+        runner, tokens: as for `walk`.
+        batch: windows at once.
+        wanted: paths of the layers whose rows are asked for.
+        first: the block from which on they are.
+    """
+    blocks = walk(runner, tokens)
+    step = next(blocks)
+    while True:
+        rows: dict[str, list[Rows]] = {}
+
+        def visit(seen: Rows, rows: dict[str, list[Rows]] = rows) -> None:
+            rows.setdefault(seen.path, []).append(seen)
+
+        load_block(runner, step.block)
+        out = run(step, batch, visit, names_of(runner, wanted if step.index >= first else ()))
+        yield step, out, rows
+        release_block(runner, step.block)
+        try:
+            step = blocks.send(out)
+        except StopIteration:
+            return
+
+
+def names_of(runner: Runner, wanted: Collection[str]) -> dict[int, str]:
+    """Paths of these layers by the id of the module (which changes when its block is loaded)."""
+    return {key: path for key, path in layer_names(runner).items() if path in wanted} if wanted else {}
+
+
+def first_input(runner: Runner, tokens: np.ndarray) -> mx.array:
+    """What the first block reads, (windows, tokens, hidden), with the embedding that the model has now."""
+    hidden: mx.array = _arguments(runner, tokens, 0, None)[0][0]
+    mx.eval(hidden)
+    return hidden
 
 
 def _arguments(runner: Runner, tokens: np.ndarray, index: int, out: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -130,8 +151,8 @@ def run(step: Step, batch: int, visit: Visit | None = None, names: dict[int, str
     """
     parts = []
     for start in range(0, len(step.args[0]), batch):
-        seen: list[_Seen] = []
-        with _watched(seen, names or {}):
+        seen: list[Seen] = []
+        with watched(seen, names or {}):
             out = step.block(step.args[0][start : start + batch], *step.args[1:], **step.kwargs)
         if not isinstance(out, mx.array):
             raise NoChain(f"block {step.index} returns more than one array")
@@ -174,15 +195,15 @@ def _with_taps(
     visit: Visit,
 ) -> mx.array:
     """The gradient at `h`, after every layer's rows were visited. Without a cotangent the function is a loss."""
-    shapes: list[_Seen] = []
-    with _watched(shapes, names):
+    shapes: list[Seen] = []
+    with watched(shapes, names):
         function(h)
     taps = [mx.zeros(s.shape, s.dtype) for s in shapes]
-    seen: list[_Seen] = []
+    seen: list[Seen] = []
 
     def tapped(h: mx.array, *zeros: mx.array) -> mx.array:
         seen.clear()
-        with _watched(seen, names, zeros):
+        with watched(seen, names, zeros):
             return function(h)
 
     try:
@@ -273,8 +294,8 @@ def _loss(runner: Runner, tokens: mx.array, key: mx.array) -> Callable[[mx.array
 
 def to_embedding(
     runner: Runner, tokens: np.ndarray, first: Step, grad: mx.array, batch: int, names: dict[int, str]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """The gradient at the output of the embedding: its path, and |gradient|^2 of each token, float64.
+) -> Iterator[tuple[str, mx.array]]:
+    """The gradient at the output of the embedding: its path, and the gradients, float32 (tokens, hidden).
 
     Args:
         first: the first block's step.
@@ -285,10 +306,9 @@ def to_embedding(
         before = _before_blocks(runner, mx.array(tokens[start : start + batch]), first, found)
         part = grad[start : start + batch]
         _, (back,) = mx.vjp(before, [mx.zeros(part.shape, part.dtype)], [part])
-        norms = np.asarray(mx.sum(mx.square(back.astype(mx.float32)), axis=-1)).astype(np.float64)
         if len(set(map(id, found))) != 1:
             raise NoChain("the model has more than one embedding")
-        yield names[id(found[0])], norms.reshape(-1)
+        yield names[id(found[0])], back.astype(mx.float32).reshape(-1, back.shape[-1])
 
 
 def _before_blocks(
@@ -321,87 +341,3 @@ def _before_blocks(
         raise NoChain("the first block is never called")
 
     return before
-
-
-@dataclass
-class _Seen:
-    """One call of a layer: its input, its output's shape, and for experts which one each row went to."""
-
-    path: str
-    x: mx.array
-    shape: tuple[int, ...]
-    dtype: mx.Dtype
-    part: np.ndarray | None = None
-    token: np.ndarray | None = None
-    heads: bool = False
-
-    def rows(self, window: int, shape: tuple[int, ...], grad: mx.array | None) -> Rows:
-        """As rows, tokens counted from the first of all windows. `shape` is (windows, tokens) of this batch."""
-        first = window * shape[1]
-        if self.heads:  # (windows, heads, tokens, size): heads first
-            count = self.shape[1]
-            whole = mx.broadcast_to(self.x, (*self.shape[:-1], self.x.shape[-1]))  # heads may share their input
-            x = whole.swapaxes(0, 1).reshape(-1, self.x.shape[-1])
-            back = None if grad is None else grad.swapaxes(0, 1).reshape(-1, grad.shape[-1])
-            each = np.tile(np.arange(len(x) // count), count)
-            return Rows(self.path, _f32(x), _f32(back), np.repeat(np.arange(count), len(x) // count), first + each)
-        x = self.x.reshape(-1, self.x.shape[-1])
-        back = None if grad is None else grad.reshape(-1, grad.shape[-1])
-        token = self.token
-        if token is None:
-            token = np.arange(len(x)) * (shape[0] * shape[1]) // len(x)
-        return Rows(self.path, _f32(x), _f32(back), self.part, first + token)
-
-
-def _f32(array: Any) -> Any:
-    return None if array is None else array.astype(mx.float32)
-
-
-@contextmanager
-def _watched(seen: list[_Seen], names: dict[int, str], taps: tuple[mx.array, ...] | None = None) -> Iterator[None]:
-    """Record the calls of the named layers, and add the taps to their outputs in the order of the calls."""
-    routes: list[np.ndarray] = []
-
-    def route(call: Any) -> Any:
-        def replaced(self: nn.Module, x: mx.array, indices: mx.array, *args: Any, **kwargs: Any) -> Any:
-            routes.append(np.asarray(indices))
-            return call(self, x, indices, *args, **kwargs)
-
-        return replaced
-
-    def record(call: Any) -> Any:
-        def replaced(self: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
-            out = call(self, x, *args, **kwargs)
-            path = names.get(id(self))
-            if path is None:
-                return out
-            kept = x if taps is None else mx.stop_gradient(x)
-            if isinstance(self, EXPERTS):
-                one = _expert_rows(kept, np.asarray(args[0]), routes[-1] if routes else None, **kwargs)
-                seen.append(_Seen(path, one[0], out.shape, out.dtype, one[1], one[2]))
-            else:
-                seen.append(_Seen(path, kept, out.shape, out.dtype, heads=isinstance(self, HEADS)))
-            return out if taps is None else out + taps[len(seen) - 1]
-
-        return replaced
-
-    with wrapped_all({SwitchGLU, SwitchMLP}, route), wrapped_all(set(KINDS), record), ExitStack() as tied:
-        for kind in (nn.Embedding, nn.QuantizedEmbedding):
-            tied.enter_context(wrapped(kind, record, "as_linear"))
-        yield
-
-
-def _expert_rows(
-    x: mx.array, chosen: np.ndarray, route: np.ndarray | None, sorted_indices: bool = False
-) -> tuple[mx.array, np.ndarray, np.ndarray]:
-    """An expert layer's rows: inputs (rows, inputs), the expert and the token of each.
-
-    mlx-lm sorts the rows of many tokens by expert; which token each came from follows from the routing before.
-    """
-    lead = np.broadcast_shapes(chosen.shape, x.shape[:-2])
-    rows = mx.broadcast_to(x, (*lead, *x.shape[-2:])).reshape(-1, x.shape[-1])
-    expert = np.broadcast_to(chosen, lead).reshape(-1)
-    if not sorted_indices or route is None:
-        return rows, expert, np.arange(len(expert)) // lead[-1]
-    order = np.asarray(mx.argsort(mx.array(route).flatten()))
-    return rows, expert, order // route.shape[-1]

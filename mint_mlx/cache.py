@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from . import efforts
 from .errors import MintError
 from .load import Source
 from .profile import Profile, load_profile, save_profile
@@ -54,21 +53,21 @@ def keep_profile(profile: Profile, source: Source, candidates: dict[str, tuple[Q
     return path
 
 
-def sensitivity_path(source: Source) -> Path:
+def sensitivity_path(source: Source, tokens: int) -> Path:
     """Where a source's sensitivity lies, with the tokens that it was measured on."""
-    return cache_dir() / "sensitivities" / f"{file_name(source.name)}-{source.fingerprint}-{efforts.TOKENS}.npz"
+    return cache_dir() / "sensitivities" / f"{file_name(source.name)}-{source.fingerprint}-{tokens}.npz"
 
 
-def cached_sensitivity(source: Source) -> tuple[np.ndarray, Sensitivity] | None:
+def cached_sensitivity(source: Source, tokens: int) -> tuple[np.ndarray, Sensitivity] | None:
     """Tokens and sensitivity of an earlier run, if there are any that can be read."""
     try:
-        return load_sensitivity(sensitivity_path(source))
+        return load_sensitivity(sensitivity_path(source, tokens))
     except (MintError, OSError):
         return None
 
 
-def keep_sensitivity(source: Source, tokens: np.ndarray, made: Sensitivity) -> Path:
-    """Keep tokens and sensitivity for later runs."""
-    path = sensitivity_path(source)
+def keep_sensitivity(source: Source, count: int, tokens: np.ndarray, made: Sensitivity) -> Path:
+    """Keep tokens and sensitivity for later runs. `count` is how many tokens were asked for."""
+    path = sensitivity_path(source, count)
     save_sensitivity(tokens, made, path)
     return path

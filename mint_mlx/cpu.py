@@ -54,12 +54,12 @@ class GroupedSwitchLinear(SwitchLinear):
         if order is not None:
             rows, expert = rows[mx.array(order)], expert[order]
         edges = np.searchsorted(expert, np.arange(self.weight.shape[0] + 1))
-        weight, bias = self["weight"], self.get("bias")
+        weight, bias = mx.split(self["weight"], self["weight"].shape[0]), self.get("bias")
         parts = []
         for e in np.unique(expert).tolist():
-            part = rows[int(edges[e]) : int(edges[e + 1])] @ weight[e].T
+            part = rows[int(edges[e]) : int(edges[e + 1])] @ weight[e][0].T
             parts.append(part if bias is None else part + bias[e])
-        out = mx.concatenate(parts) if parts else mx.zeros((0, weight.shape[1]), rows.dtype)
+        out = mx.concatenate(parts) if parts else mx.zeros((0, self.weight.shape[1]), rows.dtype)
         if order is not None:
             out = out[mx.array(np.argsort(order, kind="stable"))]
         return out.reshape(*lead, 1, -1)

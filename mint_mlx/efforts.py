@@ -15,19 +15,34 @@ class Effort:
         sees: what it looks at, for people.
         objective: a name of objectives.OBJECTIVES.
         quantizer: a name of converters.quantizers.QUANTIZERS.
+        samples: how much text of its own the model writes for it, in units of TOKENS.
+        refine: whether scales and biases are distilled end to end afterwards, where the result fits in memory.
     """
 
     sees: str
     objective: str
     quantizer: str
+    samples: int = 1
+    refine: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model writes."""
+        return self.samples * TOKENS
 
 
 EFFORTS = {
     "fast": Effort("weights only", "prior", "rtn"),
     "balanced": Effort("weights, and text that the model wrote itself", "fisher", "gptq"),
+    "best": Effort("weights, and text that the model wrote itself", "fisher", "learn", samples=4, refine=True),
 }
 DEFAULT = "balanced"
 TOKENS = 16_384  # of the model's own, that a sensitivity is measured on
+
+
+def refines(effort: str, quantizer: str) -> bool:
+    """Whether a plan of this level and quantizer ends with distillation."""
+    return effort in EFFORTS and EFFORTS[effort].refine and quantizer == EFFORTS[effort].quantizer
 
 
 def effort_name(name: str | None) -> str:

@@ -68,6 +68,22 @@ def download(repo: RepoId) -> tuple[Path, str]:
     return folder, folder.name
 
 
+def download_file(repo: RepoId, name: str) -> Path:
+    """One file of a repository, downloaded or from the local cache.
+
+    Raises:
+        MintError: the repository has no such file. (Other errors of huggingface_hub pass through.)
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    _quiet_unless_terminal()
+    try:
+        return Path(hf_hub_download(repo.name, name, revision=repo.revision))
+    except EntryNotFoundError:
+        raise MintError(f"{repo.name} holds no {name}: give a checkpoint that mint-mlx wrote with one") from None
+
+
 def cached(repo: RepoId) -> Path | None:
     """The repo's complete snapshot in the local cache, if there is one."""
     from huggingface_hub import snapshot_download

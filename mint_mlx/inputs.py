@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from .blocks import Rows, run, walk
+from .blocks import forward_blocks
 from .errors import MintError
-from .layers import Inventory
+from .layers import Inventory, Layer
 from .load import Source
-from .runner import layer_names, load_block, load_runner, release_block, trunk_output_from
+from .runner import Runner, load_runner, trunk_output_from
 from .sensitivity import Sensitivity, TokenWeights
+from .taps import Rows
 
 POOL = 1.0  # tokens of the pool that each expert borrows, per column
 
@@ -41,8 +42,12 @@ class Inputs:
     batches: tuple[Batch, ...]
     parts: int
 
-    def moments(self) -> np.ndarray:
-        """The weighted second moment of each expert's inputs, float32 (experts, columns, columns)."""
+    def moments(self, path: str) -> np.ndarray:
+        """The weighted second moment of each expert's inputs, float32 (experts, columns, columns).
+
+        Raises:
+            MintError: naming the layer, where they overflow.
+        """
         columns, count = self.batches[0].x.shape[1], sum(len(batch.weight) for batch in self.batches)
         found = np.zeros((self.parts, columns, columns), dtype=np.float32)
         for batch in self.batches:
@@ -58,6 +63,8 @@ class Inputs:
         if self.parts > 1:
             pool = found.sum(axis=0) / count  # of one average token
             found += POOL * columns * pool
+        if not np.isfinite(found).all():
+            raise MintError(f"{path} has inputs that overflow: give --effort fast")
         return found
 
 
@@ -76,40 +83,32 @@ def block_inputs(
     runner = load_runner(source.path)
     parts = {layer.path: layer.shape[0] if layer.kind == "experts" else 1 for layer in inventory.layers}
     wanted = {layer.path for layer in inventory.layers if layer.kind in ("linear", "experts")}
-    names = {key: path for key, path in layer_names(runner).items() if path in wanted}
-    blocks = walk(runner, tokens)
-    step = next(blocks)
-    while True:
-        seen: dict[str, list[Rows]] = {}
-        load_block(runner, step.block)
-        names |= {key: path for key, path in layer_names(runner).items() if path in wanted}
+    wanted &= sensitivity.weights.keys()
+    for step, out, rows in forward_blocks(runner, tokens, batch, wanted):
+        last = out
+        yield step.index, weigh(rows, sensitivity, parts)
+    yield None, head_inputs(runner, inventory, tokens, last, sensitivity)
 
-        def visit(rows: Rows, seen: dict[str, list[Rows]] = seen) -> None:
-            seen.setdefault(rows.path, []).append(rows)
 
-        out = run(step, batch, visit, names)
-        release_block(runner, step.block)
-        weights = sensitivity.weights
-        yield (
-            step.index,
-            {
-                path: Inputs(tuple(_weighted(r, weights[path]) for r in rows), parts[path])
-                for path, rows in seen.items()
-                if path in weights
-            },
-        )
-        try:
-            step = blocks.send(out)
-        except StopIteration:
-            break
+def head_inputs(
+    runner: Runner, inventory: Inventory, tokens: np.ndarray, hidden: mx.array, sensitivity: Sensitivity
+) -> dict[str, Inputs]:
+    """What the head reads, where it isn't the embedding. `hidden` is the last block's output."""
     head = next((layer.path for layer in inventory.layers if layer.role == "head"), None)
-    if head is None or head not in sensitivity.weights:  # a tied embedding is rounded to nearest
-        yield None, {}
-        return
-    x = trunk_output_from(runner, mx.array(tokens), out).astype(mx.float32)
+    if head is None or head not in sensitivity.weights:
+        return {}
+    x = trunk_output_from(runner, mx.array(tokens), hidden).astype(mx.float32)
     mx.eval(x)
     rows = Batch(x.reshape(-1, x.shape[-1]), sensitivity.weights[head].weight[:, 0], None)
-    yield None, {head: Inputs((rows,), 1)}
+    return {head: Inputs((rows,), 1)}
+
+
+def weigh(rows: dict[str, list[Rows]], sensitivity: Sensitivity, parts: dict[str, int]) -> dict[str, Inputs]:
+    """What a block's layers read, each row with its weight. `parts` is the number of experts by layer."""
+    return {
+        path: Inputs(tuple(_weighted(r, sensitivity.weights[path]) for r in seen), parts[path])
+        for path, seen in rows.items()
+    }
 
 
 class Moments:
@@ -117,24 +116,27 @@ class Moments:
 
     def __init__(self, source: Source, inventory: Inventory, tokens: np.ndarray, sensitivity: Sensitivity) -> None:
         self._blocks = block_inputs(source, inventory, tokens, sensitivity)
+        self._embedding = sensitivity.embedding
         self._layers = {layer.path: layer for layer in inventory.layers}
         self._here: int | None = -1
         self._inputs: dict[str, Inputs] = {}
 
     def of(self, path: str) -> np.ndarray | None:
-        """The moments of a layer; None for one whose inputs aren't followed (an embedding, say)."""
+        """The moments of a layer; None for one whose inputs aren't followed."""
         layer = self._layers[path]
+        if layer.role == "embedding":
+            return embedding_moments(layer, self._embedding)
         if layer.kind not in ("linear", "experts") or (layer.block is None and layer.role != "head"):
             return None
         while self._here != layer.block:
             self._here, self._inputs = next(self._blocks)
         found = self._inputs.get(path)
-        if found is None:
-            return None
-        moments = found.moments()
-        if not np.isfinite(moments).all():
-            raise MintError(f"{path} has inputs that overflow: give --effort fast")
-        return moments
+        return None if found is None else found.moments(path)
+
+
+def embedding_moments(layer: Layer, moment: np.ndarray | None) -> np.ndarray | None:
+    """What weighs an error in the rows of an embedding, float32 (1, hidden, hidden), where it was measured."""
+    return moment[None] if moment is not None and len(moment) == layer.shape[-1] and layer.kind == "embedding" else None
 
 
 def _weighted(rows: Rows, weights: TokenWeights) -> Batch:

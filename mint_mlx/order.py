@@ -15,11 +15,12 @@ from . import mlxlm
 from .allocate import Override, apply_overrides, check_feasible, list_candidates, parse_override, uniform
 from .efforts import EFFORTS, effort_name
 from .errors import MintError, UsageError
-from .files import check_target
+from .files import PLAN_FILE, check_target
+from .kept import find_kept
 from .layers import Inventory, list_layers
 from .load import Source, load_source, open_model
 from .memory import CONTEXT, Fit, Needs, check_context, fit, machine_limit, needs
-from .objectives import find_objective
+from .objectives import NEEDS_SENSITIVITY, find_objective
 from .parts import PARTS, Beside, find_beside, remarks, with_towers
 from .plan import Plan, check_plan, read_plan
 from .quant import QuantConfig, parse_config
@@ -50,7 +51,7 @@ class Request:
         fit: `this-mac` or a memory size such as `32GiB`: the budget that leaves room for the cache (memory.py).
         context: tokens of the context that the cache must hold.
         kv_bits: bits of a quantized cache, or None.
-        plan: a plan or its file, carried out as it is.
+        plan: a plan, its file, or a checkpoint or repository that keeps one; carried out as it is.
         uniform: the same configuration for every layer, such as `4bit-g64`.
         out: the folder to write, `NAME-mint-4.5bpw` by default.
         parts: `text` or `all` (parts.py); what the plan says, else `text`, by default.
@@ -58,6 +59,7 @@ class Request:
         objective: a name of objectives.OBJECTIVES.
         effort: a name of efforts.EFFORTS: the objective and the quantizer where they aren't given.
         quantizer: a name of converters.quantizers.QUANTIZERS.
+        sensitivity: a sensitivity's file, or a checkpoint or repository that keeps one; measured by default.
         overrides: `REGEX=CONFIG`, later ones win.
         ignore_guards: allow what the guards forbid.
         force: replace a checkpoint of ours at `out`, and unfinished work of another kind.
@@ -76,6 +78,7 @@ class Request:
     objective: str | None = None
     effort: str | None = None
     quantizer: str | None = None
+    sensitivity: str | Path | None = None
     overrides: Sequence[str] = ()
     ignore_guards: bool = False
     force: bool = False
@@ -83,7 +86,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Order:
-    """A request that was found possible, as far as headers tell."""
+    """A request that was found possible, as far as headers tell.
+
+    Attributes:
+        tokens: how many the model writes, where a sensitivity is measured.
+    """
 
     request: Request
     job: Job
@@ -91,6 +98,7 @@ class Order:
     fit: Fit | None
     objective: str
     quantizer: str
+    tokens: int
     overrides: Sequence[Override]
     forced: dict[str, QuantConfig]
     fixed: Plan | None
@@ -156,7 +164,7 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     Raises:
         MintError: for everything that is wrong with it.
     """
-    from .converters.quantizers import find_quantizer
+    from .converters.quantizers import NEEDS_INPUTS, find_quantizer
 
     report = report or Silent()
     if sum(x is not None for x in (request.budget, request.fit, request.plan, request.uniform)) != 1:
@@ -172,7 +180,11 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     effort = EFFORTS[effort_name(request.effort)]
     if request.objective is not None:
         find_objective(request.objective)
-    given = request.plan if request.plan is None or isinstance(request.plan, Plan) else read_plan(request.plan)
+    given = request.plan
+    if given is not None and not isinstance(given, Plan):
+        given = read_plan(find_kept(given, PLAN_FILE))
+    if given is not None and given.effort in EFFORTS:
+        effort = EFFORTS[given.effort]
     by_default = given.quantizer if given else "rtn" if config else effort.quantizer
     find_quantizer(request.quantizer or by_default)
     if request.out is not None:
@@ -223,7 +235,10 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     if fixed is not None and request.out is None:
         check_target(default_target(job, fixed), source.path, request.force)
     objective = request.objective or job.recipe.objective or effort.objective
-    return Order(request, job, budget, room, objective, request.quantizer or by_default, overrides, forced, fixed)
+    quantizer = request.quantizer or by_default
+    if request.sensitivity is not None and objective not in NEEDS_SENSITIVITY and quantizer not in NEEDS_INPUTS:
+        raise UsageError(f"neither the objective {objective} nor {quantizer} looks at a sensitivity: leave it out")
+    return Order(request, job, budget, room, objective, quantizer, effort.tokens, overrides, forced, fixed)
 
 
 def needs_of(job: Job, request: Request) -> Needs | None:

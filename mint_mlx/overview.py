@@ -7,7 +7,6 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import efforts
 from .allocate import above_floor, list_candidates, size_range
 from .cache import cached_profile, cached_sensitivity
 from .converters.card import config_table
@@ -48,9 +47,9 @@ def known_profile(job: Job) -> Profile | None:
     return cached_profile(job.source, profile_candidates(job))
 
 
-def known_sensitivity(job: Job) -> Sensitivity | None:
+def known_sensitivity(job: Job, tokens: int) -> Sensitivity | None:
     """The source's sensitivity from the cache, if an earlier run left one."""
-    found = cached_sensitivity(job.source)
+    found = cached_sensitivity(job.source, tokens)
     return found[1] if found else None
 
 
@@ -72,7 +71,7 @@ def size_table(request: Request) -> tuple[Job, list[SizeRow]]:
     order = place_order(replace(request, budget="smallest"))
     job = order.job
     measured = known_profile(job)
-    weights = known_sensitivity(job) if measured else None
+    weights = known_sensitivity(job, order.tokens) if measured else None
     profile = measured or assumed_profile(job)
     options = list_candidates(job.inventory, job.recipe, order.forced, request.ignore_guards)
     _, most = size_range(job.inventory, options)
@@ -254,7 +253,7 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
     """What `convert` would do with an order, from headers and a cached profile alone."""
     request, job = order.request, order.job
     known = known_profile(job) if order.fixed is None else None
-    weights = known_sensitivity(job) if known else None
+    weights = known_sensitivity(job, order.tokens) if known else None
     plan = choose_plan(order, lambda: known or assumed_profile(job), lambda: weights)
     options = list_candidates(job.inventory, job.recipe, order.forced, request.ignore_guards)
     if known is not None:
@@ -301,14 +300,14 @@ def _look_seconds(order: Order) -> dict[str, float]:
     active = sum(layer.size * layer.reads for layer in layers)
     rate, seconds = _product_rate(), {}
     measured = (order.fixed is None and order.objective in NEEDS_SENSITIVITY) or order.quantizer in NEEDS_INPUTS
-    if measured and known_sensitivity(order.job) is None:
-        seconds["tokens and sensitivity"] = 2 * 8 * active * efforts.TOKENS / rate
+    if measured and known_sensitivity(order.job, order.tokens) is None:
+        seconds["tokens and sensitivity"] = 2 * 8 * active * order.tokens / rate
     if order.quantizer in NEEDS_INPUTS:
         each = sum(2 * layer.size * layer.shape[-1] for layer in layers)
         copies = sum(
             layer.reads * (layer.shape[0] if layer.kind == "experts" else 1) * layer.shape[-1] ** 2 for layer in layers
         )
-        seconds["error feedback"] = (each + 2 * copies * efforts.TOKENS) / rate
+        seconds["error feedback"] = (each + 2 * copies * order.tokens) / rate
     return seconds
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .allocate import allocate, list_candidates, parse_override
 from .efforts import effort_name
 from .errors import MintError, UsageError
 from .files import check_file, check_target
+from .kept import PROFILE_FILE, SENSITIVITY_FILE, find_kept
 from .layers import Inventory
 from .load import load_source
 from .memory import fits_here
@@ -81,31 +82,49 @@ def choose_plan(
     return replace(plan, quantizer=order.quantizer)
 
 
-def get_sensitivity(job: Job, report: Report | None = None) -> tuple[np.ndarray, Sensitivity] | None:
+def get_sensitivity(
+    job: Job, report: Report | None = None, count: int | None = None, given: str | Path | None = None
+) -> tuple[np.ndarray, Sensitivity] | None:
     """The model's own tokens and its sensitivity on them: from the cache, else measured and kept there.
 
-    None where the model is built in a way that can't be walked through; the report is told so.
+    Args:
+        job: the model.
+        report: receives progress.
+        count: tokens; those of the default level by default.
+        given: where a sensitivity is kept (kept.py), in place of all this.
+
+    Returns:
+        None where the model is built in a way that can't be walked through; the report is told so.
+
+    Raises:
+        MintError: the given one is not of this model.
     """
     from .blocks import NoChain
     from .sensitivity import check_chain, measure
     from .tokens import write_tokens
 
     report = report or Silent()
-    found = cache.cached_sensitivity(job.source)
+    count = count or efforts.EFFORTS[efforts.DEFAULT].tokens
+    if given is not None:
+        own = load_sensitivity(find_kept(given, SENSITIVITY_FILE))
+        if (own[1].structure, own[1].content) != (job.source.structure, job.source.content):
+            raise MintError(f"the sensitivity in {given} is that of another model ({own[1].source}): leave it out")
+        return own
+    found = cache.cached_sensitivity(job.source, count)
     if found is not None:
         return found
     try:
         check_chain(job.source)
         report.stage("write tokens")
         first = first_token(job)
-        tokens, how = write_tokens(job.source, vocabulary(job), efforts.TOKENS, first, progress=report.step)
+        tokens, how = write_tokens(job.source, vocabulary(job), count, first, progress=report.step)
         report.stage("sensitivity")
         made = measure(job.source, job.inventory, tokens, how, progress=report.step)
     except NoChain as error:
         report.note(f"{job.source.name} cannot be walked through ({error}): it is converted as with --effort fast")
         return None
     try:
-        cache.keep_sensitivity(job.source, tokens, made)
+        cache.keep_sensitivity(job.source, count, tokens, made)
     except OSError as error:
         report.note(f"the sensitivity could not be kept in {cache.cache_dir()} ({error.strerror}): set MINT_MLX_CACHE")
     return tokens, made
@@ -202,7 +221,7 @@ def _fingerprint(path: Path) -> str:
 
 
 def plan_profile(
-    path: Path,
+    path: Path | str,
     budget: str,
     out: Path | None = None,
     recipe: str | None = None,
@@ -210,7 +229,7 @@ def plan_profile(
     overrides: Sequence[str] = (),
     ignore_guards: bool = False,
     force: bool = False,
-    sensitivity: Path | None = None,
+    sensitivity: Path | str | None = None,
 ) -> tuple[Plan, Inventory]:
     """Allocate a budget on a profile's file, and write the plan where `out` says so.
 
@@ -221,9 +240,9 @@ def plan_profile(
     parsed = [parse_override(text) for text in overrides]
     if out is not None:
         check_file(out, PLAN_MARKER, force)
-    curves = load_profile(path)
+    curves = load_profile(find_kept(path, PROFILE_FILE))
     chosen = find_recipe(recipe, {}) if recipe is not None else curves.recipe
-    weights = load_sensitivity(sensitivity)[1] if sensitivity is not None else None
+    weights = load_sensitivity(find_kept(sensitivity, SENSITIVITY_FILE))[1] if sensitivity is not None else None
     objective = objective or chosen.objective or ("fisher" if weights is not None else None)
     if weights is not None and objective not in NEEDS_SENSITIVITY:
         raise UsageError(f"the objective {objective} does not look at a sensitivity: leave --sensitivity out")
@@ -278,8 +297,21 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
         report.stage("download")
         job = replace(job, source=load_source(request.model))
         order = replace(order, job=job)
-    own = lru_cache(maxsize=1)(lambda: get_sensitivity(job, report))  # measured once, also where it is in vain
-    plan = choose_plan(order, lambda: get_profile(job, report), lambda: (own() or (None, None))[1])
+    kept: dict[str, Callable[[Path], None]] = {}
+
+    def curves() -> Profile:
+        made = get_profile(job, report)
+        kept[PROFILE_FILE] = partial(save_profile, made)
+        return made
+
+    @lru_cache(maxsize=1)  # measured once, also where it is in vain
+    def own() -> tuple[np.ndarray, Sensitivity] | None:
+        found = get_sensitivity(job, report, order.tokens, request.sensitivity)
+        if found is not None:
+            kept[SENSITIVITY_FILE] = partial(save_sensitivity, *found)
+        return found
+
+    plan = choose_plan(order, curves, lambda: (own() or (None, None))[1])
     looks = plan.quantizer in NEEDS_INPUTS
     if looks and own() is None:
         plan, looks = replace(plan, quantizer="rtn"), False
@@ -289,9 +321,12 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     check_target(target, job.source.path, request.force)
     total = plan.layout(job.inventory).total
     say = smoke and fits_here(total) and not mlxlm.tokenizer_is_code(job.source.path)
-    sentence = checkpoint.write(
-        job.source, job.inventory, plan, target, request.force, say, report, own() if looks else None
-    )
+    mine = own() if looks else None
+    refine = mine is not None and efforts.refines(plan.effort, plan.quantizer)
+    if refine and not fits_here(total):
+        report.note("the result is larger than memory here: its scales and biases are not distilled end to end")
+        refine = False
+    sentence = checkpoint.write(job.source, job.inventory, plan, target, request.force, say, report, mine, kept, refine)
     active = job.inventory.active_bytes(plan.choice)
     ratio = active_ratio(job.inventory, plan.choice)
     return Result(target, plan, job.inventory, total, active, ratio, sentence, time.monotonic() - started)

@@ -9,7 +9,7 @@ for a moment. This file holds all that is patched of mlx-lm's modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +99,13 @@ def release_block(runner: Runner, block: nn.Module) -> None:
 def layer_names(runner: Runner) -> dict[int, str]:
     """Paths of all layers, by the id of the module."""
     return {id(module): path for path, module in _leaves(runner.model)}
+
+
+def make_dense(runner: Runner, paths: Collection[str]) -> dict[str, Any]:
+    """These layers by path, with weights that can be replaced: those that are quantized become dense ones."""
+    dense = [(path, _dense(leaf)) for path, leaf in _leaves(runner.model) if path in paths and "scales" in leaf]
+    runner.model.update_modules(tree_unflatten(dense))
+    return {path: leaf for path, leaf in _leaves(runner.model) if path in paths}
 
 
 def _bytes_needed(model: nn.Module) -> int:

@@ -19,6 +19,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,9 @@ from .errors import MintError
 from .layers import Inventory
 from .load import Source
 
-SCHEMA = 1
+SCHEMA = 2
+FULL = 1024  # the hidden size up to which a block's whole metric is kept
+WIDE = 4096  # and that of the embedding
 Progress = Callable[[str, int, int], None]
 
 
@@ -54,6 +57,10 @@ class Sensitivity:
         how: how these tokens were made (tokens.py).
         trace: float64 (experts,) by layer: the sum over tokens of |g|^2 |x|^2.
         weights: |g|^2 by layer and token, for error feedback.
+        metric: by block, E[g g^T] with g the gradient at the block's output: float32 (hidden, hidden), its diagonal
+            where that would be large.
+        embedding: float32 (hidden, hidden), what the model minds of an error in a row of the embedding: the sum over
+            tokens of g g^T at its output and, where it is the head as well, of |g|^2 x x^T.
     """
 
     source: str
@@ -63,6 +70,8 @@ class Sensitivity:
     how: str
     trace: dict[str, np.ndarray]
     weights: dict[str, TokenWeights] = field(default_factory=dict)
+    metric: dict[int, np.ndarray] = field(default_factory=dict)
+    embedding: np.ndarray | None = None
 
     def per_weight(self, path: str) -> np.ndarray:
         """Expected KL in nats per token of a mean squared error of one in each weight of a layer, by expert."""
@@ -96,67 +105,67 @@ def measure(
     """
     import mlx.core as mx
 
-    from .blocks import NoChain, Rows, from_logits, pull_back, run, to_embedding, walk
-    from .runner import layer_names, load_block, load_runner, release_block
+    from .blocks import NoChain, Step, forward_blocks, from_logits, names_of, pull_back, to_embedding
+    from .runner import load_block, load_runner, release_block
+    from .taps import Rows
 
     runner = load_runner(source.path, streamed)
     runner.model.train()  # some families' fused kernels have no gradient
     known = {layer.path: layer.shape[0] if len(layer.shape) > 2 else 1 for layer in inventory.layers}
     trace = {path: np.zeros(parts) for path, parts in known.items()}
     gathered: dict[str, list[Rows]] = {}
+    metric: dict[int, np.ndarray] = {}
+    tied = {layer.path for layer in inventory.layers if layer.role == "embedding"}
+    embedding = np.zeros((1, 1), dtype=np.float32)
 
     def visit(rows: Rows) -> None:
+        nonlocal embedding
         assert rows.grad is not None
         squared = np.asarray(mx.sum(mx.square(rows.grad), axis=-1)).astype(np.float64)
         energy = squared * np.asarray(mx.sum(mx.square(rows.x), axis=-1)).astype(np.float64)
         part = np.zeros(len(energy), dtype=np.int64) if rows.part is None else rows.part
         trace[rows.path] += np.bincount(part, energy, minlength=len(trace[rows.path]))
+        if rows.path in tied:
+            scaled = np.asarray(rows.x) * np.sqrt(squared).astype(np.float32)[:, None]
+            embedding = embedding + scaled.T @ scaled
         gathered.setdefault(rows.path, []).append(
             Rows(rows.path, mx.array(0), mx.array(squared.astype(np.float32)), rows.part, rows.token)
         )
 
-    names = {key: path for key, path in layer_names(runner).items() if path in known}
     depth = len(runner.trunk[runner.blocks])
     with tempfile.TemporaryDirectory(prefix="mint-mlx-") as folder:
         inputs = Path(folder)
-        steps, out = [], None
-        blocks = walk(runner, tokens)
-        step = next(blocks)
-        while True:
+        steps = []
+        for step, out, _ in forward_blocks(runner, tokens, batch):
             progress(f"block {step.index} forward", step.index, 2 * depth)
-            load_block(runner, step.block)
-            out = run(step, batch)
-            release_block(runner, step.block)
             np.save(inputs / f"{step.index}.npy", _numpy(step.args[0]))
-            dtype = step.args[0].dtype
-            step.args = (None, *step.args[1:])
-            steps.append(step)
-            try:
-                step = blocks.send(out)
-            except StopIteration:
-                break
-        grad = from_logits(runner, tokens, out, batch, mx.random.key(seed), visit, names)
+            last, dtype = out, step.args[0].dtype
+            steps.append(Step(step.index, step.block, (None, *step.args[1:]), step.kwargs))
+        grad = from_logits(runner, tokens, last, batch, mx.random.key(seed), visit, names_of(runner, known))
         if not gathered:
             raise NoChain("its head is no layer that can be followed")
         if runner.streamed:
             runner = load_runner(source.path, True)
             runner.model.train()
-            names = {key: path for key, path in layer_names(runner).items() if path in known}
         for step in reversed(steps):
             progress(f"block {step.index} back", 2 * depth - step.index - 1, 2 * depth)
             step.block = runner.trunk[runner.blocks][step.index]
             step.args = (mx.array(np.load(inputs / f"{step.index}.npy")).astype(dtype), *step.args[1:])
             load_block(runner, step.block)
-            names |= {key: path for key, path in layer_names(runner).items() if path in known}
-            grad = pull_back(step, grad, batch, visit, names)
+            metric[step.index] = _compact(_metric(grad))
+            grad = pull_back(step, grad, batch, visit, names_of(runner, known))
             release_block(runner, step.block)
-        for path, squared in to_embedding(runner, tokens, steps[0], grad, batch, names):
-            trace[path] += squared.sum()
+        for path, back in to_embedding(runner, tokens, steps[0], grad, batch, names_of(runner, known)):
+            rows = np.asarray(back)
+            trace[path] += float(np.sum(np.square(rows), dtype=np.float64))
+            if rows.shape[-1] <= WIDE:
+                embedding = embedding + rows.T @ rows
     broken = next((path for path, cost in trace.items() if not np.isfinite(cost).all()), None)
     if broken is not None:
         raise MintError(f"{broken} has activations or gradients that overflow: give --effort fast")
+    kept = _compact(embedding) if len(embedding) > 1 else None
     weights = {path: _by_token(rows, tokens.size) for path, rows in gathered.items()}
-    return Sensitivity(source.name, source.structure, source.content, tokens.size, how, trace, weights)
+    return Sensitivity(source.name, source.structure, source.content, tokens.size, how, trace, weights, metric, kept)
 
 
 def check_chain(source: Source) -> None:
@@ -165,22 +174,37 @@ def check_chain(source: Source) -> None:
     Raises:
         NoChain: the model is built in a way that can't be walked through.
     """
-    from .blocks import NoChain, run, walk
-    from .runner import load_block, load_runner, release_block
+    from .blocks import NoChain, forward_blocks
+    from .runner import load_runner
 
     try:
         runner = load_runner(source.path, True)
-        blocks = walk(runner, np.zeros((2, 4), dtype=np.int32))
-        step = next(blocks)
-        for _ in range(2):
-            load_block(runner, step.block)
-            out = run(step, 2)
-            release_block(runner, step.block)
-            step = blocks.send(out)
-    except StopIteration:  # a model of one or two blocks
-        return
+        for _ in islice(forward_blocks(runner, np.zeros((2, 4), dtype=np.int32), 2), 3):
+            pass
     except ValueError as error:  # no list of blocks, or one that is never called
         raise NoChain(str(error).splitlines()[0]) from error
+
+
+def _metric(grad: object) -> np.ndarray:
+    """E[g g^T] over tokens, float32 (hidden, hidden), or its diagonal."""
+    rows = _numpy(grad)
+    rows = rows.reshape(-1, rows.shape[-1])
+    if rows.shape[-1] > FULL:
+        return np.asarray(np.square(rows).mean(axis=0))
+    return np.asarray(rows.T @ rows / len(rows))
+
+
+def _compact(matrix: np.ndarray) -> np.ndarray:
+    """Rounded so that it is kept exactly in 16 bits."""
+    half, scale = _halved(matrix)
+    return half.astype(np.float32) * scale
+
+
+def _halved(matrix: np.ndarray) -> tuple[np.ndarray, np.float32]:
+    """As float16, and the power of two that it was divided by."""
+    most = float(np.abs(matrix).max())
+    scale = np.float32(2.0 ** np.ceil(np.log2(most))) if 0 < most < np.inf else np.float32(1)
+    return (matrix / scale).astype(np.float16), scale
 
 
 def _numpy(array: object) -> np.ndarray:
@@ -196,11 +220,13 @@ def _by_token(rows: list, count: int) -> TokenWeights:
     weight = np.concatenate([np.asarray(r.grad) for r in rows])
     if rows[0].part is None or len(token) % count:
         sums = np.bincount(token, weight, minlength=count).astype(np.float32)
-        return TokenWeights(sums[:, None], None)
+        return TokenWeights(_compact(sums[:, None]), None)
     part = np.concatenate([r.part for r in rows])
     order = np.lexsort((part, token))
     slots = len(token) // count
-    return TokenWeights(weight[order].reshape(count, slots), part[order].astype(np.int32).reshape(count, slots))
+    return TokenWeights(
+        _compact(weight[order].reshape(count, slots)), part[order].astype(np.int32).reshape(count, slots)
+    )
 
 
 def save_sensitivity(tokens: np.ndarray, made: Sensitivity, path: Path) -> None:
@@ -216,10 +242,21 @@ def save_sensitivity(tokens: np.ndarray, made: Sensitivity, path: Path) -> None:
     }
     arrays: dict[str, np.ndarray] = {"head": np.array(json.dumps(head)), "tokens": tokens}
     arrays |= {f"trace.{i}": trace for i, trace in enumerate(made.trace.values())}
+    routes: dict[bytes, int] = {}
     for i, weights in enumerate(made.weights.values()):
-        arrays[f"weight.{i}"] = weights.weight
+        arrays[f"weight.{i}"], scale = _halved(weights.weight)
+        arrays[f"weight.{i}.by"] = np.array(scale)
         if weights.part is not None:
-            arrays[f"part.{i}"] = weights.part
+            route = weights.part.astype(np.min_scalar_type(int(weights.part.max())))
+            first = routes.setdefault(route.tobytes(), i)  # gate, up and down are routed alike
+            arrays[f"route.{i}"] = np.array(first)
+            arrays[f"part.{first}"] = route
+    matrices = {f"metric.{block}": matrix for block, matrix in made.metric.items()}
+    if made.embedding is not None:
+        matrices["embedding"] = made.embedding
+    for name, matrix in matrices.items():
+        arrays[name], scale = _halved(matrix)
+        arrays[f"{name}.scale"] = np.array(scale)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.part")
     with partial.open("wb") as file:
@@ -245,13 +282,23 @@ def load_sensitivity(path: Path) -> tuple[np.ndarray, Sensitivity]:
             head = json.loads(str(arrays["head"]))
             if head["mint_mlx_sensitivity"] != SCHEMA:
                 raise wrong
+            count = len(head["followed"])
             trace = {layer: arrays[f"trace.{i}"] for i, layer in enumerate(head["layers"])}
+            parts = {name: arrays[name].astype(np.int32) for name in arrays if name.startswith("part.")}
+            routes = {i: parts[f"part.{arrays[f'route.{i}']}"] for i in range(count) if f"route.{i}" in arrays}
             weights = {
-                layer: TokenWeights(arrays[f"weight.{i}"], arrays.get(f"part.{i}"))
+                layer: TokenWeights(arrays[f"weight.{i}"].astype(np.float32) * arrays[f"weight.{i}.by"], routes.get(i))
                 for i, layer in enumerate(head["followed"])
             }
+            matrices = {
+                name.removesuffix(".scale"): arrays[name.removesuffix(".scale")].astype(np.float32) * arrays[name]
+                for name in arrays
+                if name.endswith(".scale")
+            }
+            embedding = matrices.pop("embedding", None)
+            metric = {int(name.removeprefix("metric.")): matrix for name, matrix in matrices.items()}
             tokens = arrays["tokens"]
             facts = head["source"], head["structure"], head["content"], int(tokens.size), head["how"]
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         raise wrong from None
-    return tokens, Sensitivity(*facts, trace, weights)
+    return tokens, Sensitivity(*facts, trace, weights, metric, embedding)

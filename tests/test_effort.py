@@ -260,7 +260,9 @@ def test_moments_are_those_of_the_layers_inputs(make: Maker) -> None:
     )
     np.testing.assert_allclose(trace, made.trace["model.layers.0.mlp.switch_mlp.down_proj"], rtol=1e-3)
     moments = Moments(job.source, job.inventory, TOKENS, made)
-    assert moments.of("model.embed_tokens") is None
+    of_rows = moments.of("model.embed_tokens")
+    assert of_rows is not None and of_rows.shape == (1, 128, 128)
+    assert np.trace(of_rows[0]) == pytest.approx(made.trace["model.embed_tokens"].sum(), rel=2e-3)
     q = moments.of("model.layers.1.self_attn.q_proj")
     assert q is not None and q.shape == (1, 128, 128)
     assert np.trace(q[0]) == pytest.approx(made.trace["model.layers.1.self_attn.q_proj"].sum(), rel=1e-3)
@@ -349,7 +351,7 @@ def test_layers_that_no_block_follows_don_t_end_the_walk(make: Maker) -> None:
     job = prepare(str(make(qwen3_moe(2))))
     made = measure(job.source, job.inventory, TOKENS, "random", batch=2)
     moments = Moments(job.source, job.inventory, TOKENS, made)
-    assert moments.of("model.embed_tokens") is None
+    assert moments.of("model.embed_tokens") is not None
     assert moments.of("model.layers.0.mlp.switch_mlp.down_proj") is not None
     assert moments.of("model.layers.1.mlp.gate") is not None
     assert moments.of("lm_head") is not None

@@ -53,14 +53,24 @@ def convert(
         int | None, typer.Option("--kv-bits", metavar="BITS", help="Bits of the cache, as mlx-lm's --kv-bits.")
     ] = None,
     effort: Annotated[
-        str | None, typer.Option(metavar="fast|balanced", help="What to look at and how to round; balanced otherwise.")
+        str | None,
+        typer.Option(metavar="fast|balanced|best", help="What to look at and how to round; balanced otherwise."),
     ] = None,
-    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Carry out this plan as it is.")] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|ORG/NAME", help="Carry out this plan, or the one that a checkpoint keeps, as it is."
+        ),
+    ] = None,
+    sensitivity: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|ORG/NAME", help="Take a sensitivity from here instead of measuring it."),
+    ] = None,
     uniform: Annotated[
         str | None, typer.Option(metavar="CONFIG", help="The same for every layer, e.g. 4bit-g64.")
     ] = None,
     override: OverrideOpt = None,
-    quantizer: Annotated[str | None, typer.Option(metavar="NAME", help="How codes are made: rtn, gptq.")] = None,
+    quantizer: Annotated[str | None, typer.Option(metavar="NAME", help="How codes are made: rtn, gptq, learn.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written; read headers only.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
     ignore_guards: GuardsOpt = False,
@@ -97,6 +107,7 @@ def convert(
         objective=objective,
         effort=effort,
         quantizer=quantizer,
+        sensitivity=sensitivity,
         overrides=override or [],
         ignore_guards=ignore_guards,
         force=force,
@@ -275,13 +286,16 @@ def sensitivity(
 
 @app.command(rich_help_panel=STEPS)
 def allocate(
-    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="A file that `mint-mlx profile` wrote.")],
+    profile: Annotated[
+        str, typer.Argument(metavar="PROFILE", help="What `mint-mlx profile` wrote, or a checkpoint that keeps one.")
+    ],
     budget: Annotated[str, typer.Option(metavar="SIZE", help="19GB, 17.5GiB, 4.5bpw, smallest, ...")],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="PLAN", help="File to write; stdout otherwise.")
     ] = None,
     sensitivity: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What `mint-mlx sensitivity` wrote; weighs the errors.")
+        str | None,
+        typer.Option(metavar="FILE|ORG/NAME", help="What `mint-mlx sensitivity` wrote, or a checkpoint keeps."),
     ] = None,
     recipe: RecipeOpt = None,
     objective: ObjectiveOpt = None,

@@ -1,0 +1,178 @@
+"""Rounding, scales and biases of a block learned together, so that its output stays the source's in the model's metric.
+
+AutoRound's idea (Cheng et al., "Optimize Weight Rounding via Signed Gradient Descent", 2023) on the model's own text.
+Each weight has a latent code, a real number whose nearest integer is the code; the gradient passes the rounding as if
+it weren't there. It starts from error feedback's code, plus how far the weight itself lies from it. The loss is what an
+error e at the block's output costs the whole model by second order, `1/2 E[(g . e)^2]` (sensitivity.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+
+from .pack import Codes
+
+STEPS = 200
+TOKENS = 2048  # a step
+LATENT = 3e-3  # of a code, Adam's first rate for latent codes
+GRID = 3e-3  # of their size, Adam's first rate for scales and biases
+NEAR = 0.45  # of a code: how far a latent may start from error feedback's code
+CHECKS = 4  # looks at the held-out windows
+RIDGE = 0.1  # of the metric's mean diagonal, added to it
+
+Params = dict[str, dict[str, mx.array]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block to be learned.
+
+    Attributes:
+        call: runs it on hidden states (windows, tokens, hidden).
+        modules: its layers by path; their `weight` is replaced.
+        exact: the source's weights.
+        start: error feedback's codes, of the layers that are learned.
+        inputs: (windows, tokens, hidden), what the quantized blocks before it return.
+        targets: (windows, tokens, hidden), what the source's block returns on the source's inputs.
+        root: float32 (hidden, hidden) or (hidden,), `metric_root` of the model's metric at the output.
+    """
+
+    call: Callable[[mx.array], mx.array]
+    modules: dict[str, nn.Module]
+    exact: dict[str, mx.array]
+    start: dict[str, Codes]
+    inputs: mx.array
+    targets: mx.array
+    root: mx.array
+
+
+def metric_root(metric: np.ndarray) -> mx.array:
+    """R with R^T R = E[g g^T] plus a part of its mean diagonal, so that every direction counts a little.
+
+    Of a metric that is a diagonal, R is one as well. The scale is such that the part added is one.
+    """
+    if metric.ndim == 1:
+        ridge = RIDGE * float(metric.mean()) or 1.0
+        return mx.array(np.sqrt(metric / ridge + 1))
+    ridge = RIDGE * float(np.mean(np.diagonal(metric))) or 1.0
+    root = np.linalg.cholesky(metric.astype(np.float64) + ridge * np.eye(len(metric))).T
+    return mx.array((root / np.sqrt(ridge)).astype(np.float32))
+
+
+def learn(block: Block, seed: int = 0, steps: int = STEPS) -> dict[str, Codes]:
+    """Learn a block's codes, scales and biases; what is best on windows that it isn't trained on is returned.
+
+    The last eighth of the windows is held out; error feedback's own codes are among those compared.
+    """
+    count = len(block.inputs)
+    held = max(1, count // 8)
+    train, valid = np.arange(count - held), np.arange(count - held, count)
+    batch = max(1, min(len(train), TOKENS // block.inputs.shape[1]))
+    latents, grids = _begin(block)
+    best = {path: dict(grids[path], latent=latents[path]) for path in latents}
+    best_loss = _total(block, latents, grids, valid, batch)
+    optimizers = [
+        optim.Adam(learning_rate=optim.linear_schedule(rate, 0.0, steps), bias_correction=True)
+        for rate in (LATENT, GRID)
+    ]
+    slope = mx.value_and_grad(partial(_loss, block), argnums=(0, 1))
+    rng, order = np.random.default_rng(seed), np.empty(0, dtype=np.int64)
+    for step in range(steps):
+        if len(order) < batch:
+            order = rng.permutation(train)
+        chosen, order = mx.array(order[:batch]), order[batch:]
+        _, (to_latents, to_grids) = slope(latents, grids, block.inputs[chosen], block.targets[chosen])
+        latents = optimizers[0].apply_gradients(to_latents, latents)
+        grids = optimizers[1].apply_gradients(to_grids, grids)
+        latents = {path: _bounded(latent, block.start[path]) for path, latent in latents.items()}
+        mx.eval(latents, grids, [o.state for o in optimizers])
+        if (step + 1) % max(1, steps // CHECKS) == 0:
+            loss = _total(block, latents, grids, valid, batch)
+            if loss < best_loss:
+                best_loss, best = loss, {path: dict(grids[path], latent=latents[path]) for path in latents}
+    return {path: _finish(block.start[path], found) for path, found in best.items()}
+
+
+def _begin(block: Block) -> tuple[dict[str, mx.array], Params]:
+    """Latent codes, and offsets of scales and biases in their own size."""
+    latents, grids = {}, {}
+    for path, start in block.start.items():
+        codes = mx.array(start.codes).astype(mx.float32)
+        scales, biases = _grid(start)
+        exact = _by_group(block.exact[path].astype(mx.float32), start)
+        safe = mx.where(scales == 0, 1.0, scales)
+        offset = ((exact - biases[..., None]) / safe[..., None]).reshape(codes.shape) - codes
+        latents[path] = codes + mx.clip(offset, -NEAR, NEAR)
+        grids[path] = {"scales": mx.zeros_like(scales), "biases": mx.zeros_like(biases)}
+    return latents, grids
+
+
+def _grid(start: Codes) -> tuple[mx.array, mx.array]:
+    return start.scales.astype(mx.float32), start.biases.astype(mx.float32)
+
+
+def _by_group(array: mx.array, start: Codes) -> mx.array:
+    return array.reshape(*array.shape[:-1], -1, start.config.group_size)
+
+
+def _moved(start: Codes, grid: dict[str, mx.array]) -> tuple[mx.array, mx.array]:
+    """Scales and biases after their offsets, as they will be written."""
+    scales, biases = _grid(start)
+    size = mx.maximum(mx.abs(biases), mx.abs(scales))
+    return tuple(
+        _straight(a, a.astype(start.scales.dtype))
+        for a in (scales * (1 + grid["scales"]), biases + size * grid["biases"])
+    )  # type: ignore[return-value]
+
+
+def _straight(value: mx.array, rounded: mx.array) -> mx.array:
+    """The rounded value, with the gradient of the value."""
+    return value + mx.stop_gradient(rounded.astype(value.dtype) - value)
+
+
+def _codes(latent: mx.array, start: Codes) -> mx.array:
+    return mx.clip(mx.round(latent), 0, 2**start.config.bits - 1)
+
+
+def _bounded(latent: mx.array, start: Codes) -> mx.array:
+    """A latent that left the grid can come back at once."""
+    return mx.clip(latent, -0.5, 2**start.config.bits - 0.5)
+
+
+def _weight(latent: mx.array, grid: dict[str, mx.array], start: Codes) -> mx.array:
+    scales, biases = _moved(start, grid)
+    codes = _by_group(_straight(latent, _codes(latent, start)), start)
+    return (codes * scales[..., None] + biases[..., None]).reshape(latent.shape)
+
+
+def _loss(block: Block, latents: dict[str, mx.array], grids: Params, inputs: mx.array, targets: mx.array) -> mx.array:
+    """Mean over tokens of |R e|^2, with the layers' weights as the parameters say."""
+    for path, latent in latents.items():
+        module: Any = block.modules[path]
+        module.weight = _weight(latent, grids[path], block.start[path]).astype(block.exact[path].dtype)
+    error = (block.call(inputs) - targets).astype(mx.float32)
+    error = error * block.root if block.root.ndim == 1 else error @ block.root.T
+    return mx.mean(mx.sum(mx.square(error), axis=-1))
+
+
+def _total(block: Block, latents: dict[str, mx.array], grids: Params, windows: np.ndarray, batch: int) -> float:
+    total = 0.0
+    for first in range(0, len(windows), batch):
+        chosen = mx.array(windows[first : first + batch])
+        loss = _loss(block, latents, grids, block.inputs[chosen], block.targets[chosen])
+        total += float(loss) * len(chosen)
+    return total / len(windows)
+
+
+def _finish(start: Codes, found: dict[str, mx.array]) -> Codes:
+    scales, biases = (a.astype(start.scales.dtype) for a in _moved(start, found))
+    codes = np.array(_codes(found["latent"], start)).astype(np.uint8)
+    return Codes(start.config, codes, scales, biases)

@@ -1,0 +1,172 @@
+"""Runs `learn` over a model: the source and the quantized model side by side, a block at a time.
+
+The source's block gives the inputs' moments (for the start) and the target; the quantized blocks before it give what
+the block will really read. So blocks follow each other. What the quantized blocks returned is kept in the work folder,
+from which an interrupted run goes on, to the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..blocks import Step, first_input, forward_blocks, run
+from ..inputs import embedding_moments, head_inputs, weigh
+from ..layers import MLX_DTYPES, Layer
+from ..quant import QuantConfig
+from ..runner import Runner, load_runner, make_dense
+from ..taps import Rows
+from . import gptq, rtn
+from .learn import Block, learn, metric_root
+from .pack import Codes
+from .quantizers import SCRATCH, Work
+
+BATCH = 8  # windows at once
+Packed = dict[str, mx.array]
+
+
+class Learner:
+    """A quantizer that learns a block when the first of its layers is asked for."""
+
+    def __init__(self, work: Work) -> None:
+        assert work.own is not None
+        self.work = work
+        self.tokens, self.sensitivity = work.own
+        self.layers = {layer.path: layer for layer in work.inventory.layers}
+        self._blocks: Iterator[tuple[int | None, dict[str, Packed]]] | None = None
+        self._here: int | None = -1
+        self._found: dict[str, Packed] = {}
+
+    def __call__(self, layer: Layer, weight: mx.array, config: QuantConfig) -> Packed:
+        """One layer's tensors. What isn't followed is rounded to nearest."""
+        if layer.role == "embedding":
+            return gptq.quantize(weight, config, embedding_moments(layer, self.sensitivity.embedding))
+        if layer.block is not None or layer.role == "head":
+            if self._blocks is None:
+                self._blocks = self._run(layer.block)
+            while self._here != layer.block:
+                self._here, self._found = next(self._blocks)
+        found = self._found.get(layer.path)
+        return rtn.quantize(weight, config) if found is None else found
+
+    def _run(self, first: int | None) -> Iterator[tuple[int | None, dict[str, Packed]]]:
+        """Yield each block's layers, from one that is asked for on; at last None with the head."""
+        runner = load_runner(self.work.source.path)
+        runner.model.train()  # some families' fused kernels have no gradient
+        start, hidden = self._resume(runner, first)
+        followed = {path for path, layer in self.layers.items() if layer.kind in ("linear", "experts")}
+        wanted = followed & self.sensitivity.weights.keys()
+        for step, out, rows in forward_blocks(runner, self.tokens, BATCH, wanted, start):
+            if step.index < start:
+                continue
+            if hidden is None:
+                hidden = self._embedded(runner)
+            found, hidden = self._learn_block(runner, step, out, rows, hidden)
+            last = out
+            self._keep(step.index + 1, hidden)
+            yield step.index, found
+        head = head_inputs(runner, self.work.inventory, self.tokens, last, self.sensitivity)
+        modules = make_dense(runner, head)
+        yield None, {path: self._feedback(path, modules[path], i.moments(path)) for path, i in head.items()}
+
+    def _changed(self, role: str | None, block: int | None) -> list[str]:
+        """Layers of a role or a block that don't stay as the source has them."""
+        choice = self.work.choice
+        return [
+            path
+            for path, layer in self.layers.items()
+            if layer.block == block and role in (None, layer.role)
+            if choice[path].quantized and choice[path] != layer.stored
+        ]
+
+    def _feedback(self, path: str, module: Any, moments: np.ndarray | None) -> Packed:
+        return gptq.quantize(self._weight(path, module), self.work.choice[path], moments)
+
+    def _weight(self, path: str, module: Any) -> mx.array:
+        """A layer's weight in the type that its scales will have."""
+        weight: mx.array = module.weight.astype(getattr(mx, MLX_DTYPES[self.layers[path].dtype]))
+        return weight
+
+    def _put(self, path: str, module: Any, packed: Packed) -> None:
+        """Let a layer have the weight that its codes mean."""
+        c = self.work.choice[path]
+        weight = mx.dequantize(packed["weight"], packed["scales"], packed.get("biases"), c.group_size, c.bits, c.mode)
+        module.weight = weight.astype(module.weight.dtype)
+
+    def _embedded(self, runner: Runner) -> mx.array:
+        """What the first block reads once the embedding is quantized."""
+        modules = make_dense(runner, self._changed("embedding", None))
+        exact = {path: module.weight for path, module in modules.items()}
+        for path, module in modules.items():
+            moments = embedding_moments(self.layers[path], self.sensitivity.embedding)
+            self._put(path, module, self._feedback(path, module, moments))
+        hidden = first_input(runner, self.tokens)
+        for path, module in modules.items():  # the source's own blocks go on from the source's embedding
+            module.weight = exact[path]
+        return hidden
+
+    def _learn_block(
+        self, runner: Runner, step: Step, out: mx.array, rows: dict[str, list[Rows]], hidden: mx.array
+    ) -> tuple[dict[str, Packed], mx.array]:
+        """One block's layers, and what it returns once they are quantized."""
+        changed = self._changed(None, step.index)
+        modules = make_dense(runner, changed)
+        parts = {p: layer.shape[0] if layer.kind == "experts" else 1 for p, layer in self.layers.items()}
+        inputs = weigh(rows, self.sensitivity, parts)
+        packed: dict[str, Packed] = {}
+        start: dict[str, Codes] = {}
+        for path in changed:
+            weight, config = self._weight(path, modules[path]), self.work.choice[path]
+            if path not in inputs or config.mode != "affine":
+                packed[path] = rtn.quantize(weight, config)
+                continue
+            codes = gptq.find_codes(weight, config, inputs[path].moments(path))
+            packed[path] = codes.packed()
+            if self.layers[path].role != "router":
+                start[path] = codes
+        exact = {path: modules[path].weight for path in start}
+        for path in packed.keys() - start.keys():
+            self._put(path, modules[path], packed[path])
+        if start:
+            block = Block(
+                call=lambda h: step.block(h, *step.args[1:], **step.kwargs),
+                modules={path: modules[path] for path in start},
+                exact=exact,
+                start=start,
+                inputs=hidden,
+                targets=out,
+                root=metric_root(self.sensitivity.metric[step.index]),
+            )
+            packed |= {path: codes.packed() for path, codes in learn(block, seed=step.index).items()}
+        for path in start:
+            self._put(path, modules[path], packed[path])
+        done = run(replace(step, args=(hidden, *step.args[1:])), BATCH)
+        mx.clear_cache()
+        return packed, done
+
+    def _keep(self, block: int, hidden: mx.array) -> None:
+        """Keep what a block will read. What the block before it read is still needed: its layers aren't written yet."""
+        path = self._file(block)
+        partial = path.with_name(f"{SCRATCH}unfinished.safetensors")
+        mx.save_safetensors(str(partial), {"hidden": hidden})
+        partial.replace(path)
+        self._file(block - 2).unlink(missing_ok=True)
+
+    def _resume(self, runner: Runner, first: int | None) -> tuple[int, mx.array | None]:
+        """The block to go on from, and what it reads: the last one at or before the one that is asked for."""
+        depth = len(runner.trunk[runner.blocks])
+        for block in range(depth if first is None else first, 0, -1):
+            if self._file(block).is_file():
+                with mx.stream(mx.cpu):
+                    loaded: dict[str, mx.array] = mx.load(str(self._file(block)))  # type: ignore[assignment]
+                    mx.eval(loaded)
+                return block, loaded["hidden"]
+        return 0, None
+
+    def _file(self, block: int) -> Path:
+        return self.work.folder / f"{SCRATCH}hidden-{block}.safetensors"

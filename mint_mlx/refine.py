@@ -1,0 +1,228 @@
+"""Scales and biases of a finished checkpoint, distilled end to end on text that the source wrote itself.
+
+The source's predictions are computed once, streamed where it is larger than memory; after that only the quantized model
+is needed. What is learned is the divergence of the checkpoint's predictions from them, by Adam on relative offsets of
+every affine layer's scales and biases. Codes, shapes and bytes stay; norms and everything unquantized as well.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten
+
+from . import mlxlm
+from .cpu import logsumexp, on_cpu
+from .errors import MintError
+from .headers import read_header
+from .load import Source
+from .runner import LOGITS, forward, load_runner
+
+TOP = 64  # of the source's most likely tokens kept for each position
+STEPS = 200
+RATE = 1e-3  # of their size, Adam's first rate for scales and biases
+TOKENS = 1024  # a step
+CHECKS = 6  # looks at the held-out windows
+Progress = Callable[[str, int, int], None]
+Params = dict[str, dict[str, mx.array]]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the source predicts after each token.
+
+    Attributes:
+        tokens: int32 (windows, tokens).
+        ids: int32 (windows, tokens, TOP), its most likely tokens.
+        logp: float32 (windows, tokens, TOP), their log-probabilities.
+    """
+
+    tokens: np.ndarray
+    ids: np.ndarray
+    logp: np.ndarray
+
+
+@dataclass(frozen=True)
+class Refined:
+    """Scales and biases that were learned, in the types that they are stored in, with the divergence on held-out text.
+
+    Attributes:
+        tensors: by name in the checkpoint.
+        before, after: KL divergence from the source in nats per token, on windows that it was not trained on.
+    """
+
+    tensors: dict[str, mx.array]
+    before: float
+    after: float
+
+
+def predict(source: Source, tokens: np.ndarray, progress: Progress = lambda *_: None) -> Targets:
+    """The source's predictions on windows of tokens."""
+    runner = load_runner(source.path)
+    count, length = tokens.shape
+    shape, width = None, TOP
+    for piece in forward(runner, tokens, max(1, 2048 // length)):
+        progress("source", piece.rows.start, count)
+        width = min(TOP, piece.logits.shape[-1])
+        if shape is None:
+            shape = (count, length, width)
+            ids, logp = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.float32)
+        found = piece.logits - logsumexp(piece.logits)
+        best = mx.argpartition(-found, width - 1, axis=-1)[..., :width]
+        ids[piece.rows, piece.columns] = np.array(best).astype(np.int32)
+        logp[piece.rows, piece.columns] = np.array(mx.take_along_axis(found, best, axis=-1))
+        mx.clear_cache()
+    return Targets(tokens, ids, logp)
+
+
+def divergence(logits: mx.array, ids: mx.array, logp: mx.array) -> mx.array:
+    """Mean KL divergence in nats per token; what lies outside the source's best tokens counts as one token.
+
+    Args:
+        logits: float32 (windows, tokens, vocabulary) of the checkpoint.
+        ids, logp: (windows, tokens, TOP) of the source.
+    """
+    ours = mx.take_along_axis(logits, ids, axis=-1) - mx.logsumexp(logits, axis=-1, keepdims=True)
+    p, q = mx.exp(logp), mx.exp(ours)
+    left_p, left_q = (mx.maximum(1 - mx.sum(x, axis=-1), 1e-6) for x in (p, q))
+    kept = mx.sum(p * (logp - ours), axis=-1)
+    return mx.mean(kept + left_p * (mx.log(left_p) - mx.log(left_q)))
+
+
+class _Student:
+    """A checkpoint whose scales and biases can move. On a CPU its layers are dense and made anew from their codes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = load_runner(folder, False).model
+        self.model.train()
+        self.modules: dict[str, Any] = dict(self.model.named_modules())
+        self.stored = {
+            path: module
+            for path, module in mlxlm.build_model(folder).named_modules()
+            if "scales" in module and module.get("biases") is not None
+        }
+        self.start = {
+            path: {name: module[name].astype(mx.float32) for name in ("scales", "biases")}
+            for path, module in self.stored.items()
+        }
+        if not self.stored:
+            raise MintError(f"{folder.name} has no layer with scales and biases: there is nothing to refine")
+
+    def moved(self, params: Params) -> Params:
+        """Scales and biases after their offsets, rounded to the types that they are stored in."""
+        out: Params = {}
+        for path, offsets in params.items():
+            scales, biases = self.start[path]["scales"], self.start[path]["biases"]
+            size = mx.maximum(mx.abs(biases), mx.abs(scales))
+            new = {"scales": scales * (1 + offsets["scales"]), "biases": biases + size * offsets["biases"]}
+            kind = self.stored[path]["scales"].dtype
+            out[path] = {n: a + mx.stop_gradient(a.astype(kind).astype(a.dtype) - a) for n, a in new.items()}
+        return out
+
+    def logits(self, params: Params, tokens: mx.array) -> mx.array:
+        """The checkpoint's predictions with these offsets, float32."""
+        for path, new in self.moved(params).items():
+            stored, module = self.stored[path], self.modules[path]
+            if on_cpu():
+                module.weight = mx.dequantize(
+                    stored.weight, new["scales"], new["biases"], stored.group_size, stored.bits
+                )
+            else:
+                module.scales, module.biases = (new[n].astype(stored[n].dtype) for n in ("scales", "biases"))
+        out: mx.array = self.model(tokens).astype(mx.float32)
+        return out
+
+
+def refine(folder: Path, targets: Targets, steps: int = STEPS, progress: Progress = lambda *_: None) -> Refined:
+    """Distil a checkpoint's scales and biases; the best on the last eighth of the windows is returned.
+
+    Args:
+        folder: any MLX checkpoint of the same vocabulary that fits in memory.
+        targets: the source's predictions.
+        steps: of Adam.
+        progress: called with (what, done, total).
+
+    Raises:
+        MintError: it holds no affine layer.
+    """
+    student = _Student(folder)
+    count, length = targets.tokens.shape
+    held = max(1, count // 8)
+    train, valid = np.arange(count - held), np.arange(count - held, count)
+    size = TOKENS // length
+    params: Params = {
+        path: {name: mx.zeros_like(array) for name, array in start.items()} for path, start in student.start.items()
+    }
+    vocabulary = int(student.logits(params, mx.array(targets.tokens[:1, :1])).shape[-1])
+    size = max(1, min(size, 2 * LOGITS // (length * vocabulary), len(train)))
+
+    def loss(params: Params, rows: np.ndarray) -> mx.array:
+        tokens, ids, logp = (mx.array(a[rows]) for a in (targets.tokens, targets.ids, targets.logp))
+        return divergence(student.logits(params, tokens), ids, logp)
+
+    def total(params: Params) -> float:
+        parts = [valid[i : i + size] for i in range(0, len(valid), size)]
+        return sum(float(loss(params, rows)) * len(rows) for rows in parts) / len(valid)
+
+    optimizer = optim.Adam(learning_rate=optim.linear_schedule(RATE, 0.0, steps), bias_correction=True)
+    slope = mx.value_and_grad(loss)
+    before = lowest = total(params)
+    best, rng, order = params, np.random.default_rng(0), np.empty(0, dtype=np.int64)
+    for step in range(steps):
+        progress("distil", step, steps)
+        if len(order) < size:
+            order = rng.permutation(train)
+        rows, order = order[:size], order[size:]
+        _, grads = slope(params, rows)
+        params = optimizer.apply_gradients(grads, params)
+        mx.eval(params, optimizer.state)
+        if (step + 1) % max(1, steps // CHECKS) == 0 and (now := total(params)) < lowest:
+            lowest, best = now, params
+    kinds = {path: module["scales"].dtype for path, module in student.stored.items()}
+    moved = {path: {n: a.astype(kinds[path]) for n, a in new.items()} for path, new in student.moved(best).items()}
+    return Refined(dict(tree_flatten(moved)), before, lowest)
+
+
+def refine_own(
+    source: Source, tokens: np.ndarray, folder: Path, progress: Progress = lambda *_: None, steps: int = STEPS
+) -> Refined | None:
+    """Refine a checkpoint in place on the source's own tokens; None, and nothing changes, where that is no gain."""
+    found = refine(folder, predict(source, tokens, progress), steps, progress)
+    if found.after >= found.before:
+        return None
+    put_refined(folder, found)
+    return found
+
+
+def put_refined(folder: Path, refined: Refined) -> None:
+    """Write the refined tensors into a checkpoint's shards: each is copied, changed, and put in the old one's place.
+
+    Raises:
+        MintError: a tensor is stored under another name or in another form.
+    """
+    left = dict(refined.tensors)
+    for shard in sorted(folder.glob("model*.safetensors")):
+        table, start = read_header(shard)
+        here = {name: left.pop(name) for name in table if name in left}
+        if not here:
+            continue
+        copy = shard.with_name(f"{shard.name}.part")
+        shutil.copyfile(shard, copy)
+        with copy.open("r+b") as file:
+            for name, array in here.items():
+                first, last = table[name].start, table[name].end
+                data = memoryview(array.reshape(-1).view(mx.uint8))  # type: ignore[arg-type]
+                if len(data) != last - first:
+                    raise MintError(f"{name} takes {last - first} bytes in {shard.name}, {len(data)} once loaded")
+                file.seek(start + first)
+                file.write(data)
+        copy.replace(shard)
+    if left:
+        raise MintError(f"the checkpoint stores {next(iter(left))} under another name: it can't be refined")
