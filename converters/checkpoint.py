@@ -6,7 +6,8 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from ..versions import versions
 from .card import model_card
 from .quantizers import SCRATCH, Own, Quantizer, Work, find_quantizer
 from .verify import rehearse, verify
-from .writer import JOURNAL, LOCK, Writer, check_work, write_index
+from .writer import JOURNAL, LOCK, Writer, check_work, lock, write_index
 
 NOT_COPIED = ("config.json", "*.index.json", "hf_quant_config.json", "quantize_config.json", *KEPT)
 
@@ -139,6 +140,32 @@ def write(
             path.unlink()
         put_in_place(work, target, force)
     return sentence
+
+
+@contextmanager
+def copied(folder: Path, target: Path, force: bool) -> Iterator[Path]:
+    """A copy of a checkpoint to work on, beside the target; it gets that name in the end, or is removed on an error.
+
+    Raises:
+        MintError: another run works there, the disk is too small, or something else has the copy's name.
+    """
+    work = work_folder(target)
+    check_work(work)
+    check_space(target.absolute().parent, 2 * sum(f.stat().st_size for f in folder.iterdir() if f.is_file()))
+    work.mkdir(exist_ok=True)
+    with lock(work):
+        try:
+            for old in work.iterdir():
+                if old.name != LOCK:
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+            for file in folder.iterdir():
+                if file.is_file():
+                    shutil.copyfile(file, work / file.name)
+            yield work
+            (work / LOCK).unlink()
+            put_in_place(work, target, force)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _digest(own: Own) -> str:

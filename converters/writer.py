@@ -54,12 +54,7 @@ class Writer:
         """
         self.work, self.layout, self.units = work, layout, units
         work.mkdir(parents=True, exist_ok=True)
-        self._lock = (work / LOCK).open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise MintError(f"another run is writing to {work}: wait for it or choose another folder with -o") from None
+        self._lock = lock(work)
         self._files: list[int] = []
         try:
             self.done = self._resume(json.loads(json.dumps(identity)), discard)
@@ -156,6 +151,21 @@ class Writer:
         if not self._journal.closed:
             self._journal.close()
             self._release()
+
+
+def lock(work: Path) -> IO[str]:
+    """Lock a work folder for this process, until the file that is returned is closed.
+
+    Raises:
+        MintError: another process works there.
+    """
+    file = (work / LOCK).open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise MintError(f"another run is writing to {work}: wait for it or choose another folder with -o") from None
+    return file
 
 
 def _bytes(array: mx.array) -> memoryview:

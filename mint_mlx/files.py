@@ -53,6 +53,16 @@ def check_file(path: Path, marker: str, force: bool = False) -> None:
             raise MintError(f"{path} exists already: choose another file with -o, or replace it with --force")
 
 
+def check_picture(path: Path) -> None:
+    """Refuse to draw where no picture can be written.
+
+    Raises:
+        MintError: its folder is missing, or it doesn't end in .png, .pdf or .svg.
+    """
+    if path.suffix not in (".png", ".pdf", ".svg") or path.is_dir() or not path.absolute().parent.is_dir():
+        raise MintError(f"{path} cannot be drawn: give a .png, .pdf or .svg file in an existing folder")
+
+
 def check_name(path: Path, what: str) -> None:
     """Refuse a folder whose name mlx-lm can't handle.
 

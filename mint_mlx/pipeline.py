@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,6 +34,9 @@ from .report import Report, Silent
 from .sensitivity import Sensitivity, load_sensitivity, save_sensitivity
 from .uniform import active_ratio
 from .units import both, human, parse_budget
+
+if TYPE_CHECKING:
+    from .refine import Refined
 
 PROFILE_MARKER, PLAN_MARKER = "mint_mlx_profile", "mint_mlx_plan"
 
@@ -166,6 +169,57 @@ def first_token(job: Job) -> int | None:
         return None
     ids = mlxlm.encode(mlxlm.load_tokenizer(job.source.path), "")
     return int(ids[0]) if len(ids) else None
+
+
+def refine_checkpoint(
+    checkpoint: str,
+    model: str,
+    out: Path | None = None,
+    steps: int | None = None,
+    force: bool = False,
+    report: Report | None = None,
+) -> tuple[Path, Refined]:
+    """Distil the scales and biases of any MLX checkpoint on text that its source wrote (refine.py): a new checkpoint.
+
+    Raises:
+        MintError: an input is wrong, the checkpoint doesn't fit in memory, or nothing was gained; nothing is written
+            then.
+    """
+    from .converters import checkpoint as writer
+    from .refine import STEPS, refine_own
+    from .tokens import write_tokens
+
+    report = report or Silent()
+    given = load_source(checkpoint)
+    target = out or Path(f"{given.name.rpartition('/')[2]}-refined")
+    check_target(target, given.path, force)
+    if not any(name.endswith(".biases") for table in given.headers.values() for name in table):
+        raise MintError(f"{given.name} has no layer with scales and biases: give a quantized MLX checkpoint")
+    if not fits_here(given.weight_bytes):
+        raise MintError(f"{given.name} is larger than this machine's memory: refine it on a larger one")
+    job = prepare(model)
+    check_target(target, job.source.path, force)
+    same = [source.config.get("text_config") or source.config for source in (given, job.source)]
+    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
+        one, two = (text.get(key) for text in same)
+        if one != two:
+            raise MintError(f"{given.name} was not made from {job.source.name}: their {key} is {one} and {two}")
+    count = efforts.EFFORTS["best"].tokens
+    known = cache.cached_sensitivity(job.source, count)
+    if known is not None:
+        tokens = known[0]
+    else:
+        report.stage("write tokens")
+        tokens, _ = write_tokens(job.source, vocabulary(job), count, first_token(job), progress=report.step)
+    with writer.copied(given.path, target, force) as work:
+        report.stage("refine")
+        found = refine_own(job.source, tokens, work, report.step, steps or STEPS)
+        if found is None:
+            raise MintError(
+                f"refining {given.name} gained nothing on text that it was not trained on: nothing was written"
+            )
+        mlxlm.build_model(work)
+    return target, found
 
 
 def get_profile(job: Job, report: Report | None = None) -> Profile:

@@ -341,3 +341,54 @@ def allocate(
             "layers": {path: str(config) for path, config in plan.choice.items()},
         }
     )
+
+
+@app.command(rich_help_panel=STEPS)
+def sweep(
+    profile: Annotated[
+        str, typer.Argument(metavar="PROFILE", help="What `mint-mlx profile` wrote, or a checkpoint that keeps one.")
+    ],
+    sensitivity: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|ORG/NAME", help="What `mint-mlx sensitivity` wrote: losses become predicted KLs."),
+    ] = None,
+    measured: Annotated[
+        list[str] | None, typer.Option(metavar="SIZE:PPL", help="A perplexity that was measured; repeatable.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it.")] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Show predicted quality against size, with the knee and the Macs that each size fits."""
+    output = start(as_json)
+    from ..files import check_picture
+    from ..sweep import draw, sweep, sweep_rows
+
+    if plot is not None:
+        check_picture(plot)
+    found = sweep(profile, sensitivity, tuple(measured or ()))
+    output.table(*sweep_rows(found))
+    output.line("Mac: the GPU's limit by default less 1 GiB, without a cache; `convert --fit` counts that too.")
+    if plot is not None:
+        draw(found, plot)
+        output.line(f"{plot}: drawn")
+    output.result(asdict(found))
+
+
+@app.command(rich_help_panel=STEPS)
+def refine(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Any MLX checkpoint: a folder or org/name.")],
+    source: Annotated[str, typer.Option(metavar="MODEL", help="The unquantized model that it was made from.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write; NAME-refined otherwise.")] = None,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of 1,024 tokens.")] = 200,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Distil a checkpoint's scales and biases on text that its source wrote: same bytes, closer to it."""
+    output = start(as_json)
+    from .. import pipeline
+
+    path, found = pipeline.refine_checkpoint(checkpoint, source, out, steps, force, output)
+    output.close()
+    output.line(f"{path}: KL from the source on held-out text {found.before:.4g} -> {found.after:.4g} nats a token")
+    output.result({"path": str(path), "kl_before": found.before, "kl_after": found.after})
+    output.line(f"mlx_lm.chat --model {shlex.quote(str(path))}")
