@@ -67,11 +67,12 @@ def metric_root(metric: np.ndarray) -> mx.array:
     return mx.array((root / np.sqrt(ridge)).astype(np.float32))
 
 
-def learn(block: Block, seed: int = 0, steps: int = STEPS) -> dict[str, Codes]:
+def learn(block: Block, seed: int = 0, steps: int | None = None) -> dict[str, Codes]:
     """Learn a block's codes, scales and biases; what is best on windows that it isn't trained on is returned.
 
     The last eighth of the windows is held out; error feedback's own codes are among those compared.
     """
+    steps = steps or STEPS
     count = len(block.inputs)
     held = max(1, count // 8)
     train, valid = np.arange(count - held), np.arange(count - held, count)

@@ -186,7 +186,7 @@ def refine_checkpoint(
             then.
     """
     from .converters import checkpoint as writer
-    from .refine import STEPS, refine_own
+    from .refine import refine_own
     from .tokens import write_tokens
 
     report = report or Silent()
@@ -213,7 +213,7 @@ def refine_checkpoint(
         tokens, _ = write_tokens(job.source, vocabulary(job), count, first_token(job), progress=report.step)
     with writer.copied(given.path, target, force) as work:
         report.stage("refine")
-        found = refine_own(job.source, tokens, work, report.step, steps or STEPS)
+        found = refine_own(job.source, tokens, work, report.step, steps)
         if found is None:
             raise MintError(
                 f"refining {given.name} gained nothing on text that it was not trained on: nothing was written"

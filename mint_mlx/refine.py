@@ -140,7 +140,7 @@ class _Student:
         return out
 
 
-def refine(folder: Path, targets: Targets, steps: int = STEPS, progress: Progress = lambda *_: None) -> Refined:
+def refine(folder: Path, targets: Targets, steps: int | None = None, progress: Progress = lambda *_: None) -> Refined:
     """Distil a checkpoint's scales and biases; the best on the last eighth of the windows is returned.
 
     Args:
@@ -152,6 +152,7 @@ def refine(folder: Path, targets: Targets, steps: int = STEPS, progress: Progres
     Raises:
         MintError: it holds no affine layer.
     """
+    steps = steps or STEPS
     student = _Student(folder)
     count, length = targets.tokens.shape
     held = max(1, count // 8)
@@ -191,7 +192,7 @@ def refine(folder: Path, targets: Targets, steps: int = STEPS, progress: Progres
 
 
 def refine_own(
-    source: Source, tokens: np.ndarray, folder: Path, progress: Progress = lambda *_: None, steps: int = STEPS
+    source: Source, tokens: np.ndarray, folder: Path, progress: Progress = lambda *_: None, steps: int | None = None
 ) -> Refined | None:
     """Refine a checkpoint in place on the source's own tokens; None, and nothing changes, where that is no gain."""
     found = refine(folder, predict(source, tokens, progress), steps, progress)

@@ -169,7 +169,7 @@ def draw(found: Sweep, path: Path) -> None:
     figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
     sizes, losses = [p.bytes for p in found.points], [p.loss for p in found.points]
     known = found.objective in NEEDS_SENSITIVITY
-    label = "predicted KL from the source, rounded to nearest (nats per token)" if known else "loss (`prior`)"
+    label = "predicted KL from the source, rounded to nearest" if known else "loss"
     axis.plot(sizes, losses, marker="o", markersize=4, color="tab:blue", label=label)
     at = found.points[found.knee]
     axis.plot([at.bytes], [at.loss], "D", color="tab:red", label=f"knee: {at.bits_per_weight:.2f} bpw")
@@ -179,7 +179,7 @@ def draw(found: Sweep, path: Path) -> None:
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlabel("bytes of all safetensors files")
-    axis.set_ylabel(label)
+    axis.set_ylabel("predicted KL (nats per token)" if known else "loss (`prior`)")
     axis.xaxis.set_major_locator(MaxNLocator(7))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))

@@ -26,6 +26,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What looks at the model's own text has tests of its own (test_effort.py), on few tokens.
     monkeypatch.setattr(efforts, "DEFAULT", "fast")
     monkeypatch.setattr(efforts, "TOKENS", 512)
+    monkeypatch.setattr("mint_mlx.converters.learn.STEPS", 8)
+    monkeypatch.setattr("mint_mlx.refine.STEPS", 6)
 
 
 @pytest.fixture

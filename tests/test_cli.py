@@ -12,7 +12,20 @@ from conftest import Maker, llama, qwen3_moe
 
 from mint_mlx import cli
 
-COMMANDS = ("convert", "inspect", "doctor", "recipes", "demo", "profile", "allocate", "eval", "compare")
+COMMANDS = (
+    "convert",
+    "inspect",
+    "doctor",
+    "recipes",
+    "demo",
+    "profile",
+    "sensitivity",
+    "allocate",
+    "sweep",
+    "refine",
+    "eval",
+    "compare",
+)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:

@@ -182,6 +182,7 @@ def test_released_families_are_balanced(tmp_path: Path, family: str) -> None:
 def test_a_sensitivity_survives_its_file(make: Maker, tmp_path: Path) -> None:
     job = prepare(str(make(qwen3_moe(1))))
     made = measure(job.source, job.inventory, TOKENS, "random")
+    assert made.metric.keys() == {0} and made.metric[0].shape == (128, 128) and made.embedding is not None
     save_sensitivity(TOKENS, made, tmp_path / "s.npz")
     tokens, read = load_sensitivity(tmp_path / "s.npz")
     np.testing.assert_array_equal(tokens, TOKENS)
@@ -190,6 +191,11 @@ def test_a_sensitivity_survives_its_file(make: Maker, tmp_path: Path) -> None:
         np.testing.assert_array_equal(read.trace[path], trace)
     for path, weights in made.weights.items():
         np.testing.assert_array_equal(read.weights[path].weight, weights.weight)
+        assert (read.weights[path].part is None) == (weights.part is None)
+        if weights.part is not None:
+            np.testing.assert_array_equal(read.weights[path].part, weights.part)
+    np.testing.assert_array_equal(read.metric[0], made.metric[0])
+    np.testing.assert_array_equal(read.embedding, made.embedding)
     (tmp_path / "s.npz").write_bytes((tmp_path / "s.npz").read_bytes()[:500])
     with pytest.raises(MintError, match="is not a sensitivity"):
         load_sensitivity(tmp_path / "s.npz")
@@ -322,14 +328,16 @@ def test_levels_that_cannot_be(make: Maker, more: dict[str, Any], message: str) 
         pipeline.convert(str(make(llama(1))), **more)
 
 
+@pytest.mark.parametrize("effort", ["balanced", "best"])
+@pytest.mark.parametrize("units", [6, 14, 20])  # in the first block, in the second, after both
 def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
-    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, effort: str, units: int
 ) -> None:
     from mint_mlx.converters.writer import Writer
 
     folder = str(make(qwen3_moe(2)))
-    pipeline.convert(folder, "5bpw", tmp_path / "whole", effort="balanced", smoke=False)
-    put, left = Writer.put, [14]  # in the middle of the second block
+    pipeline.convert(folder, "5bpw", tmp_path / "whole", effort=effort, smoke=False)
+    put, left = Writer.put, [units]
 
     def stop(self: Writer, unit: str, tensors: Any) -> None:
         left[0] -= 1
@@ -340,11 +348,12 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "put", stop)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.convert(folder, "5bpw", tmp_path / "out", effort="balanced", smoke=False)
+            pipeline.convert(folder, "5bpw", tmp_path / "out", effort=effort, smoke=False)
     assert (tmp_path / "out.partial").is_dir()
-    pipeline.convert(folder, "5bpw", tmp_path / "out", effort="balanced", smoke=False)
+    pipeline.convert(folder, "5bpw", tmp_path / "out", effort=effort, smoke=False)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
     assert files[0] == files[1]
+    assert not list((tmp_path / "out").glob("scratch-*"))
 
 
 def test_layers_that_no_block_follows_don_t_end_the_walk(make: Maker) -> None:

@@ -1,0 +1,243 @@
+"""What is learned on the model's own text: rounding block by block, scales and biases end to end; and what is kept."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from conftest import Maker, Notes, llama, qwen3_moe
+
+from mint_mlx import cli, efforts, pipeline, runner, sweep
+from mint_mlx.converters import gptq, learn
+from mint_mlx.converters.learn import Block
+from mint_mlx.errors import MintError
+from mint_mlx.order import prepare
+from mint_mlx.quant import QuantConfig, affine
+from mint_mlx.refine import divergence
+from mint_mlx.sweep import Point
+from mint_mlx.tokens import write_tokens
+
+
+def small_block(config: QuantConfig, seed: int = 0) -> Block:
+    """One linear layer with correlated inputs, as a block."""
+    rng = np.random.default_rng(seed)
+    layer = nn.Linear(64, 32, bias=False)
+    weight = mx.array(rng.normal(size=(32, 64)).astype(np.float32) * 0.1).astype(mx.bfloat16)
+    x = (rng.normal(size=(16, 128, 64)) @ (rng.normal(size=(64, 64)) * np.geomspace(1, 0.1, 64))).astype(np.float32)
+    flat = x.reshape(-1, 64)
+    codes = gptq.find_codes(weight, config, (flat.T @ flat / len(flat))[None])
+    exact = weight.astype(mx.float32)
+    g = rng.normal(size=(500, 32)) * np.geomspace(1, 0.1, 32)
+    root = learn.metric_root((g.T @ g / len(g)).astype(np.float32))
+    return Block(layer, {"layer": layer}, {"layer": exact}, {"layer": codes}, mx.array(x), mx.array(x) @ exact.T, root)
+
+
+def cost(block: Block, codes: learn.Codes) -> float:
+    """The loss of a layer's written codes on the windows that are held out."""
+    packed, config = codes.packed(), codes.config
+    weight = mx.dequantize(packed["weight"], packed["scales"], packed["biases"], config.group_size, config.bits)
+    error = (block.inputs[-2:] @ weight.astype(mx.float32).T - block.targets[-2:]) @ block.root.T
+    return float(mx.mean(mx.sum(mx.square(error), axis=-1)))
+
+
+@pytest.mark.parametrize("config", affine((2, 3, 4, 6), (32, 64)), ids=str)
+def test_learning_never_raises_the_loss_on_held_out_text(config: QuantConfig) -> None:
+    block = small_block(config)
+    start, found = block.start["layer"], learn.learn(block, steps=40)["layer"]
+    assert cost(block, found) <= cost(block, start) * 1.0001
+    assert found.codes.dtype == np.uint8 and found.codes.max() < 2**config.bits
+    assert found.scales.dtype == start.scales.dtype and found.scales.shape == start.scales.shape
+
+
+def test_scales_and_biases_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learn, "LATENT", 0.0)
+    block = small_block(QuantConfig(2, 32))
+    start, found = block.start["layer"], learn.learn(block, steps=80)["layer"]
+    np.testing.assert_array_equal(found.codes, start.codes)
+    assert cost(block, found) < 0.95 * cost(block, start)
+
+
+def test_learning_that_gains_nothing_gives_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learn, "LATENT", 50.0)  # throws the codes about
+    monkeypatch.setattr(learn, "GRID", 5.0)
+    block = small_block(QuantConfig(4, 32))
+    found = learn.learn(block, steps=4)["layer"]
+    np.testing.assert_array_equal(found.codes, block.start["layer"].codes)
+    assert mx.array_equal(found.scales, block.start["layer"].scales)
+
+
+def test_a_diagonal_metric_is_a_metric() -> None:
+    metric = np.diag(np.arange(1.0, 9.0)).astype(np.float32)
+    whole, diagonal = learn.metric_root(metric), learn.metric_root(np.diagonal(metric).copy())
+    np.testing.assert_allclose(np.diagonal(np.array(whole)), np.array(diagonal), rtol=1e-5)
+
+
+def kl(model: Path, made: Path, text: np.ndarray) -> float:
+    """Mean KL divergence by stock mlx-lm's own forward pass."""
+    logp = []
+    for folder in (model, made):
+        logits = runner.load_runner(folder).model(mx.array(text))
+        logp.append(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+    return float(mx.mean(mx.sum(mx.exp(logp[0]) * (logp[0] - logp[1]), axis=-1)))
+
+
+def test_best_beats_balanced_on_a_trained_model(
+    demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(efforts, "TOKENS", 2048)
+    monkeypatch.setattr(learn, "STEPS", 40)
+    monkeypatch.setattr("mint_mlx.refine.STEPS", 12)
+    text = write_tokens(prepare(str(demo_model)).source, 2048, 2048, seed=5)[0]
+    found = {}
+    for effort in ("balanced", "best"):
+        result = pipeline.convert(str(demo_model), "4bpw", tmp_path / effort, effort=effort, smoke=False)
+        found[effort] = kl(demo_model, tmp_path / effort, text)
+    assert (result.plan.quantizer, result.plan.effort) == ("learn", "best")
+    assert found["best"] < 0.85 * found["balanced"]
+
+
+def test_best_streamed_is_best(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is read block by block: the same plan, and nearly the same weights."""
+    folder = make(qwen3_moe(2, experts=8))
+    pipeline.convert(str(folder), "5bpw", tmp_path / "whole", effort="best", smoke=False)
+    monkeypatch.setattr(runner, "fits_here", lambda size: False)
+    notes = Notes()
+    result = pipeline.convert(str(folder), "5bpw", tmp_path / "streamed", effort="best", smoke=False, report=notes)
+    assert result.plan.quantizer == "learn"
+    weights = [runner.load_runner(tmp_path / n, False).model.layers[1].mlp.gate.weight for n in ("whole", "streamed")]
+    np.testing.assert_allclose(*map(np.array, weights), atol=0.05)
+
+
+# Refining
+
+
+def test_refining_keeps_codes_and_bytes_and_comes_closer(demo_model: Path, tmp_path: Path) -> None:
+    pipeline.convert(str(demo_model), uniform="4bit-g64", out=tmp_path / "uniform", smoke=False)
+    path, found = pipeline.refine_checkpoint(str(tmp_path / "uniform"), str(demo_model), tmp_path / "refined", steps=30)
+    assert found.after < 0.9 * found.before
+    text = write_tokens(prepare(str(demo_model)).source, 2048, 2048, seed=5)[0]
+    assert kl(demo_model, path, text) < 0.9 * kl(demo_model, tmp_path / "uniform", text)
+    one, two = (mx.load(str(tmp_path / name / "model.safetensors")) for name in ("uniform", "refined"))
+    changed = {name for name in one if not mx.array_equal(one[name], two[name])}
+    assert changed and all(name.endswith((".scales", ".biases")) for name in changed)
+    assert {n: (a.shape, a.dtype) for n, a in one.items()} == {n: (a.shape, a.dtype) for n, a in two.items()}
+    names = [sorted(f.name for f in (tmp_path / name).iterdir()) for name in ("uniform", "refined")]
+    assert names[0] == names[1]
+
+
+def test_refining_that_gains_nothing_writes_nothing(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(llama(1))
+    pipeline.convert(str(folder), uniform="8bit-g32", out=tmp_path / "made", smoke=False)
+    monkeypatch.setattr("mint_mlx.refine.RATE", 10.0)
+    with pytest.raises(MintError, match="gained nothing"):
+        pipeline.refine_checkpoint(str(tmp_path / "made"), str(folder), tmp_path / "out", steps=2)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("out")) == []
+
+
+@pytest.mark.parametrize("kind", ["unquantized", "another"])
+def test_what_cannot_be_refined(make: Maker, tmp_path: Path, kind: str) -> None:
+    folder = make(llama(1))
+    given, source = folder, folder
+    if kind == "another":
+        pipeline.convert(str(folder), uniform="4bit-g32", out=tmp_path / "made", smoke=False)
+        given, source = tmp_path / "made", make(llama(2), "other")
+    with pytest.raises(MintError, match="no layer with scales" if kind == "unquantized" else "was not made from"):
+        pipeline.refine_checkpoint(str(given), str(source), tmp_path / "out")
+
+
+def test_the_divergence_is_that_of_all_tokens() -> None:
+    """Where every token is among the source's best, nothing is lumped together."""
+    rng = np.random.default_rng(0)
+    p, q = (mx.array(rng.normal(size=(2, 3, 8)).astype(np.float32)) for _ in range(2))
+    logp, logq = (a - mx.logsumexp(a, axis=-1, keepdims=True) for a in (p, q))
+    ids = mx.broadcast_to(mx.arange(8), (2, 3, 8))
+    exact = float(mx.mean(mx.sum(mx.exp(logp) * (logp - logq), axis=-1)))
+    assert float(divergence(q, ids, logp)) == pytest.approx(exact, rel=1e-4)
+    few = mx.argsort(-logp, axis=-1)[..., :3]
+    lumped = float(divergence(q, few, mx.take_along_axis(logp, few, axis=-1)))
+    assert 0 < lumped < exact
+
+
+# What is kept
+
+
+def test_a_checkpoint_keeps_what_made_it(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(make(qwen3_moe(1)))
+    first = pipeline.convert(folder, "5bpw", tmp_path / "a", effort="balanced", smoke=False)
+    monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr("mint_mlx.sensitivity.measure", None)  # the hours are not spent again
+    again = pipeline.convert(folder, "5bpw", tmp_path / "b", effort="balanced", sensitivity=tmp_path / "a", smoke=False)
+    assert first.plan.choice == again.plan.choice
+    third = pipeline.convert(
+        folder, plan=str(tmp_path / "a"), out=tmp_path / "c", sensitivity=tmp_path / "b", smoke=False
+    )
+    assert third.plan.quantizer == "gptq"
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"]
+    assert files[0] == files[1] == files[2]
+    plan, _ = pipeline.plan_profile(str(tmp_path / "a"), "5bpw", sensitivity=str(tmp_path / "a"))
+    assert plan.choice == first.plan.choice
+
+
+def test_a_kept_sensitivity_that_does_not_serve(make: Maker, tmp_path: Path) -> None:
+    one, two = (str(make(llama(1), f"m{seed}", seed=seed)) for seed in (0, 1))
+    pipeline.convert(one, "6bpw", tmp_path / "a", effort="balanced", smoke=False)
+    with pytest.raises(MintError, match="another model"):
+        pipeline.convert(two, "6bpw", tmp_path / "b", effort="balanced", sensitivity=tmp_path / "a", smoke=False)
+    with pytest.raises(MintError, match="leave it out"):
+        pipeline.convert(one, "6bpw", tmp_path / "b", effort="fast", sensitivity=tmp_path / "a", smoke=False)
+    pipeline.convert(one, "6bpw", tmp_path / "fast", effort="fast", smoke=False)
+    with pytest.raises(MintError, match="holds no mint-sensitivity"):
+        pipeline.convert(one, "6bpw", tmp_path / "b", effort="balanced", sensitivity=tmp_path / "fast", smoke=False)
+
+
+# Sweeping
+
+
+def test_the_knee_is_where_a_curve_bends() -> None:
+    points = [Point(100 + 10 * i, 1.0, 1.0 if i == 0 else 0.05 - 0.001 * i) for i in range(8)]
+    assert sweep.knee(points) == 1
+    assert sweep.knee(points[:2]) == 0
+
+
+def test_a_sweep_goes_from_the_smallest_to_the_largest(make: Maker, tmp_path: Path) -> None:
+    folder = str(make(qwen3_moe(1)))
+    pipeline.convert(folder, "5bpw", tmp_path / "made", effort="balanced", smoke=False)
+    found = sweep.sweep(tmp_path / "made", measured=("5bpw:7.5",))
+    sizes, losses = [p.bytes for p in found.points], [p.loss for p in found.points]
+    assert sizes == sorted(sizes) and losses == sorted(losses, reverse=True) and found.objective == "fisher"
+    assert any("measured 7.5" in row[3] for row in sweep.sweep_rows(found)[1])
+    sweep.draw(found, tmp_path / "s.png")
+    assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
+    assert sweep.sweep(tmp_path / "made" / "mint-profile.json").objective == "prior"
+
+
+@pytest.mark.parametrize("text", ["5bpw", "5bpw:", "smallest:3", "5bpw:-1", "x:3"])
+def test_measured_points_that_are_none(make: Maker, tmp_path: Path, text: str) -> None:
+    path, _ = pipeline.write_profile(str(make(llama(1))), tmp_path / "p.json")
+    with pytest.raises(MintError):
+        sweep.sweep(path, measured=(text,))
+
+
+def test_refine_and_sweep_on_the_command_line(
+    demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*args: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["mint-mlx", *args])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return int(stopped.value.code or 0)
+
+    made, out = tmp_path / "made", tmp_path / "out"
+    assert run("convert", str(demo_model), "--budget", "4bpw", "-o", str(made), "--no-smoke") == 0
+    assert run("refine", str(made), "--source", str(demo_model), "-o", str(out), "--steps", "10") == 0
+    assert "KL from the source" in capsys.readouterr().out
+    assert run("refine", str(made), "--source", str(demo_model), "-o", str(out)) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert run("sweep", str(out), "--plot", str(tmp_path / "s.txt")) == 1
+    assert run("sweep", str(out)) == 0
