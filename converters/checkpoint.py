@@ -89,7 +89,11 @@ def write(
     work = work_folder(target)
     check_work(work)
     present = sum(f.stat().st_blocks * 512 for f in work.glob("model*.safetensors*")) if work.is_dir() else 0
-    check_space(target.absolute().parent, max(0, layout.total + 50_000_000 - present))
+    beside = 50_000_000
+    if own is not None and plan.quantizer == "learn":  # two hidden states, and a shard's copy when it is refined
+        wide = max(layer.shape[-1] for layer in inventory.layers if layer.role == "embedding")
+        beside += 2 * 4 * own[0].size * wide + max(layout.sizes)
+    check_space(target.absolute().parent, max(0, layout.total + beside - present))
     identity = {
         "source": source.fingerprint,
         "quantizer": plan.quantizer,
@@ -103,7 +107,8 @@ def write(
         rehearse(Path(folder), config_text, plan, inventory, layout)
     report.stage("convert")
     with Writer(work, layout, units, identity, discard=force) as writer:
-        todo = [path for path in inventory.order if path not in writer.done]
+        learned = work / f"{SCRATCH}refined.safetensors"  # there once all layers were written and refined
+        todo = [] if learned.is_file() else [path for path in inventory.order if path not in writer.done]
         quantize = find_quantizer(plan.quantizer)(Work(source, inventory, plan.choice, work, own))
         for done, (name, tensors) in enumerate(stream(source, inventory, todo)):
             report.step(name, done, len(todo))
@@ -112,6 +117,8 @@ def write(
                 tensors = _requantized(layers[name], tensors, config, quantize)
             writer.put(name, tensors)
         report.step("", len(todo), len(todo))
+        del quantize  # it holds the source's model
+        mx.clear_cache()
         writer.finish()
         report.stage("verify")
         _copy_small_files(source.path, work, plan.parts)
@@ -125,11 +132,7 @@ def write(
         (work / "config.json").write_text(config_text, encoding="utf-8")
         verify(work, plan, inventory, layout)
         if refine and own is not None:
-            from ..refine import refine_own
-
-            report.stage("refine")
-            if refine_own(source, own[0], work, report.step) is None:
-                report.note("distilling scales and biases gained nothing: they stay as they were")
+            _refine(source, own[0], work, learned, report)
             verify(work, plan, inventory, layout)
         sentence = None
         if smoke:
@@ -142,6 +145,25 @@ def write(
     return sentence
 
 
+def _refine(source: Source, tokens: np.ndarray, work: Path, learned: Path, report: Report) -> None:
+    """Refine what was written. The result is kept first, so that an interruption between two shards loses nothing."""
+    from ..refine import predict, put_refined, refine
+
+    if not learned.is_file():
+        report.stage("refine")
+        found = refine(work, predict(source, tokens, report.step), progress=report.step)
+        if found.after >= found.before:
+            report.note("distilling scales and biases gained nothing: they stay as they were")
+            return
+        partial = learned.with_name(f"{SCRATCH}unfinished.safetensors")
+        mx.save_safetensors(str(partial), found.tensors)
+        partial.replace(learned)
+    with mx.stream(mx.cpu):
+        tensors: dict[str, mx.array] = mx.load(str(learned))  # type: ignore[assignment]
+        mx.eval(tensors)
+    put_refined(work, tensors)
+
+
 @contextmanager
 def copied(folder: Path, target: Path, force: bool) -> Iterator[Path]:
     """A copy of a checkpoint to work on, beside the target; it gets that name in the end, or is removed on an error.
@@ -151,7 +173,10 @@ def copied(folder: Path, target: Path, force: bool) -> Iterator[Path]:
     """
     work = work_folder(target)
     check_work(work)
-    check_space(target.absolute().parent, 2 * sum(f.stat().st_size for f in folder.iterdir() if f.is_file()))
+    if (work / JOURNAL).is_file() and not force:
+        raise MintError(f"{work} holds an unfinished conversion: finish it, or give --force to throw it away")
+    sizes = [f.stat().st_size for f in folder.iterdir() if f.is_file()]
+    check_space(target.absolute().parent, sum(sizes) + max(sizes))
     work.mkdir(exist_ok=True)
     with lock(work):
         try:

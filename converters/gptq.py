@@ -17,6 +17,7 @@ from . import rtn
 from .pack import Codes
 
 DAMPING = 0.01  # of the mean diagonal, added to it
+ROWS = 8192  # treated at once
 BLOCK = 128  # columns between two updates of all that follow
 
 
@@ -53,9 +54,25 @@ def feed_back(
     weight: np.ndarray, moment: np.ndarray, scales: np.ndarray, biases: np.ndarray, config: QuantConfig
 ) -> np.ndarray:
     """Codes uint8 (rows, columns) of one matrix on fixed grids, columns by falling diagonal of the second moment."""
-    top = 2**config.bits - 1
     order = np.argsort(-np.diagonal(moment), kind="stable")
     upper = _inverse_root(moment[np.ix_(order, order)])
+    parts = range(0, len(weight), ROWS)  # rows don't depend on each other: a vocabulary's are treated in parts
+    pieces = [
+        _feed_back(weight[i : i + ROWS], order, upper, scales[i : i + ROWS], biases[i : i + ROWS], config)
+        for i in parts
+    ]
+    return np.concatenate(pieces)
+
+
+def _feed_back(
+    weight: np.ndarray,
+    order: np.ndarray,
+    upper: np.ndarray,
+    scales: np.ndarray,
+    biases: np.ndarray,
+    config: QuantConfig,
+) -> np.ndarray:
+    top = 2**config.bits - 1
     rest = weight[:, order].copy()
     group = order // config.group_size
     scale, bias = scales[:, group], biases[:, group]

@@ -62,12 +62,12 @@ class Learner:
         followed = {path for path, layer in self.layers.items() if layer.kind in ("linear", "experts")}
         wanted = followed & self.sensitivity.weights.keys()
         for step, out, rows in forward_blocks(runner, self.tokens, BATCH, wanted, start):
+            last = out
             if step.index < start:
                 continue
             if hidden is None:
                 hidden = self._embedded(runner)
             found, hidden = self._learn_block(runner, step, out, rows, hidden)
-            last = out
             self._keep(step.index + 1, hidden)
             yield step.index, found
         head = head_inputs(runner, self.work.inventory, self.tokens, last, self.sensitivity)
@@ -138,8 +138,8 @@ class Learner:
                 modules={path: modules[path] for path in start},
                 exact=exact,
                 start=start,
-                inputs=hidden,
-                targets=out,
+                inputs=hidden.astype(mx.float32),  # 16 bits would drown the errors of layers of 6 and 8 bits
+                targets=out.astype(mx.float32),
                 root=metric_root(self.sensitivity.metric[step.index]),
             )
             packed |= {path: codes.packed() for path, codes in learn(block, seed=step.index).items()}

@@ -37,7 +37,25 @@ EFFORTS = {
     "best": Effort("weights, and text that the model wrote itself", "fisher", "learn", samples=4, refine=True),
 }
 DEFAULT = "balanced"
+# Measured KL over the KL that the objective `fisher` predicts for rounding to nearest, fitted on demo-moe from 3 to 5
+# bits per weight. On other models the true KL lay between SPREAD times the product (docs/quality.md).
+LEFT = {"rtn": 1.0, "gptq": 0.65, "learn": 0.35}
+SPREAD = (0.3, 1.3)
 TOKENS = 16_384  # of the model's own, that a sensitivity is measured on
+
+
+def expected_kl(objective: str | None, quantizer: str, loss: float | None) -> float | None:
+    """The KL divergence from the source that a plan is expected to have, in nats per token, where it can be told."""
+    return loss * LEFT[quantizer] if objective == "fisher" and loss is not None and quantizer in LEFT else None
+
+
+def expectation(objective: str | None, quantizer: str, loss: float | None) -> str:
+    """The same as a sentence's end, with the error of such predictions; '' where none can be made."""
+    value = expected_kl(objective, quantizer, loss)
+    if value is None:
+        return ""
+    low, high = SPREAD
+    return f"; expected KL from the source {value:.2g} nats a token (on other models the true one was {low} to {high}x)"
 
 
 def refines(effort: str, quantizer: str) -> bool:

@@ -12,6 +12,7 @@ from .errors import MintError
 
 PATTERN = "*?["  # mlx-lm looks for weights with a pattern made of the folder's name
 PLAN_FILE = "mint-plan.yaml"  # in every checkpoint that we wrote
+REFINED_FILE = "mint-refined.json"  # in every checkpoint that we refined
 OLD = ".replaced"
 
 
@@ -104,7 +105,8 @@ def check_target(target: Path, source: Path | None, force: bool) -> None:
     for precious, word in ((source, "the source"), (Path.cwd(), "the current folder")):
         if precious is not None and (precious.resolve() == place or place in precious.resolve().parents):
             raise MintError(f"{target} is or holds {word}, which --force would delete: choose another folder with -o")
-    if any(target.iterdir()) and not ((target / PLAN_FILE).is_file() and (target / "config.json").is_file()):
+    ours = any((target / name).is_file() for name in (PLAN_FILE, REFINED_FILE)) and (target / "config.json").is_file()
+    if any(target.iterdir()) and not ours:
         raise MintError(
             f"{target} is not a checkpoint that mint-mlx wrote, so --force does not replace it: choose another"
         )

@@ -38,6 +38,10 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+class NotKept(MintError):
+    """A repository or a folder that lacks a file which others of its kind have."""
+
+
 @dataclass(frozen=True)
 class RepoId:
     """`org/name` with an optional revision."""
@@ -72,16 +76,18 @@ def download_file(repo: RepoId, name: str) -> Path:
     """One file of a repository, downloaded or from the local cache.
 
     Raises:
-        MintError: the repository has no such file. (Other errors of huggingface_hub pass through.)
+        NotKept: the repository has no such file. (Other errors of huggingface_hub pass through.)
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     _quiet_unless_terminal()
     try:
         return Path(hf_hub_download(repo.name, name, revision=repo.revision))
+    except LocalEntryNotFoundError:  # no network, which is another matter
+        raise
     except EntryNotFoundError:
-        raise MintError(f"{repo.name} holds no {name}: give a checkpoint that mint-mlx wrote with one") from None
+        raise NotKept(f"{repo.name} holds no {name}: give a checkpoint that mint-mlx wrote with one") from None
 
 
 def cached(repo: RepoId) -> Path | None:

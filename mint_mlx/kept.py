@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import MintError
 from .files import PLAN_FILE
-from .hub import download_file, parse_repo
+from .hub import NotKept, download_file, parse_repo
 
 PROFILE_FILE = "mint-profile.json"
 SENSITIVITY_FILE = "mint-sensitivity.npz"
@@ -20,12 +19,12 @@ def find_kept(place: str | Path, name: str) -> Path:
     """A file of this name: the file itself, the one in a folder, or the one in a repository `org/name[@revision]`.
 
     Raises:
-        MintError: the folder or the repository has none. (What isn't there at all is the reader's to refuse.)
+        NotKept: the folder or the repository has none. (What isn't there at all is the reader's to refuse.)
     """
     path = Path(place)
     if path.is_dir():
         if not (path / name).is_file():
-            raise MintError(f"{path} holds no {name}: give a file, or a checkpoint that mint-mlx wrote with one")
+            raise NotKept(f"{path} holds no {name}: give a file, or a checkpoint that mint-mlx wrote with one")
         return path / name
     repo = parse_repo(str(place))
     if path.exists() or repo is None or Path(repo.name).parent.is_dir():

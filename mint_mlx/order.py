@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from . import mlxlm
 from .allocate import Override, apply_overrides, check_feasible, list_candidates, parse_override, uniform
 from .efforts import EFFORTS, effort_name
 from .errors import MintError, UsageError
 from .files import PLAN_FILE, check_target
-from .kept import find_kept
+from .kept import SENSITIVITY_FILE, find_kept
 from .layers import Inventory, list_layers
 from .load import Source, load_source, open_model
 from .memory import CONTEXT, Fit, Needs, check_context, fit, machine_limit, needs
@@ -26,6 +28,7 @@ from .plan import Plan, check_plan, read_plan
 from .quant import QuantConfig, parse_config
 from .recipes import Recipe, find_recipe
 from .report import Report, Silent
+from .sensitivity import Sensitivity, load_sensitivity
 from .units import Budget, both, parse_budget
 from .versions import versions
 
@@ -90,6 +93,7 @@ class Order:
 
     Attributes:
         tokens: how many the model writes, where a sensitivity is measured.
+        own: the model's own tokens and its sensitivity, where one was given.
     """
 
     request: Request
@@ -102,6 +106,7 @@ class Order:
     overrides: Sequence[Override]
     forced: dict[str, QuantConfig]
     fixed: Plan | None
+    own: tuple[np.ndarray, Sensitivity] | None = None
 
 
 def prepare(model: str, recipe: str | None = None, weights: bool = True, parts: str = "text") -> Job:
@@ -236,9 +241,18 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         check_target(default_target(job, fixed), source.path, request.force)
     objective = request.objective or job.recipe.objective or effort.objective
     quantizer = request.quantizer or by_default
-    if request.sensitivity is not None and objective not in NEEDS_SENSITIVITY and quantizer not in NEEDS_INPUTS:
-        raise UsageError(f"neither the objective {objective} nor {quantizer} looks at a sensitivity: leave it out")
-    return Order(request, job, budget, room, objective, quantizer, effort.tokens, overrides, forced, fixed)
+    own = None
+    if request.sensitivity is not None:
+        weighs = fixed is None and objective in NEEDS_SENSITIVITY
+        if not weighs and quantizer not in NEEDS_INPUTS:
+            what = f"the objective {objective} and {quantizer}" if fixed is None else quantizer
+            raise UsageError(f"--sensitivity is of no use for {what}: leave it out")
+        own = load_sensitivity(find_kept(request.sensitivity, SENSITIVITY_FILE))
+        if (own[1].structure, own[1].content) != (source.structure, source.content):
+            raise MintError(
+                f"the sensitivity in {request.sensitivity} is that of another model ({own[1].source}): leave it out"
+            )
+    return Order(request, job, budget, room, objective, quantizer, effort.tokens, overrides, forced, fixed, own)
 
 
 def needs_of(job: Job, request: Request) -> Needs | None:

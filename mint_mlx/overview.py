@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
+from . import efforts
 from .allocate import above_floor, list_candidates, size_range
 from .cache import cached_profile, cached_sensitivity
 from .converters.card import config_table
@@ -47,9 +48,9 @@ def known_profile(job: Job) -> Profile | None:
     return cached_profile(job.source, profile_candidates(job))
 
 
-def known_sensitivity(job: Job, tokens: int) -> Sensitivity | None:
-    """The source's sensitivity from the cache, if an earlier run left one."""
-    found = cached_sensitivity(job.source, tokens)
+def known_sensitivity(order: Order) -> Sensitivity | None:
+    """The source's sensitivity as it was given, else from the cache, if an earlier run left one."""
+    found = order.own or cached_sensitivity(order.job.source, order.tokens)
     return found[1] if found else None
 
 
@@ -71,7 +72,7 @@ def size_table(request: Request) -> tuple[Job, list[SizeRow]]:
     order = place_order(replace(request, budget="smallest"))
     job = order.job
     measured = known_profile(job)
-    weights = known_sensitivity(job, order.tokens) if measured else None
+    weights = known_sensitivity(order) if measured else None
     profile = measured or assumed_profile(job)
     options = list_candidates(job.inventory, job.recipe, order.forced, request.ignore_guards)
     _, most = size_range(job.inventory, options)
@@ -253,7 +254,7 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
     """What `convert` would do with an order, from headers and a cached profile alone."""
     request, job = order.request, order.job
     known = known_profile(job) if order.fixed is None else None
-    weights = known_sensitivity(job, order.tokens) if known else None
+    weights = known_sensitivity(order) if known else None
     plan = choose_plan(order, lambda: known or assumed_profile(job), lambda: weights)
     options = list_candidates(job.inventory, job.recipe, order.forced, request.ignore_guards)
     if known is not None:
@@ -270,7 +271,9 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
         active_bytes_ratio=active_ratio(job.inventory, plan.choice),
         download=download,
         disk=total + download,
-        memory=3 * max((layer.size * 2 for layer in job.inventory.layers), default=0) + 500_000_000,
+        memory=3 * max((layer.size * 2 for layer in job.inventory.layers), default=0)
+        + 500_000_000
+        + _look_memory(order),
         seconds=_stage_seconds(job, total, order.fixed is None and known is None) | _look_seconds(order),
         profiled=known is not None,
     )
@@ -294,13 +297,17 @@ def _look_seconds(order: Order) -> dict[str, float]:
 
     A token costs two operations for each weight that it reads: once when it is written, and seven times in the walk
     (forward, forward again for the gradients and for the inputs' shapes, twice that back, and forward for the inputs).
+    Learning and refining take six for each weight and token of a step, three times that with all that isn't a product.
     Error feedback costs a row and column of each second moment for every weight, and the moments their tokens.
     """
+    from . import refine as refining
+    from .converters import learn as learning
+
     layers = [layer for layer in order.job.inventory.layers if layer.kind != "embedding"]
     active = sum(layer.size * layer.reads for layer in layers)
     rate, seconds = _product_rate(), {}
     measured = (order.fixed is None and order.objective in NEEDS_SENSITIVITY) or order.quantizer in NEEDS_INPUTS
-    if measured and known_sensitivity(order.job, order.tokens) is None:
+    if measured and known_sensitivity(order) is None:
         seconds["tokens and sensitivity"] = 2 * 8 * active * order.tokens / rate
     if order.quantizer in NEEDS_INPUTS:
         each = sum(2 * layer.size * layer.shape[-1] for layer in layers)
@@ -308,7 +315,23 @@ def _look_seconds(order: Order) -> dict[str, float]:
             layer.reads * (layer.shape[0] if layer.kind == "experts" else 1) * layer.shape[-1] ** 2 for layer in layers
         )
         seconds["error feedback"] = (each + 2 * copies * order.tokens) / rate
+    if order.quantizer == "learn":
+        seconds["learning"] = 3 * 6 * active * learning.STEPS * learning.TOKENS / rate
+        seconds["refining"] = 3 * 6 * active * refining.STEPS * refining.TOKENS / rate
     return seconds
+
+
+def _look_memory(order: Order) -> int:
+    """Bytes for learning: a block's weights, latent codes, gradients and their moments, and four hidden states."""
+    if order.quantizer != "learn":
+        return 0
+    layers = order.job.inventory.layers
+    blocks = Counter[int | None]()
+    for layer in layers:
+        if layer.block is not None:
+            blocks[layer.block] += layer.size
+    hidden = max((layer.shape[-1] for layer in layers if layer.role in ("embedding", "head")), default=0)
+    return 24 * max(blocks.values(), default=0) + 4 * 4 * order.tokens * hidden
 
 
 def _product_rate() -> float:
@@ -353,9 +376,11 @@ def dry_lines(job: Job, plan: Plan, run: DryRun) -> list[str]:
     least, most = run.range
     exact = "about, until the safety floor is measured" if run.assumed else "exact"
     experts = any(layer.role in EXPERTS for layer in job.inventory.layers)
+    expected = efforts.expected_kl(plan.objective, plan.quantizer, plan.loss) if run.profiled else None
     floor = "" if run.profiled or not plan.objective else " (before the safety floor)"
     lines = [
         f"would write   {both(run.bytes)}, {run.bits_per_weight:.2f} bits per weight ({exact})",
+        *([f"expected KL   {expected:.2g} nats a token from the source"] if expected is not None else []),
         f"possible      {both(least)} to {both(most)}{floor}",
         f"read a token  {both(run.active_bytes)}, {run.active_bytes_ratio:.2f}x of uniform 4bit-g64"
         + (" (k of E experts)" if experts else ""),

@@ -5,8 +5,9 @@ Order -> (download, profile) -> allocate, or a given plan -> write
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from . import cache, efforts, mlxlm
 from .allocate import allocate, list_candidates, parse_override
 from .efforts import effort_name
 from .errors import MintError, UsageError
-from .files import check_file, check_target
+from .files import REFINED_FILE, check_file, check_target, write_whole
 from .kept import PROFILE_FILE, SENSITIVITY_FILE, find_kept
 from .layers import Inventory
 from .load import load_source
@@ -28,7 +29,7 @@ from .order import Job, Order, Request, announce, default_target, place_order, p
 from .parts import PARTS
 from .plan import Plan, write_plan
 from .profile import Profile, load_profile, profile, save_profile
-from .quant import QuantConfig
+from .quant import KEEP, QuantConfig
 from .recipes import find_recipe
 from .report import Report, Silent
 from .sensitivity import Sensitivity, load_sensitivity, save_sensitivity
@@ -86,7 +87,7 @@ def choose_plan(
 
 
 def get_sensitivity(
-    job: Job, report: Report | None = None, count: int | None = None, given: str | Path | None = None
+    job: Job, report: Report | None = None, count: int | None = None
 ) -> tuple[np.ndarray, Sensitivity] | None:
     """The model's own tokens and its sensitivity on them: from the cache, else measured and kept there.
 
@@ -94,13 +95,9 @@ def get_sensitivity(
         job: the model.
         report: receives progress.
         count: tokens; those of the default level by default.
-        given: where a sensitivity is kept (kept.py), in place of all this.
 
     Returns:
         None where the model is built in a way that can't be walked through; the report is told so.
-
-    Raises:
-        MintError: the given one is not of this model.
     """
     from .blocks import NoChain
     from .sensitivity import check_chain, measure
@@ -108,11 +105,6 @@ def get_sensitivity(
 
     report = report or Silent()
     count = count or efforts.EFFORTS[efforts.DEFAULT].tokens
-    if given is not None:
-        own = load_sensitivity(find_kept(given, SENSITIVITY_FILE))
-        if (own[1].structure, own[1].content) != (job.source.structure, job.source.content):
-            raise MintError(f"the sensitivity in {given} is that of another model ({own[1].source}): leave it out")
-        return own
     found = cache.cached_sensitivity(job.source, count)
     if found is not None:
         return found
@@ -171,6 +163,12 @@ def first_token(job: Job) -> int | None:
     return int(ids[0]) if len(ids) else None
 
 
+def _can_refine(inventory: Inventory, choice: Mapping[str, QuantConfig]) -> bool:
+    from .refine import bytes_needed
+
+    return fits_here(bytes_needed(inventory, choice))
+
+
 def refine_checkpoint(
     checkpoint: str,
     model: str,
@@ -195,8 +193,9 @@ def refine_checkpoint(
     check_target(target, given.path, force)
     if not any(name.endswith(".biases") for table in given.headers.values() for name in table):
         raise MintError(f"{given.name} has no layer with scales and biases: give a quantized MLX checkpoint")
-    if not fits_here(given.weight_bytes):
-        raise MintError(f"{given.name} is larger than this machine's memory: refine it on a larger one")
+    made = prepare(checkpoint).inventory
+    if not _can_refine(made, {layer.path: layer.stored or KEEP for layer in made.layers}):
+        raise MintError(f"refining {given.name} takes more memory than this machine has: do it on a larger one")
     job = prepare(model)
     check_target(target, job.source.path, force)
     same = [source.config.get("text_config") or source.config for source in (given, job.source)]
@@ -219,6 +218,8 @@ def refine_checkpoint(
                 f"refining {given.name} gained nothing on text that it was not trained on: nothing was written"
             )
         mlxlm.build_model(work)
+        facts = {"source": job.source.name, "kl_before": found.before, "kl_after": found.after}
+        write_whole(work / REFINED_FILE, json.dumps(facts, indent=2) + "\n")
     return target, found
 
 
@@ -360,7 +361,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
 
     @lru_cache(maxsize=1)  # measured once, also where it is in vain
     def own() -> tuple[np.ndarray, Sensitivity] | None:
-        found = get_sensitivity(job, report, order.tokens, request.sensitivity)
+        found = order.own or get_sensitivity(job, report, order.tokens)
         if found is not None:
             kept[SENSITIVITY_FILE] = partial(save_sensitivity, *found)
         return found
@@ -377,8 +378,8 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     say = smoke and fits_here(total) and not mlxlm.tokenizer_is_code(job.source.path)
     mine = own() if looks else None
     refine = mine is not None and efforts.refines(plan.effort, plan.quantizer)
-    if refine and not fits_here(total):
-        report.note("the result is larger than memory here: its scales and biases are not distilled end to end")
+    if refine and not _can_refine(job.inventory, plan.choice):
+        report.note("there is too little memory here to distil scales and biases end to end: they stay as learned")
         refine = False
     sentence = checkpoint.write(job.source, job.inventory, plan, target, request.force, say, report, mine, kept, refine)
     active = job.inventory.active_bytes(plan.choice)
@@ -403,6 +404,7 @@ def summary(result: Result) -> dict[str, Any]:
         "objective": plan.objective,
         "quantizer": plan.quantizer,
         "loss": plan.loss,
+        "expected_kl": efforts.expected_kl(plan.objective, plan.quantizer, plan.loss),
         "gap": plan.gap,
         "sentence": result.sentence,
         "seconds": round(result.seconds, 2),
@@ -420,13 +422,6 @@ def describe(result: Result) -> str:
     return (
         f"{result.path}: {both(result.bytes)}, {result.bits_per_weight:.2f} bits per weight; decoding reads "
         f"{human(result.active_bytes)} a token, {result.active_ratio:.2f}x of uniform 4bit-g64"
-        + _predicted(result.plan)
+        + efforts.expectation(result.plan.objective, result.plan.quantizer, result.plan.loss)
         + _gap(result.plan)
     )
-
-
-def _predicted(plan: Plan) -> str:
-    if plan.objective not in NEEDS_SENSITIVITY or plan.loss is None:
-        return ""
-    less = " or less (error feedback is not in it)" if plan.quantizer == "gptq" else ""
-    return f"; predicted KL from the source {plan.loss:.2g} nats a token{less}"

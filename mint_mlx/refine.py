@@ -8,7 +8,7 @@ every affine layer's scales and biases. Codes, shapes and bytes stay; norms and 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from mlx.utils import tree_flatten
 from . import mlxlm
 from .cpu import logsumexp, on_cpu
 from .errors import MintError
-from .headers import read_header
+from .headers import read_folder, read_header
+from .layers import Inventory
 from .load import Source
+from .quant import QuantConfig
 from .runner import LOGITS, forward, load_runner
 
 TOP = 64  # of the source's most likely tokens kept for each position
@@ -115,6 +117,21 @@ class _Student:
         if not self.stored:
             raise MintError(f"{folder.name} has no layer with scales and biases: there is nothing to refine")
 
+    def check_names(self, folder: Path) -> None:
+        """Refuse a checkpoint that stores its scales in another form than mlx-lm's modules have.
+
+        Raises:
+            MintError: naming the first such tensor.
+        """
+        sizes = {name: t.end - t.start for table in read_folder(folder).values() for name, t in table.items()}
+        for path, module in self.stored.items():
+            for name in ("scales", "biases"):
+                if sizes.get(f"{path}.{name}") != module[name].nbytes:
+                    raise MintError(
+                        f"{folder.name} doesn't store {path}.{name} as mlx-lm names it: only checkpoints that mlx-lm "
+                        "or mint-mlx wrote can be refined"
+                    )
+
     def moved(self, params: Params) -> Params:
         """Scales and biases after their offsets, rounded to the types that they are stored in."""
         out: Params = {}
@@ -154,6 +171,7 @@ def refine(folder: Path, targets: Targets, steps: int | None = None, progress: P
     """
     steps = steps or STEPS
     student = _Student(folder)
+    student.check_names(folder)
     count, length = targets.tokens.shape
     held = max(1, count // 8)
     train, valid = np.arange(count - held), np.arange(count - held, count)
@@ -198,17 +216,25 @@ def refine_own(
     found = refine(folder, predict(source, tokens, progress), steps, progress)
     if found.after >= found.before:
         return None
-    put_refined(folder, found)
+    put_refined(folder, found.tensors)
     return found
 
 
-def put_refined(folder: Path, refined: Refined) -> None:
+def bytes_needed(inventory: Inventory, choice: Mapping[str, QuantConfig]) -> int:
+    """Memory of refining a checkpoint, roughly: on a CPU dense weights with gradients, else fourteen floats a group."""
+    used = [(layer, choice[layer.path]) for layer in inventory.layers if choice[layer.path].quantized]
+    if on_cpu():
+        return sum(12 * layer.size for layer, _ in used)
+    return sum(layer.bytes(c) + 56 * layer.size // c.group_size for layer, c in used)
+
+
+def put_refined(folder: Path, tensors: Mapping[str, mx.array]) -> None:
     """Write the refined tensors into a checkpoint's shards: each is copied, changed, and put in the old one's place.
 
     Raises:
         MintError: a tensor is stored under another name or in another form.
     """
-    left = dict(refined.tensors)
+    left = dict(tensors)
     for shard in sorted(folder.glob("model*.safetensors")):
         table, start = read_header(shard)
         here = {name: left.pop(name) for name in table if name in left}

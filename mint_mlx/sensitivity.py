@@ -15,8 +15,11 @@ One pass forward and one back, a block in memory at a time; block inputs wait on
 from __future__ import annotations
 
 import json
+import struct
 import tempfile
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -125,7 +128,7 @@ def measure(
         energy = squared * np.asarray(mx.sum(mx.square(rows.x), axis=-1)).astype(np.float64)
         part = np.zeros(len(energy), dtype=np.int64) if rows.part is None else rows.part
         trace[rows.path] += np.bincount(part, energy, minlength=len(trace[rows.path]))
-        if rows.path in tied:
+        if rows.path in tied and rows.x.shape[-1] <= WIDE:
             scaled = np.asarray(rows.x) * np.sqrt(squared).astype(np.float32)[:, None]
             embedding = embedding + scaled.T @ scaled
         gathered.setdefault(rows.path, []).append(
@@ -264,6 +267,12 @@ def save_sensitivity(tokens: np.ndarray, made: Sensitivity, path: Path) -> None:
     partial.replace(path)
 
 
+_DAMAGED = (  # all that zip, zlib and numpy raise
+    *(ValueError, KeyError, TypeError, EOFError, NotImplementedError, SyntaxError, OverflowError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, struct.error),
+)
+
+
 def load_sensitivity(path: Path) -> tuple[np.ndarray, Sensitivity]:
     """Read what `save_sensitivity` wrote.
 
@@ -299,6 +308,6 @@ def load_sensitivity(path: Path) -> tuple[np.ndarray, Sensitivity]:
             metric = {int(name.removeprefix("metric.")): matrix for name, matrix in matrices.items()}
             tokens = arrays["tokens"]
             facts = head["source"], head["structure"], head["content"], int(tokens.size), head["how"]
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except _DAMAGED:
         raise wrong from None
     return tokens, Sensitivity(*facts, trace, weights, metric, embedding)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from .allocate import allocate, list_candidates, size_range
-from .errors import MintError, UsageError
+from .errors import UsageError
+from .hub import NotKept
 from .kept import PROFILE_FILE, SENSITIVITY_FILE, find_kept
 from .memory import GIB, MAC_SIZES, RESERVE, gpu_limit
 from .objectives import NEEDS_SENSITIVITY
@@ -109,7 +110,7 @@ def _weights(profile: str | Path, sensitivity: str | Path | None) -> Sensitivity
         return None
     try:
         return load_sensitivity(find_kept(profile, SENSITIVITY_FILE))[1]
-    except MintError:  # a checkpoint of the level `fast` keeps none
+    except NotKept:  # a checkpoint of the level `fast` keeps none
         return None
 
 

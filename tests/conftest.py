@@ -26,8 +26,10 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What looks at the model's own text has tests of its own (test_effort.py), on few tokens.
     monkeypatch.setattr(efforts, "DEFAULT", "fast")
     monkeypatch.setattr(efforts, "TOKENS", 512)
-    monkeypatch.setattr("mint_mlx.converters.learn.STEPS", 8)
-    monkeypatch.setattr("mint_mlx.refine.STEPS", 6)
+    monkeypatch.setattr("mint_mlx.converters.learn.STEPS", 2)
+    monkeypatch.setattr("mint_mlx.converters.learn.TOKENS", 256)
+    monkeypatch.setattr("mint_mlx.refine.STEPS", 2)
+    monkeypatch.setattr("mint_mlx.refine.TOKENS", 256)
 
 
 @pytest.fixture

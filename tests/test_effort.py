@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from released import known, released
 
-from mint_mlx import efforts, pipeline, runner
+from mint_mlx import efforts, pipeline, refine, runner
 from mint_mlx.allocate import allocate
 from mint_mlx.blocks import NoChain
 from mint_mlx.converters import gptq, rtn
@@ -196,9 +197,14 @@ def test_a_sensitivity_survives_its_file(make: Maker, tmp_path: Path) -> None:
             np.testing.assert_array_equal(read.weights[path].part, weights.part)
     np.testing.assert_array_equal(read.metric[0], made.metric[0])
     np.testing.assert_array_equal(read.embedding, made.embedding)
-    (tmp_path / "s.npz").write_bytes((tmp_path / "s.npz").read_bytes()[:500])
+    whole = (tmp_path / "s.npz").read_bytes()
+    (tmp_path / "s.npz").write_bytes(whole[:500])
     with pytest.raises(MintError, match="is not a sensitivity"):
         load_sensitivity(tmp_path / "s.npz")
+    for place in np.random.default_rng(0).integers(0, len(whole), 60):  # a damaged one is refused, never a traceback
+        (tmp_path / "s.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        with contextlib.suppress(MintError):
+            load_sensitivity(tmp_path / "s.npz")
 
 
 def test_a_sensitivity_of_another_model_is_refused(make: Maker) -> None:
@@ -329,7 +335,7 @@ def test_levels_that_cannot_be(make: Maker, more: dict[str, Any], message: str) 
 
 
 @pytest.mark.parametrize("effort", ["balanced", "best"])
-@pytest.mark.parametrize("units", [6, 14, 20])  # in the first block, in the second, after both
+@pytest.mark.parametrize("units", [6, 14, 99])  # in the first block, in the second, and the head alone is left
 def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, effort: str, units: int
 ) -> None:
@@ -338,6 +344,8 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
     folder = str(make(qwen3_moe(2)))
     pipeline.convert(folder, "5bpw", tmp_path / "whole", effort=effort, smoke=False)
     put, left = Writer.put, [units]
+    if units == 99:
+        left = [len(prepare(folder).inventory.order) - 1]
 
     def stop(self: Writer, unit: str, tensors: Any) -> None:
         left[0] -= 1
@@ -354,6 +362,37 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
     assert files[0] == files[1]
     assert not list((tmp_path / "out").glob("scratch-*"))
+
+
+@pytest.mark.parametrize("when", ["refining", "rewriting", "verifying"])
+def test_an_interruption_at_the_end_of_best_loses_nothing(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    folder, whole = str(make(qwen3_moe(2))), refine.refine
+
+    def gained(*args: Any, **more: Any) -> refine.Refined:
+        found = whole(*args, **more)
+        return refine.Refined({name: a * 1.0625 for name, a in found.tensors.items()}, 1.0, 0.5)
+
+    monkeypatch.setattr("mint_mlx.refine.refine", gained)
+    pipeline.convert(folder, "5bpw", tmp_path / "whole", effort="best", smoke=False)
+
+    def stop(*args: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    places = {"refining": "mint_mlx.refine.predict", "rewriting": "mint_mlx.refine.put_refined"}
+    with monkeypatch.context() as patch:
+        if when == "verifying":
+            put = refine.put_refined
+            patch.setattr("mint_mlx.refine.put_refined", lambda *args: (put(*args), stop()))
+        else:
+            patch.setattr(places[when], stop)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.convert(folder, "5bpw", tmp_path / "out", effort="best", smoke=False)
+    monkeypatch.setattr("mint_mlx.converters.learner.learn", stop)  # nothing is learned again
+    pipeline.convert(folder, "5bpw", tmp_path / "out", effort="best", smoke=False)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
+    assert files[0] == files[1]
 
 
 def test_layers_that_no_block_follows_don_t_end_the_walk(make: Maker) -> None:

@@ -311,7 +311,7 @@ def allocate(
     output = start(as_json)
     import json
 
-    from .. import pipeline
+    from .. import efforts, pipeline
     from ..plan import plan_text
     from ..units import both
 
@@ -328,7 +328,10 @@ def allocate(
         output.line(plan_text(plan, inventory).rstrip())
     else:
         bits = total * 8 / inventory.parameters
-        output.line(f"{out}: {both(total)}, {bits:.2f} bits per weight, within {plan.gap:.3%} of the best possible")
+        expected = efforts.expectation(plan.objective, plan.quantizer, plan.loss)
+        output.line(
+            f"{out}: {both(total)}, {bits:.2f} bits per weight, within {plan.gap:.3%} of the best possible{expected}"
+        )
         output.line(f"Next: mint-mlx convert MODEL --plan {out}")
     output.result(
         {
@@ -336,6 +339,7 @@ def allocate(
             "budget_bytes": plan.budget_bytes,
             "objective": plan.objective,
             "loss": plan.loss,
+            "expected_kl": efforts.expected_kl(plan.objective, plan.quantizer, plan.loss),
             "gap": plan.gap,
             "plan": str(out) if out else None,
             "layers": {path: str(config) for path, config in plan.choice.items()},
