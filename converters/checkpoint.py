@@ -30,8 +30,9 @@ from ..stream import dense, stream
 from ..units import both
 from ..versions import versions
 from .card import model_card
-from .quantizers import SCRATCH, Own, Quantizer, Work, find_quantizer
+from .quantizers import find_quantizer
 from .verify import rehearse, verify
+from .work import SCRATCH, Own, Quantizer, Work
 from .writer import JOURNAL, LOCK, Writer, check_work, lock, write_index
 
 NOT_COPIED = ("config.json", "*.index.json", "hf_quant_config.json", "quantize_config.json", *KEPT)

@@ -24,7 +24,7 @@ from ..taps import Rows
 from . import gptq, rtn
 from .learn import Block, learn, metric_root
 from .pack import Codes
-from .quantizers import SCRATCH, Work
+from .work import SCRATCH, Work
 
 BATCH = 8  # windows at once
 Packed = dict[str, mx.array]

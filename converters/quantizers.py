@@ -2,43 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-
-import mlx.core as mx
-import numpy as np
+from collections.abc import Callable
 
 from ..errors import MintError
-from ..layers import Inventory, Layer
-from ..load import Source
-from ..quant import QuantConfig
-from ..sensitivity import Sensitivity
 from . import gptq, rtn
-
-SCRATCH = "scratch-"  # how the names of files begin that a quantizer keeps in the work folder
-Own = tuple[np.ndarray, Sensitivity]  # the model's own tokens, int32 (windows, tokens), and its sensitivity on them
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a quantizer may look at besides the layer in hand.
-
-    Attributes:
-        source, inventory: the checkpoint and its layers.
-        choice: the configuration of every layer.
-        folder: where it may keep what makes its work resumable; files named SCRATCH are deleted in the end.
-        own: None where the quantizer needs no inputs.
-    """
-
-    source: Source
-    inventory: Inventory
-    choice: Mapping[str, QuantConfig]
-    folder: Path
-    own: Own | None
-
-
-Quantizer = Callable[[Layer, mx.array, QuantConfig], dict[str, mx.array]]
+from .work import Quantizer, Work
 
 
 def _rtn(_: Work) -> Quantizer:

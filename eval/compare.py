@@ -19,7 +19,8 @@ from typing import Any
 from .. import cache, mlxlm, pipeline
 from ..allocate import allocate
 from ..converters import checkpoint
-from ..converters.quantizers import NEEDS_INPUTS, Own
+from ..converters.quantizers import NEEDS_INPUTS
+from ..converters.work import Own
 from ..efforts import EFFORTS, Effort
 from ..errors import MintError, UsageError, explain
 from ..files import read_json, write_whole
