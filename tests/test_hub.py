@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,9 @@ from typing import Any
 
 import pytest
 from conftest import Maker, qwen3_moe
+
+from mint_mlx import pipeline
+from mint_mlx.kept import KEPT
 
 COMMIT = "c" * 40
 
@@ -211,3 +215,19 @@ def test_a_half_downloaded_model_is_one_sentence(hub: FakeHub) -> None:
     done = hub.run("convert", "org/tiny", "--budget", "5bpw", HF_HUB_OFFLINE="1")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "not complete in the local cache" in done.stderr
+
+
+def test_a_repository_lends_what_it_keeps(hub: FakeHub, tmp_path: Path) -> None:
+    """Plan, profile and sensitivity come from the Hub as one small file each; what is missing is one sentence."""
+    absent = hub.run("allocate", "org/tiny", "--budget", "5bpw")
+    assert absent.returncode == 1 and "org/tiny holds no mint-profile.json" in absent.stderr
+    made = pipeline.convert(str(hub.folder), "5bpw", tmp_path / "made", effort="balanced", smoke=False)
+    for name in KEPT:
+        shutil.copyfile(tmp_path / "made" / name, hub.folder / name)
+    hub.bytes_sent.clear()
+    plan = hub.run("allocate", "org/tiny", "--sensitivity", "org/tiny", "--budget", "5bpw", "--json")
+    assert plan.returncode == 0, plan.stderr
+    assert json.loads(plan.stdout)["layers"] == {path: str(config) for path, config in made.plan.choice.items()}
+    assert set(hub.bytes_sent) == {"mint-profile.json", "mint-sensitivity.npz"}
+    offline = hub.run("sweep", "org/tiny", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
+    assert offline.returncode == 1 and "holds no" not in offline.stderr and "Traceback" not in offline.stderr
