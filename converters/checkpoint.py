@@ -148,12 +148,12 @@ def write(
 
 def _refine(source: Source, tokens: np.ndarray, work: Path, learned: Path, report: Report) -> None:
     """Refine what was written. The result is kept first, so that an interruption between two shards loses nothing."""
-    from ..refine import predict, put_refined, refine
+    from ..refine import put_refined, refine_own
 
     if not learned.is_file():
         report.stage("refine")
-        found = refine(work, predict(source, tokens, report.step), progress=report.step)
-        if found.after >= found.before:
+        found = refine_own(source, tokens, work, report.step)
+        if found is None:
             report.note("distilling scales and biases gained nothing: they stay as they were")
             return
         partial = learned.with_name(f"{SCRATCH}unfinished.safetensors")

@@ -184,7 +184,7 @@ def refine_checkpoint(
             then.
     """
     from .converters import checkpoint as writer
-    from .refine import refine_own
+    from .refine import put_refined, refine_own
     from .tokens import write_tokens
 
     report = report or Silent()
@@ -217,6 +217,7 @@ def refine_checkpoint(
             raise MintError(
                 f"refining {given.name} gained nothing on text that it was not trained on: nothing was written"
             )
+        put_refined(work, found.tensors)
         mlxlm.build_model(work)
         facts = {"source": job.source.name, "kl_before": found.before, "kl_after": found.after}
         write_whole(work / REFINED_FILE, json.dumps(facts, indent=2) + "\n")

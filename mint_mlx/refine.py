@@ -212,12 +212,9 @@ def refine(folder: Path, targets: Targets, steps: int | None = None, progress: P
 def refine_own(
     source: Source, tokens: np.ndarray, folder: Path, progress: Progress = lambda *_: None, steps: int | None = None
 ) -> Refined | None:
-    """Refine a checkpoint in place on the source's own tokens; None, and nothing changes, where that is no gain."""
+    """What refining gains on the source's own tokens, for `put_refined` to write; None where it is nothing."""
     found = refine(folder, predict(source, tokens, progress), steps, progress)
-    if found.after >= found.before:
-        return None
-    put_refined(folder, found.tensors)
-    return found
+    return found if found.after < found.before else None
 
 
 def bytes_needed(inventory: Inventory, choice: Mapping[str, QuantConfig]) -> int:
