@@ -63,6 +63,7 @@ def write(
     own: Own | None = None,
     kept: Mapping[str, Callable[[Path], None]] | None = None,
     refine: bool = False,
+    allow_nonfinite: bool = False,
 ) -> str | None:
     """Carry out a plan: quantize layer by layer into a work folder, verify it, and only then call it `target`.
 
@@ -77,6 +78,7 @@ def write(
         own: the model's own tokens and its sensitivity, for quantizers that look at a layer's inputs.
         kept: writers of the other files that it keeps of its making (kept.py), by name.
         refine: distil scales and biases on the own tokens before it gets its name (refine.py).
+        allow_nonfinite: don't refuse NaN and infinite weights.
 
     Returns:
         The sentence, or None.
@@ -111,7 +113,7 @@ def write(
         learned = work / f"{SCRATCH}refined.safetensors"  # there once all layers were written and refined
         todo = [] if learned.is_file() else [path for path in inventory.order if path not in writer.done]
         quantize = find_quantizer(plan.quantizer)(Work(source, inventory, plan.choice, work, own))
-        for done, (name, tensors) in enumerate(stream(source, inventory, todo)):
+        for done, (name, tensors) in enumerate(stream(source, inventory, todo, allow_nonfinite)):
             report.step(name, done, len(todo))
             config = plan.choice.get(name)
             if config is not None and config != layers[name].stored:

@@ -12,6 +12,7 @@ from .errors import MintError
 from .load import Source
 from .profile import Profile, load_profile, save_profile
 from .quant import QuantConfig
+from .sample import EXACT
 from .sensitivity import Sensitivity, load_sensitivity, save_sensitivity
 
 
@@ -27,28 +28,33 @@ def file_name(name: str) -> str:
     return name.replace("/", "--")[-80:]
 
 
-def profile_path(source: Source, candidates: dict[str, tuple[QuantConfig, ...]]) -> Path:
-    """Where a source's profile with these candidates lies."""
+def profile_path(source: Source, candidates: dict[str, tuple[QuantConfig, ...]], sample: str) -> Path:
+    """Where a source's profile with these candidates, measured on such a sample, lies."""
     text = "\n".join(f"{path} {' '.join(map(str, configs))}" for path, configs in candidates.items())
     key = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-    return cache_dir() / "profiles" / f"{file_name(source.name)}-{source.fingerprint}-{key}.json"
+    name = f"{file_name(source.name)}-{source.fingerprint}-{key}"
+    return cache_dir() / "profiles" / f"{name}{'' if sample == EXACT else f'-{sample}'}.json"
 
 
-def cached_profile(source: Source, candidates: dict[str, tuple[QuantConfig, ...]]) -> Profile | None:
-    """A profile from an earlier run, if there is one that still fits. A damaged one counts as none."""
-    path = profile_path(source, candidates)
-    try:
-        if not path.is_file():
-            return None
-        found = load_profile(path)
-    except (MintError, OSError):  # written by another version, or cut short by a full disk: measured anew
-        return None
-    return found if found.fingerprint == source.fingerprint else None
+def cached_profile(source: Source, candidates: dict[str, tuple[QuantConfig, ...]], sample: str) -> Profile | None:
+    """A profile from an earlier run, if there is one that still fits: an exact one, or one on such a sample.
+
+    A damaged one counts as none.
+    """
+    for kind in dict.fromkeys((EXACT, sample)):
+        path = profile_path(source, candidates, kind)
+        try:
+            found = load_profile(path) if path.is_file() else None
+        except (MintError, OSError):  # written by another version, or cut short by a full disk: measured anew
+            continue
+        if found is not None and found.fingerprint == source.fingerprint:
+            return found
+    return None
 
 
 def keep_profile(profile: Profile, source: Source, candidates: dict[str, tuple[QuantConfig, ...]]) -> Path:
     """Keep a profile for later runs."""
-    path = profile_path(source, candidates)
+    path = profile_path(source, candidates, profile.sample)
     save_profile(profile, path)
     return path
 

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import errno
 
+NOT_FINITE = (
+    "holds NaN or infinite values: the checkpoint is damaged, download it again (or convert it as it is with "
+    "--allow-nonfinite)"
+)
+
 
 class MintError(Exception):
     """A refusal or a failure with a known cause. Its text is one sentence for the user."""

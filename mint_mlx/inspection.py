@@ -85,6 +85,7 @@ def _show_profile(profile: Profile, output: Output) -> None:
     inventory = profile.inventory
     output.line(
         f"a profile of {profile.source}: {len(profile.curves)} layers, {count(inventory.parameters)} parameters"
+        f"{profile.sampled}"
     )
     measured = {c for curve in profile.curves.values() for c in curve.configs}
     names = sorted({f"{c.bits}bit" if c.mode == "affine" else c.mode for c in measured})

@@ -67,6 +67,11 @@ class Layer:
         return prod(self.shape)
 
     @property
+    def as_experts(self) -> tuple[int, int, int]:
+        """Experts (or heads; 1 where there are none), rows and columns."""
+        return prod(self.shape[:-2]), self.shape[-2], self.shape[-1]
+
+    @property
     def block(self) -> int | None:
         return block_of(self.path)
 

@@ -81,6 +81,43 @@ def build_model(folder: Path) -> Any:
     return model
 
 
+def straight_parameters(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """The model's parameters that are tensors of the checkpoint themselves, or stacks of such along the first axis.
+
+    Returns:
+        By the parameter's name the tensors, as (file, name), that it is made of, in order.
+    """
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    origins: dict[int, list[tuple[str, str]]] = {}
+    alive = []  # an id is given out again once its array is gone
+    load, stack = mx.load, mx.stack
+
+    def traced_load(file: Any, *args: Any, **more: Any) -> Any:
+        found: Any = load(file, *args, **more)
+        if isinstance(found, dict):
+            origins.update({id(array): [(Path(str(file)).name, name)] for name, array in found.items()})
+            alive.append(list(found.values()))
+        return found
+
+    def traced_stack(arrays: Any, axis: int = 0, **more: Any) -> Any:
+        arrays = list(arrays)
+        made = stack(arrays, axis, **more)
+        parts = [origins.get(id(array), []) for array in arrays]
+        if axis == 0 and all(len(part) == 1 for part in parts):
+            origins[id(made)] = [part[0] for part in parts]
+            alive.append([made])
+        return made
+
+    mx.load, mx.stack = traced_load, traced_stack  # type: ignore[assignment]
+    try:
+        model = build_model(folder)
+    finally:
+        mx.load, mx.stack = load, stack
+    return {name: origins[id(array)] for name, array in tree_flatten(model.parameters()) if id(array) in origins}
+
+
 def stock_parameters(folder: Path) -> tuple[set[str] | None, str | None]:
     """The names of the parameters that mlx-lm alone, without our readers, loads lazily; or why it can't."""
     import mlx.core as mx

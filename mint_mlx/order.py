@@ -28,6 +28,7 @@ from .plan import Plan, check_plan, read_plan
 from .quant import QuantConfig, parse_config
 from .recipes import Recipe, find_recipe
 from .report import Report, Silent
+from .sample import parse_sample
 from .sensitivity import Sensitivity, load_sensitivity
 from .units import Budget, both, parse_budget
 from .versions import versions
@@ -66,6 +67,8 @@ class Request:
         overrides: `REGEX=CONFIG`, later ones win.
         ignore_guards: allow what the guards forbid.
         force: replace a checkpoint of ours at `out`, and unfinished work of another kind.
+        sample: how much of each layer the profile measures (sample.parse_sample).
+        allow_nonfinite: take NaN and infinite weights as they are.
     """
 
     model: str
@@ -85,6 +88,8 @@ class Request:
     overrides: Sequence[str] = ()
     ignore_guards: bool = False
     force: bool = False
+    sample: str | None = None
+    allow_nonfinite: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,7 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     find_quantizer(request.quantizer or by_default)
     if request.out is not None:
         check_target(Path(request.out), None, request.force)
+    parse_sample(request.sample)
     parts = request.parts or (given.parts if given else "text")
     if parts not in PARTS:
         raise UsageError(f"--parts {parts} is unknown: there are {' and '.join(PARTS)}")
@@ -241,6 +247,9 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         check_target(default_target(job, fixed), source.path, request.force)
     objective = request.objective or job.recipe.objective or effort.objective
     quantizer = request.quantizer or by_default
+    runs = quantizer in NEEDS_INPUTS or (fixed is None and objective in NEEDS_SENSITIVITY)
+    if request.allow_nonfinite and runs:
+        raise UsageError("--allow-nonfinite goes with --effort fast: a model with such weights can't be run")
     own = None
     if request.sensitivity is not None:
         weighs = fixed is None and objective in NEEDS_SENSITIVITY

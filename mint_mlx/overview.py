@@ -22,6 +22,7 @@ from .plan import Plan
 from .profile import Profile, assumed, sqnr_db
 from .quant import KEEP, QuantConfig
 from .roles import EXPERTS, block_of
+from .sample import first_share, parse_sample
 from .sensitivity import Sensitivity
 from .uniform import active_ratio
 from .units import Budget, both, count, duration, human, parse_budget
@@ -43,9 +44,9 @@ class SizeRow:
     mac: int | None
 
 
-def known_profile(job: Job) -> Profile | None:
+def known_profile(job: Job, sample: str | None = None) -> Profile | None:
     """The source's profile from the cache, if an earlier run left one."""
-    return cached_profile(job.source, profile_candidates(job))
+    return cached_profile(job.source, profile_candidates(job), parse_sample(sample))
 
 
 def known_sensitivity(order: Order) -> Sensitivity | None:
@@ -253,7 +254,7 @@ class DryRun:
 def dry_run(order: Order) -> tuple[Plan, DryRun]:
     """What `convert` would do with an order, from headers and a cached profile alone."""
     request, job = order.request, order.job
-    known = known_profile(job) if order.fixed is None else None
+    known = known_profile(job, request.sample) if order.fixed is None else None
     weights = known_sensitivity(order) if known else None
     plan = choose_plan(order, lambda: known or assumed_profile(job), lambda: weights)
     options = list_candidates(job.inventory, job.recipe, order.forced, request.ignore_guards)
@@ -274,21 +275,26 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
         memory=3 * max((layer.size * 2 for layer in job.inventory.layers), default=0)
         + 500_000_000
         + _look_memory(order),
-        seconds=_stage_seconds(job, total, order.fixed is None and known is None) | _look_seconds(order),
+        seconds=_stage_seconds(order, total, order.fixed is None and known is None) | _look_seconds(order),
         profiled=known is not None,
     )
     return plan, run
 
 
-def _stage_seconds(job: Job, total: int, needs_profile: bool) -> dict[str, float]:
+def _stage_seconds(order: Order, total: int, needs_profile: bool) -> dict[str, float]:
     """Seconds of each stage: disks at 1 GB/s, MLX's quantizer as measured here in a fraction of a second."""
+    job, sample = order.job, parse_sample(order.request.sample)
     quantize, measure = _quantizer_rates()
     reading = job.source.weight_bytes / 1e9
     seconds = {"convert": reading + total / 1e9 + sum(layer.size for layer in job.inventory.layers) / quantize}
     if needs_profile:
         wanted = profile_candidates(job)
-        measured = sum(layer.size * sum(c.quantized for c in wanted[layer.path]) for layer in job.inventory.layers)
-        seconds = {"profile": reading + measured / measure} | seconds
+        measured = read = 0.0
+        for layer in job.inventory.layers:
+            weights = layer.size * first_share(layer.as_experts, sample)
+            measured += weights * sum(c.quantized for c in wanted[layer.path])
+            read += 2 * (layer.size if layer.stored else weights)
+        seconds = {"profile": read / 1e9 + measured / measure} | seconds
     return seconds
 
 
@@ -353,7 +359,7 @@ def _quantizer_rates() -> tuple[float, float]:
 
     import mlx.core as mx
 
-    from .profile import measure
+    from .distortion import measure
 
     w = mx.random.normal((256, 4096)).astype(mx.bfloat16)
     mx.eval(mx.quantize(w, 64, 4))

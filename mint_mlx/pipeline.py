@@ -32,6 +32,7 @@ from .profile import Profile, load_profile, profile, save_profile
 from .quant import KEEP, QuantConfig
 from .recipes import find_recipe
 from .report import Report, Silent
+from .sample import parse_sample
 from .sensitivity import Sensitivity, load_sensitivity, save_sensitivity
 from .uniform import active_ratio
 from .units import both, human, parse_budget
@@ -224,15 +225,24 @@ def refine_checkpoint(
     return target, found
 
 
-def get_profile(job: Job, report: Report | None = None) -> Profile:
-    """The source's profile: from the cache, else measured and kept there."""
+def get_profile(
+    job: Job, report: Report | None = None, sample: str | None = None, allow_nonfinite: bool = False
+) -> Profile:
+    """The source's profile: from the cache, else measured and kept there.
+
+    Args:
+        job: the model.
+        report: receives progress.
+        sample: how much of each layer is measured, for `sample.parse_sample`; an exact profile serves as well.
+        allow_nonfinite: don't refuse NaN and infinite weights.
+    """
     report = report or Silent()
-    wanted = profile_candidates(job)
-    found = cache.cached_profile(job.source, wanted)
+    wanted, sample = profile_candidates(job), parse_sample(sample)
+    found = cache.cached_profile(job.source, wanted, sample)
     if found is not None:
         return replace(found, recipe=job.recipe, inventory=job.inventory)
     report.stage("profile")
-    made = profile(job.source, job.inventory, wanted, job.recipe, report.step)
+    made = profile(job.source, job.inventory, wanted, job.recipe, report.step, sample, allow_nonfinite)
     try:
         cache.keep_profile(made, job.source, wanted)
     except OSError as error:  # a profile that can't be kept is measured again next time; the job goes on
@@ -246,6 +256,7 @@ def write_profile(
     recipe: str | None = None,
     parts: str = "text",
     report: Report | None = None,
+    sample: str | None = None,
 ) -> tuple[Path, Profile]:
     """Measure a model and write its profile (`NAME.profile.json` by default); an older one of it is replaced.
 
@@ -257,13 +268,14 @@ def write_profile(
         check_file(out, PROFILE_MARKER, force=True)
     if parts not in PARTS:
         raise UsageError(f"--parts {parts} is unknown: there are {' and '.join(PARTS)}")
+    sample = parse_sample(sample)
     job = prepare(model, recipe, parts=parts)
     announce(job, report)
     path = out or Path(f"{job.source.name.rpartition('/')[2]}.profile.json")
     check_file(path, PROFILE_MARKER, force=True)
     if path.is_file() and job.source.fingerprint not in _fingerprint(path):
         report.note(f"{path} is stale: {job.source.name} or mint-mlx has changed since; it is measured anew")
-    made = get_profile(job, report)
+    made = get_profile(job, report, sample)
     save_profile(made, path)
     return path, made
 
@@ -356,7 +368,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     kept: dict[str, Callable[[Path], None]] = {}
 
     def curves() -> Profile:
-        made = get_profile(job, report)
+        made = get_profile(job, report, request.sample, request.allow_nonfinite)
         kept[PROFILE_FILE] = partial(save_profile, made)
         return made
 
@@ -382,7 +394,8 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     if refine and not _can_refine(job.inventory, plan.choice):
         report.note("there is too little memory here to distil scales and biases end to end: they stay as learned")
         refine = False
-    sentence = checkpoint.write(job.source, job.inventory, plan, target, request.force, say, report, mine, kept, refine)
+    write = partial(checkpoint.write, job.source, job.inventory, plan, target, request.force, say, report)
+    sentence = write(own=mine, kept=kept, refine=refine, allow_nonfinite=request.allow_nonfinite)
     active = job.inventory.active_bytes(plan.choice)
     ratio = active_ratio(job.inventory, plan.choice)
     return Result(target, plan, job.inventory, total, active, ratio, sentence, time.monotonic() - started)

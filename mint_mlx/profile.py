@@ -1,6 +1,6 @@
 """Rate-distortion of every layer: the error that each candidate configuration makes, measured on the weights alone.
 
-The error is that of `mx.quantize` and `mx.dequantize` themselves, since the code differs from its own documentation:
+The error is that of MLX's own quantizer (distortion.py), of all rows or of a sample (sample.py):
 
     NMSE = ||W - Q(W)||^2 / ||W||^2        SQNR = -10 log10(NMSE) dB        NRMSE = sqrt(NMSE)
 
@@ -11,14 +11,17 @@ serves every budget.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import MintError, UsageError
+from .distortion import as_experts
+from .errors import NOT_FINITE, MintError, UsageError
 from .files import write_whole
 from .headers import ITEMSIZE
 from .layers import Inventory, Layer
@@ -26,9 +29,9 @@ from .layout import TensorSpec
 from .load import Source
 from .quant import QuantConfig, parse_config
 from .recipes import Recipe
+from .sample import EXACT, SEED, Read, measure_sample
 
-SCHEMA = 2
-CHUNK = 1 << 22  # weights measured at once: small enough for the CPU's cache, large enough for the GPU
+SCHEMA = 3
 ERROR_FLOOR = 1e-12
 
 
@@ -41,12 +44,16 @@ class RateDistortion:
         configs: the candidates measured.
         nmse: float64 (candidates, experts); one column for a layer without experts.
         energy: float64 (experts,), the sum of squares of the weights.
+        share: of the weights that were measured.
+        error: the largest relative standard error of an NMSE; 0 where all were.
     """
 
     path: str
     configs: tuple[QuantConfig, ...]
     nmse: np.ndarray
     energy: np.ndarray
+    share: float = 1.0
+    error: float = 0.0
 
     def of(self, config: QuantConfig) -> np.ndarray:
         """NMSE of each expert under a configuration, shape (experts,); zero for `keep`.
@@ -79,11 +86,23 @@ class Profile:
     recipe: Recipe
     quantizer: str = "rtn"
     weighting: str = "none"
+    sample: str = EXACT
+    seed: int = SEED
     versions: dict[str, str] | None = None
 
     @property
     def fingerprint(self) -> str:
         return f"{self.structure}-{self.content}"
+
+    @property
+    def sampled(self) -> str:
+        """What it was measured on, in words; empty where that is every weight."""
+        if all(curve.share == 1 for curve in self.curves.values()):
+            return ""
+        share = sum(layer.size * self.curves[layer.path].share for layer in self.inventory.layers)
+        share /= sum(layer.size for layer in self.inventory.layers)
+        worst = max(curve.error for curve in self.curves.values())
+        return f", measured on {share:.2%} of the weights (standard errors up to {worst:.2%})"
 
 
 Progress = Callable[[str, int, int], None]
@@ -95,6 +114,8 @@ def profile(
     candidates: dict[str, tuple[QuantConfig, ...]],
     recipe: Recipe,
     progress: Progress = lambda *_: None,
+    sample: str = EXACT,
+    allow_nonfinite: bool = False,
 ) -> Profile:
     """Measure every layer's candidates, one layer in memory at a time.
 
@@ -104,23 +125,23 @@ def profile(
         candidates: configurations to measure, by layer path (`keep` needs no measuring).
         recipe: the recipe that the candidates come from; the profile carries it along.
         progress: called with (layer, done, total) before each layer.
+        sample: how much of each layer is measured (sample.parse_sample).
+        allow_nonfinite: leave rows with NaN or infinite weights out in place of refusing them.
+
+    Raises:
+        MintError: weights aren't finite.
     """
-    from .stream import dense, stream
     from .versions import versions
 
     wanted = {p: tuple(c for c in configs if c.quantized) for p, configs in candidates.items()}
     layers = {layer.path: layer for layer in inventory.layers}
-    paths = [p for p in inventory.order if wanted.get(p)]
     curves = {p: RateDistortion(p, (), np.zeros((0, 1)), np.ones(1)) for p in layers if not wanted.get(p)}
-    if paths:
-        progress(paths[0], 0, len(paths))
-    for done, (path, tensors) in enumerate(stream(source, inventory, paths), start=1):
-        layer, configs = layers[path], wanted[path]
-        nmse, energy = measure(dense(layer, tensors), [c for c in configs if c != layer.stored])
-        if layer.stored in configs:  # kept as it is, a layer loses nothing
-            nmse = np.insert(nmse, configs.index(layer.stored), 0.0, axis=0)
-        curves[path] = RateDistortion(path, configs, _as_in_file(nmse), _as_in_file(energy[None])[0])
-        progress(paths[min(done, len(paths) - 1)], done, len(paths))
+    todo = [layers[p] for p in inventory.order if wanted.get(p)]
+    for done, (layer, read) in enumerate(_readers(source, inventory, todo, sample, allow_nonfinite)):
+        progress(layer.path, done, len(todo))
+        curves[layer.path] = _measure(layer, read, wanted[layer.path], sample, allow_nonfinite)
+        del read  # it may hold the whole layer
+    progress("", len(todo), len(todo))
     return Profile(
         source.name,
         source.revision,
@@ -129,61 +150,51 @@ def profile(
         inventory,
         {p: curves[p] for p in layers},
         recipe,
+        sample=sample,
         versions=versions(),
     )
 
 
-def measure(weight: Any, configs: Sequence[QuantConfig]) -> tuple[np.ndarray, np.ndarray]:
-    """NMSE of each configuration for each expert of one layer, and each expert's sum of squares.
+def _readers(
+    source: Source, inventory: Inventory, layers: Sequence[Layer], sample: str, allow_nonfinite: bool
+) -> Iterator[tuple[Layer, Read]]:
+    """Each layer with what reads rows of it: from the disk where that can be done, else from the whole layer."""
+    from .rows import picked, straight_layers
+    from .stream import dense, stream
 
-    Args:
-        weight: mx.array (..., rows, columns) in the type it will be quantized in; leading axes are experts or heads.
-        configs: quantized configurations whose groups divide the last axis.
+    straight = straight_layers(source, layers) if sample != EXACT else {}
+    for layer in layers:
+        place = straight.get(layer.path)
+        if place is not None:
+            yield layer, partial(place.read, source, layer)
+    by_path = {layer.path: layer for layer in layers}
+    others = [layer.path for layer in layers if layer.path not in straight]
+    for path, tensors in stream(source, inventory, others, allow_nonfinite):
+        weight = as_experts(dense(by_path[path], tensors))
+        del tensors
+        yield by_path[path], partial(picked, weight)
+        del weight
 
-    Returns:
-        float64 (configs, experts) and (experts,).
-    """
-    import mlx.core as mx
 
-    *lead, rows, columns = weight.shape
-    weight = weight.reshape(-1, rows, columns)
-    experts = weight.shape[0] if lead else 1
-    errors, energy = np.zeros((len(configs), experts)), np.zeros(experts)
-    for chosen, part in _chunks(experts, rows, columns):
-        w = weight[chosen, part]
-        exact = w.astype(mx.float32)
-        results = [_squares(exact)]
-        for config in configs:
-            packed = mx.quantize(w, config.group_size, config.bits, mode=config.mode)
-            restored = mx.dequantize(*packed, group_size=config.group_size, bits=config.bits, mode=config.mode)
-            results.append(_squares(exact - restored.astype(mx.float32)))
-        mx.eval(results)
-        energy[chosen] += np.asarray(results[0], dtype=np.float64)
-        for index, result in enumerate(results[1:]):
-            errors[index, chosen] += np.asarray(result, dtype=np.float64)
-    # An expert of zeros is restored exactly: its error is zero, not undefined.
-    return errors / np.where(energy > 0, energy, 1), energy
+def _measure(
+    layer: Layer, read: Read, configs: tuple[QuantConfig, ...], sample: str, allow_nonfinite: bool
+) -> RateDistortion:
+    """One layer's curve. Its draws depend on the seed and its name alone."""
+    rng = np.random.default_rng([SEED, zlib.crc32(layer.path.encode())])
+    found = measure_sample(read, layer.as_experts, [c for c in configs if c != layer.stored], sample, rng)
+    if found.broken and not allow_nonfinite:
+        raise MintError(f"{layer.path}.weight {NOT_FINITE}")
+    nmse = found.nmse
+    if layer.stored in configs:  # kept as it is, a layer loses nothing
+        nmse = np.insert(nmse, configs.index(layer.stored), 0.0, axis=0)
+    energy = _as_in_file(found.energy[None])[0]
+    share, error = (float(f"{x:.4g}") for x in (found.share, found.error))
+    return RateDistortion(layer.path, configs, _as_in_file(nmse), energy, share, error)
 
 
 def _as_in_file(nmse: np.ndarray) -> np.ndarray:
     """Six digits, as files keep them, so that a fresh profile and a cached one give the same plan."""
     return np.array([[float(f"{e:.6g}") for e in row] for row in nmse])
-
-
-def _squares(x: Any) -> Any:
-    """Sum of squares per expert of a float32 (experts, rows, columns), rows first to keep float32 accurate."""
-    import mlx.core as mx
-
-    return mx.sum(mx.sum(mx.square(x), axis=-1), axis=-1)
-
-
-def _chunks(experts: int, rows: int, columns: int) -> Iterable[tuple[slice, slice]]:
-    """Slices over experts and rows that hold about CHUNK weights each."""
-    per_expert = max(1, CHUNK // (rows * columns))
-    per_row = rows if per_expert > 1 else max(1, CHUNK // columns)
-    for e in range(0, experts, per_expert):
-        for r in range(0, rows, per_row):
-            yield slice(e, min(e + per_expert, experts)), slice(r, min(r + per_row, rows))
 
 
 def assumed(inventory: Inventory, candidates: dict[str, tuple[QuantConfig, ...]]) -> dict[str, RateDistortion]:
@@ -212,6 +223,8 @@ def save_profile(profile: Profile, path: Path) -> None:
         "recipe": profile.recipe.model_dump(),
         "quantizer": profile.quantizer,
         "weighting": profile.weighting,
+        "sample": profile.sample,
+        "seed": profile.seed,
         "versions": profile.versions,
         "order": profile.inventory.order,
         "carried": profile.inventory.carried,
@@ -221,7 +234,8 @@ def save_profile(profile: Profile, path: Path) -> None:
     for layer in profile.inventory.layers:
         curve = profile.curves[layer.path]
         errors = {str(c): row.tolist() for c, row in zip(curve.configs, curve.nmse, strict=True)}
-        lines.append(json.dumps({**_layer_to_json(layer), "energy": curve.energy.tolist(), "nmse": errors}))
+        measured = {"share": curve.share, "error": curve.error, "energy": curve.energy.tolist(), "nmse": errors}
+        lines.append(json.dumps({**_layer_to_json(layer), **measured}))
     text = json.dumps(head, indent=None)[:-1] + ',\n"layers": [\n' + ",\n".join(lines) + "\n]}\n"
     write_whole(path, text)
 
@@ -247,11 +261,12 @@ def load_profile(path: Path | str) -> Profile:
         layers, curves = [], {}
         for entry in data["layers"]:
             errors, energy = entry.pop("nmse"), np.array(entry.pop("energy"), dtype=np.float64)
+            share, error = float(entry.pop("share")), float(entry.pop("error"))
             layer = _layer_from_json(entry)
             layers.append(layer)
             configs = tuple(parse_config(c) for c in errors)
             nmse = np.array(list(errors.values()), dtype=np.float64).reshape(len(configs), len(energy))
-            curves[layer.path] = RateDistortion(layer.path, configs, nmse, energy)
+            curves[layer.path] = RateDistortion(layer.path, configs, nmse, energy, share, error)
         others = {owner: tuple(_spec(s) for s in specs) for owner, specs in data["others"].items()}
         inventory = Inventory(tuple(layers), others, tuple(data["order"]), tuple(data["carried"]))
         if set(inventory.order) != {layer.path for layer in layers} | others.keys():
@@ -266,6 +281,8 @@ def load_profile(path: Path | str) -> Profile:
             Recipe.model_validate(data["recipe"]),
             data["quantizer"],
             data["weighting"],
+            str(data["sample"]),
+            int(data["seed"]),
             data["versions"],
         )
     except (KeyError, TypeError, ValueError, AttributeError, UsageError):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .errors import MintError
+from .errors import NOT_FINITE, MintError
 from .layers import MLX_DTYPES, Inventory, Layer
 from .load import Source, open_model
 
@@ -27,7 +27,7 @@ def check_finite(path: str, tensors: dict[str, mx.array]) -> None:
     finite = {name: mx.all(mx.isfinite(s)) for name, s in sums.items()}
     for name, good in finite.items():
         if not good.item() and not mx.all(mx.isfinite(floats[name])).item():
-            raise MintError(f"{path}.{name} holds NaN or infinite values: the checkpoint is damaged, download it again")
+            raise MintError(f"{path}.{name} {NOT_FINITE}")
 
 
 def dense(layer: Layer, tensors: dict[str, mx.array]) -> mx.array:
@@ -70,13 +70,19 @@ def _carried(source: Source, owners: set[str]) -> dict[str, dict[str, mx.array]]
     return found
 
 
-def stream(source: Source, inventory: Inventory, paths: Sequence[str]) -> Iterator[tuple[str, dict[str, mx.array]]]:
+def stream(
+    source: Source, inventory: Inventory, paths: Sequence[str], allow_nonfinite: bool = False
+) -> Iterator[tuple[str, dict[str, mx.array]]]:
     """Yield each module's evaluated parameters, by local name, in the types that they will be written in.
 
     Args:
         source: a checkpoint whose weights are here.
         inventory: its layers, for the types.
         paths: the modules wanted, in the model's order (two that share a fused source tensor stand side by side there).
+        allow_nonfinite: don't refuse NaN and infinite weights.
+
+    Raises:
+        MintError: weights aren't finite.
     """
     wanted = set(paths)
     dtypes = {spec.name: spec.dtype for specs in inventory.others.values() for spec in specs}
@@ -103,7 +109,8 @@ def stream(source: Source, inventory: Inventory, paths: Sequence[str]) -> Iterat
                 tensors[local] = array if array.dtype == dtype else array.astype(dtype)
             mx.eval(tensors)
         del array
-        check_finite(path, tensors)
+        if not allow_nonfinite:
+            check_finite(path, tensors)
         yield path, tensors
         del tensors
         mx.clear_cache()

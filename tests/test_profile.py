@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from conftest import Maker, llama, qwen3_moe
 
-from mint_mlx import pipeline
+from mint_mlx import distortion, pipeline
 from mint_mlx import profile as profiles
+from mint_mlx.distortion import measure
 from mint_mlx.errors import MintError
 from mint_mlx.order import prepare
-from mint_mlx.profile import load_profile, measure, save_profile
+from mint_mlx.profile import load_profile, save_profile
 from mint_mlx.quant import MX_MODES, QuantConfig, affine, mx_mode
 
 
@@ -39,7 +40,7 @@ def test_nmse_is_that_of_the_round_trip_for_each_expert(config: QuantConfig) -> 
 def test_chunks_do_not_change_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = mx.random.normal((2, 40, 128), key=mx.random.key(1)).astype(mx.bfloat16)
     whole, energy = measure(weight, affine())
-    monkeypatch.setattr(profiles, "CHUNK", 1000)
+    monkeypatch.setattr(distortion, "CHUNK", 1000)
     np.testing.assert_allclose(measure(weight, affine())[0], whole, rtol=1e-5)
     np.testing.assert_allclose(energy, (np.array(weight.astype(mx.float32)) ** 2).sum((-2, -1)), rtol=1e-4)
 

@@ -392,7 +392,8 @@ def write(shape: str, layers: int, folder: Path) -> int:
             shards.append([])
         shards[-1].append(name)
     folder.mkdir(parents=True)
-    weights, where = Weights(), {}
+    weights = Weights()
+    where: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         header, position = {}, 0

@@ -43,6 +43,14 @@ PartsOpt = Annotated[
 GuardsOpt = Annotated[
     bool, typer.Option("--ignore-guards", help="Allow what the guards forbid, such as 4-bit routers.")
 ]
+SampleOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|SHARE",
+        help="Profile a random sample of rows: auto (to 2 % of each error; the default on a CPU), or a share; 1.0 is "
+        "exact, the default on Metal.",
+    ),
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 BudgetOpt = Annotated[
     str | None,

@@ -21,6 +21,7 @@ from . import (
     OverrideOpt,
     PartsOpt,
     RecipeOpt,
+    SampleOpt,
     app,
     start,
 )
@@ -74,6 +75,10 @@ def convert(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written; read headers only.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
     ignore_guards: GuardsOpt = False,
+    sample: SampleOpt = None,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Take NaN and infinite weights as they are (--effort fast only).")
+    ] = False,
     no_smoke: Annotated[
         bool, typer.Option("--no-smoke", help="Don't let the result write a sentence at the end.")
     ] = False,
@@ -111,6 +116,8 @@ def convert(
         overrides=override or [],
         ignore_guards=ignore_guards,
         force=force,
+        sample=sample,
+        allow_nonfinite=allow_nonfinite,
     )
     if budget is None and fit is None and plan is None and uniform is None:
         _print_sizes(output, *overview.size_table(request), context)
@@ -251,16 +258,20 @@ def profile(
     ] = None,
     parts: PartsOpt = None,
     recipe: RecipeOpt = None,
+    sample: SampleOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Measure the error of every layer at every candidate; one profile serves every budget."""
     output = start(as_json)
     from .. import pipeline
 
-    path, made = pipeline.write_profile(model, out, recipe, parts or "text", output)
+    path, made = pipeline.write_profile(model, out, recipe, parts or "text", output, sample)
     output.close()
-    output.line(f"{path}: {len(made.curves)} layers. Next: mint-mlx allocate {path} --budget 4.5bpw -o plan.yaml")
-    output.result({"profile": str(path), "layers": len(made.curves), "fingerprint": made.fingerprint})
+    output.line(f"{path}: {len(made.curves)} layers{made.sampled}")
+    output.line(f"Next: mint-mlx allocate {path} --budget 4.5bpw -o plan.yaml")
+    output.result(
+        {"profile": str(path), "layers": len(made.curves), "fingerprint": made.fingerprint, "sample": made.sample}
+    )
 
 
 @app.command(rich_help_panel=STEPS)
