@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,14 +21,17 @@ from ..files import PLAN_FILE, put_in_place, work_folder
 from ..hub import SMALL_FILES
 from ..kept import KEPT
 from ..layers import Inventory, Layer
+from ..layout import TensorSpec
 from ..load import Source
 from ..parts import PROCESSOR_FILES, has_mtp, text_only, without_mtp
 from ..plan import Plan, plan_text
 from ..quant import QuantConfig
 from ..report import Report, Silent
+from ..rows import Straight, straight_layers
 from ..stream import dense, stream
 from ..units import both
 from ..versions import versions
+from . import rowwise
 from .card import model_card
 from .quantizers import find_quantizer
 from .verify import rehearse, verify
@@ -113,12 +116,17 @@ def write(
         learned = work / f"{SCRATCH}refined.safetensors"  # there once all layers were written and refined
         todo = [] if learned.is_file() else [path for path in inventory.order if path not in writer.done]
         quantize = find_quantizer(plan.quantizer)(Work(source, inventory, plan.choice, work, own))
-        for done, (name, tensors) in enumerate(stream(source, inventory, todo, allow_nonfinite)):
+        by_row = _by_row(source, plan, [layers[name] for name in todo if name in layers], units)
+        for done, (name, place) in enumerate(by_row.items()):
+            report.step(name, done, len(todo))
+            writer.put(name, rowwise.pieces(source, place, layers[name], plan.choice[name], allow_nonfinite))
+        others = [name for name in todo if name not in by_row]
+        for done, (name, tensors) in enumerate(stream(source, inventory, others, allow_nonfinite), len(by_row)):
             report.step(name, done, len(todo))
             config = plan.choice.get(name)
             if config is not None and config != layers[name].stored:
                 tensors = _requantized(layers[name], tensors, config, quantize)
-            writer.put(name, tensors)
+            writer.put(name, [tensors])
         report.step("", len(todo), len(todo))
         del quantize  # it holds the source's model
         mx.clear_cache()
@@ -141,11 +149,22 @@ def write(
         if smoke:
             report.stage("generate")
             sentence = mlxlm.generate_sentence(work)
-        writer.close()
-        for path in (work / JOURNAL, work / LOCK, *work.glob(f"{SCRATCH}*")):
+        for path in work.glob(f"{SCRATCH}*"):
             path.unlink()
         put_in_place(work, target, force)
+        for name in (JOURNAL, LOCK):  # kept until now: a work folder without them would be a stranger's
+            (target / name).unlink()
     return sentence
+
+
+def _by_row(
+    source: Source, plan: Plan, layers: Sequence[Layer], units: Mapping[str, tuple[TensorSpec, ...]]
+) -> dict[str, Straight]:
+    """The layers that can be rounded row by row."""
+    if plan.quantizer != "rtn" or not layers:
+        return {}
+    places = straight_layers(source, [layer for layer in layers if rowwise.can_be(layer, units[layer.path])])
+    return {layer.path: places[layer.path] for layer in layers if layer.path in places}
 
 
 def _refine(source: Source, tokens: np.ndarray, work: Path, learned: Path, report: Report) -> None:
@@ -190,8 +209,8 @@ def copied(folder: Path, target: Path, force: bool) -> Iterator[Path]:
                 if file.is_file():
                     shutil.copyfile(file, work / file.name)
             yield work
-            (work / LOCK).unlink()
             put_in_place(work, target, force)
+            (target / LOCK).unlink()
         finally:
             shutil.rmtree(work, ignore_errors=True)
 

@@ -11,7 +11,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +26,7 @@ from ..layout import Layout, TensorSpec
 
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
+WAITING = 6  # tensors that may wait for the disk: a piece has up to three
 
 
 class Writer:
@@ -56,6 +60,8 @@ class Writer:
         work.mkdir(parents=True, exist_ok=True)
         self._lock = lock(work)
         self._files: list[int] = []
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: deque[Future[None]] = deque()
         try:
             self.done = self._resume(json.loads(json.dumps(identity)), discard)
             self._journal: IO[str] = (work / JOURNAL).open("a", encoding="utf-8")
@@ -100,9 +106,9 @@ class Writer:
 
     def _hash(self, unit: str) -> str:
         """Hash of a module's bytes as they are on disk."""
-        digest = hashlib.blake2b(digest_size=16)
+        found = []
         for spec in self.units[unit]:
-            place = self.layout.tensors[spec.name]
+            place, digest = self.layout.tensors[spec.name], hashlib.sha256()
             position, end = place.offset, place.offset + spec.nbytes
             while position < end:
                 block = os.pread(self._files[place.shard], min(1 << 24, end - position), position)
@@ -110,26 +116,53 @@ class Writer:
                     return ""
                 digest.update(block)
                 position += len(block)
-        return digest.hexdigest()
+            found.append(digest)
+        return _together(found)
 
-    def put(self, unit: str, tensors: Mapping[str, mx.array]) -> None:
-        """Write one module's tensors (by local name), then enter it in the journal."""
-        digest = hashlib.blake2b(digest_size=16)
-        for spec in self.units[unit]:
-            array = tensors[spec.name.rpartition(".")[2]]
-            if tuple(array.shape) != spec.shape or str(array.dtype) != f"mlx.core.{MLX_DTYPES[spec.dtype]}":
-                raise RuntimeError(
-                    f"{spec.name} is {array.dtype} {array.shape}, the layout says {spec.dtype} {spec.shape}"
-                )
-            data = _bytes(array)
-            digest.update(data)
-            place = self.layout.tensors[spec.name]
-            _write_all(self._files[place.shard], data, place.offset)
-        self._journal.write(json.dumps({"unit": unit, "hash": digest.hexdigest()}) + "\n")
+    def put(self, unit: str, pieces: Iterable[Mapping[str, mx.array]]) -> None:
+        """Write one module's tensors (by local name), then enter it in the journal.
+
+        The disk is written in a thread of its own while the next piece is quantized; what goes wrong there is raised by
+        a later call or by `finish`.
+
+        Args:
+            unit: the module.
+            pieces: its tensors whole, or cut along their first axes (a stack's experts and rows as one axis), in order.
+        """
+        specs = {spec.name.rpartition(".")[2]: spec for spec in self.units[unit]}
+        written, digests = dict.fromkeys(specs, 0), {name: hashlib.sha256() for name in specs}
+        for tensors in pieces:
+            for name, spec in specs.items():
+                array, place = tensors[name], self.layout.tensors[spec.name]
+                if array.shape[-1:] != spec.shape[-1:] or str(array.dtype) != f"mlx.core.{MLX_DTYPES[spec.dtype]}":
+                    raise RuntimeError(
+                        f"{spec.name} is {array.dtype} {array.shape}, the layout says {spec.dtype} {spec.shape}"
+                    )
+                file, position, data = self._files[place.shard], place.offset + written[name], _bytes(array)
+                written[name] += len(data)
+                if written[name] > spec.nbytes:
+                    raise RuntimeError(f"{spec.name} has more than the {spec.nbytes} bytes of {spec.shape}")
+                self._do(partial(_write_part, file, position, data, digests[name]))
+        short = [spec.name for name, spec in specs.items() if written[name] != spec.nbytes]
+        if short:
+            raise RuntimeError(f"{short[0]} ended before its last row")
+        self._do(partial(self._enter, unit, list(digests.values())))
+
+    def _enter(self, unit: str, digests: list[Any]) -> None:
+        """A module's line in the journal. (What a crash of the machine takes from it shows in its hash.)"""
+        self._journal.write(json.dumps({"unit": unit, "hash": _together(digests)}) + "\n")
         self._journal.flush()
+
+    def _do(self, work: Callable[[], None]) -> None:
+        """Have the thread do something, after all that it was given before."""
+        while len(self._writing) > WAITING:
+            self._writing.popleft().result()
+        self._writing.append(self._thread.submit(work))
 
     def finish(self) -> None:
         """Flush the shards to disk and give them their final names."""
+        while self._writing:
+            self._writing.popleft().result()
         for file, name in zip(self._files, self.layout.names, strict=True):
             os.fsync(file)
             (self.work / f"{name}.part").replace(self.work / name)
@@ -149,6 +182,7 @@ class Writer:
     def close(self) -> None:
         """Close all files and free the folder for others; once is enough."""
         if not self._journal.closed:
+            self._thread.shutdown()
             self._journal.close()
             self._release()
 
@@ -205,6 +239,16 @@ def _reserve(file: int, size: int) -> None:
     os.ftruncate(file, size)
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
+
+
+def _write_part(file: int, position: int, data: memoryview, digest: Any) -> None:
+    _write_all(file, data, position)
+    digest.update(data)
+
+
+def _together(digests: Iterable[Any]) -> str:
+    """One hash of several tensors' hashes."""
+    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
 
 
 def _write_all(file: int, data: bytes | memoryview, offset: int) -> None:

@@ -7,15 +7,15 @@ A group never spans two rows, so errors are summed row by row, and a sample of r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from .quant import QuantConfig
+from .streams import working
 
-CHUNK = 1 << 22  # weights measured at once: small enough for the CPU's cache, large enough for the GPU
+CHUNK = 1 << 19  # weights measured at once: small enough for the CPU's cache, large enough for the GPU
 
 
 def measure(weight: Any, configs: Sequence[QuantConfig]) -> tuple[np.ndarray, np.ndarray]:
@@ -50,25 +50,22 @@ def row_errors(weight: Any, configs: Sequence[QuantConfig]) -> tuple[np.ndarray,
     """
     import mlx.core as mx
 
-    experts, rows, columns = weight.shape
-    errors, energy = np.zeros((len(configs), experts, rows)), np.zeros((experts, rows))
-    streams = _streams()
-    for chosen, part in _chunks(experts, rows, columns):
-        w = weight[chosen, part]
-        exact = w.astype(mx.float32)
-        mx.eval(w, exact)
-        results = []
-        for index, config in enumerate(configs):
-            with mx.stream(streams[index % len(streams)]):
-                packed = mx.quantize(w, config.group_size, config.bits, mode=config.mode)
-                restored = mx.dequantize(*packed, group_size=config.group_size, bits=config.bits, mode=config.mode)
-                results.append(_squares(exact - restored.astype(mx.float32)))
-        with mx.stream(streams[0]):
-            results.append(_squares(exact))
-        mx.eval(results)
-        energy[chosen, part] = np.asarray(results.pop())
-        for index, result in enumerate(results):
-            errors[index, chosen, part] = np.asarray(result)
+    errors, energy = np.zeros((len(configs), *weight.shape[:2])), np.zeros(weight.shape[:2])
+
+    def sums(part: Any) -> list[Any]:
+
+        exact = part.astype(mx.float32)
+        found = [_squares(exact)]
+        for c in configs:
+            packed = mx.quantize(part, c.group_size, c.bits, mode=c.mode)
+            restored = mx.dequantize(*packed, group_size=c.group_size, bits=c.bits, mode=c.mode)
+            found.append(_squares(exact - restored.astype(mx.float32)))
+        return found
+
+    for place, found in _side_by_side(weight, sums):
+        energy[place] = found[0]
+        for index, result in enumerate(found[1:]):
+            errors[index][place] = result
     return errors, energy
 
 
@@ -83,33 +80,43 @@ def row_ranges(weight: Any, group_sizes: Sequence[int]) -> tuple[np.ndarray, np.
         float64 (group sizes, experts, rows), sums over a row's groups of (max - min)^2; and (experts, rows), sums of
         squares.
     """
-    import mlx.core as mx
+    ranges, energy = np.zeros((len(group_sizes), *weight.shape[:2])), np.zeros(weight.shape[:2])
 
-    experts, rows, columns = weight.shape
-    ranges, energy = np.zeros((len(group_sizes), experts, rows)), np.zeros((experts, rows))
-    for chosen, part in _chunks(experts, rows, columns):
-        exact = weight[chosen, part].astype(mx.float32)
+    def sums(part: Any) -> list[Any]:
+        import mlx.core as mx
+
+        exact = part.astype(mx.float32)
         groups = exact.reshape(*exact.shape[:-1], -1, group_sizes[0])
         high, low = mx.max(groups, axis=-1), mx.min(groups, axis=-1)
-        results = []
+        found = [_squares(exact)]
         for size in group_sizes:
             shape = (*exact.shape[:-1], -1, size // group_sizes[0])
-            results.append(_squares(mx.max(high.reshape(shape), axis=-1) - mx.min(low.reshape(shape), axis=-1)))
-        mx.eval(results, energies := _squares(exact))
-        energy[chosen, part] = np.asarray(energies)
-        for index, result in enumerate(results):
-            ranges[index, chosen, part] = np.asarray(result)
+            found.append(_squares(mx.max(high.reshape(shape), axis=-1) - mx.min(low.reshape(shape), axis=-1)))
+        return found
+
+    for place, found in _side_by_side(weight, sums):
+        energy[place] = found[0]
+        for index, result in enumerate(found[1:]):
+            ranges[index][place] = result
     return ranges, energy
 
 
-@lru_cache(maxsize=1)
-def _streams() -> tuple[Any, ...]:
-    """Where configurations are measured side by side: MLX computes a CPU stream in one thread, so two of them there."""
+def _side_by_side(
+    weight: Any, sums: Callable[[Any], list[Any]]
+) -> Iterator[tuple[tuple[slice, slice], list[np.ndarray]]]:
+    """Work through a weight (experts, rows, columns) in chunks, as many at once as there are streams."""
     import mlx.core as mx
 
-    if mx.default_device() == mx.gpu:
-        return (mx.default_stream(mx.gpu),)
-    return (mx.new_stream(mx.cpu), mx.new_stream(mx.cpu))
+    chunks = list(_chunks(*weight.shape))
+    for start in range(0, len(chunks), len(working())):
+        some = chunks[start : start + len(working())]
+        results = []
+        for stream, place in zip(working(), some, strict=False):
+            with mx.stream(stream):
+                results.append(sums(weight[place]))
+        mx.eval(results)
+        for place, found in zip(some, results, strict=True):
+            yield place, [np.asarray(result) for result in found]
 
 
 def _squares(x: Any) -> Any:

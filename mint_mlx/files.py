@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -123,11 +124,9 @@ def put_in_place(work: Path, target: Path, force: bool) -> None:
     Raises:
         MintError: something has appeared at the target meanwhile.
     """
-    if not target.exists():
-        work.replace(target)
-        return
-    check_target(target, None, force)
-    old = target.with_name(f"{target.name}{OLD}-{os.getpid()}")
-    target.replace(old)
+    if target.exists():
+        check_target(target, None, force)
+        target.replace(target.with_name(f"{target.name}{OLD}-{os.getpid()}"))
     work.replace(target)
-    shutil.rmtree(old)
+    for old in target.parent.glob(f"{glob.escape(target.name)}{OLD}-*"):  # also one that a killed run left
+        shutil.rmtree(old)

@@ -136,9 +136,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def open_model(source: Source) -> Any:
-    """The lazy mlx-lm model of a source. Evaluate its weights only if `source.has_weights`."""
-    return mlxlm.build_model(source.path)
+def open_model(source: Source, stream: Any = None) -> Any:
+    """The lazy mlx-lm model of a source, read on a CPU stream. Evaluate its weights only if `source.has_weights`."""
+    return mlxlm.build_model(source.path, stream)
 
 
 def _digest(value: Any) -> str:

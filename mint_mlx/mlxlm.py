@@ -51,11 +51,11 @@ def check_model(config: dict[str, Any], folder: Path) -> None:
     check_layout(config, folder, model_class)
 
 
-def build_model(folder: Path) -> Any:
+def build_model(folder: Path, stream: Any = None) -> Any:
     """The lazy mlx-lm model of a checkpoint, weights mapped and sanitized but not read.
 
-    Everything that builds the weights (reading, stacking, dequantizing) is put on the CPU stream, so that on a Mac no
-    GPU command buffer ever waits for the disk (the GPU watchdog kills those that do).
+    Everything that builds the weights (reading, stacking, dequantizing) is put on a CPU stream, the default one or that
+    which is given, so that on a Mac no GPU command buffer ever waits for the disk (the GPU watchdog kills those).
 
     Raises:
         MintError: mlx-lm can't build the model from this config and these tensors.
@@ -70,7 +70,7 @@ def build_model(folder: Path) -> Any:
         return reader(config, folder, model_class), args_class
 
     try:
-        with mx.stream(mx.cpu):
+        with mx.stream(stream or mx.cpu):
             model, _ = load_model(folder, lazy=True, get_model_classes=classes)
     # The config and the tensors are the user's: these are the ways in which mlx-lm fails on ones that don't fit.
     except _BUILD_ERRORS as error:

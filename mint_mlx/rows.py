@@ -8,13 +8,15 @@ slice of it evaluates all of it.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from .errors import MintError
 from .headers import read_header
 from .layers import MLX_DTYPES, Layer
 from .load import Source
@@ -50,9 +52,47 @@ class Straight:
                 files[name] = np.asarray(mapped)
             matrix = files[name][start : start + self.rows * self.columns * out.itemsize].view(out.dtype)
             out[place] = matrix.reshape(self.rows, self.columns)[rows[place]]
-        found = mx.array(out)
+        return self._array(out, layer)
+
+    def chunks(self, source: Source, layer: Layer, size: int) -> Iterator[mx.array]:
+        """All rows in order, about `size` weights at a time: arrays (rows, columns) in the type to be written in."""
+        at_once = max(1, size // self.columns)
+        buffer = np.empty((at_once, self.columns), dtype=FLOATS[self.dtype])
+        filled, files = 0, dict[str, int]()
+        try:
+            for name, start in self.parts:
+                first = 0
+                if name not in files:
+                    files[name] = os.open(source.path / name, os.O_RDONLY)
+                while first < self.rows:
+                    count = min(self.rows - first, at_once - filled)
+                    _read_into(files[name], buffer[filled : filled + count], start + first * buffer[0].nbytes)
+                    first, filled = first + count, filled + count
+                    if filled == at_once:
+                        yield self._array(buffer, layer)
+                        filled = 0
+            if filled:
+                yield self._array(buffer[:filled], layer)
+        finally:
+            for file in files.values():
+                os.close(file)
+
+    def _array(self, values: np.ndarray, layer: Layer) -> mx.array:
+        """A copy of rows as an array in the type that the layer will be written in."""
+        found = mx.array(values)
         found = found.view(mx.bfloat16) if self.dtype == "BF16" else found
-        return found.astype(getattr(mx, MLX_DTYPES[layer.dtype]))
+        dtype: mx.Dtype = getattr(mx, MLX_DTYPES[layer.dtype])
+        return found if found.dtype == dtype else found.astype(dtype)
+
+
+def _read_into(file: int, rows: np.ndarray, position: int) -> None:
+    """Fill an array with a file's bytes from a position on."""
+    view: Any = memoryview(rows.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+    while len(view):
+        count = os.preadv(file, [view], position)
+        if not count:
+            raise MintError("a shard ended early: it was cut short while it was read, download it again")
+        view, position = view[count:], position + count
 
 
 def straight_layers(source: Source, layers: Sequence[Layer]) -> dict[str, Straight]:

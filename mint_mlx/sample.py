@@ -7,7 +7,8 @@ Errors are dear to measure and vary from row to row mostly because the range of 
 cheap. So two samples are taken (double sampling; Cochran, Sampling Techniques, 3rd ed., sections 6.3 and 12.8): the sum
 of squared ranges over the sum of squares on many rows, the squared error over the sum of squared ranges on fewer. The
 product estimates the NMSE, and its relative variance is the sum of both (each with the finite-population correction;
-that strata make it somewhat less is not counted on). The sum of squares of the whole layer is held to half that error.
+that strata make it somewhat less is not counted on). Where the squared error over the sum of squares on the fewer rows
+is the surer one, that is the estimate. The sum of squares of the whole layer is held to half the error of an NMSE.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ EXACT = "1"
 SEED = 0
 TOLERANCE = 0.02  # largest relative standard error of an NMSE
 WHOLE = 1 << 20  # a layer of at most so many weights is measured whole
-FIRST = 1 << 15  # weights of an expert that are drawn at first
+FIRST = 1 << 14  # weights of an expert that are drawn at first
 FIRST_OF_LAYER = 1 << 18  # and of a layer, however few experts it has
-FEWEST = 16  # rows: fewer tell little of their own spread
+FEWEST = 8  # rows: fewer tell little of their own spread
 OF_ENERGY = 0.5  # the standard error of a layer's sum of squares, as a part of TOLERANCE
-OF_RANGES = 0.75  # the part of TOLERANCE that the first of the two ratios may take
+OF_RANGES = 0.7  # the part of TOLERANCE that the first of the two ratios may take
 
 Read = Callable[[np.ndarray, np.ndarray], Any]
 
@@ -207,11 +208,10 @@ class _Drawn:
         among = np.arange(self.order.shape[1]) < self.measured[..., None]
         ranges, range_error = _ratio(self.ranges, self.energy, self.count, self.rows)
         error, error_error = _ratio(self.errors, self.ranges[self.group] * among, self.measured, self.rows)
-        nmse = error * ranges[self.group]
-        # Once all drawn rows are measured there is one sample, and its own ratio to tell of it.
-        single, single_error = _ratio(self.errors, self.energy, self.count, self.rows)
-        same, both = self.measured == self.count, np.hypot(range_error[self.group], error_error)
-        return np.where(same, single, nmse), np.where(same, single_error, both)
+        double, double_error = error * ranges[self.group], np.hypot(range_error[self.group], error_error)
+        single, single_error = _ratio(self.errors, self.energy * among, self.measured, self.rows)
+        better = double_error < single_error
+        return np.where(better, double, single), np.where(better, double_error, single_error)
 
     def nmse(self) -> np.ndarray:
         """Estimates (configs, experts)."""

@@ -1,33 +1,55 @@
 """One module after another: read, hand over, release.
 
 Everything that passes over a model's weights (profile, convert) goes through here, so that memory holds one layer at a
-time. An evaluated array never becomes lazy again, so every pass opens the model anew.
+time, and the next one on its way. An evaluated array never becomes lazy again, so every pass opens the model anew.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
 from .errors import NOT_FINITE, MintError
 from .layers import MLX_DTYPES, Inventory, Layer
 from .load import Source, open_model
+from .streams import reading
+
+AHEAD = 1_500_000_000  # bytes read ahead; a larger layer waits its turn, since stacking its experts takes twice that
+INFINITY = {mx.bfloat16: 0x7F80, mx.float16: 0x7C00, mx.float32: 0x7F800000}  # its bits; those of NaN lie above
+PIECE = 1 << 16  # numbers looked at at once: small enough for the CPU's cache
 
 
 def check_finite(path: str, tensors: dict[str, mx.array]) -> None:
-    """Refuse weights that hold NaN or infinity (both survive a sum).
+    """Refuse weights that hold NaN or infinity.
 
     Raises:
         MintError: naming the tensor.
     """
-    floats = {name: a for name, a in tensors.items() if mx.issubdtype(a.dtype, mx.floating)}
-    sums = {name: mx.sum(a, axis=-1) if a.ndim else a for name, a in floats.items()}
-    finite = {name: mx.all(mx.isfinite(s)) for name, s in sums.items()}
-    for name, good in finite.items():
-        if not good.item() and not mx.all(mx.isfinite(floats[name])).item():
+    for name, array in tensors.items():
+        if not all_finite(array):
             raise MintError(f"{path}.{name} {NOT_FINITE}")
+
+
+def all_finite(array: mx.array) -> bool:
+    """Whether an evaluated array holds neither NaN nor infinity, which alone have every bit of the exponent set.
+
+    numpy looks at the bits four times as fast as MLX sums them on a CPU.
+    """
+    if not mx.issubdtype(array.dtype, mx.floating) or not array.size:
+        return True
+    bits = np.asarray(array.reshape(-1).view(mx.uint16 if array.itemsize == 2 else mx.uint32))
+    infinity = INFINITY[array.dtype]
+    without_sign = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
+    pieces = (bits[i : i + PIECE] for i in range(0, bits.size, PIECE))
+    return all(int((piece & without_sign).max()) < infinity for piece in pieces)
+
+
+def _nbytes(tensors: dict[str, mx.array]) -> int:
+    return sum(array.nbytes for array in tensors.values())
 
 
 def dense(layer: Layer, tensors: dict[str, mx.array]) -> mx.array:
@@ -61,7 +83,7 @@ def _carried(source: Source, owners: set[str]) -> dict[str, dict[str, mx.array]]
     found: dict[str, dict[str, mx.array]] = {}
     files = [f for f, table in source.headers.items() if any(n.rpartition(".")[0] in owners for n in table)]
     for file in files:
-        with mx.stream(mx.cpu):
+        with mx.stream(reading()):
             loaded: dict[str, mx.array] = mx.load(str(source.path / file))  # type: ignore[assignment]
         for name, array in loaded.items():
             owner, _, local = name.rpartition(".")
@@ -93,22 +115,38 @@ def stream(
         elif layer.stored.mode == "affine":
             dtypes |= dict.fromkeys((f"{layer.path}.scales", f"{layer.path}.biases"), layer.dtype)
     arrays: dict[str, dict[str, mx.array]] = {}
-    model = open_model(source)
+    model = open_model(source, reading())
     for name, array in tree_flatten(model.parameters()):
         owner, _, local = name.rpartition(".")
         if owner in wanted:
             arrays.setdefault(owner, {})[local] = array
     arrays |= _carried(source, wanted - arrays.keys())
-    del model, array  # from here on `arrays` alone keeps the lazy weights
-    for path in paths:
+    if paths:
+        del model, array  # from here on `arrays` alone keeps the lazy weights
+
+    def begin(path: str) -> dict[str, mx.array]:
+        """Start to read a module."""
         tensors = arrays.pop(path)
-        with mx.stream(mx.cpu):  # the disk is read here, never inside a GPU command buffer
+        with mx.stream(reading()):  # the disk is read here, never inside a GPU command buffer
             for local, array in tensors.items():
                 code = dtypes.get(f"{path}.{local}".lstrip("."))
                 dtype = getattr(mx, MLX_DTYPES[code].replace("bool", "bool_")) if code else array.dtype
                 tensors[local] = array if array.dtype == dtype else array.astype(dtype)
-            mx.eval(tensors)
-        del array
+        mx.async_eval(tensors)
+        return tensors
+
+    room = min(AHEAD, max((_nbytes(arrays[path]) for path in paths), default=0))
+    begun: deque[dict[str, mx.array]] = deque()
+    left = deque(paths)
+    for path in paths:
+        if not begun:
+            begun.append(begin(left.popleft()))
+        tensors = begun.popleft()
+        mx.eval(tensors)
+        ahead = sum(map(_nbytes, begun))
+        while left and ahead + _nbytes(arrays[left[0]]) <= room:
+            begun.append(begin(left.popleft()))
+            ahead += _nbytes(begun[-1])
         if not allow_nonfinite:
             check_finite(path, tensors)
         yield path, tensors
