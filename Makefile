@@ -1,5 +1,5 @@
 # Two commands: `make demo` and `make test`. Both make .venv first; nothing else is needed.
-.PHONY: demo test clean
+.PHONY: demo test bench bench-full clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,6 +12,12 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n auto
+
+bench: $(VENV)/.installed
+	$(BIN)/python eval/bench/bench.py
+
+bench-full: $(VENV)/.installed
+	$(BIN)/python eval/bench/bench.py --full
 
 $(VENV)/.installed: pyproject.toml bootstrap.sh
 	sh bootstrap.sh $(VENV)

@@ -1,14 +1,17 @@
-"""What the program keeps between runs: profiles and sensitivities, by the fingerprint of their source."""
+"""What is kept between runs: profiles and sensitivities by their source's fingerprint, and what was scored."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .errors import MintError
+from .errors import MintError, UsageError
 from .load import Source
 from .profile import Profile, load_profile, save_profile
 from .quant import QuantConfig
@@ -77,3 +80,50 @@ def keep_sensitivity(source: Source, count: int, tokens: np.ndarray, made: Sensi
     path = sensitivity_path(source, count)
     save_sensitivity(tokens, made, path)
     return path
+
+
+KINDS = {  # folders of the cache, and what lies there
+    "profiles": "errors of every layer (`profile`)",
+    "sensitivities": "a model's own tokens and what it minds (`sensitivity`)",
+    "references": "a source's predictions (`eval --source`)",
+    "replies": "a source's replies to prompts (`eval --chat`)",
+    "compare": "checkpoints that `compare` built, and their scores",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that is kept."""
+
+    kind: str
+    path: Path
+    bytes: int
+    modified: float
+
+
+def entries() -> list[Entry]:
+    """All that is kept, by kind and name."""
+    found = []
+    for kind in KINDS:
+        folder = cache_dir() / kind
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+            stats = [file.stat() for file in files]
+            newest = max((s.st_mtime for s in stats), default=path.stat().st_mtime)
+            found.append(Entry(kind, path, sum(s.st_size for s in stats), newest))
+    return found
+
+
+def clear(kinds: Sequence[str] = ()) -> int:
+    """Drop all that is kept, or that of some kinds; returns the bytes that it took.
+
+    Raises:
+        UsageError: there is no such kind.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UsageError(f"the cache has no {kind!r}: there are {', '.join(KINDS)}")
+    dropped = [entry for entry in entries() if not kinds or entry.kind in kinds]
+    for entry in dropped:
+        shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink()
+    return sum(entry.bytes for entry in dropped)

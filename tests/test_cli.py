@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Maker, llama, qwen3_moe
@@ -25,6 +26,7 @@ COMMANDS = (
     "refine",
     "eval",
     "compare",
+    "cache",
 )
 
 
@@ -236,3 +238,50 @@ def test_the_demo_runs_the_whole_job(monkeypatch: pytest.MonkeyPatch, capsys: py
     source, ours, uniform = rows["source (bf16)"], rows["mint-mlx"], rows["uniform 4bit-g64"]
     assert ours["bytes"] <= uniform["bytes"] < source["bytes"] / 3
     assert source["perplexity"] < ours["perplexity"] < 1.1 * source["perplexity"]
+
+
+def test_the_cache_is_listed_and_dropped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make: Maker
+) -> None:
+    run(monkeypatch, "cache", "--json")
+    assert json.loads(capsys.readouterr().out)["entries"] == []
+    folder = make(llama(1))
+    run(monkeypatch, "profile", str(folder), "-o", str(folder.parent / "p.json"))
+    capsys.readouterr()
+    run(monkeypatch, "cache", "--json")
+    listed = json.loads(capsys.readouterr().out)
+    assert [e["kind"] for e in listed["entries"]] == ["profiles"] and listed["bytes"] > 1000
+    assert run(monkeypatch, "cache") == 0 and "model-" in capsys.readouterr().out
+    assert run(monkeypatch, "cache", "clear", "nonsense") == 2
+    assert run(monkeypatch, "cache", "clear", "compare") == 0 and "profiles" in str(list_cache(monkeypatch, capsys))
+    assert run(monkeypatch, "cache", "clear") == 0
+    assert list_cache(monkeypatch, capsys) == []
+
+
+def list_cache(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[object]:
+    capsys.readouterr()
+    run(monkeypatch, "cache", "--json")
+    return list(json.loads(capsys.readouterr().out)["entries"])
+
+
+def test_spills_go_where_they_are_told_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make: Maker
+) -> None:
+    import tempfile
+
+    folder = make(llama(1))
+    spills = folder.parent / "spills"
+    command = ("sensitivity", str(folder), "-o", str(folder.parent / "s.npz"), "--work-dir", str(spills))
+    assert run(monkeypatch, *command) == 2 and "make it first" in capsys.readouterr().err
+    spills.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    seen: list[str] = []
+    real = tempfile.TemporaryDirectory
+
+    def watched(*args: Any, **more: Any) -> Any:
+        seen.append(tempfile.gettempdir())
+        return real(*args, **more)
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", watched)
+    assert run(monkeypatch, *command) == 0
+    assert set(seen) == {str(spills)} and not list(spills.iterdir())

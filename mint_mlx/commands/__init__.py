@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ..errors import UsageError
 
 if TYPE_CHECKING:
     from ..output import Output
@@ -51,6 +54,12 @@ SampleOpt = Annotated[
         "exact, the default on Metal.",
     ),
 ]
+WorkDirOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--work-dir", metavar="FOLDER", help="Where block inputs are spilled; the system's temporary folder otherwise."
+    ),
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 BudgetOpt = Annotated[
     str | None,
@@ -78,10 +87,32 @@ def _root(
     pass
 
 
-def start(as_json: bool = False) -> Output:
-    """The output of a command; opens a fast BLAS before MLX is imported."""
+def start(as_json: bool = False, work_dir: Path | None = None, long: bool = False) -> Output:
+    """The output of a command; opens a fast BLAS before MLX is imported.
+
+    Args:
+        as_json: print one JSON object and nothing else.
+        work_dir: where temporary files go, in place of the system's folder for them.
+        long: keep a Mac awake until this process ends, and usable by others.
+
+    Raises:
+        UsageError: the work folder isn't one that can be written to.
+    """
+    import os
+    import sys
+    import tempfile
+
     from ..blas import use_fast_blas
     from ..output import Output
 
+    if work_dir is not None:
+        if not (work_dir.is_dir() and os.access(work_dir, os.W_OK)):
+            raise UsageError(f"--work-dir {work_dir} is no folder that can be written to: make it first")
+        tempfile.tempdir = str(work_dir.absolute())
+    if long and sys.platform == "darwin":
+        import subprocess
+
+        subprocess.Popen(["caffeinate", "-i", "-w", str(os.getpid())])
+        os.nice(5)
     use_fast_blas()
     return Output(as_json)

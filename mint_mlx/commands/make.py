@@ -22,6 +22,7 @@ from . import (
     PartsOpt,
     RecipeOpt,
     SampleOpt,
+    WorkDirOpt,
     app,
     start,
 )
@@ -82,6 +83,7 @@ def convert(
     no_smoke: Annotated[
         bool, typer.Option("--no-smoke", help="Don't let the result write a sentence at the end.")
     ] = False,
+    work_dir: WorkDirOpt = None,
     upload_repo: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Upload the result, privately.")] = None,
     public: Annotated[bool, typer.Option("--public", help="With --upload-repo: make the repository public.")] = False,
     as_json: JsonOpt = False,
@@ -90,7 +92,7 @@ def convert(
 
     Without a budget it lists the possible sizes.
     """
-    output = start(as_json)
+    output = start(as_json, work_dir, long=True)
     from .. import hub, overview, pipeline
     from ..order import Request, place_order
 
@@ -262,7 +264,7 @@ def profile(
     as_json: JsonOpt = False,
 ) -> None:
     """Measure the error of every layer at every candidate; one profile serves every budget."""
-    output = start(as_json)
+    output = start(as_json, long=True)
     from .. import pipeline
 
     path, made = pipeline.write_profile(model, out, recipe, parts or "text", output, sample)
@@ -280,10 +282,11 @@ def sensitivity(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="File to write; NAME.sensitivity.npz otherwise.")
     ] = None,
+    work_dir: WorkDirOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Measure how much the model minds an error in each layer, on text that it wrote itself."""
-    output = start(as_json)
+    output = start(as_json, work_dir, long=True)
     from .. import pipeline
 
     path, made = pipeline.write_sensitivity(model, out, output)
@@ -396,10 +399,11 @@ def refine(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write; NAME-refined otherwise.")] = None,
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of 1,024 tokens.")] = 200,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
+    work_dir: WorkDirOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Distil a checkpoint's scales and biases on text that its source wrote: same bytes, closer to it."""
-    output = start(as_json)
+    output = start(as_json, work_dir, long=True)
     from .. import pipeline
 
     path, found = pipeline.refine_checkpoint(checkpoint, source, out, steps, force, output)

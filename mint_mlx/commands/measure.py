@@ -46,7 +46,7 @@ def evaluate(
     as_json: JsonOpt = False,
 ) -> None:
     """Perplexity on WikiText-2, and the divergence from the source, with error bars."""
-    output = start(as_json)
+    output = start(as_json, long=True)
     from ..eval.evaluate import Settings, evaluate
 
     settings = Settings(protocol, length, windows, seed, batch, text, chat)
@@ -86,7 +86,7 @@ def compare(
     as_json: JsonOpt = False,
 ) -> None:
     """Our methods and mlx-lm's at the same bytes: a ranked table, results.json and a picture."""
-    output = start(as_json)
+    output = start(as_json, long=True)
     from ..errors import explain
     from ..eval.compare import check_methods
     from ..eval.evaluate import Settings

@@ -1,0 +1,1 @@
+"""Speed and memory on released models' shapes (`make bench`, `make bench-full`)."""

@@ -1,0 +1,200 @@
+"""Speed and memory on released models' shapes, beside `mlx_lm.convert -q --q-bits 4` in the same run.
+
+    python eval/bench/bench.py            two layers of Qwen3-30B-A3B, median of 3 (under ten minutes)
+    python eval/bench/bench.py --full     the slopes over 2, 4 and 8 layers, other shapes, what `balanced` adds
+
+Both write eval/bench/results.json and results.md. Models are made in a temporary folder and removed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mint_mlx.eval.bench.make_model import SHAPES, write
+from mint_mlx.eval.bench.process import Run, last_json, machine, python, run
+
+HERE = Path(__file__).parent
+MAIN = "qwen3-30b-a3b"
+ROUNDS = 3
+DEPTHS = (2, 4, 8)
+OTHERS = {"mixtral-8x7b": 2, "deepseek-v3-fp8": 1, "qwen3.5-35b-a3b": 2, "gpt-oss-20b": 2}
+TOKENS = 2048
+OWN_TOKENS = 16_384  # that `balanced` looks at
+PEER = "mlx_lm.convert -q --q-bits 4"
+WAYS = (PEER, "convert --plan", "profile", "convert --effort fast")
+
+
+def main() -> None:
+    """Parse the command line, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="the slopes and the other shapes, too")
+    parser.add_argument("--folder", type=Path, help="where models are made (25 GB are needed)")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="mint-mlx-bench-", dir=asked.folder) as folder:
+        found = _read()
+        found["machine"] = machine()
+        if asked.full:
+            full = found["full"] = {"machine": found["machine"]}
+            full["slopes"] = {str(n): measure(MAIN, n, 1, Path(folder)) for n in DEPTHS}
+            full["levels"] = levels(Path(folder))
+            full["shapes"] = {name: measure(name, n, 1, Path(folder)) for name, n in OTHERS.items()}
+        else:
+            found["quick"] = measure(MAIN, DEPTHS[0], ROUNDS, Path(folder)) | {"machine": found["machine"]}
+        (HERE / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (HERE / "results.md").write_text(report(found), encoding="utf-8")
+        print(report(found))
+
+
+def _read() -> dict[str, Any]:
+    file = HERE / "results.json"
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return found
+
+
+def measure(shape: str, layers: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Each way's median seconds and highest peak on a model that is made for it; the ways take turns."""
+    model, out, log, cache = (folder / name for name in ("model", "out", "log", "cache"))
+    size = write(shape, layers, model)
+    runs: dict[str, list[Run]] = {way: [] for way in WAYS}
+    ours = ["-m", "mint_mlx", "convert", str(model), "-o", str(out), "--no-smoke"]
+    commands = {
+        PEER: python("-m", "mlx_lm", "convert", "--hf-path", str(model), "-q", "--q-bits", "4", "--mlx-path", str(out)),
+        "profile": python("-m", "mint_mlx", "profile", str(model), "-o", str(folder / "profile.json")),
+        "convert --effort fast": python(*ours, "--budget", "4.5bpw", "--effort", "fast"),
+        "convert --plan": python(*ours, "--plan", str(folder / "plan.yaml")),
+    }
+    peer = shape != "deepseek-v3-fp8" and shape != "gpt-oss-20b"  # mlx-lm holds all of the one, and keeps the other
+    for _ in range(rounds):
+        for way, command in commands.items():
+            if way == PEER and not peer:
+                continue
+            shutil.rmtree(cache, ignore_errors=True)
+            runs[way].append(run(command, log, cache))
+            print(f"{shape}, {layers} layers: {way} {runs[way][-1].seconds:.1f} s", flush=True)
+            if way == "convert --effort fast":
+                shutil.copyfile(out / "mint-plan.yaml", folder / "plan.yaml")
+            shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(model)
+    ways = {
+        way: {"seconds": statistics.median(r.seconds for r in some), "peak": max(r.peak for r in some)}
+        for way, some in runs.items()
+        if some
+    }
+    return {"shape": shape, "layers": layers, "of": SHAPES[shape][1], "bytes": size, "ways": ways}
+
+
+def levels(folder: Path) -> dict[str, Any]:
+    """Seconds for each layer and 1,000 tokens of what `balanced` adds, and of mlx-lm's gptq, as slopes over layers."""
+    seconds: dict[str, list[float]] = {}
+    peaks: dict[str, int] = {}
+    for layers in (2, 3):
+        model = folder / f"levels{layers}"
+        write(MAIN, layers, model)
+        for what in ("sensitivity", "feedback", "peer"):
+            command = python(str(HERE / "levels.py"), str(model), what, "--tokens", str(TOKENS))
+            done = run(command, folder / "log", folder / "cache")
+            seconds.setdefault(what, []).append(last_json(folder / "log")["seconds"])
+            peaks[what] = done.peak
+            print(f"{layers} layers: {what} {seconds[what][-1]:.1f} s", flush=True)
+        shutil.rmtree(model)
+    return {what: {"two": two, "three": three, "peak": peaks[what]} for what, (two, three) in seconds.items()}
+
+
+def report(found: dict[str, Any]) -> str:
+    """results.md."""
+    lines = [
+        "# Speed and memory",
+        "",
+        "By `make bench` and `make bench-full`, on random weights in true shapes.",
+        "",
+    ]
+    if "quick" in found:
+        quick = found["quick"]
+        lines += [f"## Two layers of Qwen3-30B-A3B ({quick['bytes'] / 1e9:.2f} GB), median of {ROUNDS}", ""]
+        lines += [_where(quick["machine"]), "", *_table([quick]), ""]
+    if "full" in found:
+        full = found["full"]
+        lines += ["## Depth", "", _where(full["machine"]), "", *_table(list(full["slopes"].values())), ""]
+        lines += [*_slopes(full["slopes"]), ""]
+        lines += ["## Other shapes", "", *_table(list(full["shapes"].values())), ""]
+        lines += ["## What `balanced` adds", "", *_levels(full["levels"]), ""]
+    return "\n".join(lines)
+
+
+def _where(machine: dict[str, Any]) -> str:
+    m = machine
+    return (
+        f"{m['date']}: {m['cores']} cores of {m['cpu']}, {m['memory_gb']} GB, {m['system']}, BLAS {m['blas']}, "
+        f"mlx {m['mlx']}, mlx-lm {m['mlx_lm']}. Files in the page cache."
+    )
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["| model | layers | | seconds | ratio | peak memory |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        base = row["ways"].get(PEER)
+        for way, got in row["ways"].items():
+            ratio = f"{got['seconds'] / base['seconds']:.2f}x" if base else "-"
+            lines.append(
+                f"| {row['shape']} | {row['layers']} of {row['of']} | {way} | {got['seconds']:.1f} | {ratio} | "
+                f"{got['peak'] / 1e9:.2f} GB |"
+            )
+    return lines
+
+
+def slope(rows: dict[str, dict[str, Any]], way: str, key: str) -> tuple[float, float]:
+    """Least-squares line through the depths: what a layer adds, and what is there without any."""
+    import numpy as np
+
+    depths = [int(n) for n in rows]
+    gain, start = np.polyfit(depths, [row["ways"][way][key] for row in rows.values()], 1)
+    return float(gain), float(start)
+
+
+def _slopes(rows: dict[str, dict[str, Any]]) -> list[str]:
+    depth, sizes = SHAPES[MAIN][1], [row["bytes"] for row in rows.values()]
+    layer = (sizes[-1] - sizes[0]) / (DEPTHS[-1] - DEPTHS[0])
+    lines = [
+        f"Extrapolated to all {depth} layers, of {layer / 1e9:.2f} GB each (slope x {depth} + the ends):",
+        "",
+        "| | seconds a layer | whole model | memory a layer | share of its bytes |",
+        "|---|---|---|---|---|",
+    ]
+    for way in WAYS:
+        seconds, start = slope(rows, way, "seconds")
+        memory, _ = slope(rows, way, "peak")
+        lines.append(
+            f"| {way} | {seconds:.1f} | {(start + seconds * depth) / 60:.1f} minutes | {memory / 1e6:.0f} MB | "
+            f"{memory / layer:.1%} |"
+        )
+    return lines
+
+
+def _levels(found: dict[str, Any]) -> list[str]:
+    names = {
+        "sensitivity": "sensitivity (streamed)",
+        "feedback": "error feedback, beyond `rtn`",
+        "peer": "mlx-lm's `gptq` (model in memory)",
+    }
+    depth = SHAPES[MAIN][1]
+    lines = [
+        f"Qwen3-30B-A3B's layers, {TOKENS} tokens; extrapolated to {depth} layers and, for ours, {OWN_TOKENS} tokens:",
+        "",
+        "| | seconds a layer and 1,000 tokens | whole model | peak memory |",
+        "|---|---|---|---|",
+    ]
+    for what, got in found.items():
+        each = (got["three"] - got["two"]) / TOKENS * 1000
+        whole = each * depth * OWN_TOKENS / 1000 / 60
+        lines.append(f"| {names[what]} | {each:.1f} | {whole:.0f} minutes | {got['peak'] / 1e9:.2f} GB |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
