@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-import pytest
+from mint_mlx.blas import use_fast_blas
 
-from mint_mlx import efforts
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # tests run side by side already
+use_fast_blas()  # where there is one: the trained models' tests take several times as long without
+
+import mlx.core as mx  # noqa: E402
+import pytest  # noqa: E402
+
+from mint_mlx import efforts  # noqa: E402
 
 OLD_MLX_LM = version("mlx-lm") < "0.32"  # on Python 3.10: fewer families, and quantizers that fail on MoEs
 DEMO = Path(__file__).parent.parent / "mint_mlx" / "demo" / "demo-moe"
