@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from ..kept import KEPT
 from ..layers import Inventory, Layer
 from ..layout import TensorSpec
 from ..load import Source
+from ..lowdisk import Waves, at_once
 from ..parts import PROCESSOR_FILES, has_mtp, text_only, without_mtp
 from ..plan import Plan, plan_text
 from ..quant import QuantConfig
+from ..ranks import ranks
 from ..report import Report, Silent
 from ..rows import Straight, straight_layers
 from ..stream import dense, stream
@@ -67,8 +70,11 @@ def write(
     kept: Mapping[str, Callable[[Path], None]] | None = None,
     refine: bool = False,
     allow_nonfinite: bool = False,
+    waves: Waves = at_once,
 ) -> str | None:
     """Carry out a plan: quantize layer by layer into a work folder, verify it, and only then call it `target`.
+
+    Of several ranks each quantizes its share of the layers, and the first one does the rest.
 
     Args:
         source: a checkpoint whose weights are here.
@@ -82,6 +88,7 @@ def write(
         kept: writers of the other files that it keeps of its making (kept.py), by name.
         refine: distil scales and biases on the own tokens before it gets its name (refine.py).
         allow_nonfinite: don't refuse NaN and infinite weights.
+        waves: hands modules over as their shards come (lowdisk.py).
 
     Returns:
         The sentence, or None.
@@ -89,17 +96,19 @@ def write(
     Raises:
         MintError: the disk is too small, weights aren't finite, other work is under way, or the result can't generate.
     """
-    report = report or Silent()
+    report, group = report or Silent(), ranks()
     layout = plan.layout(inventory)
     units = dict(inventory.units(plan.choice))
     work = work_folder(target)
-    check_work(work)
+    if group.first:
+        check_work(work)
     present = sum(f.stat().st_blocks * 512 for f in work.glob("model*.safetensors*")) if work.is_dir() else 0
     beside = 50_000_000
     if own is not None and plan.quantizer == "learn":  # two hidden states, and a shard's copy when it is refined
         wide = max(layer.shape[-1] for layer in inventory.layers if layer.role == "embedding")
         beside += 2 * 4 * own[0].size * wide + max(layout.sizes)
-    check_space(target.absolute().parent, max(0, layout.total + beside - present))
+    if group.first:
+        check_space(target.absolute().parent, max(0, layout.total + beside - present))
     identity = {
         "source": source.fingerprint,
         "quantizer": plan.quantizer,
@@ -112,25 +121,32 @@ def write(
     with tempfile.TemporaryDirectory(prefix="mint-mlx-") as folder:
         rehearse(Path(folder), config_text, plan, inventory, layout)
     report.stage("convert")
-    with Writer(work, layout, units, identity, discard=force) as writer:
+    with Writer(work, layout, units, identity, force, group) as writer:
         learned = work / f"{SCRATCH}refined.safetensors"  # there once all layers were written and refined
         todo = [] if learned.is_file() else [path for path in inventory.order if path not in writer.done]
+        mine = group.share({path: sum(spec.nbytes for spec in units[path]) for path in todo})
+        todo = [path for path in todo if path in mine]
         quantize = find_quantizer(plan.quantizer)(Work(source, inventory, plan.choice, work, own))
-        by_row = _by_row(source, plan, [layers[name] for name in todo if name in layers], units)
-        for done, (name, place) in enumerate(by_row.items()):
-            report.step(name, done, len(todo))
-            writer.put(name, rowwise.pieces(source, place, layers[name], plan.choice[name], allow_nonfinite))
-        others = [name for name in todo if name not in by_row]
-        for done, (name, tensors) in enumerate(stream(source, inventory, others, allow_nonfinite), len(by_row)):
-            report.step(name, done, len(todo))
-            config = plan.choice.get(name)
-            if config is not None and config != layers[name].stored:
-                tensors = _requantized(layers[name], tensors, config, quantize)
-            writer.put(name, [tensors])
+        step = count()
+        for wave in waves(todo):
+            by_row = _by_row(source, plan, [layers[name] for name in wave if name in layers], units)
+            for name, place in by_row.items():
+                report.step(name, next(step), len(todo))
+                writer.put(name, rowwise.pieces(source, place, layers[name], plan.choice[name], allow_nonfinite))
+            others = [name for name in wave if name not in by_row]
+            for name, tensors in stream(source, inventory, others, allow_nonfinite):
+                report.step(name, next(step), len(todo))
+                config = plan.choice.get(name)
+                if config is not None and config != layers[name].stored:
+                    tensors = _requantized(layers[name], tensors, config, quantize)
+                writer.put(name, [tensors])
         report.step("", len(todo), len(todo))
         del quantize  # it holds the source's model
         mx.clear_cache()
         writer.finish()
+        if not group.first:
+            group.wait()
+            return None
         report.stage("verify")
         _copy_small_files(source.path, work, plan.parts)
         write_index(work, layout, inventory.parameters)
@@ -154,6 +170,9 @@ def write(
         put_in_place(work, target, force)
         for name in (JOURNAL, LOCK):  # kept until now: a work folder without them would be a stranger's
             (target / name).unlink()
+        for other in target.glob(f"*-{JOURNAL}"):
+            other.unlink()
+        group.wait()
     return sentence
 
 

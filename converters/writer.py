@@ -23,6 +23,7 @@ import mlx.core as mx
 from ..errors import MintError
 from ..layers import MLX_DTYPES
 from ..layout import Layout, TensorSpec
+from ..ranks import ALONE, Ranks
 
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
@@ -43,6 +44,7 @@ class Writer:
         units: Mapping[str, tuple[TensorSpec, ...]],
         identity: Mapping[str, Any],
         discard: bool = False,
+        group: Ranks = ALONE,
     ) -> None:
         """Open or create a work folder.
 
@@ -52,19 +54,32 @@ class Writer:
             units: the tensors of each module.
             identity: what the work is made from (source, plan, versions); a folder made from something else is refused.
             discard: throw unfinished work of another kind away instead.
+            group: the ranks that write into it together: the first one prepares and finishes it.
 
         Raises:
             MintError: another process works there, or the folder holds other work.
         """
-        self.work, self.layout, self.units = work, layout, units
-        work.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(work)
+        self.work, self.layout, self.units, self.group = work, layout, units, group
+        if group.first:
+            work.mkdir(parents=True, exist_ok=True)
+            self._lock: IO[str] | None = lock(work)
+        else:
+            self._lock = None
         self._files: list[int] = []
         self._thread = ThreadPoolExecutor(1)
         self._writing: deque[Future[None]] = deque()
         try:
-            self.done = self._resume(json.loads(json.dumps(identity)), discard)
-            self._journal: IO[str] = (work / JOURNAL).open("a", encoding="utf-8")
+            same = json.loads(json.dumps(identity))
+            done = sorted(self._resume(same, discard)) if group.first else []
+            told = group.gather([same, done])
+            if any(other != told[0][0] for other, _ in told):
+                raise MintError("the machines don't agree on source, plan or versions: install the same on all of them")
+            self.done = set(told[0][1])
+            name = JOURNAL if group.first else f"{group.rank}-{JOURNAL}"
+            if not group.first:
+                self._files = [os.open(work / f"{name}.part", os.O_RDWR) for name in layout.names]
+                (work / name).write_text(json.dumps(same) + "\n", encoding="utf-8")
+            self._journal: IO[str] = (work / name).open("a", encoding="utf-8")
         except BaseException:
             self._release()
             raise
@@ -73,6 +88,10 @@ class Writer:
         journal = self.work / JOURNAL
         lines = journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []
         entries = _decode(lines)
+        others = sorted(self.work.glob(f"*-{JOURNAL}"))  # of the other ranks of an earlier run
+        for other in others:
+            theirs = _decode(other.read_text(encoding="utf-8").splitlines())
+            entries += theirs[1:] if entries and theirs[:1] == entries[:1] else []
         if lines and (not entries or entries[0] != identity):
             if not discard:
                 raise MintError(
@@ -102,6 +121,8 @@ class Writer:
         partial = journal.with_suffix(".part")
         partial.write_text("".join(json.dumps(e) + "\n" for e in fresh), encoding="utf-8")
         partial.replace(journal)
+        for other in others:
+            other.unlink(missing_ok=True)
         return done
 
     def _hash(self, unit: str) -> str:
@@ -160,9 +181,15 @@ class Writer:
         self._writing.append(self._thread.submit(work))
 
     def finish(self) -> None:
-        """Flush the shards to disk and give them their final names."""
+        """Flush the shards to disk and, once all ranks have, give them their final names."""
         while self._writing:
             self._writing.popleft().result()
+        if not self.group.first:
+            for file in self._files:
+                os.fsync(file)
+        self.group.wait()
+        if not self.group.first:
+            return
         for file, name in zip(self._files, self.layout.names, strict=True):
             os.fsync(file)
             (self.work / f"{name}.part").replace(self.work / name)
@@ -171,7 +198,8 @@ class Writer:
         for file in self._files:
             os.close(file)
         self._files = []
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> Writer:
         return self

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MintError
-from .headers import INDEX, parse_header
+from .headers import INDEX, parse_header, read_header
 
 SMALL_FILES = [
     "*.json",
@@ -156,6 +156,36 @@ def headers(repo: RepoId) -> tuple[Path, str, dict[str, str], int]:
         hashes[name] = lfs.sha256 if lfs else ""
         total += end
     return folder, commit, hashes, total
+
+
+def fetch_shard(name: str, commit: str | None, file: str, folder: Path) -> None:
+    """Put a shard in the place of its file of holes; what was half downloaded is gone on from."""
+    from huggingface_hub import hf_hub_download
+
+    _quiet_unless_terminal()
+    aside = folder / "download"
+    hf_hub_download(name, file, revision=commit, local_dir=aside)
+    (aside / file).replace(folder / file)
+
+
+def drop_shard(path: Path) -> None:
+    """Make a shard a file of holes again: its header, and its size."""
+    _, start = read_header(path)
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.truncate(start)
+        file.truncate(size)
+
+
+def fetch_small_files(name: str, commit: str | None, folder: Path) -> None:
+    """Everything beside the weights that a copy of the checkpoint keeps."""
+    from huggingface_hub import snapshot_download
+
+    found = Path(snapshot_download(name, revision=commit, allow_patterns=SMALL_FILES))
+    for pattern in SMALL_FILES:
+        for file in found.glob(pattern):
+            if file.name != INDEX and not (folder / file.name).exists():
+                shutil.copyfile(file, folder / file.name)
 
 
 def _no_weights(name: str, info: Any) -> str:

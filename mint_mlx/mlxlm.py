@@ -118,6 +118,23 @@ def straight_parameters(folder: Path) -> dict[str, list[tuple[str, str]]]:
     return {name: origins[id(array)] for name, array in tree_flatten(model.parameters()) if id(array) in origins}
 
 
+def sharded_model(folder: Path) -> Any:
+    """The model split over the ranks that `mlx.launch` started, by tensors or else by blocks, by mlx-lm's own loader.
+
+    Raises:
+        MintError: mlx-lm can't split this family, or this shape.
+    """
+    from mlx_lm.utils import sharded_load
+
+    try:
+        model, _ = sharded_load(str(folder), tokenizer_config={"trust_remote_code": False})
+    except _BUILD_ERRORS as error:
+        raise MintError(
+            f"mlx-lm cannot split {folder.name} over several machines ({_first_line(error)}): run `eval` on one"
+        ) from error
+    return model
+
+
 def stock_parameters(folder: Path) -> tuple[set[str] | None, str | None]:
     """The names of the parameters that mlx-lm alone, without our readers, loads lazily; or why it can't."""
     import mlx.core as mx

@@ -69,6 +69,7 @@ class Request:
         force: replace a checkpoint of ours at `out`, and unfinished work of another kind.
         sample: how much of each layer the profile measures (sample.parse_sample).
         allow_nonfinite: take NaN and infinite weights as they are.
+        low_disk: fetch a Hub model shard by shard (lowdisk.py).
     """
 
     model: str
@@ -90,6 +91,7 @@ class Request:
     force: bool = False
     sample: str | None = None
     allow_nonfinite: bool = False
+    low_disk: bool = False
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,8 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     runs = quantizer in NEEDS_INPUTS or (fixed is None and objective in NEEDS_SENSITIVITY)
     if request.allow_nonfinite and runs:
         raise UsageError("--allow-nonfinite goes with --effort fast: a model with such weights can't be run")
+    if request.low_disk and runs:
+        raise UsageError("--low-disk goes with --effort fast, or with a plan and --quantizer rtn: nothing is run then")
     own = None
     if request.sensitivity is not None:
         weighs = fixed is None and objective in NEEDS_SENSITIVITY

@@ -6,6 +6,7 @@ Order -> (download, profile) -> allocate, or a given plan -> write
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import cache, efforts, mlxlm
+from . import cache, efforts, hub, mlxlm
 from .allocate import allocate, list_candidates, parse_override
 from .efforts import effort_name
 from .errors import MintError, UsageError
@@ -23,6 +24,7 @@ from .files import REFINED_FILE, check_file, check_target, write_whole
 from .kept import PROFILE_FILE, SENSITIVITY_FILE, find_kept
 from .layers import Inventory
 from .load import load_source
+from .lowdisk import Waves, at_once
 from .memory import fits_here
 from .objectives import NEEDS_SENSITIVITY
 from .order import Job, Order, Request, announce, default_target, place_order, prepare
@@ -30,6 +32,7 @@ from .parts import PARTS
 from .plan import Plan, write_plan
 from .profile import Profile, load_profile, profile, save_profile
 from .quant import KEEP, QuantConfig
+from .ranks import ranks
 from .recipes import find_recipe
 from .report import Report, Silent
 from .sample import parse_sample
@@ -100,6 +103,11 @@ def get_sensitivity(
     Returns:
         None where the model is built in a way that can't be walked through; the report is told so.
     """
+    return _measure_sensitivity(job, report, count) if ranks().size == 1 else _first_measures(job, report, count)
+
+
+def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> tuple[np.ndarray, Sensitivity] | None:
+    """As `get_sensitivity`, in this process."""
     from .blocks import NoChain
     from .sensitivity import check_chain, measure
     from .tokens import write_tokens
@@ -124,6 +132,22 @@ def get_sensitivity(
     except OSError as error:
         report.note(f"the sensitivity could not be kept in {cache.cache_dir()} ({error.strerror}): set MINT_MLX_CACHE")
     return tokens, made
+
+
+def _first_measures(job: Job, report: Report | None, count: int | None) -> tuple[np.ndarray, Sensitivity] | None:
+    """The first rank's sensitivity, for all: the walk through the model is one after the other in any case."""
+    with tempfile.TemporaryDirectory(prefix="mint-mlx-") as folder:
+        file, data = Path(folder) / SENSITIVITY_FILE, b""
+        if ranks().first:
+            found = _measure_sensitivity(job, report, count)
+            if found is not None:
+                save_sensitivity(*found, file)
+                data = file.read_bytes()
+        data = ranks().gather_bytes(data)[0]
+        if not data:
+            return None
+        file.write_bytes(data)
+        return load_sensitivity(file)
 
 
 def write_sensitivity(model: str, out: Path | None = None, report: Report | None = None) -> tuple[Path, Sensitivity]:
@@ -226,7 +250,11 @@ def refine_checkpoint(
 
 
 def get_profile(
-    job: Job, report: Report | None = None, sample: str | None = None, allow_nonfinite: bool = False
+    job: Job,
+    report: Report | None = None,
+    sample: str | None = None,
+    allow_nonfinite: bool = False,
+    waves: Waves = at_once,
 ) -> Profile:
     """The source's profile: from the cache, else measured and kept there.
 
@@ -235,16 +263,18 @@ def get_profile(
         report: receives progress.
         sample: how much of each layer is measured, for `sample.parse_sample`; an exact profile serves as well.
         allow_nonfinite: don't refuse NaN and infinite weights.
+        waves: hands layers over as their shards come (lowdisk.py).
     """
     report = report or Silent()
     wanted, sample = profile_candidates(job), parse_sample(sample)
     found = cache.cached_profile(job.source, wanted, sample)
-    if found is not None:
+    if all(ranks().gather(found is not None)) and found is not None:
         return replace(found, recipe=job.recipe, inventory=job.inventory)
     report.stage("profile")
-    made = profile(job.source, job.inventory, wanted, job.recipe, report.step, sample, allow_nonfinite)
+    made = profile(job.source, job.inventory, wanted, job.recipe, report.step, sample, allow_nonfinite, waves)
     try:
-        cache.keep_profile(made, job.source, wanted)
+        if ranks().first:
+            cache.keep_profile(made, job.source, wanted)
     except OSError as error:  # a profile that can't be kept is measured again next time; the job goes on
         report.note(f"the profile could not be kept in {cache.cache_dir()} ({error.strerror}): set MINT_MLX_CACHE")
     return made
@@ -276,7 +306,8 @@ def write_profile(
     if path.is_file() and job.source.fingerprint not in _fingerprint(path):
         report.note(f"{path} is stale: {job.source.name} or mint-mlx has changed since; it is measured anew")
     made = get_profile(job, report, sample)
-    save_profile(made, path)
+    if ranks().first:
+        save_profile(made, path)
     return path, made
 
 
@@ -361,14 +392,17 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     report = report or Silent()
     started = time.monotonic()
     request, job = order.request, order.job
-    if not job.source.has_weights:
+    waves: Waves = at_once
+    if not job.source.has_weights and request.low_disk:
+        waves = _shard_by_shard(order, report)
+    elif not job.source.has_weights:
         report.stage("download")
         job = replace(job, source=load_source(request.model))
         order = replace(order, job=job)
     kept: dict[str, Callable[[Path], None]] = {}
 
     def curves() -> Profile:
-        made = get_profile(job, report, request.sample, request.allow_nonfinite)
+        made = get_profile(job, report, request.sample, request.allow_nonfinite, waves)
         kept[PROFILE_FILE] = partial(save_profile, made)
         return made
 
@@ -381,6 +415,8 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
 
     plan = choose_plan(order, curves, lambda: (own() or (None, None))[1])
     looks = plan.quantizer in NEEDS_INPUTS
+    if ranks().size > 1 and plan.quantizer == "learn":
+        raise MintError("learning goes from block to block, which several machines can't share: give --effort balanced")
     if looks and own() is None:
         plan, looks = replace(plan, quantizer="rtn"), False
     if plan.objective not in (None, *NEEDS_SENSITIVITY) and not looks:
@@ -395,10 +431,31 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
         report.note("there is too little memory here to distil scales and biases end to end: they stay as learned")
         refine = False
     write = partial(checkpoint.write, job.source, job.inventory, plan, target, request.force, say, report)
-    sentence = write(own=mine, kept=kept, refine=refine, allow_nonfinite=request.allow_nonfinite)
+    sentence = write(own=mine, kept=kept, refine=refine, allow_nonfinite=request.allow_nonfinite, waves=waves)
     active = job.inventory.active_bytes(plan.choice)
     ratio = active_ratio(job.inventory, plan.choice)
     return Result(target, plan, job.inventory, total, active, ratio, sentence, time.monotonic() - started)
+
+
+def _shard_by_shard(order: Order, report: Report) -> Waves:
+    """What fetches the shards of a model that isn't here, once the disk was found to have room for them.
+
+    Raises:
+        MintError: it hasn't.
+    """
+    from .converters.checkpoint import check_space
+    from .lowdisk import needed, peak, waves
+
+    source = order.job.source
+    hub.fetch_small_files(source.name, source.revision, source.path)
+    need = needed(source, order.job.inventory)
+    sizes = {file: (source.path / file).stat().st_size for file in source.headers}
+    room = peak(source, need, sizes)
+    check_space(source.path, room)
+    times = "once" if order.fixed is not None else "twice, for the profile and for the result (a --plan needs one)"
+    where = f"at most {both(room)} of them in {source.path.parent} at once"
+    report.note(f"{both(source.weight_bytes)} are downloaded {times}, {where}")
+    return waves(source, need, report.stage)
 
 
 def summary(result: Result) -> dict[str, Any]:

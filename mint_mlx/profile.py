@@ -27,7 +27,9 @@ from .headers import ITEMSIZE
 from .layers import Inventory, Layer
 from .layout import TensorSpec
 from .load import Source
+from .lowdisk import Waves, at_once
 from .quant import QuantConfig, parse_config
+from .ranks import ranks
 from .recipes import Recipe
 from .sample import EXACT, SEED, Read, measure_sample
 
@@ -116,8 +118,9 @@ def profile(
     progress: Progress = lambda *_: None,
     sample: str = EXACT,
     allow_nonfinite: bool = False,
+    waves: Waves = at_once,
 ) -> Profile:
-    """Measure every layer's candidates, one layer in memory at a time.
+    """Measure every layer's candidates, one layer in memory at a time; of several ranks each does its share.
 
     Args:
         source: a checkpoint whose weights are here.
@@ -127,6 +130,7 @@ def profile(
         progress: called with (layer, done, total) before each layer.
         sample: how much of each layer is measured (sample.parse_sample).
         allow_nonfinite: leave rows with NaN or infinite weights out in place of refusing them.
+        waves: hands layers over as their shards come (lowdisk.py).
 
     Raises:
         MintError: weights aren't finite.
@@ -137,11 +141,23 @@ def profile(
     layers = {layer.path: layer for layer in inventory.layers}
     curves = {p: RateDistortion(p, (), np.zeros((0, 1)), np.ones(1)) for p in layers if not wanted.get(p)}
     todo = [layers[p] for p in inventory.order if wanted.get(p)]
-    for done, (layer, read) in enumerate(_readers(source, inventory, todo, sample, allow_nonfinite)):
+    mine = ranks().share({layer.path: layer.size for layer in todo})
+    todo = [layer for layer in todo if layer.path in mine]
+    by_path = {layer.path: layer for layer in todo}
+    reads = (
+        pair
+        for paths in waves(list(by_path))
+        for pair in _readers(source, inventory, [by_path[path] for path in paths], sample, allow_nonfinite)
+    )
+    for done, (layer, read) in enumerate(reads):
         progress(layer.path, done, len(todo))
         curves[layer.path] = _measure(layer, read, wanted[layer.path], sample, allow_nonfinite)
         del read  # it may hold the whole layer
     progress("", len(todo), len(todo))
+    if ranks().size > 1:
+        own = {layer.path: _curve_to_json(curves[layer.path]) for layer in todo}
+        for found in ranks().gather(own):
+            curves |= {path: _curve_from_json(path, data) for path, data in found.items()}
     return Profile(
         source.name,
         source.revision,
@@ -232,10 +248,7 @@ def save_profile(profile: Profile, path: Path) -> None:
     }
     lines = []
     for layer in profile.inventory.layers:
-        curve = profile.curves[layer.path]
-        errors = {str(c): row.tolist() for c, row in zip(curve.configs, curve.nmse, strict=True)}
-        measured = {"share": curve.share, "error": curve.error, "energy": curve.energy.tolist(), "nmse": errors}
-        lines.append(json.dumps({**_layer_to_json(layer), **measured}))
+        lines.append(json.dumps({**_layer_to_json(layer), **_curve_to_json(profile.curves[layer.path])}))
     text = json.dumps(head, indent=None)[:-1] + ',\n"layers": [\n' + ",\n".join(lines) + "\n]}\n"
     write_whole(path, text)
 
@@ -260,13 +273,10 @@ def load_profile(path: Path | str) -> Profile:
     try:
         layers, curves = [], {}
         for entry in data["layers"]:
-            errors, energy = entry.pop("nmse"), np.array(entry.pop("energy"), dtype=np.float64)
-            share, error = float(entry.pop("share")), float(entry.pop("error"))
+            curve = {key: entry.pop(key) for key in ("share", "error", "energy", "nmse")}
             layer = _layer_from_json(entry)
             layers.append(layer)
-            configs = tuple(parse_config(c) for c in errors)
-            nmse = np.array(list(errors.values()), dtype=np.float64).reshape(len(configs), len(energy))
-            curves[layer.path] = RateDistortion(layer.path, configs, nmse, energy, share, error)
+            curves[layer.path] = _curve_from_json(layer.path, curve)
         others = {owner: tuple(_spec(s) for s in specs) for owner, specs in data["others"].items()}
         inventory = Inventory(tuple(layers), others, tuple(data["order"]), tuple(data["carried"]))
         if set(inventory.order) != {layer.path for layer in layers} | others.keys():
@@ -287,6 +297,17 @@ def load_profile(path: Path | str) -> Profile:
         )
     except (KeyError, TypeError, ValueError, AttributeError, UsageError):
         raise MintError(f"the profile {path} is damaged: make it anew with `mint-mlx profile`") from None
+
+
+def _curve_to_json(curve: RateDistortion) -> dict[str, Any]:
+    errors = {str(c): row.tolist() for c, row in zip(curve.configs, curve.nmse, strict=True)}
+    return {"share": curve.share, "error": curve.error, "energy": curve.energy.tolist(), "nmse": errors}
+
+
+def _curve_from_json(path: str, data: dict[str, Any]) -> RateDistortion:
+    energy, configs = np.array(data["energy"], dtype=np.float64), tuple(parse_config(c) for c in data["nmse"])
+    nmse = np.array(list(data["nmse"].values()), dtype=np.float64).reshape(len(configs), len(energy))
+    return RateDistortion(path, configs, nmse, energy, float(data["share"]), float(data["error"]))
 
 
 def _spec(data: dict[str, Any]) -> TensorSpec:

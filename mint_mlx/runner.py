@@ -26,6 +26,7 @@ from . import mlxlm
 from .cpu import GroupedSwitchLinear, fast_math, on_cpu
 from .errors import MintError
 from .memory import fits_here
+from .ranks import ranks
 
 Call = Callable[..., Any]
 LOGITS = 1 << 25  # logits computed at once: 128 MiB in float32
@@ -71,7 +72,15 @@ class Routing:
 
 
 def load_runner(folder: Path, streamed: bool | None = None) -> Runner:
-    """Load a checkpoint for measuring. Where it is larger than memory (or `streamed` says so), blocks stay on disk."""
+    """Load a checkpoint for measuring. Where it is larger than memory (or `streamed` says so), blocks stay on disk.
+
+    Under several ranks mlx-lm splits it over them, and all of them see its output.
+    """
+    if ranks().size > 1:
+        model = mlxlm.sharded_model(folder)
+        if on_cpu():
+            model.set_dtype(mx.float32)  # gather_mm takes nothing else there
+        return Runner(model, model.model, "layers", False, folder)
     model = mlxlm.build_model(folder)
     trunk, name = _trunk(model)
     if streamed is None:

@@ -231,3 +231,40 @@ def test_a_repository_lends_what_it_keeps(hub: FakeHub, tmp_path: Path) -> None:
     assert set(hub.bytes_sent) == {"mint-profile.json", "mint-sensitivity.npz"}
     offline = hub.run("sweep", "org/tiny", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
     assert offline.returncode == 1 and "holds no" not in offline.stderr and "Traceback" not in offline.stderr
+
+
+def test_low_disk_has_a_shard_or_two_at_a_time_and_writes_the_same(hub: FakeHub, make: Maker, tmp_path: Path) -> None:
+    """Shard by shard, fast (two downloads) and with a plan (one); nothing of them stays, and the bytes are the same."""
+    whole, low, planned = (tmp_path / name for name in ("whole", "low", "planned"))
+    fast = hub.run("convert", "org/tiny", "--budget", "5bpw", "--no-smoke", "--low-disk", "-o", str(low))
+    assert fast.returncode == 0, fast.stderr
+    assert "downloaded twice" in fast.stderr
+    sizes = {f.name: f.stat().st_size for f in hub.folder.glob("*.safetensors")}
+    assert sum(hub.bytes_sent.get(name, 0) for name in sizes) <= 2.2 * sum(sizes.values())
+    assert not list((hub.home / "hub").rglob("*.safetensors"))
+    hub.bytes_sent.clear()
+    plan = ("--plan", str(low / "mint-plan.yaml"))
+    command = [
+        sys.executable,
+        "-m",
+        "mint_mlx",
+        "convert",
+        "org/tiny",
+        *plan,
+        "--no-smoke",
+        "--low-disk",
+        "-o",
+        str(planned),
+    ]
+    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(hub.home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "downloaded once" in done.stderr, done.stderr
+    assert sum(hub.bytes_sent.get(name, 0) for name in sizes) <= 1.2 * sum(sizes.values())
+    pipeline.convert(str(hub.folder), plan=low / "mint-plan.yaml", out=whole, smoke=False)
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (low / name).read_bytes() == (whole / name).read_bytes() == (planned / name).read_bytes()
+
+
+def test_low_disk_is_refused_where_the_model_is_run(hub: FakeHub) -> None:
+    told = hub.run("convert", "org/tiny", "--budget", "5bpw", "--low-disk", "--quantizer", "gptq")
+    assert told.returncode == 2 and "--effort fast" in told.stderr

@@ -87,16 +87,17 @@ def _root(
     pass
 
 
-def start(as_json: bool = False, work_dir: Path | None = None, long: bool = False) -> Output:
+def start(as_json: bool = False, work_dir: Path | None = None, long: bool = False, shared: bool = False) -> Output:
     """The output of a command; opens a fast BLAS before MLX is imported.
 
     Args:
         as_json: print one JSON object and nothing else.
         work_dir: where temporary files go, in place of the system's folder for them.
         long: keep a Mac awake until this process ends, and usable by others.
+        shared: whether several processes that `mlx.launch` started can do it together; only the first one prints.
 
     Raises:
-        UsageError: the work folder isn't one that can be written to.
+        UsageError: the work folder isn't one that can be written to, or several processes were started in vain.
     """
     import os
     import sys
@@ -115,4 +116,8 @@ def start(as_json: bool = False, work_dir: Path | None = None, long: bool = Fals
         subprocess.Popen(["caffeinate", "-i", "-w", str(os.getpid())])
         os.nice(5)
     use_fast_blas()
-    return Output(as_json)
+    from ..ranks import launched_rank, ranks
+
+    if not shared and ranks().size > 1:
+        raise UsageError("several machines can share profile, convert and eval only: leave mlx.launch out")
+    return Output(as_json, silent=launched_rank() > 0)

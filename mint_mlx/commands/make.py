@@ -80,6 +80,12 @@ def convert(
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Take NaN and infinite weights as they are (--effort fast only).")
     ] = False,
+    low_disk: Annotated[
+        bool,
+        typer.Option(
+            "--low-disk", help="Of a Hub model, have a shard or two on the disk at a time (--effort fast, or a plan)."
+        ),
+    ] = False,
     no_smoke: Annotated[
         bool, typer.Option("--no-smoke", help="Don't let the result write a sentence at the end.")
     ] = False,
@@ -92,7 +98,7 @@ def convert(
 
     Without a budget it lists the possible sizes.
     """
-    output = start(as_json, work_dir, long=True)
+    output = start(as_json, work_dir, long=True, shared=True)
     from .. import hub, overview, pipeline
     from ..order import Request, place_order
 
@@ -120,6 +126,7 @@ def convert(
         force=force,
         sample=sample,
         allow_nonfinite=allow_nonfinite,
+        low_disk=low_disk,
     )
     if budget is None and fit is None and plan is None and uniform is None:
         _print_sizes(output, *overview.size_table(request), context)
@@ -264,7 +271,7 @@ def profile(
     as_json: JsonOpt = False,
 ) -> None:
     """Measure the error of every layer at every candidate; one profile serves every budget."""
-    output = start(as_json, long=True)
+    output = start(as_json, long=True, shared=True)
     from .. import pipeline
 
     path, made = pipeline.write_profile(model, out, recipe, parts or "text", output, sample)

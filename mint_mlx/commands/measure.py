@@ -46,7 +46,7 @@ def evaluate(
     as_json: JsonOpt = False,
 ) -> None:
     """Perplexity on WikiText-2, and the divergence from the source, with error bars."""
-    output = start(as_json, long=True)
+    output = start(as_json, long=True, shared=True)
     from ..eval.evaluate import Settings, evaluate
 
     settings = Settings(protocol, length, windows, seed, batch, text, chat)

@@ -1,0 +1,115 @@
+"""Several processes under `mlx.launch` do together what one does, to the byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import DEMO, Maker, qwen3_moe
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mint_mlx import pipeline
+from mint_mlx.ranks import ALONE, Ranks
+
+
+def launch(*arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run the command line in several processes on this machine."""
+    port = str(random.randrange(20_000, 60_000))
+    command = [str(Path(sys.executable).parent / "mlx.launch"), "-n", str(ranks), "--backend", "ring", "-p", port]
+    command += ["--env", f"MINT_MLX_CACHE={os.environ['MINT_MLX_CACHE']}", "--"]
+    command += [sys.executable, "-m", "mint_mlx", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix in (".safetensors", ".yaml", ".npz")}
+
+
+@given(sizes=st.dictionaries(st.text(max_size=5), st.integers(0, 1000), max_size=30), size=st.integers(1, 5))
+def test_every_layer_is_some_ranks_and_none_has_much_more(sizes: dict[str, int], size: int) -> None:
+    shares = [Ranks(rank, size).share(sizes) for rank in range(size)]
+    assert sorted(name for share in shares for name in share) == sorted(sizes)
+    loads = [sum(sizes[name] + 1 for name in share) for share in shares]
+    assert max(loads) - min(loads) <= max(sizes.values(), default=0) + 1
+    assert ALONE.share(sizes) == set(sizes) and ALONE.gather("x") == ["x"]
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+def test_two_processes_write_the_bytes_of_one(make: Maker, tmp_path: Path, effort: str) -> None:
+    source = DEMO if effort == "balanced" else make(qwen3_moe(2), shards=2)
+    plan, alone = tmp_path / "plan.yaml", tmp_path / "alone"
+    command = ["convert", str(source), "--no-smoke"]
+    if effort == "balanced":  # a sensitivity that both are given: measuring it has tests of its own
+        made = pipeline.write_sensitivity(str(source), tmp_path / "s.npz")[0]
+        command += ["--sensitivity", str(made)]
+    pipeline.write_profile(str(source), tmp_path / "one.json", sample="1")
+    profiled = launch("profile", str(source), "-o", str(tmp_path / "two.json"), "--sample", "0.5")
+    assert profiled.returncode == 0, profiled.stderr
+    assert profiled.stdout.count("Next:") == 1  # one of them speaks
+    pipeline.write_profile(str(source), tmp_path / "half.json", sample="0.5")
+    assert (tmp_path / "half.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    subprocess.run(
+        [sys.executable, "-m", "mint_mlx", *command, "--budget", "5bpw", "--effort", effort, "-o", str(alone)],
+        check=True,
+    )
+    plan.write_bytes((alone / "mint-plan.yaml").read_bytes())
+    together = launch(*command, "--plan", str(plan), "-o", str(tmp_path / "together"))
+    assert together.returncode == 0, together.stderr
+    one, two = weights(alone), weights(tmp_path / "together")
+    assert one["model.safetensors"] == two["model.safetensors"]
+    assert not list((tmp_path / "together").glob("*journal*")) and not (tmp_path / "together" / "lock").exists()
+
+
+def test_what_one_rank_wrote_is_kept_when_another_is_lost(make: Maker, tmp_path: Path) -> None:
+    source, out = make(qwen3_moe(3)), tmp_path / "out"
+    script = tmp_path / "lost.py"
+    script.write_text(
+        "import os, sys\n"
+        "from mint_mlx.converters import writer\n"
+        "from mint_mlx.ranks import ranks\n"
+        "put, left = writer.Writer.put, [4]\n"
+        "def stop(self, unit, pieces):\n"
+        "    put(self, unit, pieces)\n"
+        "    left[0] -= 1\n"
+        "    if not left[0] and ranks().rank == 1:\n"
+        "        while self._writing: self._writing.popleft().result()\n"
+        "        os._exit(9)\n"
+        "writer.Writer.put = stop\n"
+        "from mint_mlx.cli import main\n"
+        "main()\n"
+    )
+    port = str(random.randrange(20_000, 60_000))
+    launcher = [str(Path(sys.executable).parent / "mlx.launch"), "-n", "2", "--backend", "ring", "-p", port, "--"]
+    command = ["convert", str(source), "--uniform", "4bit-g64", "--no-smoke", "-o", str(out)]
+    lost = subprocess.run(
+        [*launcher, sys.executable, str(script), *command], capture_output=True, text=True, check=False
+    )
+    assert not out.exists(), lost.stdout
+    lines = [len(f.read_text().splitlines()) for f in (tmp_path / "out.partial").glob("*journal.jsonl")]
+    assert len(lines) == 2 and min(lines) >= 2
+    subprocess.run([sys.executable, "-m", "mint_mlx", *command], check=True)
+    whole = [*command[:-1], str(tmp_path / "whole")]
+    subprocess.run([sys.executable, "-m", "mint_mlx", *whole], check=True)
+    assert weights(out)["model.safetensors"] == weights(tmp_path / "whole")["model.safetensors"]
+
+
+def test_eval_splits_the_model_and_agrees(tmp_path: Path) -> None:
+    command = ["eval", str(DEMO), "--windows", "2", "--length", "64", "--json"]
+    alone = subprocess.run([sys.executable, "-m", "mint_mlx", *command], capture_output=True, text=True, check=True)
+    together = launch(*command)
+    assert together.returncode == 0, together.stderr
+    one, two = (json.loads(text.strip().splitlines()[-1]) for text in (alone.stdout, together.stdout))
+    assert two["perplexity"] == pytest.approx(one["perplexity"], rel=1e-4)
+
+
+def test_what_cannot_be_shared_is_refused(make: Maker, tmp_path: Path) -> None:
+    source = str(make(qwen3_moe(1)))
+    best = launch("convert", source, "--budget", "5bpw", "--effort", "best", "-o", str(tmp_path / "o"))
+    assert "--effort balanced" in best.stderr + best.stdout and not (tmp_path / "o").exists()
+    assert "leave mlx.launch out" in (refused := launch("recipes")).stderr + refused.stdout
