@@ -17,7 +17,7 @@ from ..errors import MintError, UsageError
 from ..layers import list_layers
 from ..load import Source, load_source, open_model
 from ..report import Report, Silent
-from ..runner import Runner, load_runner
+from ..runner import Runner, load_shared
 from ..versions import versions
 from . import chat, stats
 from .protocol import Windows, bos_token, check_protocol, context_of, cut, default_length
@@ -186,7 +186,7 @@ def get_reference(
     runner: Runner | None = None
     for part, marks in zip(parts, control, strict=True):
         if runner is None or runner.streamed:  # a streamed model has dropped its blocks
-            runner = load_runner(origin.path)
+            runner = load_shared(origin.path)
         floor = noise_floor(runner, part) if not made else floor
         batch = batch_for(part, settings)
         made.append(predict(runner, part, scored, batch, marks, lambda done, of: report.step(origin.name, done, of)))
@@ -216,7 +216,7 @@ def score_model(
     report.stage("evaluate")
     parameters = list_layers(open_model(source), source.config).parameters
     mx.reset_peak_memory()
-    runner = load_runner(source.path)
+    runner = load_shared(source.path)
     begun = time.monotonic()
     scores: list[Score] = []
     interrupted = False
@@ -234,7 +234,7 @@ def score_model(
             interrupted = True
             break
         if runner.streamed and i + 1 < len(parts):  # a streamed model has dropped its blocks
-            runner = load_runner(source.path)
+            runner = load_shared(source.path)
     seconds = time.monotonic() - begun
     about = reference.about if reference is not None else None
     figures: dict[str, Any] = {

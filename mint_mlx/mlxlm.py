@@ -119,16 +119,24 @@ def straight_parameters(folder: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def sharded_model(folder: Path) -> Any:
-    """The model split over the ranks that `mlx.launch` started, by tensors or else by blocks, by mlx-lm's own loader.
+    """The model split over the ranks that `mlx.launch` started, by mlx-lm's own loader.
+
+    By tensors where each rank gets whole key-value heads, else by blocks.
 
     Raises:
         MintError: mlx-lm can't split this family, or this shape.
     """
-    from mlx_lm.utils import sharded_load
+    import mlx.core as mx
+    from mlx_lm.utils import load_config, sharded_load
 
+    config = load_config(folder)
+    heads = config.get("text_config", config).get("num_key_value_heads")
+    group = mx.distributed.init()
+    by_tensors = heads is None or heads % group.size() == 0
     try:
-        model, _ = sharded_load(str(folder), tokenizer_config={"trust_remote_code": False})
-    except _BUILD_ERRORS as error:
+        by = {"tensor_group" if by_tensors else "pipeline_group": group}
+        model, _ = sharded_load(str(folder), tokenizer_config={"trust_remote_code": False}, **by)
+    except (*_BUILD_ERRORS, FileNotFoundError) as error:  # it wants an index where it splits by blocks
         raise MintError(
             f"mlx-lm cannot split {folder.name} over several machines ({_first_line(error)}): run `eval` on one"
         ) from error

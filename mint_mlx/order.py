@@ -26,6 +26,7 @@ from .objectives import NEEDS_SENSITIVITY, find_objective
 from .parts import PARTS, Beside, find_beside, remarks, with_towers
 from .plan import Plan, check_plan, read_plan
 from .quant import QuantConfig, parse_config
+from .ranks import ranks
 from .recipes import Recipe, find_recipe
 from .report import Report, Silent
 from .sample import parse_sample
@@ -199,6 +200,8 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         effort = EFFORTS[given.effort]
     by_default = given.quantizer if given else "rtn" if config else effort.quantizer
     find_quantizer(request.quantizer or by_default)
+    if (request.quantizer or by_default) == "learn" and ranks().size > 1:
+        raise UsageError("learning goes from block to block, which machines can't share: give --effort balanced")
     if request.out is not None:
         check_target(Path(request.out), None, request.force)
     parse_sample(request.sample)

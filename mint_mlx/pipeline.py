@@ -415,8 +415,6 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
 
     plan = choose_plan(order, curves, lambda: (own() or (None, None))[1])
     looks = plan.quantizer in NEEDS_INPUTS
-    if ranks().size > 1 and plan.quantizer == "learn":
-        raise MintError("learning goes from block to block, which several machines can't share: give --effort balanced")
     if looks and own() is None:
         plan, looks = replace(plan, quantizer="rtn"), False
     if plan.objective not in (None, *NEEDS_SENSITIVITY) and not looks:

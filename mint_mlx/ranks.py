@@ -51,7 +51,7 @@ class Ranks:
 
         lengths = mx.distributed.all_gather(mx.array([len(data)], dtype=mx.int64), stream=mx.cpu)
         counts = np.asarray(lengths).tolist()
-        padded = np.zeros(max(counts), dtype=np.uint8)
+        padded = np.zeros(max(1, *counts), dtype=np.uint8)  # nothing at all cannot be sent
         padded[: len(data)] = np.frombuffer(data, dtype=np.uint8)
         found = np.asarray(mx.distributed.all_gather(mx.array(padded), stream=mx.cpu)).reshape(self.size, -1)
         return [row[:count].tobytes() for row, count in zip(found, counts, strict=True)]

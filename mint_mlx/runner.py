@@ -72,15 +72,7 @@ class Routing:
 
 
 def load_runner(folder: Path, streamed: bool | None = None) -> Runner:
-    """Load a checkpoint for measuring. Where it is larger than memory (or `streamed` says so), blocks stay on disk.
-
-    Under several ranks mlx-lm splits it over them, and all of them see its output.
-    """
-    if ranks().size > 1:
-        model = mlxlm.sharded_model(folder)
-        if on_cpu():
-            model.set_dtype(mx.float32)  # gather_mm takes nothing else there
-        return Runner(model, model.model, "layers", False, folder)
+    """Load a checkpoint for measuring. Where it is larger than memory (or `streamed` says so), blocks stay on disk."""
     model = mlxlm.build_model(folder)
     trunk, name = _trunk(model)
     if streamed is None:
@@ -89,6 +81,20 @@ def load_runner(folder: Path, streamed: bool | None = None) -> Runner:
     skip = {id(module) for block in trunk[name] for module in block.modules()} if streamed else set()
     _make_ready(model, skip)
     return runner
+
+
+def load_shared(folder: Path) -> Runner:
+    """The same; under several ranks mlx-lm splits the model over them instead, and all of them see its output.
+
+    Raises:
+        MintError: mlx-lm can't split this model.
+    """
+    if ranks().size == 1:
+        return load_runner(folder)
+    model = mlxlm.sharded_model(folder)
+    if on_cpu():
+        model.set_dtype(mx.float32)  # gather_mm takes nothing else there
+    return Runner(model, model.model, "layers", False, folder)
 
 
 def load_block(runner: Runner, block: nn.Module) -> None:

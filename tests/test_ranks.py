@@ -99,13 +99,16 @@ def test_what_one_rank_wrote_is_kept_when_another_is_lost(make: Maker, tmp_path:
     assert weights(out)["model.safetensors"] == weights(tmp_path / "whole")["model.safetensors"]
 
 
-def test_eval_splits_the_model_and_agrees(tmp_path: Path) -> None:
-    command = ["eval", str(DEMO), "--windows", "2", "--length", "64", "--json"]
+def test_eval_splits_the_model_and_agrees(make: Maker, tmp_path: Path) -> None:
+    (text := tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
+    command = ["eval", str(make(qwen3_moe(2))), "--windows", "2", "--length", "64", "--json", "--text", str(text)]
     alone = subprocess.run([sys.executable, "-m", "mint_mlx", *command], capture_output=True, text=True, check=True)
     together = launch(*command)
     assert together.returncode == 0, together.stderr
     one, two = (json.loads(text.strip().splitlines()[-1]) for text in (alone.stdout, together.stdout))
     assert two["perplexity"] == pytest.approx(one["perplexity"], rel=1e-4)
+    cannot = launch("eval", str(DEMO), "--windows", "2")  # one key-value head, and no index
+    assert "run `eval` on one" in cannot.stdout + cannot.stderr
 
 
 def test_what_cannot_be_shared_is_refused(make: Maker, tmp_path: Path) -> None:
