@@ -1,13 +1,15 @@
 """Error feedback: each column's rounding error is passed on to the columns that are not rounded yet.
 
-GPTQ (Frantar et al., 2022), with the model's own weighting: what is minimised is the error at the layer's output
-times how much the model minds it, so the second moment of the inputs is `E[|g|^2 x x^T]`, with x and the output
-gradient g from tokens that the model wrote itself. Columns go by falling diagonal, on the grids that rounding to
-nearest has, which allows any bit width and group size. The experts of a layer are treated apart; one that was rarely
-chosen borrows from all.
+GPTQ (Frantar et al., 2022), in the form of LDLQ (Chee et al., 2023, who show that both are the same), which needs no
+inverse. With the model's own weighting: what is minimised is the error at the layer's output times how much the model
+minds it, so the second moment of the inputs is `E[|g|^2 x x^T]`, with x and the output gradient g from tokens that the
+model wrote itself. Columns go by falling diagonal, on the grids that rounding to nearest has, which allows any bit
+width and group size. The experts of a layer are treated apart; one that was rarely chosen borrows from all.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import mlx.core as mx
 import numpy as np
@@ -17,8 +19,8 @@ from . import rtn
 from .pack import Codes
 
 DAMPING = 0.01  # of the mean diagonal, added to it
-ROWS = 8192  # treated at once
-BLOCK = 128  # columns between two updates of all that follow
+WIDE = 16_384  # rows, of one expert or of several, whose columns are rounded together
+BLOCK, STRIP = 128, 16  # columns between two products with all errors before, and with those of the block
 
 
 def quantize(weight: mx.array, config: QuantConfig, moments: np.ndarray | None = None) -> dict[str, mx.array]:
@@ -41,59 +43,91 @@ def quantize(weight: mx.array, config: QuantConfig, moments: np.ndarray | None =
 def find_codes(weight: mx.array, config: QuantConfig, moments: np.ndarray) -> Codes:
     """As `quantize`, for an affine configuration, before packing."""
     shape = weight.shape
-    exact = np.array(weight.astype(mx.float32)).reshape(len(moments), -1, shape[-1])
     plain = rtn.quantize(weight, config)  # its grids are kept
-    scales, biases = (
-        np.array(plain[name].astype(mx.float32)).reshape(*exact.shape[:2], -1) for name in ("scales", "biases")
+    exact, scales, biases = (
+        np.array(array.astype(mx.float32)).reshape(len(moments), -1, array.shape[-1])
+        for array in (weight, plain["scales"], plain["biases"])
     )
-    codes = [feed_back(*parts, config) for parts in zip(exact, moments, scales, biases, strict=True)]
-    return Codes(config, np.stack(codes).reshape(shape), plain["scales"], plain["biases"])
+    codes = np.empty(exact.shape, dtype=np.uint8)
+    for here in _parts(*exact.shape[:2]):
+        codes[here] = _feed_back(exact[here], *_feedback(moments[here[0]]), scales[here], biases[here], config)
+    return Codes(config, codes.reshape(shape), plain["scales"], plain["biases"])
 
 
-def feed_back(
-    weight: np.ndarray, moment: np.ndarray, scales: np.ndarray, biases: np.ndarray, config: QuantConfig
-) -> np.ndarray:
-    """Codes uint8 (rows, columns) of one matrix on fixed grids, columns by falling diagonal of the second moment."""
-    order = np.argsort(-np.diagonal(moment), kind="stable")
-    upper = _inverse_root(moment[np.ix_(order, order)])
-    parts = range(0, len(weight), ROWS)  # rows don't depend on each other: a vocabulary's are treated in parts
-    pieces = [
-        _feed_back(weight[i : i + ROWS], order, upper, scales[i : i + ROWS], biases[i : i + ROWS], config)
-        for i in parts
-    ]
-    return np.concatenate(pieces)
+def _parts(experts: int, rows: int) -> Iterator[tuple[slice, slice]]:
+    """A layer's experts and rows in parts of about WIDE rows: they don't depend on each other."""
+    together = max(1, WIDE // rows)
+    for e in range(0, experts, together):
+        for row in range(0, rows, WIDE):
+            yield slice(e, min(e + together, experts)), slice(row, row + WIDE)
+
+
+def _feedback(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """In which order the columns of each expert go, and what each takes over from the errors of those before it.
+
+    Returns:
+        int (experts, columns) by falling diagonal of the moment H, and float32 (experts, columns, columns) with ones on
+        the diagonal and nothing below: the factor U of the reordered, damped H = U D U^T.
+    """
+    orders = np.argsort(-np.diagonal(moments, axis1=1, axis2=2), axis=-1, kind="stable")
+    passed = np.empty_like(moments)
+    for moment, order, upper in zip(moments, orders, passed, strict=True):
+        damped = moment.take(order[::-1], 0).take(order[::-1], 1)
+        mean = float(np.trace(moment, dtype=np.float64)) / len(moment) or 1.0
+        damped[np.diag_indices(len(moment))] += np.float32(DAMPING * mean)
+        # Cholesky's factor of a matrix turned around is, turned back, an upper one. LAPACK's failure is silent in MLX.
+        lower = np.asarray(mx.linalg.cholesky(mx.array(damped), stream=mx.cpu))
+        if not (np.diagonal(lower) > 0).all():
+            lower = np.linalg.cholesky(damped.astype(np.float64)).astype(np.float32)
+        np.divide(lower[::-1, ::-1], np.diagonal(lower)[::-1], out=upper)
+    return orders, passed
 
 
 def _feed_back(
     weight: np.ndarray,
     order: np.ndarray,
-    upper: np.ndarray,
+    passed: np.ndarray,
     scales: np.ndarray,
     biases: np.ndarray,
     config: QuantConfig,
 ) -> np.ndarray:
-    top = 2**config.bits - 1
-    rest = weight[:, order].copy()
+    """Codes uint8 (experts, rows, columns) of matrices on fixed grids; `order` and `passed` of each by `_feedback`."""
+    experts, rows, columns = weight.shape
+    each = np.arange(experts)
     group = order // config.group_size
-    scale, bias = scales[:, group], biases[:, group]
+    by_group = [np.ascontiguousarray(array.transpose(2, 0, 1)) for array in (scales, biases)]
+    errors = np.empty((columns, experts, rows), dtype=np.float32)  # columns in their order
     codes = np.empty(weight.shape, dtype=np.uint8)
-    for start in range(0, len(order), BLOCK):
-        stop = min(start + BLOCK, len(order))
-        errors = np.empty((len(weight), stop - start), dtype=np.float32)
-        for j in range(start, stop):
-            code = np.clip(np.rint((rest[:, j] - bias[:, j]) / scale[:, j]), 0, top)
-            codes[:, order[j]] = code
-            error = (rest[:, j] - (code * scale[:, j] + bias[:, j])) / upper[j, j]
-            rest[:, j + 1 : stop] -= np.outer(error, upper[j, j + 1 : stop])
-            errors[:, j - start] = error
-        rest[:, stop:] -= errors @ upper[start:stop, stop:]
+    top = 2**config.bits - 1
+
+    def taken(first: int, last: int, start: int, stop: int) -> np.ndarray:
+        """What the columns from start to stop take over from the errors of the columns from first to last."""
+        by_expert = np.matmul(
+            passed[:, first:last, start:stop].transpose(0, 2, 1), errors[first:last].transpose(1, 0, 2)
+        )
+        return by_expert.transpose(1, 0, 2)
+
+    for block in range(0, columns, BLOCK):
+        end = min(block + BLOCK, columns)
+        here = order[:, block:end]
+        exact = np.stack([weight[e].take(here[e], axis=1).T for e in each], axis=1)
+        rounded = np.empty(exact.shape, dtype=np.uint8)
+        from_before = taken(0, block, block, end)
+        for strip in range(block, end, STRIP):
+            stop = min(strip + STRIP, end)
+            shifted = from_before[strip - block : stop - block] + taken(block, strip, strip, stop)
+            for j in range(strip, stop):
+                scale, bias = (array[group[:, j], each] for array in by_group)
+                code = exact[j - block] + shifted[j - strip]
+                if j > strip:
+                    code += taken(strip, j, j, j + 1)[0]
+                code -= bias
+                code /= scale
+                np.clip(np.rint(code, out=code), 0, top, out=code)
+                rounded[j - block] = code
+                code *= scale
+                code += bias
+                np.subtract(exact[j - block], code, out=errors[j])
+        for e in each:
+            codes[e][:, here[e]] = rounded[:, e].T
     return codes
-
-
-def _inverse_root(moment: np.ndarray) -> np.ndarray:
-    """The upper Cholesky factor of the inverse of a (damped) second moment, float32."""
-    size = len(moment)
-    damped = moment.astype(np.float64)
-    mean = float(np.trace(damped)) / size or 1.0
-    damped[np.diag_indices(size)] += DAMPING * mean
-    return np.asarray(np.linalg.cholesky(np.linalg.inv(damped)).T, dtype=np.float32)

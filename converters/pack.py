@@ -43,6 +43,11 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     """
     if bits == 8:
         return np.ascontiguousarray(codes).view(np.uint32)
-    planes = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little")
-    joined = np.packbits(planes.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
-    return np.ascontiguousarray(joined).view(np.uint32)
+    joined, width = np.ascontiguousarray(codes), bits
+    for kind in ("<u2", "<u4", "<u8"):  # each element takes its upper half's codes down to those of its lower half
+        both = joined.view(kind)
+        half = 4 * both.itemsize
+        joined = (both & both.dtype.type(2**half - 1)) | ((both >> both.dtype.type(half)) << both.dtype.type(width))
+        width *= 2
+    eight = joined.view(np.uint8).reshape(*codes.shape[:-1], -1, 8)[..., :bits]  # eight codes in as many bytes as bits
+    return np.ascontiguousarray(eight).reshape(*codes.shape[:-1], -1).view(np.uint32)

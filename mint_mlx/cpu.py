@@ -6,6 +6,7 @@ and of every score; its `gather_mm` takes float32 only and multiplies row by row
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Iterator
@@ -21,11 +22,24 @@ from mlx_lm.models.activations import swiglu as stock_swiglu
 from mlx_lm.models.switch_layers import SwitchLinear
 
 BLOCK = 192  # queries of attention at once
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def on_cpu() -> bool:
     """Whether MLX computes on the CPU."""
     return bool(mx.default_device() != mx.gpu)
+
+
+@lru_cache(maxsize=1)
+def keep_freed_memory() -> None:
+    """Have glibc reuse freed memory instead of giving it back: MLX's large arrays else fault in anew page by page.
+
+    A third of the time of a backward pass, for a twentieth more of peak memory (measured on Qwen3-30B's shapes).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and on_cpu() else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def exp(x: mx.array) -> mx.array:
@@ -53,16 +67,46 @@ class GroupedSwitchLinear(SwitchLinear):
         order = None if sorted_indices else np.argsort(expert, kind="stable")
         if order is not None:
             rows, expert = rows[mx.array(order)], expert[order]
-        edges = np.searchsorted(expert, np.arange(self.weight.shape[0] + 1))
-        weight, bias = mx.split(self["weight"], self["weight"].shape[0]), self.get("bias")
-        parts = []
-        for e in np.unique(expert).tolist():
-            part = rows[int(edges[e]) : int(edges[e + 1])] @ weight[e][0].T
-            parts.append(part if bias is None else part + bias[e])
-        out = mx.concatenate(parts) if parts else mx.zeros((0, self.weight.shape[1]), rows.dtype)
+        out = _grouped_product(rows, self["weight"], expert)
+        if "bias" in self:
+            out = out + self["bias"][mx.array(expert)]
         if order is not None:
             out = out[mx.array(np.argsort(order, kind="stable"))]
         return out.reshape(*lead, 1, -1)
+
+
+def _grouped_product(rows: mx.array, weight: mx.array, expert: np.ndarray) -> mx.array:
+    """Each row times its expert's weight.
+
+    Args:
+        rows: (n, in), sorted by expert.
+        weight: (experts, out, in).
+        expert: int (n,).
+
+    Returns:
+        (n, out). Its gradient is made of products alike; MLX's own of so many slices adds as many arrays of full size.
+    """
+    edges = np.searchsorted(expert, np.arange(len(weight) + 1)).tolist()
+    present = [(e, edges[e], edges[e + 1]) for e in np.unique(expert).tolist()]
+
+    @mx.custom_function
+    def product(rows: mx.array, weight: mx.array) -> mx.array:
+        if not present:
+            return mx.zeros((0, weight.shape[1]), rows.dtype)
+        return mx.concatenate([rows[start:stop] @ weight[e].T for e, start, stop in present])
+
+    @product.vjp
+    def _(primals: tuple[mx.array, mx.array], grad: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
+        rows, weight = primals
+        parts = {e: grad[start:stop].T @ rows[start:stop] for e, start, stop in present}
+        nothing = mx.zeros(weight.shape[1:], weight.dtype)
+        to_rows = [grad[start:stop] @ weight[e] for e, start, stop in present]
+        back = mx.concatenate(to_rows) if to_rows else mx.zeros_like(rows)
+        return back, mx.stack([parts.get(e, nothing) for e in range(weight.shape[0])])
+
+    made = product(rows, weight)
+    assert isinstance(made, mx.array)
+    return made
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from mlx_lm.models.mla import MultiLinear
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
 from . import mlxlm
-from .cpu import GroupedSwitchLinear, fast_math, on_cpu
+from .cpu import GroupedSwitchLinear, fast_math, keep_freed_memory, on_cpu
 from .errors import MintError
 from .memory import fits_here
 from .ranks import ranks
@@ -73,6 +73,7 @@ class Routing:
 
 def load_runner(folder: Path, streamed: bool | None = None) -> Runner:
     """Load a checkpoint for measuring. Where it is larger than memory (or `streamed` says so), blocks stay on disk."""
+    keep_freed_memory()
     model = mlxlm.build_model(folder)
     trunk, name = _trunk(model)
     if streamed is None:

@@ -12,11 +12,12 @@ import argparse
 import json
 import shutil
 import statistics
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from mint_mlx.eval.bench.make_model import SHAPES, write
+from mint_mlx.eval.bench.make_model import SHAPES
 from mint_mlx.eval.bench.process import Run, last_json, machine, python, run
 
 HERE = Path(__file__).parent
@@ -24,7 +25,7 @@ MAIN = "qwen3-30b-a3b"
 ROUNDS = 3
 DEPTHS = (2, 4, 8)
 OTHERS = {"mixtral-8x7b": 2, "deepseek-v3-fp8": 1, "qwen3.5-35b-a3b": 2, "gpt-oss-20b": 2}
-TOKENS = 2048
+TOKENS = (1024, 4096)
 OWN_TOKENS = 16_384  # that `balanced` looks at
 PEER = "mlx_lm.convert -q --q-bits 4"
 WAYS = (PEER, "convert --plan", "profile", "convert --effort fast")
@@ -57,10 +58,18 @@ def _read() -> dict[str, Any]:
     return found
 
 
+def make(shape: str, layers: int, folder: Path) -> int:
+    """Write a model in a process of its own (a child's peak begins with its parent's); returns its bytes."""
+    command = python(str(HERE / "make_model.py"), shape, "--layers", str(layers), "-o", str(folder))
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    return int(index["metadata"]["total_size"])
+
+
 def measure(shape: str, layers: int, rounds: int, folder: Path) -> dict[str, Any]:
     """Each way's median seconds and highest peak on a model that is made for it; the ways take turns."""
     model, out, log, cache = (folder / name for name in ("model", "out", "log", "cache"))
-    size = write(shape, layers, model)
+    size = make(shape, layers, model)
     runs: dict[str, list[Run]] = {way: [] for way in WAYS}
     ours = ["-m", "mint_mlx", "convert", str(model), "-o", str(out), "--no-smoke"]
     commands = {
@@ -90,20 +99,21 @@ def measure(shape: str, layers: int, rounds: int, folder: Path) -> dict[str, Any
 
 
 def levels(folder: Path) -> dict[str, Any]:
-    """Seconds for each layer and 1,000 tokens of what `balanced` adds, and of mlx-lm's gptq, as slopes over layers."""
-    seconds: dict[str, list[float]] = {}
-    peaks: dict[str, int] = {}
-    for layers in (2, 3):
-        model = folder / f"levels{layers}"
-        write(MAIN, layers, model)
-        for what in ("sensitivity", "feedback", "peer"):
-            command = python(str(HERE / "levels.py"), str(model), what, "--tokens", str(TOKENS))
-            done = run(command, folder / "log", folder / "cache")
-            seconds.setdefault(what, []).append(last_json(folder / "log")["seconds"])
-            peaks[what] = done.peak
-            print(f"{layers} layers: {what} {seconds[what][-1]:.1f} s", flush=True)
-        shutil.rmtree(model)
-    return {what: {"two": two, "three": three, "peak": peaks[what]} for what, (two, three) in seconds.items()}
+    """What `balanced` adds for two numbers of tokens, on two layers, and mlx-lm's gptq for the smaller one."""
+    model = folder / "levels"
+    make(MAIN, 2, model)
+    found: dict[str, Any] = {}
+    for count in TOKENS:
+        for what in ("text", "sensitivity", "feedback", "peer"):
+            if what == "peer" and count != TOKENS[0]:
+                continue
+            done = run(
+                python(str(HERE / "levels.py"), str(model), what, "--tokens", str(count)), folder / "log", folder
+            )
+            found.setdefault(what, {})[str(count)] = last_json(folder / "log") | {"peak": done.peak}
+            print(f"{what}, {count} tokens: {found[what][str(count)]}", flush=True)
+    shutil.rmtree(model)
+    return found
 
 
 def report(found: dict[str, Any]) -> str:
@@ -178,22 +188,42 @@ def _slopes(rows: dict[str, dict[str, Any]]) -> list[str]:
 
 def _levels(found: dict[str, Any]) -> list[str]:
     names = {
-        "sensitivity": "sensitivity (streamed)",
-        "feedback": "error feedback, beyond `rtn`",
-        "peer": "mlx-lm's `gptq` (model in memory)",
+        "text": "its own text (four passes)",
+        "sensitivity": "sensitivity",
+        "feedback": "error feedback, written",
+        "peer": "mlx-lm's `gptq`, model in memory",
     }
-    depth = SHAPES[MAIN][1]
+    depth, (few, many) = SHAPES[MAIN][1], TOKENS
     lines = [
-        f"Qwen3-30B-A3B's layers, {TOKENS} tokens; extrapolated to {depth} layers and, for ours, {OWN_TOKENS} tokens:",
+        f"Two streamed layers of Qwen3-30B-A3B with {few} and {many} tokens; extrapolated to {depth} layers and "
+        f"{OWN_TOKENS} tokens (a layer's constant and slope x {depth} + the ends'):",
         "",
-        "| | seconds a layer and 1,000 tokens | whole model | peak memory |",
-        "|---|---|---|---|",
+        f"| | seconds, {few} tokens | {many} tokens | a layer: start + each 1,000 tokens | whole model | peak |",
+        "|---|---|---|---|---|---|",
     ]
+    whole = 0.0
     for what, got in found.items():
-        each = (got["three"] - got["two"]) / TOKENS * 1000
-        whole = each * depth * OWN_TOKENS / 1000 / 60
-        lines.append(f"| {names[what]} | {each:.1f} | {whole:.0f} minutes | {got['peak'] / 1e9:.2f} GB |")
-    return lines
+        low, peak = got[str(few)], max(run["peak"] for run in got.values()) / 1e9
+        if str(many) not in got:
+            lines.append(f"| {names[what]} | {low['seconds']:.0f} | - | - | - | {peak:.1f} GB |")
+            continue
+        high = got[str(many)]
+        ends = [run["seconds"] - 2 * run["layer"] for run in (low, high)]
+        start, each = line(few, low["layer"], many, high["layer"])
+        end_start, end_each = line(few, ends[0], many, ends[1])
+        total = depth * (start + each * OWN_TOKENS) + end_start + end_each * OWN_TOKENS
+        whole += total
+        lines.append(
+            f"| {names[what]} | {low['seconds']:.0f} | {high['seconds']:.0f} | {start:.1f} + {1000 * each:.1f} | "
+            f"{total / 60:.0f} minutes | {peak:.1f} GB |"
+        )
+    return [*lines, "", f"In all {whole / 60:.0f} minutes."]
+
+
+def line(x: float, y: float, other_x: float, other_y: float) -> tuple[float, float]:
+    """Start and slope of the line through two points."""
+    slope = (other_y - y) / (other_x - x)
+    return y - slope * x, slope
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Seconds of what looks at a model's own text, on a few layers of a model: one JSON line.
+"""What looking at a model's own text costs, on two layers of a model: one JSON line, in seconds.
 
-    python eval/bench/levels.py MODEL sensitivity|feedback|peer --tokens 2048
+    python eval/bench/levels.py MODEL text|sensitivity|feedback|peer --tokens 2048
 
-`sensitivity` walks through the model on random tokens, streamed as a model that doesn't fit in memory is; `feedback`
-converts with error feedback (the second moments and the columns), beside `rtn` on the same plan; `peer` is mlx-lm's
-`gptq_quantize` on the same tokens, with the model whole in memory.
+The model is streamed, as one that doesn't fit in memory is. `text` is what writing it costs (four passes); `feedback`
+converts with error feedback, on the sensitivity that `sensitivity` left beside the model; `peer` is mlx-lm's
+`gptq_quantize` on the same tokens, with the model whole in memory. `layer` is the share of the last block, the rest of
+`seconds` being the first one and the ends.
 """
 
 from __future__ import annotations
@@ -28,57 +29,101 @@ LENGTH = 256
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("what", choices=("sensitivity", "feedback", "peer"))
+    parser.add_argument("model", type=Path)
+    parser.add_argument("what", choices=("text", "sensitivity", "feedback", "peer"))
     parser.add_argument("--tokens", type=int, default=2048)
     asked = parser.parse_args()
-    function = {"sensitivity": _sensitivity, "feedback": _feedback, "peer": _peer}[asked.what]
+    function = {"text": _text, "sensitivity": _sensitivity, "feedback": _feedback, "peer": _peer}[asked.what]
     print(json.dumps(function(asked.model, asked.tokens)))
+
+
+class Clock:
+    """Remembers when each step of a piece of work was told; serves as its report, too."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, float] = {}
+        self.start = time.monotonic()
+
+    def step(self, what: str, done: int, total: int) -> None:
+        self.told.setdefault(what, time.monotonic())
+
+    def stage(self, name: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def between(self, first: str, last: str) -> float:
+        return self.told[last] - self.told[first]
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
 
 
 def _tokens(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 250, (count // LENGTH, LENGTH)).astype(np.int32)
 
 
-def _sensitivity(model: str, count: int) -> dict[str, float]:
+def _text(model: Path, count: int) -> dict[str, float]:
+    import mlx.core as mx
+
+    from mint_mlx.blocks import forward_blocks
+    from mint_mlx.runner import load_runner
+    from mint_mlx.tokens import PASSES, resample
+
+    clock, tokens = Clock(), _tokens(count)
+    resample(load_runner(model, True), tokens, mx.random.key(0))
+    seconds, clock = clock.seconds, Clock()
+    for step, _, _ in forward_blocks(load_runner(model, True), tokens, 8):
+        clock.step(f"block {step.index}", 0, 0)
+    return {"seconds": PASSES * seconds, "layer": PASSES * clock.between("block 0", "block 1")}
+
+
+def _sensitivity(model: Path, count: int) -> dict[str, float]:
     from mint_mlx.order import prepare
-    from mint_mlx.sensitivity import measure
+    from mint_mlx.sensitivity import measure, save_sensitivity
 
-    job = prepare(model)
-    started = time.monotonic()
-    measure(job.source, job.inventory, _tokens(count), "random", streamed=True)
-    return {"seconds": time.monotonic() - started}
+    job, tokens, clock = prepare(str(model)), _tokens(count), Clock()
+    made = measure(job.source, job.inventory, tokens, "random", progress=clock.step, streamed=True)
+    seconds = clock.seconds
+    save_sensitivity(tokens, made, _kept(model, count))
+    forward, back = ("block 0 forward", "block 1 forward"), ("block 1 back", "block 0 back")
+    return {"seconds": seconds, "layer": clock.between(*forward) + clock.between(*back)}
 
 
-def _feedback(model: str, count: int) -> dict[str, float]:
+def _kept(model: Path, count: int) -> Path:
+    return model.parent / f"{model.name}-{count}.npz"
+
+
+def _feedback(model: Path, count: int) -> dict[str, float]:
     from mint_mlx.allocate import uniform
     from mint_mlx.converters import checkpoint
     from mint_mlx.order import prepare
     from mint_mlx.quant import QuantConfig
-    from mint_mlx.sensitivity import measure
+    from mint_mlx.sensitivity import load_sensitivity
 
-    job, tokens, seconds = prepare(model), _tokens(count), {}
-    plan = uniform(job.source, job.inventory, QuantConfig(4, 64), {})
-    own = tokens, measure(job.source, job.inventory, tokens, "random", streamed=True)
-    for name in ("rtn", "gptq"):
-        with tempfile.TemporaryDirectory(dir=Path(model).parent) as folder:
-            started = time.monotonic()
-            checkpoint.write(job.source, job.inventory, replace(plan, quantizer=name), Path(folder) / "out", own=own)
-            seconds[name] = time.monotonic() - started
-    return {"seconds": seconds["gptq"] - seconds["rtn"], "rtn": seconds["rtn"]}
+    job, own = prepare(str(model)), load_sensitivity(_kept(model, count))
+    plan = replace(uniform(job.source, job.inventory, QuantConfig(4, 64), {}), quantizer="gptq")
+    last = [layer.path for layer in job.inventory.layers if layer.block == 1]
+    after = next(layer.path for layer in job.inventory.layers if layer.role == "head")
+    with tempfile.TemporaryDirectory(dir=model.parent) as folder:
+        clock = Clock()
+        checkpoint.write(job.source, job.inventory, plan, Path(folder) / "out", report=clock, own=own)
+    return {"seconds": clock.seconds, "layer": clock.between(last[0], after)}
 
 
-def _peer(model: str, count: int) -> dict[str, float]:
+def _peer(model: Path, count: int) -> dict[str, float]:
     import mlx.core as mx
     from mlx_lm.quant.gptq import gptq_quantize
     from mlx_lm.utils import load_model
 
-    loaded, _ = load_model(Path(model), lazy=True)
+    clock = Clock()
+    loaded, _ = load_model(model, lazy=True)
     loaded.set_dtype(mx.float32)
     mx.eval(loaded.parameters())
-    started = time.monotonic()
     gptq_quantize(loaded, mx.array(_tokens(count)), 4, 64, 4, 64)
-    return {"seconds": time.monotonic() - started}
+    return {"seconds": clock.seconds}
 
 
 if __name__ == "__main__":

@@ -437,8 +437,9 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.out.exists():
         sys.exit(f"error: {asked.out} exists already: choose another folder with -o")
-    if not 1 <= asked.layers <= SHAPES[asked.shape][1]:
-        sys.exit(f"error: {asked.shape} has {SHAPES[asked.shape][1]} layers: give --layers 1 to as many")
+    least, most = 2 if asked.shape == "gpt-oss-20b" else 1, SHAPES[asked.shape][1]  # that one's two kinds alternate
+    if not least <= asked.layers <= most:
+        sys.exit(f"error: {asked.shape} has {most} layers: give --layers from {least} to as many")
     total = write(asked.shape, asked.layers, asked.out)
     print(f"{asked.out}: {asked.shape}, {asked.layers} of {SHAPES[asked.shape][1]} layers, {total / 1e9:.2f} GB")
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Run:
-    """One finished process: wall seconds, and the peak of its resident memory in bytes."""
+    """One finished process: wall seconds, the peak of its resident memory in bytes, whether it was cut short."""
 
     seconds: float
     peak: int
+    stopped: bool = False
 
 
-def run(command: list[str], log: Path, cache: Path) -> Run:
-    """Run a command to its end, its output in a log.
+def run(command: list[str], log: Path, cache: Path, limit: float = 3600) -> Run:
+    """Run a command to its end or for `limit` seconds, its output in a log.
 
     Raises:
         SystemExit: it failed; the end of the log says why.
@@ -30,12 +32,16 @@ def run(command: list[str], log: Path, cache: Path) -> Run:
         started = time.monotonic()
         environment = os.environ | {"MINT_MLX_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        timer = threading.Timer(limit, process.kill)
+        timer.start()
         _, status, usage = os.wait4(process.pid, 0)
+        timer.cancel()
         seconds = time.monotonic() - started
-    if status:
+    stopped = status != 0 and seconds >= limit
+    if status and not stopped:
         tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
         sys.exit(f"error: {' '.join(command)} failed:\n{tail}")
-    return Run(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    return Run(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), stopped)
 
 
 def python(*arguments: str) -> list[str]:
