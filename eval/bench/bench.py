@@ -26,6 +26,7 @@ ROUNDS = 3
 DEPTHS = (2, 4, 8)
 OTHERS = {"mixtral-8x7b": 2, "deepseek-v3-fp8": 1, "qwen3.5-35b-a3b": 2, "gpt-oss-20b": 2}
 TOKENS = (1024, 4096)
+LIMIT = 400  # seconds that mlx-lm's gptq is given: on these shapes it copies all experts for each column
 OWN_TOKENS = 16_384  # that `balanced` looks at
 PEER = "mlx_lm.convert -q --q-bits 4"
 WAYS = (PEER, "convert --plan", "profile", "convert --effort fast")
@@ -107,10 +108,10 @@ def levels(folder: Path) -> dict[str, Any]:
         for what in ("text", "sensitivity", "feedback", "peer"):
             if what == "peer" and count != TOKENS[0]:
                 continue
-            done = run(
-                python(str(HERE / "levels.py"), str(model), what, "--tokens", str(count)), folder / "log", folder
-            )
-            found.setdefault(what, {})[str(count)] = last_json(folder / "log") | {"peak": done.peak}
+            command = python(str(HERE / "levels.py"), str(model), what, "--tokens", str(count))
+            done = run(command, folder / "log", folder, LIMIT if what == "peer" else 3600)
+            told = {"seconds": LIMIT, "stopped": True} if done.stopped else last_json(folder / "log")
+            found.setdefault(what, {})[str(count)] = told | {"peak": done.peak}
             print(f"{what}, {count} tokens: {found[what][str(count)]}", flush=True)
     shutil.rmtree(model)
     return found
@@ -205,7 +206,8 @@ def _levels(found: dict[str, Any]) -> list[str]:
     for what, got in found.items():
         low, peak = got[str(few)], max(run["peak"] for run in got.values()) / 1e9
         if str(many) not in got:
-            lines.append(f"| {names[what]} | {low['seconds']:.0f} | - | - | - | {peak:.1f} GB |")
+            over = "stopped after " if low.get("stopped") else ""
+            lines.append(f"| {names[what]} | {over}{low['seconds']:.0f} | - | - | - | {peak:.1f} GB |")
             continue
         high = got[str(many)]
         ends = [run["seconds"] - 2 * run["layer"] for run in (low, high)]
