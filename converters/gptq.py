@@ -9,7 +9,7 @@ width and group size. The experts of a layer are treated apart; one that was rar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -23,14 +23,20 @@ WIDE = 16_384  # rows, of one expert or of several, whose columns are rounded to
 BLOCK, STRIP = 128, 16  # columns between two products with all errors before, and with those of the block
 
 
-def quantize(weight: mx.array, config: QuantConfig, moments: np.ndarray | None = None) -> dict[str, mx.array]:
+class SecondMoments(Protocol):
+    """What gives second moments by expert: an array, or what makes them as they are asked for (inputs.py)."""
+
+    def __getitem__(self, experts: slice, /) -> np.ndarray: ...
+
+
+def quantize(weight: mx.array, config: QuantConfig, moments: SecondMoments | None = None) -> dict[str, mx.array]:
     """Quantize one layer.
 
     Args:
         weight: (..., rows, columns) in the type that its scales shall have.
         config: a quantized configuration whose group divides the columns.
-        moments: float32 (experts, columns, columns), the weighted second moment of each expert's inputs; None where
-            there is none (an embedding), which is rounded to nearest, as the mx modes are.
+        moments: gives float32 (experts, columns, columns) for a slice of experts, the weighted second moment of each
+            one's inputs; None where there is none, which is rounded to nearest, as the mx modes are.
 
     Returns:
         `weight` (uint32, packed), `scales`, and `biases` where the mode has them.
@@ -40,26 +46,21 @@ def quantize(weight: mx.array, config: QuantConfig, moments: np.ndarray | None =
     return find_codes(weight, config, moments).packed()
 
 
-def find_codes(weight: mx.array, config: QuantConfig, moments: np.ndarray) -> Codes:
+def find_codes(weight: mx.array, config: QuantConfig, moments: SecondMoments) -> Codes:
     """As `quantize`, for an affine configuration, before packing."""
-    shape = weight.shape
     plain = rtn.quantize(weight, config)  # its grids are kept
-    exact, scales, biases = (
-        np.array(array.astype(mx.float32)).reshape(len(moments), -1, array.shape[-1])
-        for array in (weight, plain["scales"], plain["biases"])
-    )
-    codes = np.empty(exact.shape, dtype=np.uint8)
-    for here in _parts(*exact.shape[:2]):
-        codes[here] = _feed_back(exact[here], *_feedback(moments[here[0]]), scales[here], biases[here], config)
-    return Codes(config, codes.reshape(shape), plain["scales"], plain["biases"])
-
-
-def _parts(experts: int, rows: int) -> Iterator[tuple[slice, slice]]:
-    """A layer's experts and rows in parts of about WIDE rows: they don't depend on each other."""
+    arrays = [a.reshape(-1, *a.shape[-2:]) for a in (weight, plain["scales"], plain["biases"])]
+    experts, rows, _ = arrays[0].shape
+    codes = np.empty(arrays[0].shape, dtype=np.uint8)
     together = max(1, WIDE // rows)
-    for e in range(0, experts, together):
-        for row in range(0, rows, WIDE):
-            yield slice(e, min(e + together, experts)), slice(row, row + WIDE)
+    for start in range(0, experts, together):
+        some = slice(start, start + together)
+        factors = _feedback(moments[some])
+        for row in range(0, rows, WIDE):  # rows don't depend on each other
+            here = some, slice(row, row + WIDE)
+            exact, scales, biases = (np.array(array[here].astype(mx.float32)) for array in arrays)
+            codes[here] = _feed_back(exact, *factors, scales, biases, config)
+    return Codes(config, codes.reshape(weight.shape), plain["scales"], plain["biases"])
 
 
 def _feedback(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from ..blocks import Step, first_input, forward_blocks, run
 from ..inputs import embedding_moments, head_inputs, weigh
@@ -22,6 +21,7 @@ from ..quant import QuantConfig
 from ..runner import Runner, load_runner, make_dense
 from ..taps import Rows
 from . import gptq, rtn
+from .gptq import SecondMoments
 from .learn import Block, learn, metric_root
 from .pack import Codes
 from .work import SCRATCH, Work
@@ -72,7 +72,7 @@ class Learner:
             yield step.index, found
         head = head_inputs(runner, self.work.inventory, self.tokens, last, self.sensitivity)
         modules = make_dense(runner, head)
-        yield None, {path: self._feedback(path, modules[path], i.moments(path)) for path, i in head.items()}
+        yield None, {path: self._feedback(path, modules[path], i) for path, i in head.items()}
 
     def _changed(self, role: str | None, block: int | None) -> list[str]:
         """Layers of a role or a block that don't stay as the source has them."""
@@ -84,7 +84,7 @@ class Learner:
             if choice[path].quantized and choice[path] != layer.stored
         ]
 
-    def _feedback(self, path: str, module: Any, moments: np.ndarray | None) -> Packed:
+    def _feedback(self, path: str, module: Any, moments: SecondMoments | None) -> Packed:
         return gptq.quantize(self._weight(path, module), self.work.choice[path], moments)
 
     def _weight(self, path: str, module: Any) -> mx.array:
@@ -125,7 +125,7 @@ class Learner:
             if path not in inputs or config.mode != "affine":
                 packed[path] = rtn.quantize(weight, config)
                 continue
-            codes = gptq.find_codes(weight, config, inputs[path].moments(path))
+            codes = gptq.find_codes(weight, config, inputs[path])
             packed[path] = codes.packed()
             if self.layers[path].role != "router":
                 start[path] = codes

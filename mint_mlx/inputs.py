@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -21,6 +23,7 @@ from .sensitivity import Sensitivity, TokenWeights
 from .taps import Rows
 
 POOL = 1.0  # tokens of the pool that each expert borrows, per column
+POOLED = 16  # tokens that the pool is measured on, at most about twice as many, per column
 
 
 @dataclass(frozen=True)
@@ -31,41 +34,66 @@ class Batch:
     weight: np.ndarray
     part: np.ndarray | None
 
+    def scaled(self, rows: Any) -> np.ndarray:
+        """These rows (an index) times the roots of their weights."""
+        scaled: np.ndarray = np.asarray(self.x)[rows] * np.sqrt(self.weight[rows])[:, None]
+        return scaled
+
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that one layer read. `parts` is the number of its experts, or one.
+    """All that one layer, `path`, read. `parts` is the number of its experts, or one.
 
-    Rows stay as the model made them (gate and up share theirs); only the moments asked for are in memory besides.
+    Rows stay as the model made them (gate and up share theirs).
     """
 
+    path: str
     batches: tuple[Batch, ...]
     parts: int
 
-    def moments(self, path: str) -> np.ndarray:
-        """The weighted second moment of each expert's inputs, float32 (experts, columns, columns).
+    def __getitem__(self, experts: slice) -> np.ndarray:
+        """The weighted second moments of what these experts read, float32 (experts, columns, columns).
 
         Raises:
             MintError: naming the layer, where they overflow.
         """
-        columns, count = self.batches[0].x.shape[1], sum(len(batch.weight) for batch in self.batches)
-        found = np.zeros((self.parts, columns, columns), dtype=np.float32)
-        for batch in self.batches:
-            scaled = np.asarray(batch.x) * np.sqrt(batch.weight)[:, None]
-            if batch.part is None or self.parts == 1:
-                found[0] += scaled.T @ scaled
-                continue
-            order = np.argsort(batch.part, kind="stable")
-            edges = np.searchsorted(batch.part[order], np.arange(self.parts + 1))
-            for e in range(self.parts):
-                rows = scaled[order[edges[e] : edges[e + 1]]]
-                found[e] += rows.T @ rows
-        if self.parts > 1:
-            pool = found.sum(axis=0) / count  # of one average token
-            found += POOL * columns * pool
+        numbers = range(self.parts)[experts]
+        found = np.zeros((len(numbers), *self._borrowed.shape), dtype=np.float32)
+        for batch, groups in zip(self.batches, self._groups, strict=True):
+            for moment, e in zip(found, numbers, strict=True):
+                rows = batch.scaled(groups[e])
+                moment += rows.T @ rows
+        found += self._borrowed
         if not np.isfinite(found).all():
-            raise MintError(f"{path} has inputs that overflow: give --effort fast")
+            raise MintError(f"{self.path} has inputs that overflow: give --effort fast")
         return found
+
+    @cached_property
+    def _groups(self) -> list[list[Any]]:
+        """Which rows of each batch went to each expert."""
+        if self.parts == 1:
+            return [[slice(None)] for _ in self.batches]
+        found = []
+        for batch in self.batches:
+            assert batch.part is not None
+            order = np.argsort(batch.part, kind="stable")
+            found.append(np.split(order, np.searchsorted(batch.part[order], np.arange(1, self.parts))))
+        return found
+
+    @cached_property
+    def _borrowed(self) -> np.ndarray:
+        """What each expert takes from all: the moment of POOL average rows a column."""
+        columns, count = self.batches[0].x.shape[1], sum(len(batch.weight) for batch in self.batches)
+        pool = np.zeros((columns, columns), dtype=np.float32)
+        if self.parts == 1:
+            return pool
+        every = slice(None, None, max(1, count // (POOLED * columns)))
+        seen = 0
+        for batch in self.batches:
+            rows = batch.scaled(every)
+            pool += rows.T @ rows
+            seen += len(rows)
+        return POOL * columns / seen * pool
 
 
 def block_inputs(
@@ -100,19 +128,19 @@ def head_inputs(
     x = trunk_output_from(runner, mx.array(tokens), hidden).astype(mx.float32)
     mx.eval(x)
     rows = Batch(x.reshape(-1, x.shape[-1]), sensitivity.weights[head].weight[:, 0], None)
-    return {head: Inputs((rows,), 1)}
+    return {head: Inputs(head, (rows,), 1)}
 
 
 def weigh(rows: dict[str, list[Rows]], sensitivity: Sensitivity, parts: dict[str, int]) -> dict[str, Inputs]:
     """What a block's layers read, each row with its weight. `parts` is the number of experts by layer."""
     return {
-        path: Inputs(tuple(_weighted(r, sensitivity.weights[path]) for r in seen), parts[path])
+        path: Inputs(path, tuple(_weighted(r, sensitivity.weights[path]) for r in seen), parts[path])
         for path, seen in rows.items()
     }
 
 
 class Moments:
-    """Hands out the second moments layer by layer, in the model's order; the model runs on as they are asked for."""
+    """Hands out what layers read, in the model's order; the model runs on as it is asked for."""
 
     def __init__(self, source: Source, inventory: Inventory, tokens: np.ndarray, sensitivity: Sensitivity) -> None:
         self._blocks = block_inputs(source, inventory, tokens, sensitivity)
@@ -121,8 +149,8 @@ class Moments:
         self._here: int | None = -1
         self._inputs: dict[str, Inputs] = {}
 
-    def of(self, path: str) -> np.ndarray | None:
-        """The moments of a layer; None for one whose inputs aren't followed."""
+    def of(self, path: str) -> Inputs | np.ndarray | None:
+        """The moments of a layer, to be sliced by expert; None for one whose inputs aren't followed."""
         layer = self._layers[path]
         if layer.role == "embedding":
             return embedding_moments(layer, self._embedding)
@@ -130,8 +158,7 @@ class Moments:
             return None
         while self._here != layer.block:
             self._here, self._inputs = next(self._blocks)
-        found = self._inputs.get(path)
-        return None if found is None else found.moments(path)
+        return self._inputs.get(path)
 
 
 def embedding_moments(layer: Layer, moment: np.ndarray | None) -> np.ndarray | None:

@@ -276,8 +276,14 @@ def test_moments_are_those_of_the_layers_inputs(make: Maker) -> None:
     assert of_rows is not None and of_rows.shape == (1, 128, 128)
     assert np.trace(of_rows[0]) == pytest.approx(made.trace["model.embed_tokens"].sum(), rel=2e-3)
     q = moments.of("model.layers.1.self_attn.q_proj")
-    assert q is not None and q.shape == (1, 128, 128)
-    assert np.trace(q[0]) == pytest.approx(made.trace["model.layers.1.self_attn.q_proj"].sum(), rel=1e-3)
+    assert q is not None and q[:].shape == (1, 128, 128)
+    assert np.trace(q[:][0]) == pytest.approx(made.trace["model.layers.1.self_attn.q_proj"].sum(), rel=1e-3)
+    np.testing.assert_array_equal(np.concatenate([found[:3], found[3:]]), found[:])
+    rows = np.concatenate([np.array(batch.x)[batch.part == 5] for batch in found.batches])
+    weight = np.concatenate([batch.weight[batch.part == 5] for batch in found.batches])
+    every = np.concatenate([np.array(batch.x) * np.sqrt(batch.weight)[:, None] for batch in found.batches])
+    pooled = every.T @ every * (128 / len(every))  # a row a column: few rows, so all of them are looked at
+    np.testing.assert_allclose(found[5:6][0], (rows * weight[:, None]).T @ rows + pooled, rtol=1e-3, atol=1e-6)
 
 
 # Levels
