@@ -24,6 +24,7 @@ from .load import Source, load_source, open_model
 from .memory import CONTEXT, Fit, Needs, check_context, fit, machine_limit, needs
 from .objectives import NEEDS_SENSITIVITY, find_objective
 from .parts import PARTS, Beside, find_beside, remarks, with_towers
+from .peak import check_room, peak
 from .plan import Plan, check_plan, read_plan
 from .quant import QuantConfig, parse_config
 from .ranks import ranks
@@ -101,6 +102,7 @@ class Order:
 
     Attributes:
         tokens: how many the model writes, where a sensitivity is measured.
+        runs: whether the model is run on them.
         own: the model's own tokens and its sensitivity, where one was given.
     """
 
@@ -114,7 +116,20 @@ class Order:
     overrides: Sequence[Override]
     forced: dict[str, QuantConfig]
     fixed: Plan | None
+    runs: bool
     own: tuple[np.ndarray, Sensitivity] | None = None
+
+    @property
+    def peak(self) -> int:
+        """Bytes of memory that carrying it out takes."""
+        return peak(self.job.inventory, self.tokens, self.runs, self.quantizer)
+
+    def check_memory(self) -> None:
+        """Refuse what takes more memory than this machine has (a MintError)."""
+        least = peak(self.job.inventory, self.tokens, False, "rtn")
+        check_room(
+            self.peak, f"give --effort fast, which takes {both(least)}" if self.runs else "take a larger machine"
+        )
 
 
 def prepare(model: str, recipe: str | None = None, weights: bool = True, parts: str = "text") -> Job:
@@ -268,7 +283,7 @@ def place_order(request: Request, report: Report | None = None) -> Order:
             raise MintError(
                 f"the sensitivity in {request.sensitivity} is that of another model ({own[1].source}): leave it out"
             )
-    return Order(request, job, budget, room, objective, quantizer, effort.tokens, overrides, forced, fixed, own)
+    return Order(request, job, budget, room, objective, quantizer, effort.tokens, overrides, forced, fixed, runs, own)
 
 
 def needs_of(job: Job, request: Request) -> Needs | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -272,9 +272,7 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
         active_bytes_ratio=active_ratio(job.inventory, plan.choice),
         download=download,
         disk=total + download,
-        memory=3 * max((layer.size * 2 for layer in job.inventory.layers), default=0)
-        + 500_000_000
-        + _look_memory(order),
+        memory=order.peak,
         seconds=_stage_seconds(order, total, order.fixed is None and known is None) | _look_seconds(order),
         profiled=known is not None,
     )
@@ -312,8 +310,7 @@ def _look_seconds(order: Order) -> dict[str, float]:
     layers = [layer for layer in order.job.inventory.layers if layer.kind != "embedding"]
     active = sum(layer.size * layer.reads for layer in layers)
     rate, seconds = _product_rate(), {}
-    measured = (order.fixed is None and order.objective in NEEDS_SENSITIVITY) or order.quantizer in NEEDS_INPUTS
-    if measured and known_sensitivity(order) is None:
+    if order.runs and known_sensitivity(order) is None:
         seconds["tokens and sensitivity"] = 2 * 8 * active * order.tokens / rate
     if order.quantizer in NEEDS_INPUTS:
         each = sum(2 * layer.size * layer.shape[-1] for layer in layers)
@@ -325,19 +322,6 @@ def _look_seconds(order: Order) -> dict[str, float]:
         seconds["learning"] = 3 * 6 * active * learning.STEPS * learning.TOKENS / rate
         seconds["refining"] = 3 * 6 * active * refining.STEPS * refining.TOKENS / rate
     return seconds
-
-
-def _look_memory(order: Order) -> int:
-    """Bytes for learning: a block's weights, latent codes, gradients and their moments, and four hidden states."""
-    if order.quantizer != "learn":
-        return 0
-    layers = order.job.inventory.layers
-    blocks = Counter[int | None]()
-    for layer in layers:
-        if layer.block is not None:
-            blocks[layer.block] += layer.size
-    hidden = max((layer.shape[-1] for layer in layers if layer.role in ("embedding", "head")), default=0)
-    return 24 * max(blocks.values(), default=0) + 4 * 4 * order.tokens * hidden
 
 
 def _product_rate() -> float:

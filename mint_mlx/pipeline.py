@@ -18,6 +18,7 @@ import numpy as np
 
 from . import cache, efforts, hub, mlxlm
 from .allocate import allocate, list_candidates, parse_override
+from .begun import clear
 from .efforts import effort_name
 from .errors import MintError, UsageError
 from .files import REFINED_FILE, check_file, check_target, write_whole
@@ -29,6 +30,7 @@ from .memory import fits_here
 from .objectives import NEEDS_SENSITIVITY
 from .order import Job, Order, Request, announce, default_target, place_order, prepare
 from .parts import PARTS
+from .peak import check_room, peak
 from .plan import Plan, write_plan
 from .profile import Profile, load_profile, profile, save_profile
 from .quant import KEEP, QuantConfig
@@ -164,6 +166,7 @@ def write_sensitivity(model: str, out: Path | None = None, report: Report | None
         load_sensitivity(path)  # only one of ours is replaced
     if not path.absolute().parent.is_dir():
         raise MintError(f"the folder of {path} does not exist: make it first")
+    check_room(peak(job.inventory, efforts.TOKENS, True, "rtn"), "take a larger machine")
     own = get_sensitivity(job, report)
     if own is None:
         raise MintError(
@@ -271,10 +274,13 @@ def get_profile(
     if all(ranks().gather(found is not None)) and found is not None:
         return replace(found, recipe=job.recipe, inventory=job.inventory)
     report.stage("profile")
-    made = profile(job.source, job.inventory, wanted, job.recipe, report.step, sample, allow_nonfinite, waves)
+    place = cache.profile_path(job.source, wanted, sample)
+    begun = None if allow_nonfinite else place
+    made = profile(job.source, job.inventory, wanted, job.recipe, report.step, sample, allow_nonfinite, waves, begun)
     try:
         if ranks().first:
             cache.keep_profile(made, job.source, wanted)
+            clear(place)
     except OSError as error:  # a profile that can't be kept is measured again next time; the job goes on
         report.note(f"the profile could not be kept in {cache.cache_dir()} ({error.strerror}): set MINT_MLX_CACHE")
     return made
@@ -392,6 +398,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     report = report or Silent()
     started = time.monotonic()
     request, job = order.request, order.job
+    order.check_memory()
     waves: Waves = at_once
     if not job.source.has_weights and request.low_disk:
         waves = _shard_by_shard(order, report)

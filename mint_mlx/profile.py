@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from .begun import add, begun
 from .distortion import as_experts
 from .errors import NOT_FINITE, MintError, UsageError
 from .files import write_whole
@@ -119,6 +120,7 @@ def profile(
     sample: str = EXACT,
     allow_nonfinite: bool = False,
     waves: Waves = at_once,
+    place: Path | None = None,
 ) -> Profile:
     """Measure every layer's candidates, one layer in memory at a time; of several ranks each does its share.
 
@@ -131,6 +133,7 @@ def profile(
         sample: how much of each layer is measured (sample.parse_sample).
         allow_nonfinite: leave rows with NaN or infinite weights out in place of refusing them.
         waves: hands layers over as their shards come (lowdisk.py).
+        place: beside which each finished layer is noted, so that an interrupted run goes on after it.
 
     Raises:
         MintError: weights aren't finite.
@@ -141,21 +144,25 @@ def profile(
     layers = {layer.path: layer for layer in inventory.layers}
     curves = {p: RateDistortion(p, (), np.zeros((0, 1)), np.ones(1)) for p in layers if not wanted.get(p)}
     todo = [layers[p] for p in inventory.order if wanted.get(p)]
+    earlier = begun(place) if place is not None else {}
+    curves |= {layer.path: _curve_from_json(layer.path, earlier[layer.path]) for layer in todo if layer.path in earlier}
     mine = ranks().share({layer.path: layer.size for layer in todo})
-    todo = [layer for layer in todo if layer.path in mine]
-    by_path = {layer.path: layer for layer in todo}
+    by_path = {layer.path: layer for layer in todo if layer.path in mine and layer.path not in curves}
     reads = (
         pair
         for paths in waves(list(by_path))
         for pair in _readers(source, inventory, [by_path[path] for path in paths], sample, allow_nonfinite)
     )
-    for done, (layer, read) in enumerate(reads):
-        progress(layer.path, done, len(todo))
+    skipped = len(mine) - len(by_path)
+    for done, (layer, read) in enumerate(reads, start=skipped):
+        progress(layer.path, done, len(mine))
         curves[layer.path] = _measure(layer, read, wanted[layer.path], sample, allow_nonfinite)
+        if place is not None:
+            add(place, layer.path, _curve_to_json(curves[layer.path]))
         del read  # it may hold the whole layer
-    progress("", len(todo), len(todo))
+    progress("", len(mine), len(mine))
     if ranks().size > 1:
-        own = {layer.path: _curve_to_json(curves[layer.path]) for layer in todo}
+        own = {path: _curve_to_json(curves[path]) for path in mine}
         for found in ranks().gather(own):
             curves |= {path: _curve_from_json(path, data) for path, data in found.items()}
     return Profile(

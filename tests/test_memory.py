@@ -14,8 +14,9 @@ from conftest import VOCAB, Maker, Notes, llama, qwen3_moe
 from mlx_lm.models.cache import make_prompt_cache
 from released import RELEASED, known
 
-from mint_mlx import memory, mlxlm, overview, pipeline
+from mint_mlx import memory, mlxlm, overview, peak, pipeline
 from mint_mlx.errors import MintError
+from mint_mlx.eval.bench.make_model import COMMON, qwen3_30b
 from mint_mlx.kvcache import PREFILL, cache_size
 from mint_mlx.layers import list_layers
 from mint_mlx.memory import GIB, RESERVE, Fit, Needs, fit, gpu_limit, needs, smallest_mac, workspace
@@ -166,3 +167,29 @@ def test_a_budget_beyond_this_machine_is_said(make: Maker, monkeypatch: pytest.M
     monkeypatch.setattr(memory, "machine_memory", lambda: 1000)
     place_order(request, notes)
     assert any("more than this machine can run" in note for note in notes.said)
+
+
+def test_what_takes_more_memory_than_there_is_is_refused_before_it_starts(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peak, "machine_memory", lambda: 700_000_000)
+    model, out = str(make(llama(1))), tmp_path / "out"
+    with pytest.raises(
+        MintError, match=r"this takes 1\.3.* GB .*this machine has 700.00 MB .*--effort fast, which takes 50"
+    ):
+        pipeline.convert(model, "5bpw", out, effort="balanced")
+    with pytest.raises(MintError, match="larger machine"):
+        pipeline.write_sensitivity(model, tmp_path / "s.npz")
+    assert not out.exists()
+    assert pipeline.convert(model, "5bpw", out, effort="fast", smoke=False).path == out
+
+
+def test_the_peak_follows_from_one_block_and_not_from_the_depth() -> None:
+    """Measured on two streamed layers of Qwen3-30B-A3B (eval/bench): 7.6 GB for a sensitivity, 11 with feedback."""
+    config = qwen3_30b(48)[0] | COMMON
+    inventory = list_layers(mlxlm.bare_model(config), config)
+    assert 7e9 < peak.peak(inventory, 4096, True, "rtn") < 11e9
+    assert 9e9 < peak.peak(inventory, 4096, True, "gptq") < 13e9
+    deeper = list_layers(mlxlm.bare_model(config | {"num_hidden_layers": 60}), config)
+    assert peak.peak(deeper, 4096, True, "gptq") == peak.peak(inventory, 4096, True, "gptq")
+    assert peak.peak(inventory, 4096, False, "rtn") < 3e9

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import Maker, llama, qwen3_moe
 
-from mint_mlx import distortion, pipeline
+from mint_mlx import cache, distortion, pipeline
 from mint_mlx import profile as profiles
 from mint_mlx.distortion import measure
 from mint_mlx.errors import MintError
+from mint_mlx.layers import Layer
 from mint_mlx.order import prepare
 from mint_mlx.profile import load_profile, save_profile
 from mint_mlx.quant import MX_MODES, QuantConfig, affine, mx_mode
@@ -76,6 +78,34 @@ def test_a_profile_is_cached_until_the_source_changes(make: Maker, monkeypatch: 
     make(llama(1), seed=5)
     pipeline.get_profile(prepare(str(folder)))
     assert len(calls) == 1
+
+
+def test_an_interrupted_profile_goes_on_after_the_last_layer(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, measure_layer, measured = str(make(qwen3_moe(2))), profiles._measure, []
+
+    def interrupted(layer: Layer, *more: Any) -> Any:
+        if len(measured) == 5:
+            raise KeyboardInterrupt
+        measured.append(layer.path)
+        return measure_layer(layer, *more)
+
+    monkeypatch.setattr(profiles, "_measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.write_profile(folder, tmp_path / "p.json")
+    (left,) = (cache.cache_dir() / "profiles").glob("*.begun-*")
+    left.write_text(left.read_text() + '{"model.norm": {"cut sh')  # killed while it wrote
+    first, measured[:] = set(measured), []
+    monkeypatch.setattr(
+        profiles, "_measure", lambda layer, *more: measured.append(layer.path) or measure_layer(layer, *more)
+    )
+    _, made = pipeline.write_profile(folder, tmp_path / "p.json")
+    assert len(first) == 5 and not first & set(measured) and first | set(measured) == made.curves.keys()
+    assert not list((cache.cache_dir() / "profiles").glob("*.begun-*"))
+    monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "other"))
+    pipeline.write_profile(folder, tmp_path / "fresh.json")
+    assert (tmp_path / "fresh.json").read_bytes() == (tmp_path / "p.json").read_bytes()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"mint_mlx_profile": 1}', '{"mint_mlx_profile": 99}', "[" * 50_000])

@@ -187,6 +187,20 @@ def test_a_result_that_cannot_generate_gets_no_name(
     assert not (tmp_path / "out").exists()
 
 
+def test_code_that_a_checkpoint_brings_is_never_run_and_never_asked_about(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, ran = make(qwen3_moe(1)), tmp_path / "ran"
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: pass\n")
+    edit_config(
+        folder, auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own", "AutoTokenizer": "own.Own"}
+    )
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+    for effort in ("fast", "balanced"):
+        convert(str(folder), "5bpw", tmp_path / effort, effort=effort)
+    assert not ran.exists()
+
+
 @pytest.mark.parametrize("how", [{"budget": "5bpw"}, {"uniform": "4bit-g64"}])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_named(make: Maker, tmp_path: Path, how: dict[str, str], value: float) -> None:

@@ -1,0 +1,71 @@
+"""How much memory a conversion takes at its peak, from headers alone; measured against real shapes by eval/bench."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from .errors import MintError
+from .layers import Inventory, Layer
+from .memory import fits_here, machine_memory
+from .units import both
+
+BASE = 500_000_000  # Python, MLX, buffers that are read ahead
+LOGITS = 6 * 4 * 2**25  # arrays of logits that stand side by side while they are differentiated (runner.py cuts them)
+WINDOWS = 2048  # tokens that go through a block at once
+
+
+def peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str, width: int = 4) -> int:
+    """Bytes that a conversion holds at most.
+
+    Args:
+        inventory: the model's layers.
+        tokens: of the model's own.
+        runs: whether the model is run on them.
+        quantizer: a name of converters.quantizers.QUANTIZERS.
+        width: bytes of a number while it runs.
+
+    Returns:
+        Three layers as they are read and written, and, where the model is run: all of it where that fits, else its ends
+        and a block, a few arrays of logits, one batch's activations there and back; for error feedback as much as a
+        block again, and what a block's layers read of all tokens. Learning takes 24 bytes for each of a block's weights
+        (latent codes, gradients and their moments), and four hidden states.
+    """
+    layers = inventory.layers
+    found = BASE + 3 * max((2 * layer.size for layer in layers), default=0)
+    if not runs:
+        return found
+    whole = width * sum(layer.size for layer in layers)
+    blocks = [_block(layers, index) for index in sorted({layer.block for layer in layers if layer.block is not None})]
+    largest = max((sum(layer.size for layer in block) for block in blocks), default=0)
+    ends = sum(layer.size for layer in layers if layer.block is None)
+    found += whole if fits_here(whole) else width * (ends + (1 if quantizer == "rtn" else 2) * largest)
+    found += LOGITS + 2 * width * WINDOWS * max((sum(_read(block).values()) for block in blocks), default=0)
+    if quantizer != "rtn":
+        found += width * tokens * max((sum(_read(block).values()) for block in blocks), default=0)
+    if quantizer == "learn":
+        hidden = max((layer.shape[-1] for layer in layers if layer.role in ("embedding", "head")), default=0)
+        found += 24 * largest + 4 * 4 * tokens * hidden
+    return found
+
+
+def check_room(needed: int, advice: str) -> None:
+    """Refuse what takes more memory than this machine has.
+
+    Raises:
+        MintError: it does; `advice` says what to do.
+    """
+    if needed > machine_memory():
+        raise MintError(f"this takes {both(needed)} of memory, and this machine has {both(machine_memory())}: {advice}")
+
+
+def _block(layers: tuple[Layer, ...], index: int) -> list[Layer]:
+    return [layer for layer in layers if layer.block == index]
+
+
+def _read(block: list[Layer]) -> Counter[tuple[int, int]]:
+    """Numbers that a block's layers read of one token; once what several read (query, key and value; gate and up)."""
+    found: Counter[tuple[int, int]] = Counter()
+    for layer in block:
+        copies = round(layer.reads * layer.shape[0]) if layer.kind == "experts" else 1
+        found[copies, layer.shape[-1]] = copies * layer.shape[-1]
+    return found
