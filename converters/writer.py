@@ -24,6 +24,7 @@ from ..errors import MintError
 from ..layers import MLX_DTYPES
 from ..layout import Layout, TensorSpec
 from ..ranks import ALONE, Ranks
+from ..stream import flat_view
 
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
@@ -231,9 +232,8 @@ def lock(work: Path) -> IO[str]:
 
 
 def _bytes(array: mx.array) -> memoryview:
-    """The array's memory as bytes (numpy has no bfloat16, but a view as uint8 needs none)."""
-    flat: Any = array.reshape(-1).view(mx.uint8) if array.size else b""
-    return memoryview(flat)
+    """The array's memory as bytes."""
+    return memoryview(flat_view(array, mx.uint8) if array.size else b"")
 
 
 def check_work(work: Path) -> None:

@@ -26,6 +26,7 @@ from .layers import Inventory
 from .load import Source
 from .quant import QuantConfig
 from .runner import LOGITS, forward, load_runner
+from .stream import flat_view
 
 TOP = 64  # of the source's most likely tokens kept for each position
 STEPS = 200
@@ -242,7 +243,7 @@ def put_refined(folder: Path, tensors: Mapping[str, mx.array]) -> None:
         with copy.open("r+b") as file:
             for name, array in here.items():
                 first, last = table[name].start, table[name].end
-                data = memoryview(array.reshape(-1).view(mx.uint8))  # type: ignore[arg-type]
+                data = memoryview(flat_view(array, mx.uint8))
                 if len(data) != last - first:
                     raise MintError(f"{name} takes {last - first} bytes in {shard.name}, {len(data)} once loaded")
                 file.seek(start + first)

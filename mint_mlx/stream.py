@@ -41,11 +41,20 @@ def all_finite(array: mx.array) -> bool:
     """
     if not mx.issubdtype(array.dtype, mx.floating) or not array.size:
         return True
-    bits = np.asarray(array.reshape(-1).view(mx.uint16 if array.itemsize == 2 else mx.uint32))
+    bits = flat_view(array, mx.uint16 if array.itemsize == 2 else mx.uint32)
     infinity = INFINITY[array.dtype]
     without_sign = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
     pieces = (bits[i : i + PIECE] for i in range(0, bits.size, PIECE))
     return all(int((piece & without_sign).max()) < infinity for piece in pieces)
+
+
+def flat_view(array: mx.array, kind: mx.Dtype) -> np.ndarray:
+    """An evaluated array's memory as flat numbers of another type (numpy has no bfloat16).
+
+    MLX itself cannot flatten an array of 2^31 numbers or more, as DeepSeek-V3's expert layers are.
+    """
+    array = array.reshape(1) if array.ndim == 0 else array
+    return np.asarray(array.view(kind)).reshape(-1)
 
 
 def _nbytes(tensors: dict[str, mx.array]) -> int:

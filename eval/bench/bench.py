@@ -25,6 +25,7 @@ MAIN = "qwen3-30b-a3b"
 ROUNDS = 3
 DEPTHS = (2, 4, 8)
 OTHERS = {"mixtral-8x7b": 2, "deepseek-v3-fp8": 1, "qwen3.5-35b-a3b": 2, "gpt-oss-20b": 2}
+PARTS = ("quick", "slopes", "levels", "shapes")
 TOKENS = (1024, 4096)
 LIMIT = 400  # seconds that mlx-lm's gptq is given: on these shapes it copies all experts for each column
 OWN_TOKENS = 16_384  # that `balanced` looks at
@@ -36,20 +37,24 @@ def main() -> None:
     """Parse the command line, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the slopes and the other shapes, too")
+    parser.add_argument("--part", action="append", choices=PARTS, help="this part alone")
     parser.add_argument("--folder", type=Path, help="where models are made (25 GB are needed)")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mint-mlx-bench-", dir=asked.folder) as folder:
-        found = _read()
-        found["machine"] = machine()
-        if asked.full:
-            full = found["full"] = {"machine": found["machine"]}
-            full["slopes"] = {str(n): measure(MAIN, n, 1, Path(folder)) for n in DEPTHS}
-            full["levels"] = levels(Path(folder))
-            full["shapes"] = {name: measure(name, n, 1, Path(folder)) for name, n in OTHERS.items()}
-        else:
-            found["quick"] = measure(MAIN, DEPTHS[0], ROUNDS, Path(folder)) | {"machine": found["machine"]}
-        (HERE / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        (HERE / "results.md").write_text(report(found), encoding="utf-8")
+        found, place = _read(), Path(folder)
+        for part in asked.part or (PARTS[1:] if asked.full else PARTS[:1]):
+            measured: dict[str, Any]
+            if part == "quick":
+                measured = measure(MAIN, DEPTHS[0], ROUNDS, place)
+            elif part == "slopes":
+                measured = {str(n): measure(MAIN, n, 1, place) for n in DEPTHS}
+            elif part == "levels":
+                measured = levels(place)
+            else:
+                measured = {name: measure(name, n, 1, place) for name, n in OTHERS.items()}
+            found[part] = {"machine": machine(), "measured": measured}
+            (HERE / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            (HERE / "results.md").write_text(report(found), encoding="utf-8")
         print(report(found))
 
 
@@ -125,16 +130,23 @@ def report(found: dict[str, Any]) -> str:
         "By `make bench` and `make bench-full`, on random weights in true shapes.",
         "",
     ]
-    if "quick" in found:
-        quick = found["quick"]
-        lines += [f"## Two layers of Qwen3-30B-A3B ({quick['bytes'] / 1e9:.2f} GB), median of {ROUNDS}", ""]
-        lines += [_where(quick["machine"]), "", *_table([quick]), ""]
-    if "full" in found:
-        full = found["full"]
-        lines += ["## Depth", "", _where(full["machine"]), "", *_table(list(full["slopes"].values())), ""]
-        lines += [*_slopes(full["slopes"]), ""]
-        lines += ["## Other shapes", "", *_table(list(full["shapes"].values())), ""]
-        lines += ["## What `balanced` adds", "", *_levels(full["levels"]), ""]
+    titles = {
+        "quick": f"Two layers of Qwen3-30B-A3B, median of {ROUNDS}",
+        "slopes": "Depth",
+        "levels": "What `balanced` adds",
+        "shapes": "Other shapes",
+    }
+    for part, title in titles.items():
+        if part not in found:
+            continue
+        data = found[part]["measured"]
+        lines += [f"## {title}", "", _where(found[part]["machine"]), ""]
+        if part == "levels":
+            lines += _levels(data)
+        else:
+            lines += _table([data] if part == "quick" else list(data.values()))
+        lines += ["", *_slopes(data)] if part == "slopes" else []
+        lines.append("")
     return "\n".join(lines)
 
 
