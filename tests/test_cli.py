@@ -159,7 +159,7 @@ def test_json_is_one_object_and_nothing_else(make: Maker, tmp_path: Path, monkey
     calls = [
         ("convert", folder, "--json"),
         ("convert", folder, "--budget", "5bpw", "--dry-run", "--json"),
-        ("convert", folder, "--budget", "5bpw", "--json"),
+        ("convert", folder, "--budget", "5bpw", "--effort", "fast", "--json"),
         ("profile", folder, "-o", "p.json", "--json"),
         ("allocate", "p.json", "--budget", "5bpw", "-o", "plan.yaml", "--json"),
         ("inspect", folder, "--json"),
