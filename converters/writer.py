@@ -233,7 +233,7 @@ def lock(work: Path) -> IO[str]:
 
 def _bytes(array: mx.array) -> memoryview:
     """The array's memory as bytes."""
-    return memoryview(flat_view(array, mx.uint8) if array.size else b"")
+    return flat_view(array, mx.uint8).data if array.size else memoryview(b"")
 
 
 def check_work(work: Path) -> None:

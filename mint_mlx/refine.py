@@ -243,7 +243,7 @@ def put_refined(folder: Path, tensors: Mapping[str, mx.array]) -> None:
         with copy.open("r+b") as file:
             for name, array in here.items():
                 first, last = table[name].start, table[name].end
-                data = memoryview(flat_view(array, mx.uint8))
+                data = flat_view(array, mx.uint8).data
                 if len(data) != last - first:
                     raise MintError(f"{name} takes {last - first} bytes in {shard.name}, {len(data)} once loaded")
                 file.seek(start + first)
