@@ -44,11 +44,11 @@ def restore(packed: dict[str, mx.array], config: QuantConfig) -> np.ndarray:
 
 def test_tokens_are_the_models_own_and_the_same_each_time(demo_model: Path) -> None:
     source = prepare(str(demo_model)).source
-    one, how = write_tokens(source, 2048, 1024, start=7)
-    two, _ = write_tokens(source, 2048, 1024, start=7)
-    assert one.shape == (4, 256) and (one[:, 0] == 7).all() and "sampled" in how
+    one, how = write_tokens(source, 2048, 1024, start=7, length=64)
+    two, _ = write_tokens(source, 2048, 1024, start=7, length=64)
+    assert one.shape == (16, 64) and (one[:, 0] == 7).all() and "sampled" in how
     np.testing.assert_array_equal(one, two)
-    other, _ = write_tokens(source, 2048, 1024, start=7, seed=1)
+    other, _ = write_tokens(source, 2048, 1024, start=7, length=64, seed=1)
     assert (one != other).mean() > 0.5
     loaded = runner.load_runner(demo_model)
 
@@ -140,11 +140,11 @@ def test_experts_are_told_apart_and_streaming_changes_nothing(make: Maker) -> No
 def test_the_prediction_is_near_the_divergence(demo_model: Path, tmp_path: Path) -> None:
     """At 5 bits per weight the predicted KL is within a factor of two of the measured one."""
     job = prepare(str(demo_model))
-    tokens, how = write_tokens(job.source, 2048, 2048)
+    tokens, how = write_tokens(job.source, 2048, 2048, length=64)
     curves, made = pipeline.get_profile(job), measure(job.source, job.inventory, tokens, how)
     plan = allocate(curves, parse_budget("5bpw"), job.recipe, "fisher", sensitivity=made)
     pipeline.convert(str(demo_model), plan=plan, out=tmp_path / "out", smoke=False)
-    fresh, _ = write_tokens(job.source, 2048, 2048, seed=9)
+    fresh, _ = write_tokens(job.source, 2048, 2048, seed=9, length=64)
     logp = []
     for folder in (demo_model, tmp_path / "out"):
         logits = runner.load_runner(folder).model(mx.array(fresh))
@@ -293,7 +293,7 @@ def test_balanced_beats_fast_on_a_trained_model(
     demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(efforts, "TOKENS", 4096)
-    text = np.asarray(write_tokens(prepare(str(demo_model)).source, 2048, 2048, seed=5)[0])
+    text = np.asarray(write_tokens(prepare(str(demo_model)).source, 2048, 2048, seed=5, length=64)[0])
     source = runner.load_runner(demo_model).model(mx.array(text))
     source = source - mx.logsumexp(source, axis=-1, keepdims=True)
     divergence = {}

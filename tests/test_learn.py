@@ -89,9 +89,9 @@ def test_best_beats_balanced_on_a_trained_model(
     demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(efforts, "TOKENS", 1024)
-    monkeypatch.setattr(learn, "STEPS", 20)
+    monkeypatch.setattr(learn, "STEPS", 12)
     monkeypatch.setattr(learn, "TOKENS", 512)
-    text = write_tokens(prepare(str(demo_model)).source, 2048, 2048, seed=5)[0]
+    text = write_tokens(prepare(str(demo_model)).source, 2048, 2048, seed=5, length=64)[0]
     found = {}
     for effort in ("balanced", "best"):
         result = pipeline.convert(str(demo_model), "4bpw", tmp_path / effort, effort=effort, smoke=False)
