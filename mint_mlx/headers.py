@@ -96,7 +96,7 @@ def parse_header(header: Any, name: str) -> dict[str, TensorInfo]:
             dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         except (KeyError, TypeError, ValueError):
             raise MintError(f"{name}: the header's entry for {tensor!r} is malformed") from None
-        if dtype not in ITEMSIZE:
+        if not isinstance(dtype, str) or dtype not in ITEMSIZE:
             raise MintError(f"{name}: {tensor!r} has the unknown type {dtype!r}")
         numbers = (*shape, start, end)
         if not all(type(n) is int and 0 <= n < 2**63 for n in numbers):

@@ -19,7 +19,7 @@ _BUILD_ERRORS = (
     AttributeError,
     IndexError,
     RuntimeError,
-    OverflowError,
+    ArithmeticError,
     NameError,
     AssertionError,
 )
