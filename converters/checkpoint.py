@@ -100,14 +100,13 @@ def write(
     layout = plan.layout(inventory)
     units = dict(inventory.units(plan.choice))
     work = work_folder(target)
-    if group.first:
-        check_work(work)
     present = sum(f.stat().st_blocks * 512 for f in work.glob("model*.safetensors*")) if work.is_dir() else 0
     beside = 50_000_000
     if own is not None and plan.quantizer == "learn":  # two hidden states, and a shard's copy when it is refined
         wide = max(layer.shape[-1] for layer in inventory.layers if layer.role == "embedding")
         beside += 2 * 4 * own[0].size * wide + max(layout.sizes)
     if group.first:
+        check_work(work)
         check_space(target.absolute().parent, max(0, layout.total + beside - present))
     identity = {
         "source": source.fingerprint,
@@ -168,10 +167,8 @@ def write(
         for path in work.glob(f"{SCRATCH}*"):
             path.unlink()
         put_in_place(work, target, force)
-        for name in (JOURNAL, LOCK):  # kept until now: a work folder without them would be a stranger's
-            (target / name).unlink()
-        for other in target.glob(f"*-{JOURNAL}"):
-            other.unlink()
+        for path in (*target.glob(f"*{JOURNAL}"), target / LOCK):  # kept until now: without them it is a stranger's
+            path.unlink()
         group.wait()
     return sentence
 

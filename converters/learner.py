@@ -116,7 +116,7 @@ class Learner:
         """One block's layers, and what it returns once they are quantized."""
         changed = self._changed(None, step.index)
         modules = make_dense(runner, changed)
-        parts = {p: layer.shape[0] if layer.kind == "experts" else 1 for p, layer in self.layers.items()}
+        parts = {path: layer.experts for path, layer in self.layers.items()}
         inputs = weigh(rows, self.sensitivity, parts)
         packed: dict[str, Packed] = {}
         start: dict[str, Codes] = {}

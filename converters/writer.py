@@ -185,15 +185,12 @@ class Writer:
         """Flush the shards to disk and, once all ranks have, give them their final names."""
         while self._writing:
             self._writing.popleft().result()
-        if not self.group.first:
-            for file in self._files:
-                os.fsync(file)
-        self.group.wait()
-        if not self.group.first:
-            return
-        for file, name in zip(self._files, self.layout.names, strict=True):
+        for file in self._files:
             os.fsync(file)
-            (self.work / f"{name}.part").replace(self.work / name)
+        self.group.wait()
+        if self.group.first:
+            for name in self.layout.names:
+                (self.work / f"{name}.part").replace(self.work / name)
 
     def _release(self) -> None:
         for file in self._files:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -87,7 +88,7 @@ def _grouped_product(rows: mx.array, weight: mx.array, expert: np.ndarray) -> mx
         (n, out). Its gradient is made of products alike; MLX's own of so many slices adds as many arrays of full size.
     """
     edges = np.searchsorted(expert, np.arange(len(weight) + 1)).tolist()
-    present = [(e, edges[e], edges[e + 1]) for e in np.unique(expert).tolist()]
+    present = [(e, start, stop) for e, (start, stop) in enumerate(pairwise(edges)) if start < stop]
 
     @mx.custom_function
     def product(rows: mx.array, weight: mx.array) -> mx.array:

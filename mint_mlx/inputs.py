@@ -109,7 +109,7 @@ def block_inputs(
         batch: windows at once.
     """
     runner = load_runner(source.path)
-    parts = {layer.path: layer.shape[0] if layer.kind == "experts" else 1 for layer in inventory.layers}
+    parts = {layer.path: layer.experts for layer in inventory.layers}
     wanted = {layer.path for layer in inventory.layers if layer.kind in ("linear", "experts")}
     wanted &= sensitivity.weights.keys()
     for step, out, rows in forward_blocks(runner, tokens, batch, wanted):

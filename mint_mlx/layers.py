@@ -67,6 +67,11 @@ class Layer:
         return prod(self.shape)
 
     @property
+    def experts(self) -> int:
+        """How many experts it holds; one of a layer without."""
+        return self.shape[0] if self.kind == "experts" else 1
+
+    @property
     def as_experts(self) -> tuple[int, int, int]:
         """Experts (or heads; 1 where there are none), rows and columns."""
         return prod(self.shape[:-2]), self.shape[-2], self.shape[-1]

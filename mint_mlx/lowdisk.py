@@ -14,6 +14,8 @@ from . import hub
 from .layers import Inventory
 from .load import Source
 from .mlxlm import straight_parameters
+from .report import Report
+from .units import both
 
 Waves = Callable[[Sequence[str]], Iterator[Sequence[str]]]
 _BLOCK = re.compile(r"\.(\d+)\.")
@@ -59,7 +61,7 @@ def steps(need: Mapping[str, frozenset[str]], todo: Sequence[str]) -> Iterator[t
         yield file, ready, drop
 
 
-def peak(source: Source, need: Mapping[str, frozenset[str]], sizes: Mapping[str, int]) -> int:
+def peak(need: Mapping[str, frozenset[str]], sizes: Mapping[str, int]) -> int:
     """Bytes of the shards that are here at once, at most."""
     here, most = set[str](), 0
     for file, _, drop in steps(need, list(need)):
@@ -69,12 +71,31 @@ def peak(source: Source, need: Mapping[str, frozenset[str]], sizes: Mapping[str,
     return most
 
 
-def waves(source: Source, need: Mapping[str, frozenset[str]], say: Callable[[str], None]) -> Waves:
-    """What hands modules over in sets whose shards are here; `say` is told which shard is fetched."""
+def shard_by_shard(source: Source, inventory: Inventory, profiled: bool, report: Report) -> Waves:
+    """What hands over the modules of a model that isn't here as it fetches their shards.
+
+    Args:
+        source: its skeleton; the small files are completed.
+        inventory: its layers.
+        profiled: whether it is read for a profile first, and so downloaded twice.
+        report: is told what will be downloaded, and each shard.
+
+    Raises:
+        MintError: the disk hasn't room for the shards that are needed at once.
+    """
+    from .converters.checkpoint import check_space
+
+    hub.fetch_small_files(source.name, source.revision, source.path)
+    need = needed(source, inventory)
+    room = peak(need, {file: (source.path / file).stat().st_size for file in source.headers})
+    check_space(source.path, room)
+    times = "twice, for the profile and for the result (a --plan needs one)" if profiled else "once"
+    where = f"at most {both(room)} of them in {source.path.parent} at once"
+    report.note(f"{both(source.weight_bytes)} are downloaded {times}, {where}")
 
     def run(todo: Sequence[str]) -> Iterator[Sequence[str]]:
         for file, ready, drop in steps(need, todo):
-            say(f"fetch {file}")
+            report.stage(f"fetch {file}")
             hub.fetch_shard(source.name, source.revision, file, source.path)
             yield ready
             for old in drop:

@@ -274,8 +274,7 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         raise UsageError("--low-disk goes with --effort fast, or with a plan and --quantizer rtn: nothing is run then")
     own = None
     if request.sensitivity is not None:
-        weighs = fixed is None and objective in NEEDS_SENSITIVITY
-        if not weighs and quantizer not in NEEDS_INPUTS:
+        if not runs:
             what = f"the objective {objective} and {quantizer}" if fixed is None else quantizer
             raise UsageError(f"--sensitivity is of no use for {what}: leave it out")
         own = load_sensitivity(find_kept(request.sensitivity, SENSITIVITY_FILE))

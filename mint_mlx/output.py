@@ -21,22 +21,22 @@ class Output:
 
     def __init__(self, as_json: bool = False, silent: bool = False) -> None:
         """Make one; `silent` for a process that works beside the one that prints."""
-        self.as_json, self.silent = as_json, silent
+        self.as_json = as_json
         width = None if sys.stdout.isatty() else 160
-        self._out = Console(width=width, highlight=False, soft_wrap=True, emoji=False)
-        self._err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+        self._out = Console(width=width, highlight=False, soft_wrap=True, emoji=False, quiet=silent)
+        self._err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, quiet=silent)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
 
     def line(self, text: str = "") -> None:
         """A line for people."""
-        if not self.as_json and not self.silent:
+        if not self.as_json:
             self._out.print(text, markup=False)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
         """A table for people; columns after the first are set to the right if they hold figures."""
-        if self.as_json or self.silent:
+        if self.as_json:
             return
         table = Table(title=escape(title) if title else None, title_justify="left", header_style="bold")
         for i, column in enumerate(columns):
@@ -50,19 +50,19 @@ class Output:
 
     def result(self, data: dict[str, Any]) -> None:
         """The JSON object, where one was asked for."""
-        if self.as_json and not self.silent:
+        if self.as_json and not self._out.quiet:
             print(json.dumps(data))
 
     def stage(self, name: str) -> None:
         """A new stage of work begins."""
         self.close()
         self._stage = name
-        if self._err.is_terminal and not self.silent:
+        if self._err.is_terminal:
             self._err.print(f"{name} ...", style="dim")
 
     def step(self, item: str, done: int, total: int) -> None:
         """Within a stage: what is worked on, and how far it is."""
-        if self.silent or not self._err.is_terminal:
+        if self._err.quiet or not self._err.is_terminal:
             return
         if self._progress is None:
             columns = (BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
@@ -74,8 +74,7 @@ class Output:
 
     def note(self, text: str) -> None:
         """A remark or a warning, on stderr."""
-        if not self.silent:
-            self._err.print(f"note: {text}", markup=False)
+        self._err.print(f"note: {text}", markup=False)
 
     def close(self) -> None:
         """End the progress bar."""

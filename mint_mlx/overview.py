@@ -314,9 +314,7 @@ def _look_seconds(order: Order) -> dict[str, float]:
         seconds["tokens and sensitivity"] = 2 * 8 * active * order.tokens / rate
     if order.quantizer in NEEDS_INPUTS:
         each = sum(2 * layer.size * layer.shape[-1] for layer in layers)
-        copies = sum(
-            layer.reads * (layer.shape[0] if layer.kind == "experts" else 1) * layer.shape[-1] ** 2 for layer in layers
-        )
+        copies = sum(layer.reads * layer.experts * layer.shape[-1] ** 2 for layer in layers)
         seconds["error feedback"] = (each + 2 * copies * order.tokens) / rate
     if order.quantizer == "learn":
         seconds["learning"] = 3 * 6 * active * learning.STEPS * learning.TOKENS / rate

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from .errors import MintError
 from .layers import Inventory, Layer
 from .memory import fits_here, machine_memory
 from .units import both
 
 BASE = 500_000_000  # Python, MLX, buffers that are read ahead
-LOGITS = 6 * 4 * 2**25  # arrays of logits that stand side by side while they are differentiated (runner.py cuts them)
+FLOAT = 4  # bytes of a number while the model runs
+LOGITS = (
+    6 * FLOAT * 2**25
+)  # arrays of logits that stand side by side while they are differentiated (runner.py cuts them)
 WINDOWS = 2048  # tokens that go through a block at once
 
 
-def peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str, width: int = 4) -> int:
+def peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str) -> int:
     """Bytes that a conversion holds at most.
 
     Args:
@@ -22,7 +23,6 @@ def peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str, width: i
         tokens: of the model's own.
         runs: whether the model is run on them.
         quantizer: a name of converters.quantizers.QUANTIZERS.
-        width: bytes of a number while it runs.
 
     Returns:
         Three layers as they are read and written, and, where the model is run: all of it where that fits, else its ends
@@ -34,17 +34,17 @@ def peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str, width: i
     found = BASE + 3 * max((2 * layer.size for layer in layers), default=0)
     if not runs:
         return found
-    whole = width * sum(layer.size for layer in layers)
-    blocks = [_block(layers, index) for index in sorted({layer.block for layer in layers if layer.block is not None})]
+    blocks = [[layer for layer in layers if layer.block == index] for index in range(inventory.blocks)]
     largest = max((sum(layer.size for layer in block) for block in blocks), default=0)
     ends = sum(layer.size for layer in layers if layer.block is None)
-    found += whole if fits_here(whole) else width * (ends + (1 if quantizer == "rtn" else 2) * largest)
-    found += LOGITS + 2 * width * WINDOWS * max((sum(_read(block).values()) for block in blocks), default=0)
+    whole, read = FLOAT * sum(layer.size for layer in layers), FLOAT * max(map(_read, blocks), default=0)
+    found += whole if fits_here(whole) else FLOAT * (ends + (1 if quantizer == "rtn" else 2) * largest)
+    found += LOGITS + 2 * WINDOWS * read
     if quantizer != "rtn":
-        found += width * tokens * max((sum(_read(block).values()) for block in blocks), default=0)
+        found += tokens * read
     if quantizer == "learn":
         hidden = max((layer.shape[-1] for layer in layers if layer.role in ("embedding", "head")), default=0)
-        found += 24 * largest + 4 * 4 * tokens * hidden
+        found += 24 * largest + 4 * FLOAT * tokens * hidden
     return found
 
 
@@ -58,14 +58,6 @@ def check_room(needed: int, advice: str) -> None:
         raise MintError(f"this takes {both(needed)} of memory, and this machine has {both(machine_memory())}: {advice}")
 
 
-def _block(layers: tuple[Layer, ...], index: int) -> list[Layer]:
-    return [layer for layer in layers if layer.block == index]
-
-
-def _read(block: list[Layer]) -> Counter[tuple[int, int]]:
+def _read(block: list[Layer]) -> int:
     """Numbers that a block's layers read of one token; once what several read (query, key and value; gate and up)."""
-    found: Counter[tuple[int, int]] = Counter()
-    for layer in block:
-        copies = round(layer.reads * layer.shape[0]) if layer.kind == "experts" else 1
-        found[copies, layer.shape[-1]] = copies * layer.shape[-1]
-    return found
+    return sum(copies * columns for copies, columns in {(round(x.reads * x.experts), x.shape[-1]) for x in block})

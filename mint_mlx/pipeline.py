@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import cache, efforts, hub, mlxlm
+from . import cache, efforts, mlxlm
 from .allocate import allocate, list_candidates, parse_override
 from .begun import clear
 from .efforts import effort_name
@@ -25,7 +25,7 @@ from .files import REFINED_FILE, check_file, check_target, write_whole
 from .kept import PROFILE_FILE, SENSITIVITY_FILE, find_kept
 from .layers import Inventory
 from .load import load_source
-from .lowdisk import Waves, at_once
+from .lowdisk import Waves, at_once, shard_by_shard
 from .memory import fits_here
 from .objectives import NEEDS_SENSITIVITY
 from .order import Job, Order, Request, announce, default_target, place_order, prepare
@@ -401,7 +401,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     order.check_memory()
     waves: Waves = at_once
     if not job.source.has_weights and request.low_disk:
-        waves = _shard_by_shard(order, report)
+        waves = shard_by_shard(job.source, job.inventory, order.fixed is None, report)
     elif not job.source.has_weights:
         report.stage("download")
         job = replace(job, source=load_source(request.model))
@@ -440,27 +440,6 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     active = job.inventory.active_bytes(plan.choice)
     ratio = active_ratio(job.inventory, plan.choice)
     return Result(target, plan, job.inventory, total, active, ratio, sentence, time.monotonic() - started)
-
-
-def _shard_by_shard(order: Order, report: Report) -> Waves:
-    """What fetches the shards of a model that isn't here, once the disk was found to have room for them.
-
-    Raises:
-        MintError: it hasn't.
-    """
-    from .converters.checkpoint import check_space
-    from .lowdisk import needed, peak, waves
-
-    source = order.job.source
-    hub.fetch_small_files(source.name, source.revision, source.path)
-    need = needed(source, order.job.inventory)
-    sizes = {file: (source.path / file).stat().st_size for file in source.headers}
-    room = peak(source, need, sizes)
-    check_space(source.path, room)
-    times = "once" if order.fixed is not None else "twice, for the profile and for the result (a --plan needs one)"
-    where = f"at most {both(room)} of them in {source.path.parent} at once"
-    report.note(f"{both(source.weight_bytes)} are downloaded {times}, {where}")
-    return waves(source, need, report.stage)
 
 
 def summary(result: Result) -> dict[str, Any]:

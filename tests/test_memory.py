@@ -16,7 +16,7 @@ from released import RELEASED, known
 
 from mint_mlx import memory, mlxlm, overview, peak, pipeline
 from mint_mlx.errors import MintError
-from mint_mlx.eval.bench.make_model import COMMON, qwen3_30b
+from mint_mlx.eval.bench.shapes import COMMON, qwen3_30b
 from mint_mlx.kvcache import PREFILL, cache_size
 from mint_mlx.layers import list_layers
 from mint_mlx.memory import GIB, RESERVE, Fit, Needs, fit, gpu_limit, needs, smallest_mac, workspace

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,12 @@ from mint_mlx import pipeline
 from mint_mlx.ranks import ALONE, Ranks
 
 
-def launch(*arguments: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    """Run the command line in several processes on this machine."""
+def launch(*arguments: str, program: Sequence[str] = ("-m", "mint_mlx")) -> subprocess.CompletedProcess[str]:
+    """Run the command line, or another program of ours, in two processes on this machine."""
     port = str(random.randrange(20_000, 60_000))
-    command = [str(Path(sys.executable).parent / "mlx.launch"), "-n", str(ranks), "--backend", "ring", "-p", port]
+    command = [str(Path(sys.executable).parent / "mlx.launch"), "-n", "2", "--backend", "ring", "-p", port]
     command += ["--env", f"MINT_MLX_CACHE={os.environ['MINT_MLX_CACHE']}", "--"]
-    command += [sys.executable, "-m", "mint_mlx", *arguments]
+    command += [sys.executable, *program, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
@@ -84,12 +85,8 @@ def test_what_one_rank_wrote_is_kept_when_another_is_lost(make: Maker, tmp_path:
         "from mint_mlx.cli import main\n"
         "main()\n"
     )
-    port = str(random.randrange(20_000, 60_000))
-    launcher = [str(Path(sys.executable).parent / "mlx.launch"), "-n", "2", "--backend", "ring", "-p", port, "--"]
     command = ["convert", str(source), "--uniform", "4bit-g64", "--no-smoke", "-o", str(out)]
-    lost = subprocess.run(
-        [*launcher, sys.executable, str(script), *command], capture_output=True, text=True, check=False
-    )
+    lost = launch(*command, program=[str(script)])
     assert not out.exists(), lost.stdout
     lines = [len(f.read_text().splitlines()) for f in (tmp_path / "out.partial").glob("*journal.jsonl")]
     assert len(lines) == 2 and min(lines) >= 2

@@ -14,11 +14,12 @@ import shutil
 import statistics
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mint_mlx.eval.bench.make_model import SHAPES
 from mint_mlx.eval.bench.process import Run, last_json, machine, python, run
+from mint_mlx.eval.bench.shapes import SHAPES
 
 HERE = Path(__file__).parent
 MAIN = "qwen3-30b-a3b"
@@ -171,13 +172,12 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def slope(rows: dict[str, dict[str, Any]], way: str, key: str) -> tuple[float, float]:
-    """Least-squares line through the depths: what a layer adds, and what is there without any."""
+def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Slope and start of the least-squares line."""
     import numpy as np
 
-    depths = [int(n) for n in rows]
-    gain, start = np.polyfit(depths, [row["ways"][way][key] for row in rows.values()], 1)
-    return float(gain), float(start)
+    slope, start = np.polyfit(x, y, 1)
+    return float(slope), float(start)
 
 
 def _slopes(rows: dict[str, dict[str, Any]]) -> list[str]:
@@ -190,8 +190,9 @@ def _slopes(rows: dict[str, dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for way in WAYS:
-        seconds, start = slope(rows, way, "seconds")
-        memory, _ = slope(rows, way, "peak")
+        of_way = [row["ways"][way] for row in rows.values()]
+        seconds, start = line(DEPTHS, [one["seconds"] for one in of_way])
+        memory, _ = line(DEPTHS, [one["peak"] for one in of_way])
         lines.append(
             f"| {way} | {seconds:.1f} | {(start + seconds * depth) / 60:.1f} minutes | {memory / 1e6:.0f} MB | "
             f"{memory / layer:.1%} |"
@@ -223,8 +224,8 @@ def _levels(found: dict[str, Any]) -> list[str]:
             continue
         high = got[str(many)]
         ends = [run["seconds"] - 2 * run["layer"] for run in (low, high)]
-        start, each = line(few, low["layer"], many, high["layer"])
-        end_start, end_each = line(few, ends[0], many, ends[1])
+        each, start = line(TOKENS, [low["layer"], high["layer"]])
+        end_each, end_start = line(TOKENS, ends)
         total = depth * (start + each * OWN_TOKENS) + end_start + end_each * OWN_TOKENS
         whole += total
         lines.append(
@@ -232,12 +233,6 @@ def _levels(found: dict[str, Any]) -> list[str]:
             f"{total / 60:.0f} minutes | {peak:.1f} GB |"
         )
     return [*lines, "", f"In all {whole / 60:.0f} minutes."]
-
-
-def line(x: float, y: float, other_x: float, other_y: float) -> tuple[float, float]:
-    """Start and slope of the line through two points."""
-    slope = (other_y - y) / (other_x - x)
-    return y - slope * x, slope
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from mint_mlx.blas import use_fast_blas
+from mint_mlx.report import Silent
 
 use_fast_blas()
 
@@ -37,8 +38,8 @@ def main() -> None:
     print(json.dumps(function(asked.model, asked.tokens)))
 
 
-class Clock:
-    """Remembers when each step of a piece of work was told; serves as its report, too."""
+class Clock(Silent):
+    """A report that remembers when each step of a piece of work was told."""
 
     def __init__(self) -> None:
         self.told: dict[str, float] = {}
@@ -46,12 +47,6 @@ class Clock:
 
     def step(self, what: str, done: int, total: int) -> None:
         self.told.setdefault(what, time.monotonic())
-
-    def stage(self, name: str) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
 
     def between(self, first: str, last: str) -> float:
         return self.told[last] - self.told[first]
