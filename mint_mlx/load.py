@@ -21,6 +21,7 @@ from .headers import TensorInfo, read_folder, read_header
 
 SAMPLE = 4096  # bytes read at the start, middle and end of each tensor for a local fingerprint
 WHOLE = 512_000_000  # a local checkpoint of at most so many bytes is hashed in full
+DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_kv_reuse_layers")  # as mlx-lm's classes have it
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def load_source(model: str, weights: bool = True) -> Source:
     config = read_config(folder)
     mlxlm.check_model(config, folder)
     headers = {path.name: read_header(path)[0] for path in sorted(folder.glob("model*.safetensors"))}
+    _check_depth(config, headers)
     check_tensors(config, folder, headers)
     structure = _hash_structure(config, headers)
     return Source(
@@ -101,6 +103,7 @@ def _from_folder(folder: Path, name: str, revision: str | None) -> Source:
     config = read_config(folder)
     mlxlm.check_model(config, folder)
     headers = read_folder(folder)
+    _check_depth(config, headers)
     check_tensors(config, folder, headers)
     stats = {file: (folder / file).stat() for file in headers}
     size = sum(stat.st_size for stat in stats.values())
@@ -134,6 +137,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(text_type, (str, type(None))):
         raise MintError(f"text_config.model_type in {folder.name}'s config.json is not a name: download it again")
     return config
+
+
+def _check_depth(config: dict[str, Any], headers: dict[str, dict[str, TensorInfo]]) -> None:
+    """Refuse a config with more blocks than there are tensors: building a million of them would take all memory."""
+    tensors = sum(map(len, headers.values()))
+    for table in (config, config.get("text_config") or {}):
+        for key in DEPTHS:
+            if isinstance(table.get(key), (int, float)) and table[key] > tensors:
+                raise MintError(
+                    f"config.json says {key} is {table[key]}, but there are {tensors} tensors: it belongs to another "
+                    "checkpoint, or the download is incomplete"
+                )
 
 
 def open_model(source: Source, stream: Any = None) -> Any:

@@ -20,6 +20,7 @@ _BUILD_ERRORS = (
     IndexError,
     RuntimeError,
     ArithmeticError,
+    MemoryError,
     NameError,
     AssertionError,
 )

@@ -130,14 +130,10 @@ def mutate(folder: Path, plan: Path, rng: random.Random) -> None:
         if how == 0:
             del lines[place]
         elif how == 1:
-            lines.insert(
-                place, rng.choice([lines[place], "x: &a [*a]", "- {layer: x, as: 4bit-g64}", "\t", "layers: 3"])
-            )
+            lines.insert(place, rng.choice([lines[place], *LINES]))
         else:
             words = lines[place].split(" ")
-            words[rng.randrange(len(words))] = rng.choice(
-                ["4bit-g64", "keep", "9bit-g7", "mxfp4", "-1", "[", "null", "*x"]
-            )
+            words[rng.randrange(len(words))] = rng.choice(WORDS)
             lines[place] = " ".join(words)
         plan.write_text("\n".join(lines))
 

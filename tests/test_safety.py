@@ -77,6 +77,10 @@ def spoil_shape(folder: Path) -> None:
     edit_config(folder, num_hidden_layers=7)
 
 
+def spoil_depth(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=10**6)
+
+
 def spoil_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
@@ -102,6 +106,7 @@ def bring_code(folder: Path) -> None:
         (extra_tensor, "model.surprise"),
         (spoil_weights, "truncated"),
         (spoil_type, "no model of type 'no_such_model'"),
+        (spoil_depth, "num_hidden_layers is 1000000"),
         (spoil_shape, "cannot build"),
         (spoil_config, "not valid JSON"),
         (spoil_fields, "cannot build"),
