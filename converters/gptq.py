@@ -9,18 +9,26 @@ width and group size. The experts of a layer are treated apart; one that was rar
 
 from __future__ import annotations
 
-from typing import Protocol
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
+from threadpoolctl import threadpool_limits
 
+from .. import streams
 from ..quant import QuantConfig
 from . import rtn
 from .pack import Codes
 
 DAMPING = 0.01  # of the mean diagonal, added to it
-WIDE = 16_384  # rows, of one expert or of several, whose columns are rounded together
-BLOCK, STRIP = 128, 16  # columns between two products with all errors before, and with those of the block
+WIDE = 8192  # rows, of one expert or of several, whose columns are rounded together
+Place = tuple[slice, slice]  # experts and rows of a layer
+WORKERS = 4  # threads at most: each holds the second moments and factors of WIDE rows' experts
 
 
 class SecondMoments(Protocol):
@@ -52,83 +60,113 @@ def find_codes(weight: mx.array, config: QuantConfig, moments: SecondMoments) ->
     arrays = [a.reshape(-1, *a.shape[-2:]) for a in (weight, plain["scales"], plain["biases"])]
     experts, rows, _ = arrays[0].shape
     codes = np.empty(arrays[0].shape, dtype=np.uint8)
-    together = max(1, WIDE // rows)
-    for start in range(0, experts, together):
-        some = slice(start, start + together)
-        factors = _feedback(moments[some])
-        for row in range(0, rows, WIDE):  # rows don't depend on each other
-            here = some, slice(row, row + WIDE)
-            exact, scales, biases = (np.array(array[here].astype(mx.float32)) for array in arrays)
-            codes[here] = _feed_back(exact, *factors, scales, biases, config)
+    if experts == 1:  # one factor, made by all threads of the BLAS; its rows don't depend on each other
+        alone = _feedback(moments[:])
+        places = [(slice(None), some) for some in _cut(rows, max(1024, min(WIDE, -(-rows // _cores()))))]
+    else:
+        moments[:0]  # what all experts share is made before several threads ask for it
+        places = [(some, slice(None)) for some in _cut(experts, max(1, WIDE // rows))]
+
+    def work(here: Place, weight: np.ndarray, scales: np.ndarray, biases: np.ndarray) -> None:
+        orders, passed = alone if experts == 1 else _feedback(moments[here[0]])
+        codes[here] = _feed_back(weight, scales, biases, orders, passed, config)
+
+    _side_by_side(work, ((here, *(np.array(a[here].astype(mx.float32)) for a in arrays)) for here in places))
     return Codes(config, codes.reshape(weight.shape), plain["scales"], plain["biases"])
+
+
+def _cut(count: int, step: int) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, count, step)]
+
+
+def _cores() -> int:
+    return min(WORKERS, os.cpu_count() or 1)
+
+
+def _side_by_side(work: Callable[..., None], pieces: Iterable[tuple[Any, ...]]) -> None:
+    """Do the work on each piece in threads, of which each calls a BLAS of one thread: several would wait for it."""
+    pool, running = _pool(), deque[Future[None]]()
+    with threadpool_limits(1, "blas"):
+        for piece in pieces:
+            running.append(pool.submit(work, *piece))
+            if len(running) > _cores():
+                running.popleft().result()
+        for rest in running:
+            rest.result()
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_cores())  # kept, as each thread has a stream of MLX's
 
 
 def _feedback(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """In which order the columns of each expert go, and what each takes over from the errors of those before it.
 
     Returns:
-        int (experts, columns) by falling diagonal of the moment H, and float32 (experts, columns, columns) with ones on
-        the diagonal and nothing below: the factor U of the reordered, damped H = U D U^T.
+        int (experts, columns), columns by rising diagonal of the moment H, of which the last goes first; and float32
+        (experts, columns, columns) with ones on the diagonal and nothing above: the factor L of the reordered, damped
+        H = L D L^T.
     """
-    orders = np.argsort(-np.diagonal(moments, axis1=1, axis2=2), axis=-1, kind="stable")
+    orders = np.argsort(np.diagonal(moments, axis1=1, axis2=2), axis=-1, kind="stable")
     passed = np.empty_like(moments)
-    for moment, order, upper in zip(moments, orders, passed, strict=True):
-        damped = moment.take(order[::-1], 0).take(order[::-1], 1)
+    for moment, order, factor in zip(moments, orders, passed, strict=True):
+        damped = moment.take(order, 0).take(order, 1)
         mean = float(np.trace(moment, dtype=np.float64)) / len(moment) or 1.0
         damped[np.diag_indices(len(moment))] += np.float32(DAMPING * mean)
-        # Cholesky's factor of a matrix turned around is, turned back, an upper one. LAPACK's failure is silent in MLX.
-        lower = np.asarray(mx.linalg.cholesky(mx.array(damped), stream=mx.cpu))
+        # MLX's is several times as fast as numpy's; LAPACK's failure is silent in it.
+        lower = np.asarray(mx.linalg.cholesky(mx.array(damped), stream=streams.of_thread()))
         if not (np.diagonal(lower) > 0).all():
             lower = np.linalg.cholesky(damped.astype(np.float64)).astype(np.float32)
-        np.divide(lower[::-1, ::-1], np.diagonal(lower)[::-1], out=upper)
+        np.multiply(lower, 1 / np.diagonal(lower), out=factor)
     return orders, passed
 
 
 def _feed_back(
     weight: np.ndarray,
-    order: np.ndarray,
-    passed: np.ndarray,
     scales: np.ndarray,
     biases: np.ndarray,
+    orders: np.ndarray,
+    passed: np.ndarray,
     config: QuantConfig,
 ) -> np.ndarray:
-    """Codes uint8 (experts, rows, columns) of matrices on fixed grids; `order` and `passed` of each by `_feedback`."""
+    """Codes uint8 (experts, rows, columns) of matrices on fixed grids; `orders` and `passed` by `_feedback`.
+
+    All that follows has columns first, in their order.
+    """
     experts, rows, columns = weight.shape
     each = np.arange(experts)
-    group = order // config.group_size
+    group = orders // config.group_size
     by_group = [np.ascontiguousarray(array.transpose(2, 0, 1)) for array in (scales, biases)]
-    errors = np.empty((columns, experts, rows), dtype=np.float32)  # columns in their order
-    codes = np.empty(weight.shape, dtype=np.uint8)
+    exact = np.empty((columns, experts, rows), dtype=np.float32)
+    for e in each:
+        exact[:, e] = np.ascontiguousarray(weight[e].T)[orders[e]]
+    shifted, errors = exact.copy(), np.empty_like(exact)
+    codes, rounded = np.empty(weight.shape, dtype=np.uint8), np.empty(exact.shape, dtype=np.uint8)
     top = 2**config.bits - 1
 
-    def taken(first: int, last: int, start: int, stop: int) -> np.ndarray:
-        """What the columns from start to stop take over from the errors of the columns from first to last."""
-        by_expert = np.matmul(
-            passed[:, first:last, start:stop].transpose(0, 2, 1), errors[first:last].transpose(1, 0, 2)
-        )
-        return by_expert.transpose(1, 0, 2)
+    def round_columns(start: int, stop: int) -> None:
+        """Round these columns, whose later ones go first: the upper half, what it passes to the lower, the lower."""
+        if stop - start > 1:
+            middle = (start + stop) // 2
+            round_columns(middle, stop)
+            factor = passed[:, middle:stop, start:middle].transpose(0, 2, 1)
+            shifted[start:middle] += np.matmul(factor, errors[middle:stop].transpose(1, 0, 2)).transpose(1, 0, 2)
+            round_columns(start, middle)
+            return
+        scale, bias = (array[group[:, start], each] for array in by_group)
+        code = shifted[start]
+        code -= bias
+        code /= scale
+        np.clip(np.rint(code, out=code), 0, top, out=code)
+        rounded[start] = code
+        code *= scale
+        code += bias
+        np.subtract(exact[start], code, out=errors[start])
 
-    for block in range(0, columns, BLOCK):
-        end = min(block + BLOCK, columns)
-        here = order[:, block:end]
-        exact = np.stack([weight[e].take(here[e], axis=1).T for e in each], axis=1)
-        rounded = np.empty(exact.shape, dtype=np.uint8)
-        from_before = taken(0, block, block, end)
-        for strip in range(block, end, STRIP):
-            stop = min(strip + STRIP, end)
-            shifted = from_before[strip - block : stop - block] + taken(block, strip, strip, stop)
-            for j in range(strip, stop):
-                scale, bias = (array[group[:, j], each] for array in by_group)
-                code = exact[j - block] + shifted[j - strip]
-                if j > strip:
-                    code += taken(strip, j, j, j + 1)[0]
-                code -= bias
-                code /= scale
-                np.clip(np.rint(code, out=code), 0, top, out=code)
-                rounded[j - block] = code
-                code *= scale
-                code += bias
-                np.subtract(exact[j - block], code, out=errors[j])
-        for e in each:
-            codes[e][:, here[e]] = rounded[:, e].T
+    round_columns(0, columns)
+    for e in each:
+        inverse = np.empty_like(orders[e])
+        inverse[orders[e]] = np.arange(columns)
+        codes[e] = rounded[:, e][inverse].T
     return codes

@@ -58,21 +58,26 @@ class Inputs:
             MintError: naming the layer, where they overflow.
         """
         numbers = range(self.parts)[experts]
-        found = np.zeros((len(numbers), *self._borrowed.shape), dtype=np.float32)
-        for batch, groups in zip(self.batches, self._groups, strict=True):
-            for moment, e in zip(found, numbers, strict=True):
-                rows = batch.scaled(groups[e])
+        found = np.empty((len(numbers), *self._borrowed.shape), dtype=np.float32)
+        for moment, e in zip(found, numbers, strict=True):
+            moment[:] = self._borrowed
+            for rows in self._rows(e):
                 moment += rows.T @ rows
-        found += self._borrowed
-        if not np.isfinite(found).all():
-            raise MintError(f"{self.path} has inputs that overflow: give --effort fast")
+            if not np.isfinite(np.diagonal(moment)).all():  # which has the largest numbers
+                raise MintError(f"{self.path} has inputs that overflow: give --effort fast")
         return found
 
-    @cached_property
-    def _groups(self) -> list[list[Any]]:
-        """Which rows of each batch went to each expert."""
+    def _rows(self, expert: int) -> Iterator[np.ndarray]:
+        """All scaled rows of an expert at once, which are few; those of a layer without experts by batches."""
         if self.parts == 1:
-            return [[slice(None)] for _ in self.batches]
+            yield from (batch.scaled(slice(None)) for batch in self.batches)
+        else:
+            pairs = zip(self.batches, self._groups, strict=True)
+            yield np.concatenate([batch.scaled(groups[expert]) for batch, groups in pairs])
+
+    @cached_property
+    def _groups(self) -> list[list[np.ndarray]]:
+        """Which rows of each batch went to each expert."""
         found = []
         for batch in self.batches:
             assert batch.part is not None

@@ -21,7 +21,7 @@ from .headers import TensorInfo, read_folder, read_header
 
 SAMPLE = 4096  # bytes read at the start, middle and end of each tensor for a local fingerprint
 WHOLE = 512_000_000  # a local checkpoint of at most so many bytes is hashed in full
-DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_kv_reuse_layers")  # as mlx-lm's classes have it
+DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_kv_reuse_layers")  # in mlx-lm's classes
 
 
 @dataclass(frozen=True)
