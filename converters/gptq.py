@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, Protocol
@@ -145,15 +145,11 @@ def _feed_back(
     codes, rounded = np.empty(weight.shape, dtype=np.uint8), np.empty(exact.shape, dtype=np.uint8)
     top = 2**config.bits - 1
 
-    def round_columns(start: int, stop: int) -> None:
-        """Round these columns, whose later ones go first: the upper half, what it passes to the lower, the lower."""
+    for start, middle, stop in _halves(0, columns):
         if stop - start > 1:
-            middle = (start + stop) // 2
-            round_columns(middle, stop)
             factor = passed[:, middle:stop, start:middle].transpose(0, 2, 1)
             shifted[start:middle] += np.matmul(factor, errors[middle:stop].transpose(1, 0, 2)).transpose(1, 0, 2)
-            round_columns(start, middle)
-            return
+            continue
         scale, bias = (array[group[:, start], each] for array in by_group)
         code = shifted[start]
         code -= bias
@@ -163,10 +159,23 @@ def _feed_back(
         code *= scale
         code += bias
         np.subtract(exact[start], code, out=errors[start])
-
-    round_columns(0, columns)
     for e in each:
         inverse = np.empty_like(orders[e])
         inverse[orders[e]] = np.arange(columns)
         codes[e] = rounded[:, e][inverse].T
     return codes
+
+
+def _halves(start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """In which order columns are rounded, the last first: the upper half, what it passes on, then the lower half.
+
+    Yields:
+        (start, middle, stop) where the columns from middle to stop pass their errors on to those from start to middle;
+        (start, start, start + 1) where a column is rounded.
+    """
+    middle = (start + stop) // 2
+    if stop - start > 1:
+        yield from _halves(middle, stop)
+    yield start, middle, stop
+    if stop - start > 1:
+        yield from _halves(start, middle)

@@ -18,7 +18,7 @@ from .blocks import forward_blocks
 from .errors import MintError
 from .layers import Inventory, Layer
 from .load import Source
-from .runner import Runner, load_runner, trunk_output_from
+from .runner import Runner, load_runner, release_block, trunk_output_from
 from .sensitivity import Sensitivity, TokenWeights
 from .taps import Rows
 
@@ -119,6 +119,7 @@ def block_inputs(
     wanted &= sensitivity.weights.keys()
     for step, out, rows in forward_blocks(runner, tokens, batch, wanted):
         last = out
+        release_block(runner, step.block)  # its layers are quantized from the source
         yield step.index, weigh(rows, sensitivity, parts)
     yield None, head_inputs(runner, inventory, tokens, last, sensitivity)
 
