@@ -21,6 +21,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from .. import streams
+from ..layers import Layer
 from ..quant import QuantConfig
 from . import rtn
 from .pack import Codes
@@ -73,6 +74,14 @@ def find_codes(weight: mx.array, config: QuantConfig, moments: SecondMoments) ->
 
     _side_by_side(work, ((here, *(np.array(a[here].astype(mx.float32)) for a in arrays)) for here in places))
     return Codes(config, codes.reshape(weight.shape), plain["scales"], plain["biases"])
+
+
+def held(layer: Layer) -> int:
+    """Bytes that error feedback takes while it rounds a layer."""
+    experts, rows, columns = layer.experts, layer.shape[-2], layer.shape[-1]
+    together, wide = (max(1, WIDE // rows), rows) if experts > 1 else (1, min(WIDE, rows))
+    square = 4 * columns**2  # a moment and a factor, or one more while that is made; weights, shifted ones and errors
+    return _cores() * together * (3 * square + 4 * 4 * wide * columns)
 
 
 def _cut(count: int, step: int) -> list[slice]:

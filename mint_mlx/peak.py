@@ -26,10 +26,13 @@ def peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str) -> int:
 
     Returns:
         Three layers as they are read and written, and, where the model is run: all of it where that fits, else its ends
-        and a block, a few arrays of logits, one batch's activations there and back; for error feedback as much as a
-        block again, and what a block's layers read of all tokens. Learning takes 24 bytes for each of a block's weights
-        (latent codes, gradients and their moments), and four hidden states.
+        and a block, a few arrays of logits, one batch's activations there and back; for error feedback what a block's
+        layers read of all tokens, and its own arrays instead of the block where they are more. Learning takes 28 bytes
+        for each of a block's weights (the block quantized, latent codes, gradients and their moments), and four hidden
+        states.
     """
+    from .converters.gptq import held
+
     layers = inventory.layers
     found = BASE + 3 * max((2 * layer.size for layer in layers), default=0)
     if not runs:
@@ -38,13 +41,16 @@ def peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str) -> int:
     largest = max((sum(layer.size for layer in block) for block in blocks), default=0)
     ends = sum(layer.size for layer in layers if layer.block is None)
     whole, read = FLOAT * sum(layer.size for layer in layers), FLOAT * max(map(_read, blocks), default=0)
-    found += whole if fits_here(whole) else FLOAT * (ends + (1 if quantizer == "rtn" else 2) * largest)
-    found += LOGITS + 2 * WINDOWS * read
+    batch, rounding = 2 * WINDOWS * read, max(map(held, layers), default=0) if quantizer != "rtn" else 0
+    if fits_here(whole):
+        found += LOGITS + whole + max(batch, rounding)
+    else:
+        found += LOGITS + FLOAT * ends + max(FLOAT * largest + batch, rounding)
     if quantizer != "rtn":
         found += tokens * read
     if quantizer == "learn":
         hidden = max((layer.shape[-1] for layer in layers if layer.role in ("embedding", "head")), default=0)
-        found += 24 * largest + 4 * FLOAT * tokens * hidden
+        found += 28 * largest + 4 * FLOAT * tokens * hidden
     return found
 
 

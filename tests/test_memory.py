@@ -185,11 +185,11 @@ def test_what_takes_more_memory_than_there_is_is_refused_before_it_starts(
 
 
 def test_the_peak_follows_from_one_block_and_not_from_the_depth() -> None:
-    """Measured on two streamed layers of Qwen3-30B-A3B (eval/bench): 7.6 GB for a sensitivity, 11 with feedback."""
+    """Measured on two streamed layers of Qwen3-30B-A3B (eval/bench): 7.8 GB for a sensitivity, 8.4 with feedback."""
     config = qwen3_30b(48)[0] | COMMON
     inventory = list_layers(mlxlm.bare_model(config), config)
     assert 7e9 < peak.peak(inventory, 4096, True, "rtn") < 11e9
-    assert 9e9 < peak.peak(inventory, 4096, True, "gptq") < 13e9
+    assert 8e9 < peak.peak(inventory, 4096, True, "gptq") < 11e9
     deeper = list_layers(mlxlm.bare_model(config | {"num_hidden_layers": 60}), config)
     assert peak.peak(deeper, 4096, True, "gptq") == peak.peak(inventory, 4096, True, "gptq")
     assert peak.peak(inventory, 4096, False, "rtn") < 3e9

@@ -99,7 +99,7 @@ def _feedback(model: Path, count: int) -> dict[str, float]:
     from mint_mlx.quant import QuantConfig
     from mint_mlx.sensitivity import load_sensitivity
 
-    runner.fits_here = lambda size: False  # so that two layers are streamed, as all of them are
+    runner.fits_here = lambda model_bytes: False  # so that two layers are streamed, as all of them are
     job, own = prepare(str(model)), load_sensitivity(_kept(model, count))
     plan = replace(uniform(job.source, job.inventory, QuantConfig(4, 64), {}), quantizer="gptq")
     last = [layer.path for layer in job.inventory.layers if layer.block == 1]
