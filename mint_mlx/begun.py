@@ -1,11 +1,18 @@
-"""What an interrupted profile measured already: one line of JSON a layer, beside the place of the finished profile."""
+"""What an interrupted run has done already, beside the place of what it was to make.
+
+Of a profile one line of JSON a layer; of a sensitivity the text that the model has written, pass by pass.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .ranks import ranks
 
@@ -33,10 +40,34 @@ def add(place: Path, path: str, curve: Any) -> None:
             file.write(json.dumps({path: curve}) + "\n")
 
 
+def text(place: Path) -> tuple[np.ndarray, int] | None:
+    """The model's own text as earlier runs left it, and how many passes it went through."""
+    try:
+        with np.load(_text_file(place)) as found:
+            return found["tokens"], int(found["passes"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def add_text(place: Path, tokens: np.ndarray, passes: int) -> None:
+    """Note the model's own text after so many passes."""
+    file = _text_file(place)
+    with suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f"{file.name}.{os.getpid()}")
+        with partial.open("wb") as out:
+            np.savez(out, tokens=tokens, passes=passes)
+        partial.replace(file)
+
+
 def clear(place: Path) -> None:
-    """Forget all of it: the profile is finished."""
+    """Forget all of it: what was to be made is finished."""
     for file in _files(place):
         file.unlink(missing_ok=True)
+
+
+def _text_file(place: Path) -> Path:
+    return place.with_name(f"{place.name}.begun-text")
 
 
 def _files(place: Path) -> list[Path]:

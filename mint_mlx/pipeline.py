@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import cache, efforts, mlxlm
+from . import begun, cache, efforts, mlxlm
 from .allocate import allocate, list_candidates, parse_override
-from .begun import clear
 from .efforts import effort_name
 from .errors import MintError, UsageError
 from .files import REFINED_FILE, check_file, check_target, write_whole
@@ -123,7 +122,8 @@ def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> 
         check_chain(job.source)
         report.stage("write tokens")
         first = first_token(job)
-        tokens, how = write_tokens(job.source, vocabulary(job), count, first, progress=report.step)
+        place = cache.sensitivity_path(job.source, count)
+        tokens, how = write_tokens(job.source, vocabulary(job), count, first, progress=report.step, place=place)
         report.stage("sensitivity")
         made = measure(job.source, job.inventory, tokens, how, progress=report.step)
     except NoChain as error:
@@ -131,6 +131,7 @@ def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> 
         return None
     try:
         cache.keep_sensitivity(job.source, count, tokens, made)
+        begun.clear(place)
     except OSError as error:
         report.note(f"the sensitivity could not be kept in {cache.cache_dir()} ({error.strerror}): set MINT_MLX_CACHE")
     return tokens, made
@@ -275,12 +276,12 @@ def get_profile(
         return replace(found, recipe=job.recipe, inventory=job.inventory)
     report.stage("profile")
     place = cache.profile_path(job.source, wanted, sample)
-    begun = None if allow_nonfinite else place
-    made = profile(job.source, job.inventory, wanted, job.recipe, report.step, sample, allow_nonfinite, waves, begun)
+    beside = None if allow_nonfinite else place
+    made = profile(job.source, job.inventory, wanted, job.recipe, report.step, sample, allow_nonfinite, waves, beside)
     try:
         if ranks().first:
             cache.keep_profile(made, job.source, wanted)
-            clear(place)
+            begun.clear(place)
     except OSError as error:  # a profile that can't be kept is measured again next time; the job goes on
         report.note(f"the profile could not be kept in {cache.cache_dir()} ({error.strerror}): set MINT_MLX_CACHE")
     return made

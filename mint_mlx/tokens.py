@@ -9,10 +9,12 @@ Transformer Inference for Translation via Parallel Decoding", 2023) use to decod
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
+from . import begun
 from .load import Source
 from .runner import Runner, forward, load_runner
 
@@ -31,6 +33,7 @@ def write_tokens(
     length: int = LENGTH,
     progress: Progress = lambda *_: None,
     streamed: bool | None = None,
+    place: Path | None = None,
 ) -> tuple[np.ndarray, str]:
     """Tokens of a model's own, int32 (windows, length), at least `count` of them, and how they were made.
 
@@ -43,6 +46,7 @@ def write_tokens(
         length: tokens a window.
         progress: called with (what, done, total).
         streamed: as in `runner.load_runner`.
+        place: beside which finished passes are noted (begun.py), so that an interrupted run goes on from the last.
     """
     tokens = np.random.default_rng(seed).integers(0, vocabulary, (-(-count // length), length)).astype(np.int32)
     if start is not None:
@@ -50,11 +54,14 @@ def write_tokens(
     runner = load_runner(source.path, streamed)
     if not runner.streamed:
         return sample(runner, tokens, mx.random.key(seed), progress), f"sampled, seed {seed}"
-    for number in range(PASSES):
+    tokens, done = (place and begun.text(place)) or (tokens, 0)
+    for number in range(done, PASSES):
         progress(f"pass {number + 1}", number, PASSES)
-        if number:
+        if number > done:
             runner = load_runner(source.path, True)
         tokens = resample(runner, tokens, mx.random.key(seed * PASSES + number))
+        if place:
+            begun.add_text(place, tokens, number + 1)
     progress("", PASSES, PASSES)
     return tokens, f"resampled {PASSES} times, seed {seed}"
 

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from released import known, released
 
-from mint_mlx import efforts, pipeline, refine, runner
+from mint_mlx import begun, efforts, pipeline, refine, runner
+from mint_mlx import tokens as tokens_module
 from mint_mlx.allocate import allocate
 from mint_mlx.blocks import NoChain
 from mint_mlx.converters import gptq, rtn
@@ -58,6 +59,32 @@ def test_tokens_are_the_models_own_and_the_same_each_time(demo_model: Path) -> N
 
     noise = np.random.default_rng(0).integers(0, 2048, one.shape).astype(np.int32)
     assert loss(one) < 0.6 * loss(noise)
+
+
+def test_text_that_was_interrupted_goes_on_after_its_last_pass(
+    demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, place, done = prepare(str(demo_model)).source, tmp_path / "kept" / "s.npz", []
+    whole, how = write_tokens(source, 2048, 256, length=64, streamed=True)
+
+    def interrupted(*args: Any) -> np.ndarray:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(None)
+        return resample(*args)
+
+    monkeypatch.setattr(tokens_module, "resample", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_tokens(source, 2048, 256, length=64, streamed=True, place=place)
+    monkeypatch.setattr(tokens_module, "resample", lambda *args: done.append(None) or resample(*args))
+    again, also = write_tokens(source, 2048, 256, length=64, streamed=True, place=place)
+    np.testing.assert_array_equal(whole, again)
+    assert also == how and len(done) == tokens_module.PASSES
+    assert begun.text(place) is not None
+    begun.clear(place)
+    assert not list(place.parent.iterdir())
+    place.with_name(f"{place.name}.begun-text").write_bytes(b"cut short")
+    assert begun.text(place) is None
 
 
 def test_resampled_tokens_are_the_same_streamed_or_not(demo_model: Path) -> None:
