@@ -66,6 +66,7 @@ class Request:
         effort: a name of efforts.EFFORTS: the objective and the quantizer where they aren't given.
         quantizer: a name of converters.quantizers.QUANTIZERS.
         sensitivity: a sensitivity's file, or a checkpoint or repository that keeps one; measured by default.
+        tokens: how much text of its own the model writes; what the level says by default.
         overrides: `REGEX=CONFIG`, later ones win.
         ignore_guards: allow what the guards forbid.
         force: replace a checkpoint of ours at `out`, and unfinished work of another kind.
@@ -88,6 +89,7 @@ class Request:
     effort: str | None = None
     quantizer: str | None = None
     sensitivity: str | Path | None = None
+    tokens: int | None = None
     overrides: Sequence[str] = ()
     ignore_guards: bool = False
     force: bool = False
@@ -272,8 +274,12 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         raise UsageError("--allow-nonfinite goes with --effort fast: a model with such weights can't be run")
     if request.low_disk and runs:
         raise UsageError("--low-disk goes with --effort fast, or with a plan and --quantizer rtn: nothing is run then")
+    if request.tokens is not None and not runs:
+        raise UsageError("--tokens is of no use where only weights are looked at: leave it out")
     own = None
     if request.sensitivity is not None:
+        if request.tokens is not None:
+            raise UsageError("a sensitivity has its tokens: give either --sensitivity or --tokens")
         if not runs:
             what = f"the objective {objective} and {quantizer}" if fixed is None else quantizer
             raise UsageError(f"--sensitivity is of no use for {what}: leave it out")
@@ -282,7 +288,8 @@ def place_order(request: Request, report: Report | None = None) -> Order:
             raise MintError(
                 f"the sensitivity in {request.sensitivity} is that of another model ({own[1].source}): leave it out"
             )
-    return Order(request, job, budget, room, objective, quantizer, effort.tokens, overrides, forced, fixed, runs, own)
+    tokens = request.tokens or effort.tokens
+    return Order(request, job, budget, room, objective, quantizer, tokens, overrides, forced, fixed, runs, own)
 
 
 def needs_of(job: Job, request: Request) -> Needs | None:

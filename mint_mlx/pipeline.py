@@ -153,8 +153,10 @@ def _first_measures(job: Job, report: Report | None, count: int | None) -> tuple
         return load_sensitivity(file)
 
 
-def write_sensitivity(model: str, out: Path | None = None, report: Report | None = None) -> tuple[Path, Sensitivity]:
-    """Measure a model's sensitivity and write it (`NAME.sensitivity.npz` by default).
+def write_sensitivity(
+    model: str, out: Path | None = None, report: Report | None = None, tokens: int | None = None
+) -> tuple[Path, Sensitivity]:
+    """Measure a model's sensitivity and write it (`NAME.sensitivity.npz` by default); `tokens` as in `Request`.
 
     Raises:
         MintError: the model or the file is wrong, or the model can't be walked through.
@@ -167,8 +169,8 @@ def write_sensitivity(model: str, out: Path | None = None, report: Report | None
         load_sensitivity(path)  # only one of ours is replaced
     if not path.absolute().parent.is_dir():
         raise MintError(f"the folder of {path} does not exist: make it first")
-    check_room(peak(job.inventory, efforts.TOKENS, True, "rtn"), "take a larger machine")
-    own = get_sensitivity(job, report)
+    check_room(peak(job.inventory, tokens or efforts.TOKENS, True, "rtn"), "take a larger machine")
+    own = get_sensitivity(job, report, tokens)
     if own is None:
         raise MintError(
             f"{job.source.name} is built in a way that no sensitivity can be measured for: give --effort fast"

@@ -54,6 +54,14 @@ SampleOpt = Annotated[
         "exact, the default on Metal.",
     ),
 ]
+TokensOpt = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1024,
+        help="Text that the model writes for itself to be looked at: 16,384 tokens (best: 65,536); fewer are faster.",
+    ),
+]
 WorkDirOpt = Annotated[
     Path | None,
     typer.Option(

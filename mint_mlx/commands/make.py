@@ -22,6 +22,7 @@ from . import (
     PartsOpt,
     RecipeOpt,
     SampleOpt,
+    TokensOpt,
     WorkDirOpt,
     app,
     start,
@@ -68,6 +69,7 @@ def convert(
         str | None,
         typer.Option(metavar="FILE|ORG/NAME", help="Take a sensitivity from here instead of measuring it."),
     ] = None,
+    tokens: TokensOpt = None,
     uniform: Annotated[
         str | None, typer.Option(metavar="CONFIG", help="The same for every layer, e.g. 4bit-g64.")
     ] = None,
@@ -121,6 +123,7 @@ def convert(
         effort=effort,
         quantizer=quantizer,
         sensitivity=sensitivity,
+        tokens=tokens,
         overrides=override or [],
         ignore_guards=ignore_guards,
         force=force,
@@ -289,6 +292,7 @@ def sensitivity(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="File to write; NAME.sensitivity.npz otherwise.")
     ] = None,
+    tokens: TokensOpt = None,
     work_dir: WorkDirOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -296,7 +300,7 @@ def sensitivity(
     output = start(as_json, work_dir, long=True)
     from .. import pipeline
 
-    path, made = pipeline.write_sensitivity(model, out, output)
+    path, made = pipeline.write_sensitivity(model, out, output, tokens)
     output.close()
     output.line(
         f"{path}: {len(made.trace)} layers on {made.tokens} tokens ({made.how}). Next: mint-mlx allocate PROFILE"
