@@ -357,7 +357,7 @@ def test_the_steps_do_what_the_whole_job_does(make: Maker, tmp_path: Path) -> No
 
 def test_fewer_tokens_are_what_is_looked_at(make: Maker, tmp_path: Path) -> None:
     folder = str(make(qwen3_moe(1)))
-    made = pipeline.convert(folder, "5bpw", tmp_path / "out", tokens=1024, smoke=False)
+    made = pipeline.convert(folder, "5bpw", tmp_path / "out", effort="balanced", tokens=1024, smoke=False)
     tokens, sensitivity = load_sensitivity(made.path / "mint-sensitivity.npz")
     assert tokens.size == sensitivity.tokens == 1024
     alone, _ = pipeline.write_sensitivity(folder, tmp_path / "s.npz", tokens=1024)
@@ -368,7 +368,10 @@ def test_fewer_tokens_are_what_is_looked_at(make: Maker, tmp_path: Path) -> None
     ("more", "message"),
     [
         ({"budget": "5bpw", "effort": "fast", "tokens": 2048}, "--tokens is of no use"),
-        ({"budget": "5bpw", "tokens": 2048, "sensitivity": "s.npz"}, "either --sensitivity or --tokens"),
+        (
+            {"budget": "5bpw", "effort": "balanced", "tokens": 2048, "sensitivity": "s.npz"},
+            "either --sensitivity or --tokens",
+        ),
         ({"budget": "5bpw", "effort": "heroic"}, "--effort heroic is unknown"),
         ({"budget": "5bpw", "quantizer": "awq"}, "no quantizer is called 'awq'"),
     ],
