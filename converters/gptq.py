@@ -28,8 +28,10 @@ from .pack import Codes
 
 DAMPING = 0.01  # of the mean diagonal, added to it
 WIDE = 8192  # rows, of one expert or of several, whose columns are rounded together
-Place = tuple[slice, slice]  # experts and rows of a layer
 WORKERS = 4  # threads at most: each holds the second moments and factors of WIDE rows' experts
+
+
+Place = tuple[slice, slice]  # experts and rows of a layer
 
 
 class SecondMoments(Protocol):
@@ -63,7 +65,7 @@ def find_codes(weight: mx.array, config: QuantConfig, moments: SecondMoments) ->
     codes = np.empty(arrays[0].shape, dtype=np.uint8)
     if experts == 1:  # one factor, made by all threads of the BLAS; its rows don't depend on each other
         alone = _feedback(moments[:])
-        places = [(slice(None), some) for some in _cut(rows, max(1024, min(WIDE, -(-rows // _cores()))))]
+        places = [(slice(None), some) for some in _cut(rows, max(1024, min(WIDE, -(-rows // WORKERS))))]
     else:
         moments[:0]  # what all experts share is made before several threads ask for it
         places = [(some, slice(None)) for some in _cut(experts, max(1, WIDE // rows))]
