@@ -29,8 +29,6 @@ from .pack import Codes
 DAMPING = 0.01  # of the mean diagonal, added to it
 WIDE = 8192  # rows, of one expert or of several, whose columns are rounded together
 WORKERS = 4  # threads at most: each holds the second moments and factors of WIDE rows' experts
-
-
 Place = tuple[slice, slice]  # experts and rows of a layer
 
 
