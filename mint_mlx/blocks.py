@@ -68,7 +68,12 @@ def walk(runner: Runner, tokens: np.ndarray) -> Generator[Step, Any, None]:
 
 
 def forward_blocks(
-    runner: Runner, tokens: np.ndarray, batch: int, wanted: Collection[str] = (), first: int = 0
+    runner: Runner,
+    tokens: np.ndarray,
+    batch: int,
+    wanted: Collection[str] = (),
+    first: int = 0,
+    known: Callable[[int], np.ndarray | None] = lambda _: None,
 ) -> Generator[tuple[Step, mx.array, dict[str, list[Rows]]]]:
     """Each block with its output for all windows, and what its layers read; its weights are here until the next.
 
@@ -77,6 +82,7 @@ def forward_blocks(
         batch: windows at once.
         wanted: paths of the layers whose rows are asked for.
         first: the block from which on they are.
+        known: a block's output where an earlier run left it; that block isn't run again.
     """
     blocks = walk(runner, tokens)
     step = next(blocks)
@@ -86,8 +92,12 @@ def forward_blocks(
         def visit(seen: Rows, rows: dict[str, list[Rows]] = rows) -> None:
             rows.setdefault(seen.path, []).append(seen)
 
-        load_block(runner, step.block)
-        out = run(step, batch, visit, names_of(runner, wanted if step.index >= first else ()))
+        done = known(step.index)
+        if done is None:
+            load_block(runner, step.block)
+            out = run(step, batch, visit, names_of(runner, wanted if step.index >= first else ()))
+        else:
+            out = mx.array(done).astype(step.args[0].dtype)
         yield step, out, rows
         release_block(runner, step.block)
         try:

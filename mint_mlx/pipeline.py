@@ -125,7 +125,7 @@ def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> 
         place = cache.sensitivity_path(job.source, count)
         tokens, how = write_tokens(job.source, vocabulary(job), count, first, progress=report.step, place=place)
         report.stage("sensitivity")
-        made = measure(job.source, job.inventory, tokens, how, progress=report.step)
+        made = measure(job.source, job.inventory, tokens, how, progress=report.step, key=place.stem)
     except NoChain as error:
         report.note(f"{job.source.name} cannot be walked through ({error}): it is converted as with --effort fast")
         return None

@@ -14,9 +14,9 @@ One pass forward and one back, a block in memory at a time; block inputs wait on
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
-import tempfile
 import tokenize
 import zipfile
 import zlib
@@ -27,9 +27,11 @@ from pathlib import Path
 
 import numpy as np
 
+from . import walked
 from .errors import MintError
 from .layers import Inventory
 from .load import Source
+from .walked import Found, Part
 
 SCHEMA = 2
 FULL = 1024  # the hidden size up to which a block's whole metric is kept
@@ -90,6 +92,7 @@ def measure(
     seed: int = 0,
     progress: Progress = lambda *_: None,
     streamed: bool | None = None,
+    key: str | None = None,
 ) -> Sensitivity:
     """Measure every layer on windows of tokens.
 
@@ -102,6 +105,7 @@ def measure(
         seed: for the labels.
         progress: called with (what, done, total).
         streamed: whether blocks are read one at a time; by default where the model is larger than memory.
+        key: a name for this model; an interrupted walk goes on in the next run of the same key and tokens (walked.py).
 
     Raises:
         NoChain: the model is built in a way that can't be walked through (blocks.py).
@@ -115,60 +119,92 @@ def measure(
     runner = load_runner(source.path, streamed)
     runner.model.train()  # some families' fused kernels have no gradient
     known = {layer.path: layer.shape[0] if len(layer.shape) > 2 else 1 for layer in inventory.layers}
-    trace = {path: np.zeros(parts) for path, parts in known.items()}
-    gathered: dict[str, list[Rows]] = {}
-    metric: dict[int, np.ndarray] = {}
     tied = {layer.path for layer in inventory.layers if layer.role == "embedding"}
-    embedding = np.zeros((1, 1), dtype=np.float32)
+    made = Part()
 
     def visit(rows: Rows) -> None:
-        nonlocal embedding
         assert rows.grad is not None
         squared = np.asarray(mx.sum(mx.square(rows.grad), axis=-1)).astype(np.float64)
         energy = squared * np.asarray(mx.sum(mx.square(rows.x), axis=-1)).astype(np.float64)
         part = np.zeros(len(energy), dtype=np.int64) if rows.part is None else rows.part
-        trace[rows.path] += np.bincount(part, energy, minlength=len(trace[rows.path]))
+        cost = made.trace.setdefault(rows.path, np.zeros(known[rows.path]))
+        cost += np.bincount(part, energy, minlength=len(cost))
         if rows.path in tied and rows.x.shape[-1] <= WIDE:
             scaled = np.asarray(rows.x) * np.sqrt(squared).astype(np.float32)[:, None]
-            embedding = embedding + scaled.T @ scaled
-        gathered.setdefault(rows.path, []).append(
-            Rows(rows.path, mx.array(0), mx.array(squared.astype(np.float32)), rows.part, rows.token)
-        )
+            made.embedding = (0 if made.embedding is None else made.embedding) + scaled.T @ scaled
+        made.rows.setdefault(rows.path, []).append(Found(squared.astype(np.float32), rows.part, rows.token))
+
+    def names() -> dict[int, str]:
+        return names_of(runner, known)
 
     depth = len(runner.trunk[runner.blocks])
-    with tempfile.TemporaryDirectory(prefix="mint-mlx-") as folder:
-        inputs = Path(folder)
+    with walked.spilled(key and f"{key}-{hashlib.blake2b(tokens.tobytes(), digest_size=8).hexdigest()}") as folder:
         steps = []
-        for step, out, _ in forward_blocks(runner, tokens, batch):
+        for step, out, _ in forward_blocks(runner, tokens, batch, known=lambda i: walked.hidden(folder, i + 1)):
             progress(f"block {step.index} forward", step.index, 2 * depth)
-            np.save(inputs / f"{step.index}.npy", _numpy(step.args[0]))
+            for index, array in ((step.index, step.args[0]), (step.index + 1, out)):
+                if not walked.has_hidden(folder, index):
+                    walked.keep_hidden(folder, index, _numpy(array))
             last, dtype = out, step.args[0].dtype
             steps.append(Step(step.index, step.block, (None, *step.args[1:]), step.kwargs))
-        grad = from_logits(runner, tokens, last, batch, mx.random.key(seed), visit, names_of(runner, known))
-        if not gathered:
-            raise NoChain("its head is no layer that can be followed")
+        parts, back = walked.parts(folder, depth)
+        if back is None:
+            grad = from_logits(runner, tokens, last, batch, mx.random.key(seed), visit, names())
+            if not made.rows:
+                raise NoChain("its head is no layer that can be followed")
+            walked.keep_part(folder, depth, made, _numpy(grad))
+            parts[depth] = made
+        else:
+            grad = mx.array(back).astype(dtype)
         if runner.streamed:
             runner = load_runner(source.path, True)
             runner.model.train()
         for step in reversed(steps):
             progress(f"block {step.index} back", 2 * depth - step.index - 1, 2 * depth)
             step.block = runner.trunk[runner.blocks][step.index]
-            step.args = (mx.array(np.load(inputs / f"{step.index}.npy")).astype(dtype), *step.args[1:])
+            if step.index in parts:
+                continue
+            kept = walked.hidden(folder, step.index)
+            assert kept is not None
+            step.args = (mx.array(kept).astype(dtype), *step.args[1:])
             load_block(runner, step.block)
-            metric[step.index] = _compact(_metric(grad))
-            grad = pull_back(step, grad, batch, visit, names_of(runner, known))
+            made = parts[step.index] = Part(metric=_compact(_metric(grad)))
+            grad = pull_back(step, grad, batch, visit, names())
+            walked.keep_part(folder, step.index, made, _numpy(grad))
             release_block(runner, step.block)
-        for path, back in to_embedding(runner, tokens, steps[0], grad, batch, names_of(runner, known)):
-            rows = np.asarray(back)
-            trace[path] += float(np.sum(np.square(rows), dtype=np.float64))
-            if rows.shape[-1] <= WIDE:
-                embedding = embedding + rows.T @ rows
+        made = parts[-1] = Part()
+        for path, rows in to_embedding(runner, tokens, steps[0], grad, batch, names()):
+            seen = np.asarray(rows)
+            cost = made.trace.setdefault(path, np.zeros(known[path]))
+            cost += float(np.sum(np.square(seen), dtype=np.float64))
+            if seen.shape[-1] <= WIDE:
+                made.embedding = (0 if made.embedding is None else made.embedding) + seen.T @ seen
+    return _put_together(source, known, parts, tokens.size, how)
+
+
+def _put_together(source: Source, known: dict[str, int], parts: dict[int, Part], tokens: int, how: str) -> Sensitivity:
+    """What all blocks added, the last first. `known` is the number of experts by layer.
+
+    Raises:
+        MintError: naming a layer whose cost overflows.
+    """
+    trace = {path: np.zeros(experts) for path, experts in known.items()}
+    rows: dict[str, list[Found]] = {}
+    embedding = None
+    for part in parts.values():
+        for path, cost in part.trace.items():
+            trace[path] += cost
+        for path, found in part.rows.items():
+            rows.setdefault(path, []).extend(found)
+        if part.embedding is not None:
+            embedding = part.embedding if embedding is None else embedding + part.embedding
     broken = next((path for path, cost in trace.items() if not np.isfinite(cost).all()), None)
     if broken is not None:
         raise MintError(f"{broken} has activations or gradients that overflow: give --effort fast")
-    kept = _compact(embedding) if len(embedding) > 1 else None
-    weights = {path: _by_token(rows, tokens.size) for path, rows in gathered.items()}
-    return Sensitivity(source.name, source.structure, source.content, tokens.size, how, trace, weights, metric, kept)
+    weights = {path: _by_token(found, tokens) for path, found in rows.items()}
+    metric = {index: part.metric for index, part in parts.items() if part.metric is not None}
+    kept = None if embedding is None else _compact(embedding)
+    return Sensitivity(source.name, source.structure, source.content, tokens, how, trace, weights, metric, kept)
 
 
 def check_chain(source: Source) -> None:
@@ -217,14 +253,15 @@ def _numpy(array: object) -> np.ndarray:
     return np.asarray(array.astype(mx.float32))
 
 
-def _by_token(rows: list, count: int) -> TokenWeights:
+def _by_token(rows: list[Found], count: int) -> TokenWeights:
     """The rows of all batches, ordered by token (and expert)."""
     token = np.concatenate([r.token for r in rows])
-    weight = np.concatenate([np.asarray(r.grad) for r in rows])
-    if rows[0].part is None or len(token) % count:
+    weight = np.concatenate([r.weight for r in rows])
+    experts = [r.part for r in rows if r.part is not None]
+    if not experts or len(token) % count:
         sums = np.bincount(token, weight, minlength=count).astype(np.float32)
         return TokenWeights(_compact(sums[:, None]), None)
-    part = np.concatenate([r.part for r in rows])
+    part = np.concatenate(experts)
     order = np.lexsort((part, token))
     slots = len(token) // count
     return TokenWeights(

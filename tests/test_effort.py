@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from released import known, released
 
-from mint_mlx import begun, efforts, pipeline, refine, runner
+from mint_mlx import begun, blocks, efforts, pipeline, refine, runner
 from mint_mlx import tokens as tokens_module
 from mint_mlx.allocate import allocate
 from mint_mlx.blocks import NoChain
@@ -85,6 +86,43 @@ def test_text_that_was_interrupted_goes_on_after_its_last_pass(
     assert not list(place.parent.iterdir())
     place.with_name(f"{place.name}.begun-text").write_bytes(b"cut short")
     assert begun.text(place) is None
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("calls", [1, 3, 4, 5])
+def test_a_walk_that_was_interrupted_goes_on_to_the_same_numbers(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int, streamed: bool
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "work"))
+    (tmp_path / "work").mkdir()
+    job = prepare(str(make(qwen3_moe(3))))
+
+    def walk(stop: int | None = None) -> tuple[Path, list[str]]:
+        seen: list[str] = []
+
+        def progress(what: str, *_: int) -> None:
+            if len(seen) == stop:
+                raise KeyboardInterrupt
+            seen.append(what)
+
+        made = measure(job.source, job.inventory, TOKENS, "r", progress=progress, streamed=streamed, key="k")
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz"
+        save_sensitivity(TOKENS, made, path)
+        return path, seen
+
+    whole, _ = walk()
+    assert not list((tmp_path / "work").iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        walk(calls)
+    (left,) = (tmp_path / "work").iterdir()
+    assert (left.stat().st_mode & 0o77) == 0
+    run_again = []
+    run = blocks.run
+    monkeypatch.setattr(blocks, "run", lambda step, *more: run_again.append(step.index) or run(step, *more))
+    again, _ = walk()
+    assert whole.read_bytes() == again.read_bytes()
+    assert run_again == list(range(calls, 3))
+    assert not list((tmp_path / "work").iterdir())
 
 
 def test_resampled_tokens_are_the_same_streamed_or_not(demo_model: Path) -> None:

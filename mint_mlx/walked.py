@@ -1,0 +1,145 @@
+"""How far a walk through a model has come: what its blocks read, and what was found on the way back, in one folder.
+
+An interrupted walk goes on from there, to the same numbers.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+
+@dataclass
+class Found:
+    """Rows of one layer: their weights |g|^2, experts (or None) and tokens."""
+
+    weight: np.ndarray
+    part: np.ndarray | None
+    token: np.ndarray
+
+
+@dataclass
+class Part:
+    """What one block, or what comes after the last, adds to a sensitivity (sensitivity.py).
+
+    Attributes:
+        trace: by layer, float64 (experts,).
+        rows: by layer, those of its batches.
+        metric: of the block's output.
+        embedding: float32 (hidden, hidden), where the embedding was visited.
+    """
+
+    trace: dict[str, np.ndarray] = field(default_factory=dict)
+    rows: dict[str, list[Found]] = field(default_factory=dict)
+    metric: np.ndarray | None = None
+    embedding: np.ndarray | None = None
+
+
+@contextmanager
+def spilled(key: str | None) -> Iterator[Path]:
+    """A folder for one walk, removed at its end. With a key an interruption leaves it for the next run of that key."""
+    lock = None if key is None else _locked(Path(tempfile.gettempdir()) / f"mint-mlx-walk-{key}")
+    if lock is None:  # no key, or another run has it
+        with tempfile.TemporaryDirectory(prefix="mint-mlx-") as name:
+            yield Path(name)
+        return
+    with lock:
+        folder = Path(lock.name).parent
+        try:
+            yield folder
+        except (OSError, KeyboardInterrupt):  # a full disk, Ctrl-C: it goes on next time
+            raise
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        shutil.rmtree(folder)
+
+
+def _locked(folder: Path) -> IO[str] | None:
+    """A lock on a folder of this user's own that no other process can read."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        return None
+    file = (folder / "lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def hidden(folder: Path, index: int) -> np.ndarray | None:
+    """What the block of this index reads, float32 (windows, tokens, hidden), where it was kept."""
+    file = folder / f"hidden-{index}.npy"
+    return np.load(file) if file.is_file() else None
+
+
+def has_hidden(folder: Path, index: int) -> bool:
+    """Whether that was kept."""
+    return (folder / f"hidden-{index}.npy").is_file()
+
+
+def keep_hidden(folder: Path, index: int, array: np.ndarray) -> None:
+    """Keep what a block reads, whole or not at all."""
+    partial = folder / "unfinished.npy"
+    np.save(partial, array)
+    partial.replace(folder / f"hidden-{index}.npy")
+
+
+def parts(folder: Path, depth: int) -> tuple[dict[int, Part], np.ndarray | None]:
+    """What blocks added on the way back, from the last (after it: `depth`) to the one that was reached.
+
+    Returns:
+        By index, and the gradient at the input of the last one, float32; None where nothing was kept.
+    """
+    found: dict[int, Part] = {}
+    for index in range(depth, -1, -1):
+        one = _part(folder, index)
+        if one is None:
+            break
+        found[index] = one
+    return found, np.load(folder / f"grad-{min(found)}.npy") if found else None
+
+
+def _part(folder: Path, index: int) -> Part | None:
+    try:
+        with np.load(folder / f"part-{index}.npz") as file:
+            arrays = dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    made = Part(metric=arrays.pop("metric", None), embedding=arrays.pop("embedding", None))
+    made.trace = {name[6:]: array for name, array in arrays.items() if name.startswith("trace.")}
+    for path in (name[7:] for name in arrays if name.startswith("weight.")):
+        found = Found(arrays[f"weight.{path}"], arrays.get(f"part.{path}"), arrays[f"token.{path}"])
+        made.rows[path] = [found]
+    return made
+
+
+def keep_part(folder: Path, index: int, made: Part, grad: np.ndarray) -> None:
+    """Keep what a block added and the gradient at its input; the gradient after it is dropped."""
+    arrays = {f"trace.{path}": trace for path, trace in made.trace.items()}
+    for path, rows in made.rows.items():
+        arrays[f"weight.{path}"] = np.concatenate([r.weight for r in rows])
+        arrays[f"token.{path}"] = np.concatenate([r.token for r in rows])
+        parts = [r.part for r in rows if r.part is not None]
+        if parts:
+            arrays[f"part.{path}"] = np.concatenate(parts)
+    arrays |= {name: array for name in ("metric", "embedding") if (array := getattr(made, name)) is not None}
+    np.save(folder / f"grad-{index}.npy", grad)
+    partial = folder / "unfinished.npz"
+    np.savez(partial, **arrays)  # type: ignore[arg-type]
+    partial.replace(folder / f"part-{index}.npz")
+    (folder / f"grad-{index + 1}.npy").unlink(missing_ok=True)
