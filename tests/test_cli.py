@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import Maker, llama, qwen3_moe
 
-from mint_mlx import cli
+from mint_mlx import cli, walked
 
 COMMANDS = (
     "convert",
@@ -282,13 +282,13 @@ def test_spills_go_where_they_are_told_to(
     assert run(monkeypatch, *command) == 2 and "make it first" in capsys.readouterr().err
     spills.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", None)
-    seen: list[str] = []
-    real = tempfile.TemporaryDirectory
+    seen: list[Path] = []
+    keep = walked.keep_hidden
 
-    def watched(*args: Any, **more: Any) -> Any:
-        seen.append(tempfile.gettempdir())
-        return real(*args, **more)
+    def watched(folder: Path, *more: Any) -> None:
+        seen.append(folder.parent)
+        keep(folder, *more)
 
-    monkeypatch.setattr(tempfile, "TemporaryDirectory", watched)
+    monkeypatch.setattr(walked, "keep_hidden", watched)
     assert run(monkeypatch, *command) == 0
-    assert set(seen) == {str(spills)} and not list(spills.iterdir())
+    assert set(seen) == {spills} and not list(spills.iterdir())
