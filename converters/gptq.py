@@ -20,7 +20,6 @@ import mlx.core as mx
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from .. import streams
 from ..layers import Layer
 from ..quant import QuantConfig
 from . import rtn
@@ -61,27 +60,33 @@ def find_codes(weight: mx.array, config: QuantConfig, moments: SecondMoments) ->
     arrays = [a.reshape(-1, *a.shape[-2:]) for a in (weight, plain["scales"], plain["biases"])]
     experts, rows, _ = arrays[0].shape
     codes = np.empty(arrays[0].shape, dtype=np.uint8)
-    if experts == 1:  # one factor, made by all threads of the BLAS; its rows don't depend on each other
+    if experts == 1:  # one factor, made by all threads of the BLAS
         alone = _feedback(moments[:])
-        places = [(slice(None), some) for some in _cut(rows, max(1024, min(WIDE, -(-rows // WORKERS))))]
     else:
         moments[:0]  # what all experts share is made before several threads ask for it
-        places = [(some, slice(None)) for some in _cut(experts, max(1, WIDE // rows))]
 
     def work(here: Place, weight: np.ndarray, scales: np.ndarray, biases: np.ndarray) -> None:
         orders, passed = alone if experts == 1 else _feedback(moments[here[0]])
         codes[here] = _feed_back(weight, scales, biases, orders, passed, config)
 
-    _side_by_side(work, ((here, *(np.array(a[here].astype(mx.float32)) for a in arrays)) for here in places))
+    pieces = ((here, *(np.array(a[here].astype(mx.float32)) for a in arrays)) for here in _places(experts, rows))
+    _side_by_side(work, pieces)
     return Codes(config, codes.reshape(weight.shape), plain["scales"], plain["biases"])
 
 
 def held(layer: Layer) -> int:
     """Bytes that error feedback takes while it rounds a layer."""
     experts, rows, columns = layer.experts, layer.shape[-2], layer.shape[-1]
-    together, wide = (max(1, WIDE // rows), rows) if experts > 1 else (1, min(WIDE, rows))
+    together, wide = (len(range(n)[part]) for n, part in zip((experts, rows), _places(experts, rows)[0], strict=True))
     square = 4 * columns**2  # a moment and a factor, or one more while that is made; weights, shifted ones and errors
     return _cores() * together * (3 * square + 4 * 4 * wide * columns)
+
+
+def _places(experts: int, rows: int) -> list[Place]:
+    """How a layer is cut: between experts, or where there is one between its rows, which don't depend on each other."""
+    if experts > 1:
+        return [(some, slice(None)) for some in _cut(experts, max(1, WIDE // rows))]
+    return [(slice(None), some) for some in _cut(rows, max(1024, min(WIDE, -(-rows // WORKERS))))]
 
 
 def _cut(count: int, step: int) -> list[slice]:
@@ -106,7 +111,7 @@ def _side_by_side(work: Callable[..., None], pieces: Iterable[tuple[Any, ...]]) 
 
 @lru_cache(maxsize=1)
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_cores())  # kept, as each thread has a stream of MLX's
+    return ThreadPoolExecutor(_cores())  # kept, as MLX makes a stream for each thread
 
 
 def _feedback(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +129,7 @@ def _feedback(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         mean = float(np.trace(moment, dtype=np.float64)) / len(moment) or 1.0
         damped[np.diag_indices(len(moment))] += np.float32(DAMPING * mean)
         # MLX's is several times as fast as numpy's; LAPACK's failure is silent in it.
-        lower = np.asarray(mx.linalg.cholesky(mx.array(damped), stream=streams.of_thread()))
+        lower = np.asarray(mx.linalg.cholesky(mx.array(damped), stream=mx.cpu))
         if not (np.diagonal(lower) > 0).all():
             lower = np.linalg.cholesky(damped.astype(np.float64)).astype(np.float32)
         np.multiply(lower, 1 / np.diagonal(lower), out=factor)

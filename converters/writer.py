@@ -6,7 +6,6 @@ that finds it goes on from there, after checking the hashes. Shards end in `.par
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -21,13 +20,13 @@ from typing import IO, Any
 import mlx.core as mx
 
 from ..errors import MintError
+from ..files import LOCK, lock_folder
 from ..layers import MLX_DTYPES
 from ..layout import Layout, TensorSpec
 from ..ranks import ALONE, Ranks
 from ..stream import flat_view
 
 JOURNAL = "journal.jsonl"
-LOCK = "lock"
 WAITING = 6  # tensors that may wait for the disk: a piece has up to three
 
 
@@ -219,12 +218,9 @@ def lock(work: Path) -> IO[str]:
     Raises:
         MintError: another process works there.
     """
-    file = (work / LOCK).open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise MintError(f"another run is writing to {work}: wait for it or choose another folder with -o") from None
+    file = lock_folder(work)
+    if file is None:
+        raise MintError(f"another run is writing to {work}: wait for it or choose another folder with -o")
     return file
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import MintError
 
@@ -15,6 +16,7 @@ PATTERN = "*?["  # mlx-lm looks for weights with a pattern made of the folder's 
 PLAN_FILE = "mint-plan.yaml"  # in every checkpoint that we wrote
 REFINED_FILE = "mint-refined.json"  # in every checkpoint that we refined
 OLD = ".replaced"
+LOCK = "lock"  # in a folder that a process works in
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -111,6 +113,17 @@ def check_target(target: Path, source: Path | None, force: bool) -> None:
         raise MintError(
             f"{target} is not a checkpoint that mint-mlx wrote, so --force does not replace it: choose another"
         )
+
+
+def lock_folder(folder: Path) -> IO[str] | None:
+    """Lock a folder for this process, until the file that is returned is closed; None where another one has it."""
+    file = (folder / LOCK).open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def work_folder(target: Path) -> Path:

@@ -41,13 +41,14 @@ def peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str) -> int:
     largest = max((sum(layer.size for layer in block) for block in blocks), default=0)
     ends = sum(layer.size for layer in layers if layer.block is None)
     whole, read = FLOAT * sum(layer.size for layer in layers), FLOAT * max(map(_read, blocks), default=0)
-    batch, rounding = 2 * WINDOWS * read, max(map(held, layers), default=0) if quantizer != "rtn" else 0
+    batch, rounding = 2 * WINDOWS * read, 0
+    if quantizer != "rtn":
+        rounding = max(map(held, layers), default=0)
+        found += tokens * read
     if fits_here(whole):
         found += LOGITS + whole + max(batch, rounding)
     else:
         found += LOGITS + FLOAT * ends + max(FLOAT * largest + batch, rounding)
-    if quantizer != "rtn":
-        found += tokens * read
     if quantizer == "learn":
         hidden = max((layer.shape[-1] for layer in layers if layer.role in ("embedding", "head")), default=0)
         found += 28 * largest + 4 * FLOAT * tokens * hidden

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,6 +33,9 @@ from .errors import MintError
 from .layers import Inventory
 from .load import Source
 from .walked import Found, Part
+
+if TYPE_CHECKING:
+    from .taps import Rows
 
 SCHEMA = 2
 FULL = 1024  # the hidden size up to which a block's whole metric is kept
@@ -114,25 +118,11 @@ def measure(
 
     from .blocks import NoChain, Step, forward_blocks, from_logits, names_of, pull_back, to_embedding
     from .runner import load_block, load_runner, release_block
-    from .taps import Rows
 
     runner = load_runner(source.path, streamed)
     runner.model.train()  # some families' fused kernels have no gradient
     known = {layer.path: layer.shape[0] if len(layer.shape) > 2 else 1 for layer in inventory.layers}
     tied = {layer.path for layer in inventory.layers if layer.role == "embedding"}
-    made = Part()
-
-    def visit(rows: Rows) -> None:
-        assert rows.grad is not None
-        squared = np.asarray(mx.sum(mx.square(rows.grad), axis=-1)).astype(np.float64)
-        energy = squared * np.asarray(mx.sum(mx.square(rows.x), axis=-1)).astype(np.float64)
-        part = np.zeros(len(energy), dtype=np.int64) if rows.part is None else rows.part
-        cost = made.trace.setdefault(rows.path, np.zeros(known[rows.path]))
-        cost += np.bincount(part, energy, minlength=len(cost))
-        if rows.path in tied and rows.x.shape[-1] <= WIDE:
-            scaled = np.asarray(rows.x) * np.sqrt(squared).astype(np.float32)[:, None]
-            made.embedding = (0 if made.embedding is None else made.embedding) + scaled.T @ scaled
-        made.rows.setdefault(rows.path, []).append(Found(squared.astype(np.float32), rows.part, rows.token))
 
     def names() -> dict[int, str]:
         return names_of(runner, known)
@@ -149,11 +139,12 @@ def measure(
             steps.append(Step(step.index, step.block, (None, *step.args[1:]), step.kwargs))
         parts, back = walked.parts(folder, depth)
         if back is None:
+            made = parts[depth] = Part()
+            visit = _visitor(made, known, tied)
             grad = from_logits(runner, tokens, last, batch, mx.random.key(seed), visit, names())
             if not made.rows:
                 raise NoChain("its head is no layer that can be followed")
             walked.keep_part(folder, depth, made, _numpy(grad))
-            parts[depth] = made
         else:
             grad = mx.array(back).astype(dtype)
         if runner.streamed:
@@ -169,7 +160,7 @@ def measure(
             step.args = (mx.array(kept).astype(dtype), *step.args[1:])
             load_block(runner, step.block)
             made = parts[step.index] = Part(metric=_compact(_metric(grad)))
-            grad = pull_back(step, grad, batch, visit, names())
+            grad = pull_back(step, grad, batch, _visitor(made, known, tied), names())
             walked.keep_part(folder, step.index, made, _numpy(grad))
             release_block(runner, step.block)
         made = parts[-1] = Part()
@@ -178,8 +169,32 @@ def measure(
             cost = made.trace.setdefault(path, np.zeros(known[path]))
             cost += float(np.sum(np.square(seen), dtype=np.float64))
             if seen.shape[-1] <= WIDE:
-                made.embedding = (0 if made.embedding is None else made.embedding) + seen.T @ seen
+                made.embedding = _added(made.embedding, seen)
     return _put_together(source, known, parts, tokens.size, how)
+
+
+def _visitor(made: Part, known: dict[str, int], tied: set[str]) -> Callable[[Rows], None]:
+    """Adds what layers read and their gradients to a part. `known` has the number of experts, `tied` the embeddings."""
+    import mlx.core as mx
+
+    def visit(rows: Rows) -> None:
+        assert rows.grad is not None
+        squared = np.asarray(mx.sum(mx.square(rows.grad), axis=-1)).astype(np.float64)
+        energy = squared * np.asarray(mx.sum(mx.square(rows.x), axis=-1)).astype(np.float64)
+        part = np.zeros(len(energy), dtype=np.int64) if rows.part is None else rows.part
+        cost = made.trace.setdefault(rows.path, np.zeros(known[rows.path]))
+        cost += np.bincount(part, energy, minlength=len(cost))
+        if rows.path in tied and rows.x.shape[-1] <= WIDE:
+            made.embedding = _added(made.embedding, np.asarray(rows.x) * np.sqrt(squared).astype(np.float32)[:, None])
+        made.rows.setdefault(rows.path, []).append(Found(squared.astype(np.float32), rows.part, rows.token))
+
+    return visit
+
+
+def _added(moment: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
+    """A second moment with these rows in it."""
+    more: np.ndarray = rows.T @ rows
+    return more if moment is None else moment + more
 
 
 def _put_together(source: Source, known: dict[str, int], parts: dict[int, Part], tokens: int, how: str) -> Sensitivity:
@@ -190,20 +205,18 @@ def _put_together(source: Source, known: dict[str, int], parts: dict[int, Part],
     """
     trace = {path: np.zeros(experts) for path, experts in known.items()}
     rows: dict[str, list[Found]] = {}
-    embedding = None
     for part in parts.values():
         for path, cost in part.trace.items():
             trace[path] += cost
         for path, found in part.rows.items():
             rows.setdefault(path, []).extend(found)
-        if part.embedding is not None:
-            embedding = part.embedding if embedding is None else embedding + part.embedding
     broken = next((path for path, cost in trace.items() if not np.isfinite(cost).all()), None)
     if broken is not None:
         raise MintError(f"{broken} has activations or gradients that overflow: give --effort fast")
     weights = {path: _by_token(found, tokens) for path, found in rows.items()}
     metric = {index: part.metric for index, part in parts.items() if part.metric is not None}
-    kept = None if embedding is None else _compact(embedding)
+    moments = [part.embedding for part in parts.values() if part.embedding is not None]
+    kept = _compact(sum(moments[1:], moments[0])) if moments else None
     return Sensitivity(source.name, source.structure, source.content, tokens, how, trace, weights, metric, kept)
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from functools import lru_cache
 from typing import Any
-
-_threads = threading.local()
 
 
 @lru_cache(maxsize=1)
@@ -15,15 +12,6 @@ def reading() -> Any:
     import mlx.core as mx
 
     return mx.new_stream(mx.cpu)
-
-
-def of_thread() -> Any:
-    """A CPU stream of the calling thread's own, made once for it."""
-    import mlx.core as mx
-
-    if not hasattr(_threads, "stream"):
-        _threads.stream = mx.new_stream(mx.cpu)
-    return _threads.stream
 
 
 @lru_cache(maxsize=1)

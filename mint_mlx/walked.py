@@ -5,7 +5,6 @@ An interrupted walk goes on from there, to the same numbers.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import stat
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+
+from .files import lock_folder
 
 
 @dataclass
@@ -72,13 +73,10 @@ def _locked(folder: Path) -> IO[str] | None:
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         return None
-    file = (folder / "lock").open("w", encoding="utf-8")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
+        return lock_folder(folder)
+    except OSError:  # a file system without locks
         return None
-    return file
 
 
 def hidden(folder: Path, index: int) -> np.ndarray | None:

@@ -215,7 +215,7 @@ def _levels(found: dict[str, Any]) -> list[str]:
         f"| | seconds, {few} tokens | {many} tokens | a layer: start + each 1,000 tokens | whole model | peak |",
         "|---|---|---|---|---|---|",
     ]
-    whole = few_whole = 0.0
+    whole = dict.fromkeys((OWN_TOKENS, many), 0.0)
     for what, got in found.items():
         low, peak = got[str(few)], max(run["peak"] for run in got.values()) / 1e9
         if str(many) not in got:
@@ -226,13 +226,13 @@ def _levels(found: dict[str, Any]) -> list[str]:
         ends = [run["seconds"] - 2 * run["layer"] for run in (low, high)]
         each, start = line(TOKENS, [low["layer"], high["layer"]])
         end_each, end_start = line(TOKENS, ends)
-        total, with_few = (depth * (start + each * n) + end_start + end_each * n for n in (OWN_TOKENS, many))
-        whole, few_whole = whole + total, few_whole + with_few
+        total = {n: depth * (start + each * n) + end_start + end_each * n for n in whole}
+        whole = {n: whole[n] + total[n] for n in whole}
         lines.append(
             f"| {names[what]} | {low['seconds']:.0f} | {high['seconds']:.0f} | {start:.1f} + {1000 * each:.1f} | "
-            f"{total / 60:.0f} minutes | {peak:.1f} GB |"
+            f"{total[OWN_TOKENS] / 60:.0f} minutes | {peak:.1f} GB |"
         )
-    return [*lines, "", f"In all {whole / 60:.0f} minutes; with `--tokens {many}` {few_whole / 60:.0f}."]
+    return [*lines, "", f"In all {whole[OWN_TOKENS] / 60:.0f} minutes; with `--tokens {many}` {whole[many] / 60:.0f}."]
 
 
 if __name__ == "__main__":
