@@ -118,12 +118,12 @@ def test_best_streamed_is_best(make: Maker, tmp_path: Path, monkeypatch: pytest.
 def test_refining_keeps_codes_and_bytes_and_comes_closer(
     demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mint_mlx.efforts.TOKENS", 2048)
+    monkeypatch.setattr("mint_mlx.efforts.TOKENS", 4096)
     pipeline.convert(str(demo_model), uniform="4bit-g64", out=tmp_path / "uniform", smoke=False)
-    path, found = pipeline.refine_checkpoint(str(tmp_path / "uniform"), str(demo_model), tmp_path / "refined", steps=20)
-    assert found.after < 0.95 * found.before
+    path, found = pipeline.refine_checkpoint(str(tmp_path / "uniform"), str(demo_model), tmp_path / "refined", steps=40)
+    assert found.after < 0.9 * found.before
     text = write_tokens(prepare(str(demo_model)).source, 2048, 2048, seed=5)[0]
-    assert kl(demo_model, path, text) < 0.95 * kl(demo_model, tmp_path / "uniform", text)
+    assert kl(demo_model, path, text) < 0.9 * kl(demo_model, tmp_path / "uniform", text)
     one, two = (mx.load(str(tmp_path / name / "model.safetensors")) for name in ("uniform", "refined"))
     changed = {name for name in one if not mx.array_equal(one[name], two[name])}
     assert changed and all(name.endswith((".scales", ".biases")) for name in changed)
