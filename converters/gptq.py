@@ -21,11 +21,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ..layers import Layer
+from ..ldl import factor
 from ..quant import QuantConfig
 from . import rtn
 from .pack import Codes
 
-DAMPING = 0.01  # of the mean diagonal, added to it
 WIDE = 8192  # rows, of one expert or of several, whose columns are rounded together
 WORKERS = 4  # threads at most: each holds the second moments and factors of WIDE rows' experts
 Place = tuple[slice, slice]  # experts and rows of a layer
@@ -122,17 +122,10 @@ def _feedback(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         (experts, columns, columns) with ones on the diagonal and nothing above: the factor L of the reordered, damped
         H = L D L^T.
     """
-    orders = np.argsort(np.diagonal(moments, axis1=1, axis2=2), axis=-1, kind="stable")
-    passed = np.empty_like(moments)
-    for moment, order, factor in zip(moments, orders, passed, strict=True):
-        damped = moment.take(order, 0).take(order, 1)
-        mean = float(np.trace(moment, dtype=np.float64)) / len(moment) or 1.0
-        damped[np.diag_indices(len(moment))] += np.float32(DAMPING * mean)
-        # MLX's is several times as fast as numpy's; LAPACK's failure is silent in it.
-        lower = np.asarray(mx.linalg.cholesky(mx.array(damped), stream=mx.cpu))
-        if not (np.diagonal(lower) > 0).all():
-            lower = np.linalg.cholesky(damped.astype(np.float64)).astype(np.float32)
-        np.multiply(lower, 1 / np.diagonal(lower), out=factor)
+    orders, passed = np.empty(moments.shape[:2], dtype=np.int64), np.empty_like(moments)
+    for moment, order, into in zip(moments, orders, passed, strict=True):
+        order[:], lower = factor(moment)
+        np.multiply(lower, 1 / np.diagonal(lower), out=into)
     return orders, passed
 
 

@@ -22,8 +22,9 @@ from .pack import Codes
 
 STEPS = 200
 TOKENS = 2048  # a step
-LATENT = 3e-3  # of a code, Adam's first rate for latent codes
+LATENT = 5e-3  # of a code, Adam's first rate for latent codes
 GRID = 3e-3  # of their size, Adam's first rate for scales and biases
+CALM = 3  # the rates fall as this power of what is left: codes that still swing make more error than they mend
 NEAR = 0.45  # of a code: how far a latent may start from error feedback's code
 CHECKS = 4  # looks at the held-out windows
 RIDGE = 0.1  # of the metric's mean diagonal, added to it
@@ -81,8 +82,7 @@ def learn(block: Block, seed: int = 0, steps: int | None = None) -> dict[str, Co
     best = {path: dict(grids[path], latent=latents[path]) for path in latents}
     best_loss = _total(block, latents, grids, valid, batch)
     optimizers = [
-        optim.Adam(learning_rate=optim.linear_schedule(rate, 0.0, steps), bias_correction=True)
-        for rate in (LATENT, GRID)
+        optim.Adam(learning_rate=partial(_rate, first, steps), bias_correction=True) for first in (LATENT, GRID)
     ]
     slope = mx.value_and_grad(partial(_loss, block), argnums=(0, 1))
     rng, order = np.random.default_rng(seed), np.empty(0, dtype=np.int64)
@@ -100,6 +100,10 @@ def learn(block: Block, seed: int = 0, steps: int | None = None) -> dict[str, Co
             if loss < best_loss:
                 best_loss, best = loss, {path: dict(grids[path], latent=latents[path]) for path in latents}
     return {path: _finish(block.start[path], found) for path, found in best.items()}
+
+
+def _rate(first: float, steps: int, step: mx.array) -> mx.array:
+    return first * (1 - step / steps) ** CALM
 
 
 def _begin(block: Block) -> tuple[dict[str, mx.array], Params]:

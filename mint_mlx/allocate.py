@@ -151,7 +151,7 @@ def allocate(
         objective: a name of objectives.OBJECTIVES; the recipe's by default, else `prior`.
         overrides: fixed configurations by pattern.
         ignore_guards: allow what the guards forbid.
-        sensitivity: what the objective `fisher` weighs errors with.
+        sensitivity: what the objectives `fisher` and `fisher-gptq` weigh errors with.
 
     Raises:
         MintError: the budget can't be met, or an override or the objective is wrong.
@@ -169,7 +169,9 @@ def allocate(
         raise MintError(
             f"the objective {name} weighs errors with a sensitivity: measure one with `mint-mlx sensitivity`"
         )
-    context = Context(inventory.blocks, **recipe.priors.model_dump(), fisher=_fisher(profile, sensitivity))
+    left = sensitivity.left if sensitivity is not None else {}
+    weighed = _fisher(profile, sensitivity)
+    context = Context(inventory.blocks, **recipe.priors.model_dump(), fisher=weighed, left=left)
     costs = [np.array([layer.bytes(c) for c in options[layer.path]], dtype=np.int64) for layer in inventory.layers]
     losses = [
         np.zeros(1)  # nothing to choose, and an override may name what was never measured

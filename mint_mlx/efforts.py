@@ -25,6 +25,10 @@ class Effort:
     samples: int = 1
     refine: bool = False
 
+    def objective_for(self, quantizer: str) -> str:
+        """The objective where another quantizer than the level's own is named: without feedback nothing is left out."""
+        return "fisher" if self.objective == "fisher-gptq" and quantizer == "rtn" else self.objective
+
     @property
     def tokens(self) -> int:
         """Tokens that the model writes."""
@@ -33,20 +37,24 @@ class Effort:
 
 EFFORTS = {
     "fast": Effort("weights only", "prior", "rtn"),
-    "balanced": Effort("weights, and text that the model wrote itself", "fisher", "gptq"),
-    "best": Effort("weights, and text that the model wrote itself", "fisher", "learn", samples=4, refine=True),
+    "balanced": Effort("weights, and text that the model wrote itself", "fisher-gptq", "gptq"),
+    "best": Effort("weights, and text that the model wrote itself", "fisher-gptq", "learn", samples=4, refine=True),
 }
 DEFAULT = "balanced"
-# Measured KL over the KL that the objective `fisher` predicts for rounding to nearest, fitted on demo-moe from 3 to 5
-# bits per weight. On other models the true KL lay between SPREAD times the product (docs/quality.md).
-LEFT = {"rtn": 1.0, "gptq": 0.65, "learn": 0.35}
+# Measured KL over what the objective predicts, by quantizer, fitted on demo-moe from 3 to 5 bits per weight. On other
+# models the true KL lay between SPREAD times the product (docs/quality.md).
+LEFT = {
+    "fisher": {"rtn": 1.0, "gptq": 0.65, "learn": 0.35},
+    "fisher-gptq": {"gptq": 1.2, "learn": 0.6},
+}
 SPREAD = (0.3, 1.9)
 TOKENS = 16_384  # of the model's own, that a sensitivity is measured on
 
 
 def expected_kl(objective: str | None, quantizer: str, loss: float | None) -> float | None:
     """The KL divergence from the source that a plan is expected to have, in nats per token, where it can be told."""
-    return loss * LEFT[quantizer] if objective == "fisher" and loss is not None and quantizer in LEFT else None
+    factor = LEFT.get(objective or "", {}).get(quantizer)
+    return loss * factor if loss is not None and factor is not None else None
 
 
 def expectation(objective: str | None, quantizer: str, loss: float | None) -> str:

@@ -17,12 +17,12 @@ import numpy as np
 from .blocks import forward_blocks
 from .errors import MintError
 from .layers import Inventory, Layer
+from .ldl import POOL
 from .load import Source
 from .runner import Runner, load_runner, release_block, trunk_output_from
 from .sensitivity import Sensitivity, TokenWeights
 from .taps import Rows
 
-POOL = 1.0  # tokens of the pool that each expert borrows, per column
 POOLED = 16  # tokens that the pool is measured on, at most about twice as many, per column
 
 

@@ -24,6 +24,7 @@ class Context:
         first_block, last_block, roles: the recipe's priors.
         fisher: by layer, float64 (experts,): the KL divergence in nats per token that an NMSE of one would cost, as the
             Fisher information predicts it; empty where no sensitivity was measured.
+        left: by layer, the share of that cost that error feedback leaves; all of it where there is none.
     """
 
     blocks: int
@@ -31,6 +32,7 @@ class Context:
     last_block: float = 1.0
     roles: Mapping[str, float] = field(default_factory=dict)
     fisher: Mapping[str, np.ndarray] = field(default_factory=dict)
+    left: Mapping[str, float] = field(default_factory=dict)
 
 
 SATURATION = 8.0
@@ -79,8 +81,23 @@ def fisher(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
     return np.asarray(errors * (1 + SATURATION * errors) @ context.fisher[layer.path])
 
 
-OBJECTIVES: dict[str, Objective] = {"nmse": nmse, "mint": mint, "prior": prior, "fisher": fisher}
-NEEDS_SENSITIVITY = ("fisher",)
+def fisher_gptq(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
+    """Predicted KL divergence after error feedback: as `fisher`, times the share that it leaves of a layer's cost.
+
+    That is the trace of D over the trace of H = L D L^T, the layer's second moments (ldl.py): little where its inputs
+    are strongly correlated, nearly all where they are not.
+    """
+    return fisher(layer, errors, context) * context.left.get(layer.path, 1.0)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "nmse": nmse,
+    "mint": mint,
+    "prior": prior,
+    "fisher": fisher,
+    "fisher-gptq": fisher_gptq,
+}
+NEEDS_SENSITIVITY = ("fisher", "fisher-gptq")
 
 
 def find_objective(name: str) -> Objective:

@@ -267,8 +267,8 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         report.note("the tokenizer is Python code, which is copied and never run here: no sentence is generated")
     if fixed is not None and request.out is None:
         check_target(default_target(job, fixed), source.path, request.force)
-    objective = request.objective or job.recipe.objective or effort.objective
     quantizer = request.quantizer or by_default
+    objective = request.objective or job.recipe.objective or effort.objective_for(quantizer)
     runs = quantizer in NEEDS_INPUTS or (fixed is None and objective in NEEDS_SENSITIVITY)
     if request.allow_nonfinite and runs:
         raise UsageError("--allow-nonfinite goes with --effort fast: a model with such weights can't be run")

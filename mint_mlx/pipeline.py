@@ -351,11 +351,11 @@ def plan_profile(
     curves = load_profile(find_kept(path, PROFILE_FILE))
     chosen = find_recipe(recipe, {}) if recipe is not None else curves.recipe
     weights = load_sensitivity(find_kept(sensitivity, SENSITIVITY_FILE))[1] if sensitivity is not None else None
-    objective = objective or chosen.objective or ("fisher" if weights is not None else None)
+    level = "balanced" if weights is not None else "fast"
+    objective = objective or chosen.objective or efforts.EFFORTS[level].objective
     if weights is not None and objective not in NEEDS_SENSITIVITY:
         raise UsageError(f"the objective {objective} does not look at a sensitivity: leave --sensitivity out")
     plan = allocate(curves, size, chosen, objective, parsed, ignore_guards, weights)
-    level = "balanced" if weights is not None else "fast"
     parts = "all" if curves.inventory.carried else "text"
     plan = replace(plan, effort=level, quantizer=efforts.EFFORTS[level].quantizer, parts=parts)
     if out is not None:

@@ -20,7 +20,8 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -31,15 +32,15 @@ import numpy as np
 from . import walked
 from .errors import MintError
 from .layers import Inventory
+from .ldl import WIDE, Moments, remaining
 from .load import Source
 from .walked import Found, Part
 
 if TYPE_CHECKING:
     from .taps import Rows
 
-SCHEMA = 2
+SCHEMA = 3
 FULL = 1024  # the hidden size up to which a block's whole metric is kept
-WIDE = 4096  # and that of the embedding
 Progress = Callable[[str, int, int], None]
 
 
@@ -70,6 +71,7 @@ class Sensitivity:
             where that would be large.
         embedding: float32 (hidden, hidden), what the model minds of an error in a row of the embedding: the sum over
             tokens of g g^T at its output and, where it is the head as well, of |g|^2 x x^T.
+        left: by layer, the share of its errors' cost that error feedback leaves (ldl.py); absent where all of it is.
     """
 
     source: str
@@ -81,6 +83,7 @@ class Sensitivity:
     weights: dict[str, TokenWeights] = field(default_factory=dict)
     metric: dict[int, np.ndarray] = field(default_factory=dict)
     embedding: np.ndarray | None = None
+    left: dict[str, float] = field(default_factory=dict)
 
     def per_weight(self, path: str) -> np.ndarray:
         """Expected KL in nats per token of a mean squared error of one in each weight of a layer, by expert."""
@@ -140,8 +143,8 @@ def measure(
         parts, back = walked.parts(folder, depth)
         if back is None:
             made = parts[depth] = Part()
-            visit = _visitor(made, known, tied)
-            grad = from_logits(runner, tokens, last, batch, mx.random.key(seed), visit, names())
+            with _visitor(made, known, tied) as visit:
+                grad = from_logits(runner, tokens, last, batch, mx.random.key(seed), visit, names())
             if not made.rows:
                 raise NoChain("its head is no layer that can be followed")
             walked.keep_part(folder, depth, made, _numpy(grad))
@@ -160,7 +163,8 @@ def measure(
             step.args = (mx.array(kept).astype(dtype), *step.args[1:])
             load_block(runner, step.block)
             made = parts[step.index] = Part(metric=_compact(_metric(grad)))
-            grad = pull_back(step, grad, batch, _visitor(made, known, tied), names())
+            with _visitor(made, known, tied) as visit:
+                grad = pull_back(step, grad, batch, visit, names())
             walked.keep_part(folder, step.index, made, _numpy(grad))
             release_block(runner, step.block)
         made = parts[-1] = Part()
@@ -170,12 +174,15 @@ def measure(
             cost += float(np.sum(np.square(seen), dtype=np.float64))
             if seen.shape[-1] <= WIDE:
                 made.embedding = _added(made.embedding, seen)
-    return _put_together(source, known, parts, tokens.size, how)
+    return _put_together(source, known, tied, parts, tokens.size, how)
 
 
-def _visitor(made: Part, known: dict[str, int], tied: set[str]) -> Callable[[Rows], None]:
+@contextmanager
+def _visitor(made: Part, known: dict[str, int], tied: set[str]) -> Iterator[Callable[[Rows], None]]:
     """Adds what layers read and their gradients to a part. `known` has the number of experts, `tied` the embeddings."""
     import mlx.core as mx
+
+    moments: dict[str, Moments] = {}
 
     def visit(rows: Rows) -> None:
         assert rows.grad is not None
@@ -184,11 +191,15 @@ def _visitor(made: Part, known: dict[str, int], tied: set[str]) -> Callable[[Row
         part = np.zeros(len(energy), dtype=np.int64) if rows.part is None else rows.part
         cost = made.trace.setdefault(rows.path, np.zeros(known[rows.path]))
         cost += np.bincount(part, energy, minlength=len(cost))
-        if rows.path in tied and rows.x.shape[-1] <= WIDE:
-            made.embedding = _added(made.embedding, np.asarray(rows.x) * np.sqrt(squared).astype(np.float32)[:, None])
+        scaled = np.asarray(rows.x) * np.sqrt(squared).astype(np.float32)[:, None]
+        if rows.path not in tied:
+            moments.setdefault(rows.path, Moments()).add(scaled, rows.part, known[rows.path])
+        elif scaled.shape[-1] <= WIDE:
+            made.embedding = _added(made.embedding, scaled)
         made.rows.setdefault(rows.path, []).append(Found(squared.astype(np.float32), rows.part, rows.token))
 
-    return visit
+    yield visit
+    made.left = {path: found.remaining() for path, found in moments.items()}
 
 
 def _added(moment: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
@@ -197,8 +208,10 @@ def _added(moment: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
     return more if moment is None else moment + more
 
 
-def _put_together(source: Source, known: dict[str, int], parts: dict[int, Part], tokens: int, how: str) -> Sensitivity:
-    """What all blocks added, the last first. `known` is the number of experts by layer.
+def _put_together(
+    source: Source, known: dict[str, int], tied: set[str], parts: dict[int, Part], tokens: int, how: str
+) -> Sensitivity:
+    """What all blocks added, the last first. `known` has the number of experts, `tied` the embeddings.
 
     Raises:
         MintError: naming a layer whose cost overflows.
@@ -217,7 +230,10 @@ def _put_together(source: Source, known: dict[str, int], parts: dict[int, Part],
     metric = {index: part.metric for index, part in parts.items() if part.metric is not None}
     moments = [part.embedding for part in parts.values() if part.embedding is not None]
     kept = _compact(sum(moments[1:], moments[0])) if moments else None
-    return Sensitivity(source.name, source.structure, source.content, tokens, how, trace, weights, metric, kept)
+    left = {path: share for part in parts.values() for path, share in part.left.items()}
+    if kept is not None:
+        left |= dict.fromkeys(tied, remaining([kept]))
+    return Sensitivity(source.name, source.structure, source.content, tokens, how, trace, weights, metric, kept, left)
 
 
 def check_chain(source: Source) -> None:
@@ -292,6 +308,7 @@ def save_sensitivity(tokens: np.ndarray, made: Sensitivity, path: Path) -> None:
         "how": made.how,
         "layers": list(made.trace),
         "followed": list(made.weights),
+        "left": made.left,
     }
     arrays: dict[str, np.ndarray] = {"head": np.array(json.dumps(head)), "tokens": tokens}
     arrays |= {f"trace.{i}": trace for i, trace in enumerate(made.trace.values())}
@@ -358,6 +375,7 @@ def load_sensitivity(path: Path) -> tuple[np.ndarray, Sensitivity]:
             metric = {int(name.removeprefix("metric.")): matrix for name, matrix in matrices.items()}
             tokens = arrays["tokens"]
             facts = head["source"], head["structure"], head["content"], int(tokens.size), head["how"]
+            left = {str(layer): float(share) for layer, share in dict(head["left"]).items()}
     except _DAMAGED:
         raise wrong from None
-    return tokens, Sensitivity(*facts, trace, weights, metric, embedding)
+    return tokens, Sensitivity(*facts, trace, weights, metric, embedding, left)

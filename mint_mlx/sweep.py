@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .allocate import allocate, list_candidates, size_range
+from .efforts import EFFORTS
 from .errors import UsageError
 from .hub import NotKept
 from .kept import PROFILE_FILE, SENSITIVITY_FILE, find_kept
@@ -24,7 +25,7 @@ POINTS = 24
 
 @dataclass(frozen=True)
 class Point:
-    """One size on the curve. `loss` is the objective's: with `fisher` the predicted KL in nats per token."""
+    """One size on the curve. `loss` is the objective's: with a sensitivity the predicted KL in nats per token."""
 
     bytes: int
     bits_per_weight: float
@@ -89,7 +90,7 @@ def sweep(profile: str | Path, sensitivity: str | Path | None = None, measured: 
     """
     curves = load_profile(find_kept(profile, PROFILE_FILE))
     weights = _weights(profile, sensitivity)
-    objective = "fisher" if weights is not None else "prior"
+    objective = EFFORTS["balanced" if weights is not None else "fast"].objective
     parameters = curves.inventory.parameters
     found = []
     for size, perplexity in map(parse_measured, measured):
@@ -170,7 +171,7 @@ def draw(found: Sweep, path: Path) -> None:
     figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
     sizes, losses = [p.bytes for p in found.points], [p.loss for p in found.points]
     known = found.objective in NEEDS_SENSITIVITY
-    label = "predicted KL from the source, rounded to nearest" if known else "loss"
+    label = "predicted KL from the source, --effort balanced" if known else "loss"
     axis.plot(sizes, losses, marker="o", markersize=4, color="tab:blue", label=label)
     at = found.points[found.knee]
     axis.plot([at.bytes], [at.loss], "D", color="tab:red", label=f"knee: {at.bits_per_weight:.2f} bpw")

@@ -39,12 +39,14 @@ class Part:
         rows: by layer, those of its batches.
         metric: of the block's output.
         embedding: float32 (hidden, hidden), where the embedding was visited.
+        left: by layer, the share of its errors' cost that error feedback leaves.
     """
 
     trace: dict[str, np.ndarray] = field(default_factory=dict)
     rows: dict[str, list[Found]] = field(default_factory=dict)
     metric: np.ndarray | None = None
     embedding: np.ndarray | None = None
+    left: dict[str, float] = field(default_factory=dict)
 
 
 @contextmanager
@@ -120,6 +122,7 @@ def _part(folder: Path, index: int) -> Part | None:
         return None
     made = Part(metric=arrays.pop("metric", None), embedding=arrays.pop("embedding", None))
     made.trace = {name[6:]: array for name, array in arrays.items() if name.startswith("trace.")}
+    made.left = {name[5:]: float(array) for name, array in arrays.items() if name.startswith("left.")}
     for path in (name[7:] for name in arrays if name.startswith("weight.")):
         found = Found(arrays[f"weight.{path}"], arrays.get(f"part.{path}"), arrays[f"token.{path}"])
         made.rows[path] = [found]
@@ -129,6 +132,7 @@ def _part(folder: Path, index: int) -> Part | None:
 def keep_part(folder: Path, index: int, made: Part, grad: np.ndarray) -> None:
     """Keep what a block added and the gradient at its input; the gradient after it is dropped."""
     arrays = {f"trace.{path}": trace for path, trace in made.trace.items()}
+    arrays |= {f"left.{path}": np.array(share) for path, share in made.left.items()}
     for path, rows in made.rows.items():
         arrays[f"weight.{path}"] = np.concatenate([r.weight for r in rows])
         arrays[f"token.{path}"] = np.concatenate([r.token for r in rows])

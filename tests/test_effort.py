@@ -237,7 +237,9 @@ def test_released_families_are_balanced(tmp_path: Path, family: str) -> None:
         pytest.skip("this mlx-lm has no such family")
     folder = released(family, tmp_path / family)
     result = pipeline.convert(str(folder), "5bpw", tmp_path / "out", effort="balanced", smoke=False)
-    assert result.plan.objective == "fisher" and result.plan.quantizer == "gptq" and result.plan.effort == "balanced"
+    assert (
+        result.plan.objective == "fisher-gptq" and result.plan.quantizer == "gptq" and result.plan.effort == "balanced"
+    )
     own = pipeline.get_sensitivity(prepare(str(folder)))
     assert own is not None
     moments = Moments(load_source(str(folder)), result.inventory, *own)
@@ -386,7 +388,7 @@ def test_the_steps_do_what_the_whole_job_does(make: Maker, tmp_path: Path) -> No
     profile, _ = pipeline.write_profile(folder, tmp_path / "p.json")
     sensitivity, _ = pipeline.write_sensitivity(folder, tmp_path / "s.npz")
     plan, _ = pipeline.plan_profile(profile, "5bpw", sensitivity=sensitivity)
-    assert plan.objective == "fisher" and plan.choice == whole.plan.choice
+    assert plan.objective == "fisher-gptq" and plan.choice == whole.plan.choice
     assert (plan.effort, plan.quantizer) == ("balanced", "gptq")
     again = pipeline.convert(folder, plan=plan, out=tmp_path / "again", smoke=False)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "again")]

@@ -213,7 +213,7 @@ def test_a_sweep_goes_from_the_smallest_to_the_largest(make: Maker, tmp_path: Pa
     pipeline.convert(folder, "5bpw", tmp_path / "made", effort="balanced", smoke=False)
     found = sweep.sweep(tmp_path / "made", measured=("5bpw:7.5",))
     sizes, losses = [p.bytes for p in found.points], [p.loss for p in found.points]
-    assert sizes == sorted(sizes) and losses == sorted(losses, reverse=True) and found.objective == "fisher"
+    assert sizes == sorted(sizes) and losses == sorted(losses, reverse=True) and found.objective == "fisher-gptq"
     assert any("measured 7.5" in row[3] for row in sweep.sweep_rows(found)[1])
     sweep.draw(found, tmp_path / "s.png")
     assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"

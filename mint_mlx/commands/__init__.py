@@ -31,7 +31,8 @@ RecipeOpt = Annotated[
     str | None, typer.Option(metavar="NAME|FILE", help="Recipe; found by the model's type otherwise.")
 ]
 ObjectiveOpt = Annotated[
-    str | None, typer.Option(metavar="NAME", help="What the allocator minimises: prior, fisher, nmse, mint.")
+    str | None,
+    typer.Option(metavar="NAME", help="What the allocator minimises: prior, fisher, fisher-gptq, nmse, mint."),
 ]
 OverrideOpt = Annotated[
     list[str] | None,
