@@ -43,7 +43,8 @@ class Block:
         start: error feedback's codes, of the layers that are learned.
         inputs: (windows, tokens, hidden), what the quantized blocks before it return.
         targets: (windows, tokens, hidden), what the source's block returns on the source's inputs.
-        root: float32 (hidden, hidden) or (hidden,), `metric_root` of the model's metric at the output.
+        cost: what an output costs beside its target, a mean over tokens: `metric_cost`, or a divergence for the head.
+        tokens: a step.
     """
 
     call: Callable[[mx.array], mx.array]
@@ -52,7 +53,8 @@ class Block:
     start: dict[str, Codes]
     inputs: mx.array
     targets: mx.array
-    root: mx.array
+    cost: Callable[[mx.array, mx.array], mx.array]
+    tokens: int = TOKENS
 
 
 def metric_root(metric: np.ndarray) -> mx.array:
@@ -68,6 +70,19 @@ def metric_root(metric: np.ndarray) -> mx.array:
     return mx.array((root / np.sqrt(ridge)).astype(np.float32))
 
 
+def metric_cost(root: mx.array, out: mx.array, target: mx.array) -> mx.array:
+    """Mean over tokens of |R e|^2, for outputs (windows, tokens, hidden) that differ from their targets by e."""
+    error = (out - target).astype(mx.float32)
+    error = error * root if root.ndim == 1 else error @ root.T
+    return mx.mean(mx.sum(mx.square(error), axis=-1))
+
+
+def divergence(out: mx.array, target: mx.array) -> mx.array:
+    """Mean over tokens of the KL divergence of the target's next-token distribution from the output's, both logits."""
+    ours, theirs = (x - mx.logsumexp(x, axis=-1, keepdims=True) for x in (out, target))
+    return mx.mean(mx.sum(mx.exp(theirs) * (theirs - ours), axis=-1))
+
+
 def learn(block: Block, seed: int = 0, steps: int | None = None) -> dict[str, Codes]:
     """Learn a block's codes, scales and biases; what is best on windows that it isn't trained on is returned.
 
@@ -77,7 +92,7 @@ def learn(block: Block, seed: int = 0, steps: int | None = None) -> dict[str, Co
     count = len(block.inputs)
     held = max(1, count // 8)
     train, valid = np.arange(count - held), np.arange(count - held, count)
-    batch = max(1, min(len(train), TOKENS // block.inputs.shape[1]))
+    batch = max(1, min(len(train), block.tokens // block.inputs.shape[1]))
     latents, grids = _begin(block)
     best = {path: dict(grids[path], latent=latents[path]) for path in latents}
     best_loss = _total(block, latents, grids, valid, batch)
@@ -159,13 +174,11 @@ def _weight(latent: mx.array, grid: dict[str, mx.array], start: Codes) -> mx.arr
 
 
 def _loss(block: Block, latents: dict[str, mx.array], grids: Params, inputs: mx.array, targets: mx.array) -> mx.array:
-    """Mean over tokens of |R e|^2, with the layers' weights as the parameters say."""
+    """The block's cost, with the layers' weights as the parameters say."""
     for path, latent in latents.items():
         module: Any = block.modules[path]
         module.weight = _weight(latent, grids[path], block.start[path]).astype(block.exact[path].dtype)
-    error = (block.call(inputs) - targets).astype(mx.float32)
-    error = error * block.root if block.root.ndim == 1 else error @ block.root.T
-    return mx.mean(mx.sum(mx.square(error), axis=-1))
+    return block.cost(block.call(inputs), targets)
 
 
 def _total(block: Block, latents: dict[str, mx.array], grids: Params, windows: np.ndarray, batch: int) -> float:

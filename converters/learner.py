@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from ..blocks import Step, first_input, forward_blocks, run
+from ..blocks import Step, first_input, forward_blocks, logits_of, run
 from ..inputs import embedding_moments, head_inputs, weigh
 from ..layers import MLX_DTYPES, Layer
+from ..memory import fits_here
+from ..peak import LEARNED
 from ..quant import QuantConfig
-from ..runner import Runner, load_runner, make_dense
+from ..runner import LOGITS, Runner, load_runner, make_dense, trunk_output_from
 from ..taps import Rows
 from . import gptq, rtn
 from .gptq import SecondMoments
-from .learn import Block, learn, metric_root
+from .learn import TOKENS, Block, divergence, learn, metric_cost, metric_root
 from .pack import Codes
 from .work import SCRATCH, Work
 
@@ -70,9 +73,8 @@ class Learner:
             found, hidden = self._learn_block(runner, step, out, rows, hidden)
             self._keep(step.index + 1, hidden)
             yield step.index, found
-        head = head_inputs(runner, self.work.inventory, self.tokens, last, self.sensitivity)
-        modules = make_dense(runner, head)
-        yield None, {path: self._feedback(path, modules[path], i) for path, i in head.items()}
+        assert hidden is not None  # there is a block
+        yield None, self._learn_head(runner, last, hidden)
 
     def _changed(self, role: str | None, block: int | None) -> list[str]:
         """Layers of a role or a block that don't stay as the source has them."""
@@ -140,7 +142,7 @@ class Learner:
                 start=start,
                 inputs=hidden.astype(mx.float32),  # 16 bits would drown the errors of layers of 6 and 8 bits
                 targets=out.astype(mx.float32),
-                root=metric_root(self.sensitivity.metric[step.index]),
+                cost=partial(metric_cost, metric_root(self.sensitivity.metric[step.index])),
             )
             packed |= {path: codes.packed() for path, codes in learn(block, seed=step.index).items()}
         for path in start:
@@ -148,6 +150,41 @@ class Learner:
         done = run(replace(step, args=(hidden, *step.args[1:])), BATCH)
         mx.clear_cache()
         return packed, done
+
+    def _learn_head(self, runner: Runner, out: mx.array, hidden: mx.array) -> dict[str, Packed]:
+        """The head, so that the predictions on what the quantized blocks return stay the source's.
+
+        Args:
+            out: what the source's last block returns.
+            hidden: what the quantized one does.
+        """
+        inputs = head_inputs(runner, self.work.inventory, self.tokens, out, self.sensitivity)
+        modules = make_dense(runner, inputs)
+        packed: dict[str, Packed] = {}
+        for path, moments in inputs.items():
+            config, module = self.work.choice[path], modules[path]
+            if path not in self._changed("head", None) or config.mode != "affine":
+                packed[path] = self._feedback(path, module, moments)
+                continue
+            start = gptq.find_codes(self._weight(path, module), config, moments)
+            packed[path] = start.packed()
+            if not fits_here(LEARNED * self.layers[path].size):
+                continue
+            exact = module.weight
+            tops = [trunk_output_from(runner, mx.array(self.tokens), h).astype(mx.float32) for h in (hidden, out)]
+            mx.eval(tops)
+
+            def call(top: mx.array) -> mx.array:
+                return logits_of(runner, mx.array(self.tokens[: len(top)]), top)
+
+            def cost(ours: mx.array, top: mx.array, module: Any = module, exact: mx.array = exact) -> mx.array:
+                module.weight = exact
+                return divergence(ours, call(top))
+
+            room = 2 * LOGITS // self.layers[path].shape[0]
+            head = Block(call, {path: module}, {path: exact}, {path: start}, tops[0], tops[1], cost, min(TOKENS, room))
+            packed[path] = learn(head)[path].packed()
+        return packed
 
     def _keep(self, block: int, hidden: mx.array) -> None:
         """Keep what a block will read. What the block before it read is still needed: its layers aren't written yet."""

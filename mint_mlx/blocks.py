@@ -279,7 +279,8 @@ def _head_gradient(
     return mx.concatenate(pieces, axis=1)
 
 
-def _logits(runner: Runner, tokens: mx.array, top: mx.array) -> mx.array:
+def logits_of(runner: Runner, tokens: mx.array, top: mx.array) -> mx.array:
+    """What the head predicts from the trunk's output `top`, float32 (windows, tokens, vocabulary)."""
     with wrapped(type(runner.trunk), returning(runner.trunk, top)):
         logits: mx.array = runner.model(tokens).astype(mx.float32)
     return logits
@@ -287,14 +288,14 @@ def _logits(runner: Runner, tokens: mx.array, top: mx.array) -> mx.array:
 
 def _vocabulary(runner: Runner, tokens: mx.array, top: mx.array) -> int:
     """The width of the logits (nothing is computed)."""
-    return int(_logits(runner, tokens[:1, :1], top[:1, :1]).shape[-1])
+    return int(logits_of(runner, tokens[:1, :1], top[:1, :1]).shape[-1])
 
 
 def _loss(runner: Runner, tokens: mx.array, key: mx.array) -> Callable[[mx.array], mx.array]:
     """The negative log-likelihood of labels drawn from the model, as a function of the trunk's output."""
 
     def loss(top: mx.array) -> mx.array:
-        logits = _logits(runner, tokens, top)
+        logits = logits_of(runner, tokens, top)
         labels = mx.random.categorical(mx.stop_gradient(logits), key=key)
         chosen = mx.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
         return mx.sum(mx.logsumexp(logits, axis=-1) - chosen)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .layers import Layer
+
 DAMPING = 0.01  # of the mean diagonal, added to it
 POOL = 1.0  # rows that each expert borrows from all, per column: average ones
 EXPERTS = 8  # of a layer, whose moments tell how much remains
@@ -46,6 +48,11 @@ def remaining(moments: list[np.ndarray]) -> float:
         left += float(np.square(np.diagonal(factor(moment)[1]), dtype=np.float64).sum())
         whole += float(np.trace(moment, dtype=np.float64))
     return min(1.0, left / whole) if whole > 0 and np.isfinite(whole) else 1.0
+
+
+def held_moments(layer: Layer) -> int:
+    """Bytes of a layer's `Moments`."""
+    return 4 * min(EXPERTS, layer.experts) * min(WIDE, layer.shape[-1]) ** 2
 
 
 @dataclass

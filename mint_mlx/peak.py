@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .errors import MintError
 from .layers import Inventory, Layer
+from .ldl import held_moments
 from .memory import fits_here, machine_memory
 from .units import both
 
@@ -12,6 +13,7 @@ FLOAT = 4  # bytes of a number while the model runs
 LOGITS = (
     6 * FLOAT * 2**25
 )  # arrays of logits that stand side by side while they are differentiated (runner.py cuts them)
+LEARNED = 28  # for each weight that is learned: itself, its latent code, gradients and their moments
 WINDOWS = 2048  # tokens that go through a block at once
 
 
@@ -27,9 +29,8 @@ def peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str) -> int:
     Returns:
         Three layers as they are read and written, and, where the model is run: all of it where that fits, else its ends
         and a block, a few arrays of logits, one batch's activations there and back; for error feedback what a block's
-        layers read of all tokens, and its own arrays instead of the block where they are more. Learning takes 28 bytes
-        for each of a block's weights (the block quantized, latent codes, gradients and their moments), and four hidden
-        states.
+        layers read of all tokens, and its own arrays instead of the block where they are more; second moments of a
+        block's layers. Learning takes LEARNED bytes for each of a block's weights and four hidden states.
     """
     from .converters.gptq import held
 
@@ -41,7 +42,7 @@ def peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str) -> int:
     largest = max((sum(layer.size for layer in block) for block in blocks), default=0)
     ends = sum(layer.size for layer in layers if layer.block is None)
     whole, read = FLOAT * sum(layer.size for layer in layers), FLOAT * max(map(_read, blocks), default=0)
-    batch, rounding = 2 * WINDOWS * read, 0
+    batch, rounding = 2 * WINDOWS * read + max((sum(map(held_moments, block)) for block in blocks), default=0), 0
     if quantizer != "rtn":
         rounding = max(map(held, layers), default=0)
         found += tokens * read
@@ -51,7 +52,7 @@ def peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str) -> int:
         found += LOGITS + FLOAT * ends + max(FLOAT * largest + batch, rounding)
     if quantizer == "learn":
         hidden = max((layer.shape[-1] for layer in layers if layer.role in ("embedding", "head")), default=0)
-        found += 28 * largest + 4 * FLOAT * tokens * hidden
+        found += LEARNED * largest + 4 * FLOAT * tokens * hidden
     return found
 
 

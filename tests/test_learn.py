@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -32,16 +33,15 @@ def small_block(config: QuantConfig, seed: int = 0) -> Block:
     codes = gptq.find_codes(weight, config, (flat.T @ flat / len(flat))[None])
     exact = weight.astype(mx.float32)
     g = rng.normal(size=(500, 32)) * np.geomspace(1, 0.1, 32)
-    root = learn.metric_root((g.T @ g / len(g)).astype(np.float32))
-    return Block(layer, {"layer": layer}, {"layer": exact}, {"layer": codes}, mx.array(x), mx.array(x) @ exact.T, root)
+    cost = partial(learn.metric_cost, learn.metric_root((g.T @ g / len(g)).astype(np.float32)))
+    return Block(layer, {"layer": layer}, {"layer": exact}, {"layer": codes}, mx.array(x), mx.array(x) @ exact.T, cost)
 
 
 def cost(block: Block, codes: learn.Codes) -> float:
     """The loss of a layer's written codes on the windows that are held out."""
     packed, config = codes.packed(), codes.config
     weight = mx.dequantize(packed["weight"], packed["scales"], packed["biases"], config.group_size, config.bits)
-    error = (block.inputs[-2:] @ weight.astype(mx.float32).T - block.targets[-2:]) @ block.root.T
-    return float(mx.mean(mx.sum(mx.square(error), axis=-1)))
+    return float(block.cost(block.inputs[-2:] @ weight.astype(mx.float32).T, block.targets[-2:]))
 
 
 @pytest.mark.parametrize("config", affine((2, 3, 4, 6), (32, 64)), ids=str)
