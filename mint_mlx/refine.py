@@ -28,7 +28,7 @@ from .quant import QuantConfig
 from .runner import LOGITS, forward, load_runner
 from .stream import flat_view
 
-TOP = 64  # of the source's most likely tokens kept for each position
+TOP = 1024  # of the source's most likely tokens kept for each position
 STEPS = 200
 RATE = 1e-3  # of their size, Adam's first rate for scales and biases
 TOKENS = 1024  # a step

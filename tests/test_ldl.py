@@ -1,0 +1,56 @@
+"""What error feedback leaves of an error's cost, told from second moments alone."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mint_mlx.converters import gptq, rtn
+from mint_mlx.ldl import EXPERTS, WIDE, Moments, factor, remaining
+from mint_mlx.quant import QuantConfig
+
+
+def correlated(columns: int, fall: float, seed: int = 0) -> np.ndarray:
+    """Rows whose moments' eigenvalues fall from one to the square of `fall`."""
+    rng = np.random.default_rng(seed)
+    mixed = np.linalg.qr(rng.normal(size=(columns, columns)))[0] * np.geomspace(1, fall, columns)
+    return (rng.normal(size=(4096, columns)) @ mixed.T).astype(np.float32)
+
+
+@pytest.mark.parametrize("fall", [1.0, 0.3, 0.1])
+def test_the_share_is_what_error_feedback_really_leaves(fall: float) -> None:
+    rows = correlated(128, fall)
+    moment = rows.T @ rows
+    weight = mx.array(np.random.default_rng(1).normal(size=(64, 128)).astype(np.float32))
+    config, costs = QuantConfig(6, 64), []
+    for packed in (gptq.quantize(weight, config, moment[None]), rtn.quantize(weight, config)):
+        back = mx.dequantize(packed["weight"], packed["scales"], packed["biases"], 64, 6)
+        error = np.array(back - weight)
+        costs.append(float(np.sum((error @ moment) * error)))
+    assert remaining([moment]) == pytest.approx(costs[0] / costs[1], rel=0.15)
+
+
+def test_the_factor_gives_the_damped_moment_back() -> None:
+    rows = correlated(32, 0.5)
+    moment = rows.T @ rows
+    order, lower = factor(moment)
+    diagonal = np.diagonal(moment)
+    assert (np.diff(diagonal[order]) >= 0).all()
+    damped = moment + 0.01 * diagonal.mean() * np.eye(32)
+    np.testing.assert_allclose(lower @ lower.T, damped[order][:, order], rtol=1e-3, atol=1e-2 * diagonal.mean())
+
+
+def test_moments_are_bounded_and_an_expert_that_nobody_chose_borrows() -> None:
+    moments = Moments()
+    rows = correlated(16, 0.5)
+    moments.add(rows, np.zeros(len(rows), dtype=np.int64), 100)
+    assert len(moments.found) <= EXPERTS and 0 < moments.remaining() < 1
+    wide = Moments()
+    wide.add(np.ones((2, 2 * WIDE + 2), dtype=np.float32), None, 1)
+    assert len(wide.found[0]) <= WIDE
+
+
+def test_nothing_seen_leaves_everything() -> None:
+    assert remaining([np.zeros((4, 4), dtype=np.float32)]) == 1.0
+    assert Moments().remaining() == 1.0
