@@ -18,8 +18,7 @@ import mlx.core as mx
 from ..blocks import Step, first_input, forward_blocks, logits_of, run
 from ..inputs import embedding_moments, head_inputs, weigh
 from ..layers import MLX_DTYPES, Layer
-from ..memory import fits_here
-from ..peak import LEARNED
+from ..peak import learns_head
 from ..quant import QuantConfig
 from ..runner import LOGITS, Runner, load_runner, make_dense, trunk_output_from
 from ..taps import Rows
@@ -159,32 +158,30 @@ class Learner:
             hidden: what the quantized one does.
         """
         inputs = head_inputs(runner, self.work.inventory, self.tokens, out, self.sensitivity)
-        modules = make_dense(runner, inputs)
-        packed: dict[str, Packed] = {}
-        for path, moments in inputs.items():
-            config, module = self.work.choice[path], modules[path]
-            if path not in self._changed("head", None) or config.mode != "affine":
-                packed[path] = self._feedback(path, module, moments)
-                continue
-            start = gptq.find_codes(self._weight(path, module), config, moments)
-            packed[path] = start.packed()
-            if not fits_here(LEARNED * self.layers[path].size):
-                continue
-            exact = module.weight
-            tops = [trunk_output_from(runner, mx.array(self.tokens), h).astype(mx.float32) for h in (hidden, out)]
-            mx.eval(tops)
+        if not inputs:
+            return {}
+        ((path, moments),) = inputs.items()
+        layer, config, module = self.layers[path], self.work.choice[path], make_dense(runner, inputs)[path]
+        if config.mode != "affine":
+            return {path: self._feedback(path, module, moments)}
+        start = gptq.find_codes(self._weight(path, module), config, moments)
+        if not learns_head(layer):
+            return {path: start.packed()}
+        exact = module.weight
+        top = trunk_output_from(runner, mx.array(self.tokens), hidden).astype(mx.float32)
+        target = moments.batches[0].x.reshape(top.shape)
+        mx.eval(top)
 
-            def call(top: mx.array) -> mx.array:
-                return logits_of(runner, mx.array(self.tokens[: len(top)]), top)
+        def call(top: mx.array) -> mx.array:
+            return logits_of(runner, mx.array(self.tokens[: len(top)]), top)
 
-            def cost(ours: mx.array, top: mx.array, module: Any = module, exact: mx.array = exact) -> mx.array:
-                module.weight = exact
-                return divergence(ours, call(top))
+        def cost(ours: mx.array, target: mx.array) -> mx.array:
+            module.weight = exact
+            return divergence(ours, call(target))
 
-            room = 2 * LOGITS // self.layers[path].shape[0]
-            head = Block(call, {path: module}, {path: exact}, {path: start}, tops[0], tops[1], cost, min(TOKENS, room))
-            packed[path] = learn(head)[path].packed()
-        return packed
+        step = min(TOKENS, 2 * LOGITS // layer.shape[0])
+        head = Block(call, {path: module}, {path: exact}, {path: start}, top, target, cost, step)
+        return {path: learn(head)[path].packed()}
 
     def _keep(self, block: int, hidden: mx.array) -> None:
         """Keep what a block will read. What the block before it read is still needed: its layers aren't written yet."""

@@ -51,25 +51,27 @@ def remaining(moments: list[np.ndarray]) -> float:
 
 
 def held_moments(layer: Layer) -> int:
-    """Bytes of a layer's `Moments`."""
+    """Bytes of a layer's `SampledMoments`."""
     return 4 * min(EXPERTS, layer.experts) * min(WIDE, layer.shape[-1]) ** 2
 
 
 @dataclass
-class Moments:
+class SampledMoments:
     """Second moments of what a layer reads, of at most WIDE columns and EXPERTS experts, row by weighted row."""
 
     found: dict[int, np.ndarray] = field(default_factory=dict)
     rows: int = 0
 
-    def add(self, rows: np.ndarray, part: np.ndarray | None, experts: int) -> None:
-        """Add rows, float32 (rows, columns), each times the root of its weight, and their experts or None."""
+    def add(self, rows: np.ndarray, roots: np.ndarray, part: np.ndarray | None, experts: int) -> None:
+        """Add rows, float32 (rows, columns), with the roots of their weights and their experts or None."""
         rows = rows[:, :: -(-rows.shape[1] // WIDE)]
         for expert in range(0, experts, -(-experts // EXPERTS)):
-            mine = rows if part is None else rows[part == expert]
-            moment = self.found.setdefault(expert, np.zeros((rows.shape[1],) * 2, dtype=np.float32))
+            chosen = slice(None) if part is None else part == expert
+            mine = rows[chosen] * roots[chosen, None]
+            if expert not in self.found:
+                self.found[expert] = np.zeros((rows.shape[1],) * 2, dtype=np.float32)
             if len(mine):
-                moment += mine.T @ mine
+                self.found[expert] += mine.T @ mine
                 self.rows += len(mine)
 
     def remaining(self) -> float:

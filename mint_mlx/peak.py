@@ -30,7 +30,8 @@ def peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str) -> int:
         Three layers as they are read and written, and, where the model is run: all of it where that fits, else its ends
         and a block, a few arrays of logits, one batch's activations there and back; for error feedback what a block's
         layers read of all tokens, and its own arrays instead of the block where they are more; second moments of a
-        block's layers. Learning takes LEARNED bytes for each of a block's weights and four hidden states.
+        block's layers. Learning takes LEARNED bytes for each weight of a block, or of a head that is learned, and four
+        hidden states.
     """
     from .converters.gptq import held
 
@@ -52,8 +53,14 @@ def peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str) -> int:
         found += LOGITS + FLOAT * ends + max(FLOAT * largest + batch, rounding)
     if quantizer == "learn":
         hidden = max((layer.shape[-1] for layer in layers if layer.role in ("embedding", "head")), default=0)
-        found += LEARNED * largest + 4 * FLOAT * tokens * hidden
+        heads = [layer.size for layer in layers if layer.role == "head" and learns_head(layer)]
+        found += LEARNED * max([largest, *heads]) + 4 * FLOAT * tokens * hidden
     return found
+
+
+def learns_head(head: Layer) -> bool:
+    """Whether a head is learned: where that fits in memory."""
+    return fits_here(LEARNED * head.size)
 
 
 def check_room(needed: int, advice: str) -> None:

@@ -32,7 +32,7 @@ import numpy as np
 from . import walked
 from .errors import MintError
 from .layers import Inventory
-from .ldl import WIDE, Moments, remaining
+from .ldl import WIDE, SampledMoments, remaining
 from .load import Source
 from .walked import Found, Part
 
@@ -182,7 +182,7 @@ def _visitor(made: Part, known: dict[str, int], tied: set[str]) -> Iterator[Call
     """Adds what layers read and their gradients to a part. `known` has the number of experts, `tied` the embeddings."""
     import mlx.core as mx
 
-    moments: dict[str, Moments] = {}
+    moments: dict[str, SampledMoments] = {}
 
     def visit(rows: Rows) -> None:
         assert rows.grad is not None
@@ -191,11 +191,11 @@ def _visitor(made: Part, known: dict[str, int], tied: set[str]) -> Iterator[Call
         part = np.zeros(len(energy), dtype=np.int64) if rows.part is None else rows.part
         cost = made.trace.setdefault(rows.path, np.zeros(known[rows.path]))
         cost += np.bincount(part, energy, minlength=len(cost))
-        scaled = np.asarray(rows.x) * np.sqrt(squared).astype(np.float32)[:, None]
+        x, roots = np.asarray(rows.x), np.sqrt(squared).astype(np.float32)
         if rows.path not in tied:
-            moments.setdefault(rows.path, Moments()).add(scaled, rows.part, known[rows.path])
-        elif scaled.shape[-1] <= WIDE:
-            made.embedding = _added(made.embedding, scaled)
+            moments.setdefault(rows.path, SampledMoments()).add(x, roots, rows.part, known[rows.path])
+        elif x.shape[-1] <= WIDE:
+            made.embedding = _added(made.embedding, x * roots[:, None])
         made.rows.setdefault(rows.path, []).append(Found(squared.astype(np.float32), rows.part, rows.token))
 
     yield visit

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mint_mlx.converters import gptq, rtn
-from mint_mlx.ldl import EXPERTS, WIDE, Moments, factor, remaining
+from mint_mlx.ldl import EXPERTS, WIDE, SampledMoments, factor, remaining
 from mint_mlx.quant import QuantConfig
 
 
@@ -42,15 +42,15 @@ def test_the_factor_gives_the_damped_moment_back() -> None:
 
 
 def test_moments_are_bounded_and_an_expert_that_nobody_chose_borrows() -> None:
-    moments = Moments()
+    moments = SampledMoments()
     rows = correlated(16, 0.5)
-    moments.add(rows, np.zeros(len(rows), dtype=np.int64), 100)
+    moments.add(rows, np.ones(len(rows), dtype=np.float32), np.zeros(len(rows), dtype=np.int64), 100)
     assert len(moments.found) <= EXPERTS and 0 < moments.remaining() < 1
-    wide = Moments()
-    wide.add(np.ones((2, 2 * WIDE + 2), dtype=np.float32), None, 1)
+    wide = SampledMoments()
+    wide.add(np.ones((2, 2 * WIDE + 2), dtype=np.float32), np.ones(2, dtype=np.float32), None, 1)
     assert len(wide.found[0]) <= WIDE
 
 
 def test_nothing_seen_leaves_everything() -> None:
     assert remaining([np.zeros((4, 4), dtype=np.float32)]) == 1.0
-    assert Moments().remaining() == 1.0
+    assert SampledMoments().remaining() == 1.0
