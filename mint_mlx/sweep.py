@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .allocate import allocate, list_candidates, size_range
-from .efforts import EFFORTS
+from .efforts import EFFORTS, expected_kl
 from .errors import UsageError
 from .hub import NotKept
 from .kept import PROFILE_FILE, SENSITIVITY_FILE, find_kept
@@ -25,7 +25,7 @@ POINTS = 24
 
 @dataclass(frozen=True)
 class Point:
-    """One size on the curve. `loss` is the objective's: with a sensitivity the predicted KL in nats per token."""
+    """One size on the curve. `loss` is the expected KL in nats per token with a sensitivity, else the objective's."""
 
     bytes: int
     bits_per_weight: float
@@ -133,7 +133,8 @@ def _quantized(curves: Profile) -> dict[str, Any]:
 def _point(curves: Profile, budget: Budget, objective: str, weights: Sensitivity | None) -> Point:
     plan = allocate(curves, budget, curves.recipe, objective, sensitivity=weights)
     total = plan.layout(curves.inventory).total
-    return Point(total, total * 8 / curves.inventory.parameters, plan.loss or 0.0)
+    loss = expected_kl(objective, EFFORTS["balanced"].quantizer, plan.loss) or plan.loss or 0.0
+    return Point(total, total * 8 / curves.inventory.parameters, loss)
 
 
 def knee(points: list[Point]) -> int:
