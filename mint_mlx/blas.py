@@ -6,11 +6,13 @@ Call `use_fast_blas` before anything imports `mlx.core`. It is never required: e
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from functools import lru_cache
 from pathlib import Path
 
 CANDIDATES = ("libmkl_rt.so.3", "libmkl_rt.so.2", "libopenblas.so.0", "libopenblas.so")
+SPIN = "4"  # 2**4 cycles that OpenBLAS's threads wait awake for work, its smallest; 2**26 keep a core from MLX
 ADVICE = "install one with `apt install libopenblas0` (or `pip install mkl`) to evaluate about 30 times faster"
 
 
@@ -22,6 +24,7 @@ def use_fast_blas() -> str | None:
     """
     if sys.platform != "linux" or "mlx.core" in sys.modules:
         return None
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", SPIN)
     folders = ["", *(f"{Path(p).parent.parent}/" for p in sys.path if p.endswith("site-packages"))]
     for name in CANDIDATES:
         for folder in folders:
