@@ -185,11 +185,11 @@ def _by_row(
 
 def _refine(source: Source, tokens: np.ndarray, work: Path, learned: Path, report: Report) -> None:
     """Refine what was written. The result is kept first, so that an interruption between two shards loses nothing."""
-    from ..refine import put_refined, refine_own
+    from ..refine import LEARNED_RATE, put_refined, refine_own
 
     if not learned.is_file():
         report.stage("refine")
-        found = refine_own(source, tokens, work, report.step)
+        found = refine_own(source, tokens, work, report.step, rate=LEARNED_RATE)
         if found is None:
             report.note("distilling scales and biases gained nothing: they stay as they were")
             return

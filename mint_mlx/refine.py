@@ -31,6 +31,7 @@ from .stream import flat_view
 TOP = 1024  # of the source's most likely tokens kept for each position
 STEPS = 200
 RATE = 1e-3  # of their size, Adam's first rate for scales and biases
+LEARNED_RATE = 3e-4  # the same where they were learned block by block before
 TOKENS = 1024  # a step
 CHECKS = 6  # looks at the held-out windows
 Progress = Callable[[str, int, int], None]
@@ -158,7 +159,13 @@ class _Student:
         return out
 
 
-def refine(folder: Path, targets: Targets, steps: int | None = None, progress: Progress = lambda *_: None) -> Refined:
+def refine(
+    folder: Path,
+    targets: Targets,
+    steps: int | None = None,
+    progress: Progress = lambda *_: None,
+    rate: float = RATE,
+) -> Refined:
     """Distil a checkpoint's scales and biases; the best on the last eighth of the windows is returned.
 
     Args:
@@ -166,6 +173,7 @@ def refine(folder: Path, targets: Targets, steps: int | None = None, progress: P
         targets: the source's predictions.
         steps: of Adam.
         progress: called with (what, done, total).
+        rate: Adam's first, of the size of scales and biases.
 
     Raises:
         MintError: it holds no affine layer.
@@ -191,7 +199,7 @@ def refine(folder: Path, targets: Targets, steps: int | None = None, progress: P
         parts = [valid[i : i + size] for i in range(0, len(valid), size)]
         return sum(float(loss(params, rows)) * len(rows) for rows in parts) / len(valid)
 
-    optimizer = optim.Adam(learning_rate=optim.linear_schedule(RATE, 0.0, steps), bias_correction=True)
+    optimizer = optim.Adam(learning_rate=optim.linear_schedule(rate, 0.0, steps), bias_correction=True)
     slope = mx.value_and_grad(loss)
     before = lowest = total(params)
     best, rng, order = params, np.random.default_rng(0), np.empty(0, dtype=np.int64)
@@ -211,10 +219,15 @@ def refine(folder: Path, targets: Targets, steps: int | None = None, progress: P
 
 
 def refine_own(
-    source: Source, tokens: np.ndarray, folder: Path, progress: Progress = lambda *_: None, steps: int | None = None
+    source: Source,
+    tokens: np.ndarray,
+    folder: Path,
+    progress: Progress = lambda *_: None,
+    steps: int | None = None,
+    rate: float = RATE,
 ) -> Refined | None:
     """What refining gains on the source's own tokens, for `put_refined` to write; None where it is nothing."""
-    found = refine(folder, predict(source, tokens, progress), steps, progress)
+    found = refine(folder, predict(source, tokens, progress), steps, progress, rate)
     return found if found.after < found.before else None
 
 
