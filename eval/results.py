@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ..converters.quantizers import NEEDS_INPUTS
 from ..units import human
 from .compare import OURS, Comparison, Row
 
@@ -25,8 +26,8 @@ def _has_speed(comparison: Comparison) -> bool:
 
 def cells(row: Row, speed: bool) -> list[str]:
     """One row of the table."""
-    sees = "text" if row["sees_text"] else "?" if row["kind"] == "given" else "weights"
-    head = [NAMES.get(row["method"], row["method"]), sees, row["about"], f"{row['bytes']:,}" if row["bytes"] else "-"]
+    stored = f"{row['bytes']:,}" if row["bytes"] else "-"
+    head = [NAMES.get(row["method"], row["method"]), _sees(row), row["about"], stored]
     if "kl" not in row:
         return ["-", *head, "not run", "", "", "", *([""] if speed else [])]
     interval = row.get("kl_difference_ci95")
@@ -38,6 +39,14 @@ def cells(row: Row, speed: bool) -> list[str]:
     error = f" ± {row['kl_se']:.5f}" if row["kl_se"] is not None else ""
     figures = [f"{row['kl']:.5f}{error}", against, f"{row['perplexity']:.3f}", f"{row['same_top1']:.1%}"]
     return [str(row["rank"]), *head, *figures, *([f"{row['decode_ratio']:.2f}x"] if speed else [])]
+
+
+def _sees(row: Row) -> str:
+    if row["kind"] == "given":
+        return "?"
+    if row["sees_text"]:
+        return "text"
+    return "own text" if row["method"] in OURS and row["about"] in NEEDS_INPUTS else "weights"
 
 
 def tables(comparison: Comparison) -> list[tuple[str, list[list[str]]]]:

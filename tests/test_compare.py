@@ -99,7 +99,9 @@ def test_calibrated_peers_run_and_what_cannot_run_says_why(make: Maker, tmp_path
         inventory = prepare(str(checkpoints[method])).inventory
         stored = {layer.role: layer.stored for layer in inventory.layers}
         assert stored["router"] is not None and stored["router"].bits == router
-    assert "awq" in results.markdown(found, "x").split("Not run:")[1]
+    table = results.markdown(found, "x")
+    assert "awq" in table.split("Not run:")[1]
+    assert "| balanced | own text |" in table and "| gptq | text |" in table
 
 
 @pytest.mark.skipif(OLD_MLX_LM, reason="mlx-lm 0.31's own dwq fails here")
