@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..converters.quantizers import NEEDS_INPUTS
-from ..units import human
+from ..units import UNITS, human
 from .compare import OURS, Comparison, Row
 
 NAMES = {"nmse": "mint-mlx (nmse)", "mint": "MINT as published"}
@@ -120,6 +120,8 @@ def plot(comparison: Comparison, path: Path) -> None:
     methods = sorted(is_peer, key=lambda method: (is_peer[method], method))
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
     colours = pyplot.get_cmap("tab20").colors
+    largest = max((row["bytes"] for row in rows), default=0)
+    unit = next((unit for unit in ("TB", "GB", "MB") if largest >= UNITS[unit]), "KB")
     for axis, key, label in (
         (axes[0], "kl", "KL from the source (nats per token)"),
         (axes[1], "perplexity", "perplexity (intervals paired with the source)"),
@@ -139,11 +141,11 @@ def plot(comparison: Comparison, path: Path) -> None:
             )
         axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.set_xlabel("bytes of all safetensors files")
+        axis.set_xlabel(f"all safetensors files ({unit})")
         axis.set_ylabel(label)
         axis.xaxis.set_major_locator(MaxNLocator(7))
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / UNITS[unit]:.4g}"))
         for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             ticks(FuncFormatter(lambda value, _: f"{value:.4g}"))
         axis.tick_params(axis="both", which="both", labelsize=8)
@@ -153,7 +155,7 @@ def plot(comparison: Comparison, path: Path) -> None:
         bare = rows[0]["perplexity"] / math.exp(rows[0]["ln_ppl_difference"])
         axes[1].axhline(bare, color="black", linestyle=":", label=f"source, {bare:.3f}")
         axes[1].legend(fontsize=8, handles=[axes[1].get_lines()[-1]])
-    axes[0].legend(fontsize=8, ncols=2)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=8, loc="outside lower center")
     figure.suptitle(f"{comparison.source} on {comparison.text}: methods at the same bytes, 95 % intervals")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
