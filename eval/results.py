@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..converters.quantizers import NEEDS_INPUTS
-from ..units import UNITS, human
+from ..units import UNITS, decimal_unit, human
 from .compare import OURS, Comparison, Row
 
 NAMES = {"nmse": "mint-mlx (nmse)", "mint": "MINT as published"}
@@ -46,7 +46,7 @@ def _sees(row: Row) -> str:
         return "?"
     if row["sees_text"]:
         return "text"
-    return "own text" if row["method"] in OURS and row["about"] in NEEDS_INPUTS else "weights"
+    return "own text" if row["about"] in NEEDS_INPUTS else "weights"
 
 
 def tables(comparison: Comparison) -> list[tuple[str, list[list[str]]]]:
@@ -120,8 +120,7 @@ def plot(comparison: Comparison, path: Path) -> None:
     methods = sorted(is_peer, key=lambda method: (is_peer[method], method))
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
     colours = pyplot.get_cmap("tab20").colors
-    largest = max((row["bytes"] for row in rows), default=0)
-    unit = next((unit for unit in ("TB", "GB", "MB") if largest >= UNITS[unit]), "KB")
+    unit = decimal_unit(max((row["bytes"] for row in rows), default=0))
     for axis, key, label in (
         (axes[0], "kl", "KL from the source (nats per token)"),
         (axes[1], "perplexity", "perplexity (intervals paired with the source)"),

@@ -78,10 +78,13 @@ def parse_budget(text: str) -> Budget:
 
 def human(size: float) -> str:
     """A size in decimal units, e.g. `17.18 GB`."""
-    for unit in ("TB", "GB", "MB", "KB"):
-        if abs(size) >= UNITS[unit]:
-            return f"{size / UNITS[unit]:.2f} {unit}"
-    return f"{size:.0f} B"
+    unit = decimal_unit(size)
+    return f"{size:.0f} B" if unit == "B" else f"{size / UNITS[unit]:.2f} {unit}"
+
+
+def decimal_unit(size: float) -> str:
+    """The largest decimal unit of which a size holds one at least."""
+    return next((unit for unit in ("TB", "GB", "MB", "KB") if abs(size) >= UNITS[unit]), "B")
 
 
 def both(size: float) -> str:
