@@ -125,7 +125,7 @@ def write(
         todo = [] if learned.is_file() else [path for path in inventory.order if path not in writer.done]
         mine = group.share({path: sum(spec.nbytes for spec in units[path]) for path in todo})
         todo = [path for path in todo if path in mine]
-        quantize = find_quantizer(plan.quantizer)(Work(source, inventory, plan.choice, work, own))
+        quantize = find_quantizer(plan.quantizer)(Work(source, inventory, plan.choice, work, own, report.detail))
         step = count()
         for wave in waves(todo):
             by_row = _by_row(source, plan, [layers[name] for name in wave if name in layers], units)

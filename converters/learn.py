@@ -83,7 +83,12 @@ def divergence(out: mx.array, target: mx.array) -> mx.array:
     return mx.mean(mx.sum(mx.exp(theirs) * (theirs - ours), axis=-1))
 
 
-def learn(block: Block, seed: int = 0, steps: int | None = None) -> dict[str, Codes]:
+def learn(
+    block: Block,
+    seed: int = 0,
+    steps: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Codes]:
     """Learn a block's codes, scales and biases; what is best on windows that it isn't trained on is returned.
 
     The last eighth of the windows is held out; error feedback's own codes are among those compared.
@@ -110,6 +115,7 @@ def learn(block: Block, seed: int = 0, steps: int | None = None) -> dict[str, Co
         grids = optimizers[1].apply_gradients(to_grids, grids)
         latents = {path: _bounded(latent, block.start[path]) for path, latent in latents.items()}
         mx.eval(latents, grids, [o.state for o in optimizers])
+        progress(step + 1, steps)
         if (step + 1) % max(1, steps // CHECKS) == 0:
             loss = _total(block, latents, grids, valid, batch)
             if loss < best_loss:

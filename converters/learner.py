@@ -143,7 +143,10 @@ class Learner:
                 targets=out.astype(mx.float32),
                 cost=partial(metric_cost, metric_root(self.sensitivity.metric[step.index])),
             )
-            packed |= {path: codes.packed() for path, codes in learn(block, seed=step.index).items()}
+            packed |= {
+                path: codes.packed()
+                for path, codes in learn(block, step.index, progress=partial(self._say, f"block {step.index}")).items()
+            }
         for path in start:
             self._put(path, modules[path], packed[path])
         done = run(replace(step, args=(hidden, *step.args[1:])), BATCH)
@@ -181,7 +184,10 @@ class Learner:
 
         step = min(TOKENS, 2 * LOGITS // layer.shape[0])
         head = Block(call, {path: module}, {path: exact}, {path: start}, top, target, cost, step)
-        return {path: learn(head)[path].packed()}
+        return {path: learn(head, progress=partial(self._say, "head"))[path].packed()}
+
+    def _say(self, part: str, step: int, steps: int) -> None:
+        self.work.say(f"{part} learns, step {step} of {steps}")
 
     def _keep(self, block: int, hidden: mx.array) -> None:
         """Keep what a block will read. What the block before it read is still needed: its layers aren't written yet."""

@@ -27,6 +27,7 @@ class Work:
         choice: the configuration of every layer.
         folder: where it may keep what makes its work resumable; files named SCRATCH are deleted in the end.
         own: None where the quantizer needs no inputs.
+        say: takes word of how far a layer is that takes long.
     """
 
     source: Source
@@ -34,6 +35,7 @@ class Work:
     choice: Mapping[str, QuantConfig]
     folder: Path
     own: Own | None
+    say: Callable[[str], None] = lambda _: None
 
 
 Quantizer = Callable[[Layer, mx.array, QuantConfig], dict[str, mx.array]]

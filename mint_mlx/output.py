@@ -28,6 +28,7 @@ class Output:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
+        self._item = ""
 
     def line(self, text: str = "") -> None:
         """A line for people."""
@@ -70,7 +71,13 @@ class Output:
             self._progress.start()
             self._task = self._progress.add_task(self._stage, total=total)
         assert self._task is not None
+        self._item = item
         self._progress.update(self._task, completed=done, total=total, description=escape(item))
+
+    def detail(self, text: str) -> None:
+        """Within a step that takes long: how far it is."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=escape(f"{self._item} ({text})"))
 
     def note(self, text: str) -> None:
         """A remark or a warning, on stderr."""

@@ -10,6 +10,7 @@ class Report(Protocol):
 
     def stage(self, name: str) -> None: ...
     def step(self, item: str, done: int, total: int) -> None: ...
+    def detail(self, text: str) -> None: ...
     def note(self, text: str) -> None: ...
 
 
@@ -20,6 +21,9 @@ class Silent:
         pass
 
     def step(self, item: str, done: int, total: int) -> None:
+        pass
+
+    def detail(self, text: str) -> None:
         pass
 
     def note(self, text: str) -> None:

@@ -185,12 +185,16 @@ def make(tmp_path: Path) -> Maker:
 
 
 class Notes:
-    """A report that keeps its remarks."""
+    """A report that keeps its remarks and how far long steps were."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.details: list[str] = []
 
     def stage(self, name: str) -> None: ...
     def step(self, item: str, done: int, total: int) -> None: ...
+    def detail(self, text: str) -> None:
+        self.details.append(text)
+
     def note(self, text: str) -> None:
         self.said.append(text)

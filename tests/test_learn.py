@@ -108,6 +108,12 @@ def test_best_streamed_is_best(make: Maker, tmp_path: Path, monkeypatch: pytest.
     notes = Notes()
     result = pipeline.convert(str(folder), "5bpw", tmp_path / "streamed", effort="best", smoke=False, report=notes)
     assert result.plan.quantizer == "learn"
+    told = [
+        f"{part} learns, step {step + 1} of {learn.STEPS}"
+        for part in ("block 0", "block 1", "head")
+        for step in range(learn.STEPS)
+    ]
+    assert notes.details == told
     weights = [runner.load_runner(tmp_path / n, False).model.layers[1].mlp.gate.weight for n in ("whole", "streamed")]
     np.testing.assert_allclose(*map(np.array, weights), atol=0.05)
 
