@@ -18,7 +18,7 @@ import mlx.core as mx
 from ..blocks import Step, first_input, forward_blocks, logits_of, run
 from ..inputs import embedding_moments, head_inputs, weigh
 from ..layers import MLX_DTYPES, Layer
-from ..peak import learns_head
+from ..peak import learns_head, turns
 from ..quant import QuantConfig
 from ..runner import LOGITS, Runner, load_runner, make_dense, trunk_output_from
 from ..taps import Rows
@@ -26,6 +26,7 @@ from . import gptq, rtn
 from .gptq import SecondMoments
 from .learn import TOKENS, Block, divergence, learn, metric_cost, metric_root
 from .pack import Codes
+from .turns import learn_in_turns
 from .work import SCRATCH, Work
 
 BATCH = 8  # windows at once
@@ -40,6 +41,7 @@ class Learner:
         self.work = work
         self.tokens, self.sensitivity = work.own
         self.layers = {layer.path: layer for layer in work.inventory.layers}
+        self.turns = turns(work.inventory, self.tokens.size)
         self._blocks: Iterator[tuple[int | None, dict[str, Packed]]] | None = None
         self._here: int | None = -1
         self._found: dict[str, Packed] = {}
@@ -93,6 +95,9 @@ class Learner:
         weight: mx.array = module.weight.astype(getattr(mx, MLX_DTYPES[self.layers[path].dtype]))
         return weight
 
+    def _put_codes(self, modules: dict[str, Any], path: str, codes: Codes) -> None:
+        self._put(path, modules[path], codes.packed())
+
     def _put(self, path: str, module: Any, packed: Packed) -> None:
         """Let a layer have the weight that its codes mean."""
         c = self.work.choice[path]
@@ -115,21 +120,8 @@ class Learner:
         self, runner: Runner, step: Step, out: mx.array, rows: dict[str, list[Rows]], hidden: mx.array
     ) -> tuple[dict[str, Packed], mx.array]:
         """One block's layers, and what it returns once they are quantized."""
-        changed = self._changed(None, step.index)
-        modules = make_dense(runner, changed)
-        parts = {path: layer.experts for path, layer in self.layers.items()}
-        inputs = weigh(rows, self.sensitivity, parts)
-        packed: dict[str, Packed] = {}
-        start: dict[str, Codes] = {}
-        for path in changed:
-            weight, config = self._weight(path, modules[path]), self.work.choice[path]
-            if path not in inputs or config.mode != "affine":
-                packed[path] = rtn.quantize(weight, config)
-                continue
-            codes = gptq.find_codes(weight, config, inputs[path])
-            packed[path] = codes.packed()
-            if self.layers[path].role != "router":
-                start[path] = codes
+        modules = make_dense(runner, self._changed(None, step.index))
+        packed, start = self._begin(modules, rows)
         exact = {path: modules[path].weight for path in start}
         for path in packed.keys() - start.keys():
             self._put(path, modules[path], packed[path])
@@ -143,15 +135,37 @@ class Learner:
                 targets=out.astype(mx.float32),
                 cost=partial(metric_cost, metric_root(self.sensitivity.metric[step.index])),
             )
-            packed |= {
-                path: codes.packed()
-                for path, codes in learn(block, step.index, progress=partial(self._say, f"block {step.index}")).items()
-            }
+            stacks = [path for path in start if self.layers[path].kind == "experts"]
+            told = partial(self._say, f"block {step.index}")
+            learned = learn_in_turns(block, stacks, self.turns, partial(self._put_codes, modules), step.index, told)
+            packed |= {path: codes.packed() for path, codes in learned.items()}
         for path in start:
             self._put(path, modules[path], packed[path])
         done = run(replace(step, args=(hidden, *step.args[1:])), BATCH)
         mx.clear_cache()
         return packed, done
+
+    def _begin(
+        self, modules: dict[str, Any], rows: dict[str, list[Rows]]
+    ) -> tuple[dict[str, Packed], dict[str, Codes]]:
+        """What a block begins with: all its layers by error feedback or to nearest, and codes of those to be learned.
+
+        What the layers read is dropped: while they are learned nobody needs it.
+        """
+        inputs = weigh(rows, self.sensitivity, {path: layer.experts for path, layer in self.layers.items()})
+        rows.clear()
+        packed: dict[str, Packed] = {}
+        start: dict[str, Codes] = {}
+        for path, module in modules.items():
+            weight, config = self._weight(path, module), self.work.choice[path]
+            if path not in inputs or config.mode != "affine":
+                packed[path] = rtn.quantize(weight, config)
+                continue
+            codes = gptq.find_codes(weight, config, inputs[path])
+            packed[path] = codes.packed()
+            if self.layers[path].role != "router":
+                start[path] = codes
+        return packed, start
 
     def _learn_head(self, runner: Runner, out: mx.array, hidden: mx.array) -> dict[str, Packed]:
         """The head, so that the predictions on what the quantized blocks return stay the source's.

@@ -17,6 +17,7 @@ from .layers import Inventory
 from .memory import RESERVE, Fit, Needs, smallest_mac
 from .objectives import NEEDS_SENSITIVITY
 from .order import Job, Order, Request, needs_of, place_order
+from .peak import turns
 from .pipeline import choose_plan, profile_candidates
 from .plan import Plan
 from .profile import Profile, assumed, sqnr_db
@@ -301,7 +302,8 @@ def _look_seconds(order: Order) -> dict[str, float]:
 
     A token costs two operations for each weight that it reads: once when it is written, and seven times in the walk
     (forward, forward again for the gradients and for the inputs' shapes, twice that back, and forward for the inputs).
-    Learning and refining take six for each weight and token of a step, three times that with all that isn't a product.
+    Learning and refining take six for each weight and token of a step, three times that with all that isn't a product;
+    learning does as often as there are turns (peak.py).
     Error feedback costs a row and column of each second moment for every weight, and the moments their tokens.
     """
     from . import refine as refining
@@ -317,7 +319,8 @@ def _look_seconds(order: Order) -> dict[str, float]:
         copies = sum(layer.reads * layer.experts * layer.shape[-1] ** 2 for layer in layers)
         seconds["error feedback"] = (each + 2 * copies * order.tokens) / rate
     if order.quantizer == "learn":
-        seconds["learning"] = 3 * 6 * active * learning.STEPS * learning.TOKENS / rate
+        again = turns(order.job.inventory, order.tokens)
+        seconds["learning"] = again * 3 * 6 * active * learning.STEPS * learning.TOKENS / rate
         seconds["refining"] = 3 * 6 * active * refining.STEPS * refining.TOKENS / rate
     return seconds
 

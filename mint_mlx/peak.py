@@ -13,7 +13,9 @@ FLOAT = 4  # bytes of a number while the model runs
 LOGITS = (
     6 * FLOAT * 2**25
 )  # arrays of logits that stand side by side while they are differentiated (runner.py cuts them)
-LEARNED = 28  # for each weight that is learned: itself, its latent code, gradients and their moments
+LEARNED = (
+    28  # for each weight that is learned beside the source's: itself, its latent code, gradients and their moments
+)
 WINDOWS = 2048  # tokens that go through a block at once
 
 
@@ -30,32 +32,69 @@ def peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str) -> int:
         Three layers as they are read and written, and, where the model is run: all of it where that fits, else its ends
         and a block, a few arrays of logits, one batch's activations there and back; for error feedback what a block's
         layers read of all tokens, and its own arrays instead of the block where they are more; second moments of a
-        block's layers. Learning takes LEARNED bytes for each weight of a block, or of a head that is learned, and four
-        hidden states.
+        block's layers. Learning comes after a block's error feedback and takes what `_learned` says, in as few `turns`
+        as memory allows, and four hidden states.
     """
+    if quantizer == "learn":
+        return _peak(inventory, tokens, runs, quantizer, turns(inventory, tokens))
+    return _peak(inventory, tokens, runs, quantizer)
+
+
+def turns(inventory: Inventory, tokens: int) -> int:
+    """In how many turns a block's experts are learned: the fewest of 1, 2, 4, ... with which memory suffices here."""
+    most = max((layer.experts for layer in inventory.layers if layer.kind == "experts"), default=1)
+    count = 1
+    while 2 * count <= most and _peak(inventory, tokens, True, "learn", count) > machine_memory():
+        count *= 2
+    return count
+
+
+def _peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str, turns: int = 1) -> int:
     from .converters.gptq import held
 
     layers = inventory.layers
     found = BASE + 3 * max((2 * layer.size for layer in layers), default=0)
     if not runs:
         return found
-    blocks = [[layer for layer in layers if layer.block == index] for index in range(inventory.blocks)]
-    largest = max((sum(layer.size for layer in block) for block in blocks), default=0)
+    blocks = _blocks(inventory)
+    largest = max(map(_weights, blocks), default=0)
     ends = sum(layer.size for layer in layers if layer.block is None)
     whole, read = FLOAT * sum(layer.size for layer in layers), FLOAT * max(map(_read, blocks), default=0)
-    batch, rounding = 2 * WINDOWS * read + max((sum(map(held_moments, block)) for block in blocks), default=0), 0
-    if quantizer != "rtn":
-        rounding = max(map(held, layers), default=0)
-        found += tokens * read
+    batch = 2 * WINDOWS * read + max((sum(map(held_moments, block)) for block in blocks), default=0)
+    rounding = max(map(held, layers), default=0) if quantizer != "rtn" else 0
+    rows = tokens * read if quantizer != "rtn" else 0
     if fits_here(whole):
-        found += LOGITS + whole + max(batch, rounding)
+        found, block = found + LOGITS + whole, 0
     else:
-        found += LOGITS + FLOAT * ends + max(FLOAT * largest + batch, rounding)
-    if quantizer == "learn":
-        hidden = max((layer.shape[-1] for layer in layers if layer.role in ("embedding", "head")), default=0)
-        heads = [layer.size for layer in layers if layer.role == "head" and learns_head(layer)]
-        found += LEARNED * max([largest, *heads]) + 4 * FLOAT * tokens * hidden
-    return found
+        found, block = found + LOGITS + FLOAT * ends, FLOAT * largest
+    if quantizer != "learn":  # error feedback reads a block's weights again, when the block is gone
+        return found + rows + max(block + batch, rounding)
+    hidden = max((layer.shape[-1] for layer in layers if layer.role in ("embedding", "head")), default=0)
+    phases = (rows + batch, rows + rounding, _learned(inventory, turns))
+    return found + block + 4 * FLOAT * tokens * hidden + max(phases)
+
+
+def _learned(inventory: Inventory, turns: int) -> int:
+    """What learning takes beside a block's weights: LEARNED bytes for each weight of a block, or of a head.
+
+    Of the experts only a part is learned in a turn; the others are held once more, as they are quantized.
+    """
+    heads = [LEARNED * layer.size for layer in inventory.layers if layer.role == "head" and learns_head(layer)]
+    if turns == 1:
+        return max(heads + [LEARNED * _weights(block) for block in _blocks(inventory)], default=0)
+    found = heads
+    for block in _blocks(inventory):
+        stacks = _weights([layer for layer in block if layer.kind == "experts"])
+        found.append(FLOAT * stacks + LEARNED * (_weights(block) - stacks + -(-stacks // turns)))
+    return max(found, default=0)
+
+
+def _blocks(inventory: Inventory) -> list[list[Layer]]:
+    return [[layer for layer in inventory.layers if layer.block == index] for index in range(inventory.blocks)]
+
+
+def _weights(layers: list[Layer]) -> int:
+    return sum(layer.size for layer in layers)
 
 
 def learns_head(head: Layer) -> bool:

@@ -11,10 +11,12 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import Maker, Notes, llama, qwen3_moe
+from mlx_lm.models.switch_layers import SwitchLinear
 
 from mint_mlx import cli, efforts, pipeline, runner, sweep
-from mint_mlx.converters import gptq, learn
+from mint_mlx.converters import gptq, learn, learner, turns
 from mint_mlx.converters.learn import Block
+from mint_mlx.converters.turns import learn_in_turns
 from mint_mlx.errors import MintError
 from mint_mlx.order import prepare
 from mint_mlx.quant import QuantConfig, affine
@@ -85,6 +87,80 @@ def kl(model: Path, made: Path, text: np.ndarray) -> float:
     return float(mx.mean(mx.sum(mx.exp(logp[0]) * (logp[0] - logp[1]), axis=-1)))
 
 
+def experts_block(config: QuantConfig) -> Block:
+    """A layer of six experts, of which each token goes to two, and one layer before it."""
+    rng = np.random.default_rng(7)
+    first, stack = nn.Linear(64, 64, bias=False), SwitchLinear(64, 32, 6, bias=True)
+    x = (rng.normal(size=(16, 64, 64)) @ (rng.normal(size=(64, 64)) * np.geomspace(1, 0.1, 64))).astype(np.float32)
+    chosen = mx.array(rng.integers(0, 6, size=(16, 64, 2)))
+
+    def call(h: mx.array) -> mx.array:
+        here = chosen[: len(h)]
+        return mx.sum(stack(mx.expand_dims(first(h), (-2, -3)), here)[..., 0, :], axis=-2)
+
+    modules = {"first": first, "stack": stack}
+    exact = {path: module.weight for path, module in modules.items()}
+    plain = np.eye(64, dtype=np.float32)[None]
+    start = {
+        "first": gptq.find_codes(first.weight, config, plain),
+        "stack": gptq.find_codes(stack.weight, config, plain.repeat(6, axis=0)),
+    }
+    targets = call(mx.array(x))
+    cost = partial(learn.metric_cost, mx.array(np.ones(32, dtype=np.float32)))
+    return Block(call, modules, exact, start, mx.array(x), targets, cost, tokens=512)
+
+
+def test_learning_in_turns_learns_all_experts_about_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learn, "STEPS", 60)
+    monkeypatch.setattr(learn, "LATENT", 0.03)
+    found = {}
+    for count in (1, 3):
+        block = experts_block(QuantConfig(3, 32))
+
+        def put(path: str, codes: learn.Codes, block: Block = block) -> None:
+            p, c = codes.packed(), codes.config
+            block.modules[path].weight = mx.dequantize(p["weight"], p["scales"], p["biases"], c.group_size, c.bits)
+
+        told: list[tuple[int, int]] = []
+        learned = learn_in_turns(
+            block, ["stack"], count, put, progress=lambda done, of, told=told: told.append((done, of))
+        )
+        assert told == [(n + 1, count * learn.STEPS) for n in range(count * learn.STEPS)]
+        losses = []
+        for codes in (block.start, learned):
+            for path, code in codes.items():
+                put(path, code)
+            losses.append(float(block.cost(block.call(block.inputs[-2:]), block.targets[-2:])))
+        found[count] = losses[1] / losses[0]
+        for expert in range(6):
+            assert (learned["stack"].codes[expert] != block.start["stack"].codes[expert]).any()
+        assert (learned["first"].codes != block.start["first"].codes).any()
+    assert found[3] < 1.1 * found[1] < 0.9
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_part_of_the_experts_takes_the_gradient_of_its_rows(bias: bool, ordered: bool) -> None:
+    rng = np.random.default_rng(0)
+    stack = SwitchLinear(16, 8, 5, bias=bias)
+    whole, some = stack.weight, slice(1, 3)
+    x = mx.array(rng.normal(size=(40, 1, 16)).astype(np.float32))
+    chosen = rng.integers(0, 5, size=40)
+    indices = mx.array(np.sort(chosen) if ordered else chosen)
+
+    def loss(weight: mx.array, x: mx.array) -> mx.array:
+        stack.weight = weight
+        return mx.sum(mx.square(stack(x, indices, sorted_indices=ordered)))
+
+    value, (to_weight, to_x) = mx.value_and_grad(loss, (0, 1))(whole, x)
+    stack.weight = whole
+    with turns._only([stack], some):
+        here, (to_some, to_x_too) = mx.value_and_grad(loss, (0, 1))(whole[some], x)
+    np.testing.assert_allclose(float(here), float(value), rtol=1e-5)
+    np.testing.assert_allclose(np.array(to_some), np.array(to_weight[some]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.array(to_x_too), np.array(to_x), rtol=1e-4, atol=1e-5)
+
+
 def test_best_beats_balanced_on_a_trained_model(
     demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +192,18 @@ def test_best_streamed_is_best(make: Maker, tmp_path: Path, monkeypatch: pytest.
     assert notes.details == told
     weights = [runner.load_runner(tmp_path / n, False).model.layers[1].mlp.gate.weight for n in ("whole", "streamed")]
     np.testing.assert_allclose(*map(np.array, weights), atol=0.05)
+
+
+def test_best_in_turns_is_near_best(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, notes = make(qwen3_moe(2, experts=8)), Notes()
+    pipeline.convert(str(folder), "4bpw", tmp_path / "whole", effort="best", smoke=False)
+    monkeypatch.setattr(learner, "turns", lambda inventory, tokens: 4)
+    pipeline.convert(str(folder), "4bpw", tmp_path / "turns", effort="best", smoke=False, report=notes)
+    steps = 4 * learn.STEPS
+    assert [d for d in notes.details if d.startswith("block 1")][-1] == f"block 1 learns, step {steps} of {steps}"
+    moved = [runner.load_runner(tmp_path / n, False).model.layers[1].mlp.switch_mlp for n in ("whole", "turns")]
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        np.testing.assert_allclose(*(np.array(part[name].weight) for part in moved), atol=0.05)
 
 
 # Refining

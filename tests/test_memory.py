@@ -193,3 +193,15 @@ def test_the_peak_follows_from_one_block_and_not_from_the_depth() -> None:
     deeper = list_layers(mlxlm.bare_model(config | {"num_hidden_layers": 60}), config)
     assert peak.peak(deeper, 4096, True, "gptq") == peak.peak(inventory, 4096, True, "gptq")
     assert peak.peak(inventory, 4096, False, "rtn") < 3e9
+
+
+def test_experts_are_learned_in_as_few_turns_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = qwen3_30b(48)[0] | COMMON
+    inventory = list_layers(mlxlm.bare_model(config), config)
+    found = {}
+    for gib in (16, 20, 24, 32):
+        monkeypatch.setattr(peak, "machine_memory", lambda gib=gib: gib * 2**30)
+        found[gib] = peak.turns(inventory, 65_536), peak.peak(inventory, 65_536, True, "learn")
+    assert [turns for turns, _ in found.values()] == [128, 4, 2, 1]
+    assert all(needed <= gib * 2**30 for gib, (_, needed) in found.items() if gib > 16)
+    assert found[16][1] > 16 * 2**30  # refused: one expert after the other is still too much
