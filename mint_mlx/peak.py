@@ -56,7 +56,7 @@ def _peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str, turns: 
     found = BASE + 3 * max((2 * layer.size for layer in layers), default=0)
     if not runs:
         return found
-    blocks = _blocks(inventory)
+    blocks = [[layer for layer in layers if layer.block == index] for index in range(inventory.blocks)]
     largest = max(map(_weights, blocks), default=0)
     ends = sum(layer.size for layer in layers if layer.block is None)
     whole, read = FLOAT * sum(layer.size for layer in layers), FLOAT * max(map(_read, blocks), default=0)
@@ -70,27 +70,20 @@ def _peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str, turns: 
     if quantizer != "learn":  # error feedback reads a block's weights again, when the block is gone
         return found + rows + max(block + batch, rounding)
     hidden = max((layer.shape[-1] for layer in layers if layer.role in ("embedding", "head")), default=0)
-    phases = (rows + batch, rows + rounding, _learned(inventory, turns))
-    return found + block + 4 * FLOAT * tokens * hidden + max(phases)
+    heads = max((LEARNED * layer.size for layer in layers if layer.role == "head" and learns_head(layer)), default=0)
+    learning = block + max(rows + batch, rows + rounding, max(_learned(one, turns) for one in blocks))
+    return found + 4 * FLOAT * tokens * hidden + max(learning, heads)  # the head comes last
 
 
-def _learned(inventory: Inventory, turns: int) -> int:
-    """What learning takes beside a block's weights: LEARNED bytes for each weight of a block, or of a head.
+def _learned(block: list[Layer], turns: int) -> int:
+    """What learning takes beside a block's weights: LEARNED bytes for each.
 
-    Of the experts only a part is learned in a turn; the others are held once more, as they are quantized.
+    Of the experts only a part is learned in a turn; all are held once more, as they are quantized.
     """
-    heads = [LEARNED * layer.size for layer in inventory.layers if layer.role == "head" and learns_head(layer)]
-    if turns == 1:
-        return max(heads + [LEARNED * _weights(block) for block in _blocks(inventory)], default=0)
-    found = heads
-    for block in _blocks(inventory):
-        stacks = _weights([layer for layer in block if layer.kind == "experts"])
-        found.append(FLOAT * stacks + LEARNED * (_weights(block) - stacks + -(-stacks // turns)))
-    return max(found, default=0)
-
-
-def _blocks(inventory: Inventory) -> list[list[Layer]]:
-    return [[layer for layer in inventory.layers if layer.block == index] for index in range(inventory.blocks)]
+    stacks = _weights([layer for layer in block if layer.kind == "experts"])
+    if turns == 1 or not stacks:
+        return LEARNED * _weights(block)
+    return FLOAT * stacks + LEARNED * (_weights(block) - stacks + -(-stacks // turns))
 
 
 def _weights(layers: list[Layer]) -> int:
