@@ -29,7 +29,7 @@ def main() -> None:
             raise
         _report(error)
     if code == INTERRUPTED:  # typer's own translation of Ctrl-C
-        _fail("interrupted: layers that were written are kept, the same command goes on from there", INTERRUPTED)
+        _fail("interrupted: what was finished is kept, the same command goes on from there", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -302,8 +302,8 @@ def _look_seconds(order: Order) -> dict[str, float]:
 
     A token costs two operations for each weight that it reads: once when it is written, and seven times in the walk
     (forward, forward again for the gradients and for the inputs' shapes, twice that back, and forward for the inputs).
-    Learning and refining take six for each weight and token of a step, three times that with all that isn't a product;
-    learning does as often as there are turns (peak.py).
+    Learning and refining take six for each weight and token of a step, three times that with all that isn't a product,
+    and each further turn of learning (peak.py) four: its products, made again.
     Error feedback costs a row and column of each second moment for every weight, and the moments their tokens.
     """
     from . import refine as refining
@@ -319,8 +319,8 @@ def _look_seconds(order: Order) -> dict[str, float]:
         copies = sum(layer.reads * layer.experts * layer.shape[-1] ** 2 for layer in layers)
         seconds["error feedback"] = (each + 2 * copies * order.tokens) / rate
     if order.quantizer == "learn":
-        again = turns(order.job.inventory, order.tokens)
-        seconds["learning"] = again * 3 * 6 * active * learning.STEPS * learning.TOKENS / rate
+        further = turns(order.job.inventory, order.tokens) - 1
+        seconds["learning"] = (3 * 6 + 4 * further) * active * learning.STEPS * learning.TOKENS / rate
         seconds["refining"] = 3 * 6 * active * refining.STEPS * refining.TOKENS / rate
     return seconds
 
