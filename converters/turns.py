@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -43,21 +42,21 @@ def learn_in_turns(
     found = dict(block.start)
     for path, codes in found.items():
         put(path, codes)
-    experts = max(len(found[path].codes) for path in stacks)
-    edges = np.linspace(0, experts, turns + 1).astype(int).tolist()
-    for turn, some in enumerate(slice(*edge) for edge in pairwise(edges)):
-        here = [path for path in found if path in stacks or turn == 0]
-        cut = {path: some if path in stacks else slice(None) for path in here}
+    edges = {path: np.linspace(0, len(found[path].codes), turns + 1).astype(int).tolist() for path in stacks}
+    for turn in range(turns):
+        experts = {path: slice(*edges[path][turn : turn + 2]) for path in stacks}
+        experts = {path: some for path, some in experts.items() if some.start < some.stop}
+        cut = experts if turn else dict.fromkeys(found, slice(None)) | experts
         part = replace(
             block,
-            start={path: _some(found[path], cut[path]) for path in here},
-            exact={path: block.exact[path][cut[path]] for path in here},
+            start={path: _some(found[path], some) for path, some in cut.items()},
+            exact={path: block.exact[path][some] for path, some in cut.items()},
         )
 
         def told(done: int, steps: int, turn: int = turn) -> None:
             progress(turn * steps + done, turns * steps)
 
-        with _only([block.modules[path] for path in stacks], some):
+        with _only([(block.modules[path], some) for path, some in experts.items()]):
             learned = learn(part, seed, progress=told)
         for path, codes in learned.items():
             found[path] = _with(found[path], cut[path], codes)
@@ -79,9 +78,9 @@ def _with(codes: Codes, experts: slice, new: Codes) -> Codes:
 
 
 @contextmanager
-def _only(stacks: Sequence[Any], some: slice) -> Iterator[None]:
+def _only(stacks: Sequence[tuple[Any, slice]]) -> Iterator[None]:
     """Let a weight that these layers are given be that of some experts; the others keep what they have now."""
-    own = {id(stack): stack.weight for stack in stacks}
+    own = {id(stack): (stack.weight, some) for stack, some in stacks}
 
     def in_parts(call: Callable[..., mx.array]) -> Callable[..., mx.array]:
         def replaced(self: Any, x: mx.array, indices: mx.array, *args: Any, **kwargs: Any) -> mx.array:
@@ -90,11 +89,12 @@ def _only(stacks: Sequence[Any], some: slice) -> Iterator[None]:
                 return call(self, x, indices, *args, **kwargs)
             lead = np.broadcast_shapes(indices.shape, x.shape[:-2])
             rows = mx.broadcast_to(x, (*lead, *x.shape[-2:])).reshape(-1, 1, x.shape[-1])
+            whole, some = own[id(self)]
             expert = np.broadcast_to(np.asarray(indices), lead).reshape(-1)
             inside = (expert >= some.start) & (expert < some.stop)
             given, bias = self.weight, self.get("bias")
             parts, order = [], []
-            for where, weight, experts in ((inside, given, some), (~inside, own[id(self)], slice(None))):
+            for where, weight, experts in ((inside, given, some), (~inside, whole, slice(None))):
                 chosen = np.flatnonzero(where)
                 if not len(chosen):
                     continue
@@ -112,5 +112,5 @@ def _only(stacks: Sequence[Any], some: slice) -> Iterator[None]:
 
         return replaced
 
-    with wrapped_all({type(stack) for stack in stacks}, in_parts):
+    with wrapped_all({type(stack) for stack, _ in stacks}, in_parts):
         yield

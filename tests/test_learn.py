@@ -154,7 +154,7 @@ def test_a_part_of_the_experts_takes_the_gradient_of_its_rows(bias: bool, ordere
 
     value, (to_weight, to_x) = mx.value_and_grad(loss, (0, 1))(whole, x)
     stack.weight = whole
-    with turns._only([stack], some):
+    with turns._only([(stack, some)]):
         here, (to_some, to_x_too) = mx.value_and_grad(loss, (0, 1))(whole[some], x)
     np.testing.assert_allclose(float(here), float(value), rtol=1e-5)
     np.testing.assert_allclose(np.array(to_some), np.array(to_weight[some]), rtol=1e-4, atol=1e-5)
