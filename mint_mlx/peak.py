@@ -10,12 +10,8 @@ from .units import both
 
 BASE = 500_000_000  # Python, MLX, buffers that are read ahead
 FLOAT = 4  # bytes of a number while the model runs
-LOGITS = (
-    6 * FLOAT * 2**25
-)  # arrays of logits that stand side by side while they are differentiated (runner.py cuts them)
-LEARNED = (
-    28  # for each weight that is learned beside the source's: itself, its latent code, gradients and their moments
-)
+LOGITS = 6 * FLOAT * 2**25  # arrays of logits, side by side while they are differentiated (runner.py cuts them)
+LEARNED = 36  # for each weight that is learned: it, its latent code, gradients and moments, some of them old and new
 WINDOWS = 2048  # tokens that go through a block at once
 
 
