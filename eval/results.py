@@ -113,7 +113,7 @@ def plot(comparison: Comparison, path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     rows = [row for row in comparison.rows if "kl" in row]
     is_peer = {row["method"]: row["kind"] != "ours" for row in rows}
@@ -145,6 +145,9 @@ def plot(comparison: Comparison, path: Path) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(7))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / UNITS[unit]:.4g}"))
+        low, high = axis.get_ylim()
+        if high > 30 * low:  # else the labels of all nine steps of a decade run into each other
+            axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             ticks(FuncFormatter(lambda value, _: f"{value:.4g}"))
         axis.tick_params(axis="both", which="both", labelsize=8)
