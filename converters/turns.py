@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..runner import wrapped_all
+from ..switch import rows_and_experts
 from .learn import Block, learn
 from .pack import Codes
 
@@ -87,10 +88,8 @@ def _only(stacks: Sequence[tuple[Any, slice]]) -> Iterator[None]:
             """As mlx-lm's SwitchLinear: x (..., 1, in) broadcast against indices (..., k) gives (..., k, 1, out)."""
             if id(self) not in own:
                 return call(self, x, indices, *args, **kwargs)
-            lead = np.broadcast_shapes(indices.shape, x.shape[:-2])
-            rows = mx.broadcast_to(x, (*lead, *x.shape[-2:])).reshape(-1, 1, x.shape[-1])
+            lead, rows, expert = rows_and_experts(x, indices)
             whole, some = own[id(self)]
-            expert = np.broadcast_to(np.asarray(indices), lead).reshape(-1)
             inside = (expert >= some.start) & (expert < some.stop)
             given, bias = self.weight, self.get("bias")
             parts, order = [], []
@@ -102,7 +101,7 @@ def _only(stacks: Sequence[tuple[Any, slice]]) -> Iterator[None]:
                 if bias is not None:
                     self.bias = bias[experts]
                 number = mx.array(expert[chosen] - (experts.start or 0))
-                parts.append(call(self, rows[mx.array(chosen)], number, *args, **kwargs))
+                parts.append(call(self, rows[mx.array(chosen), None], number, *args, **kwargs))
                 order.append(chosen)
             self.weight = given
             if bias is not None:

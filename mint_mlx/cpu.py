@@ -22,6 +22,8 @@ import numpy as np
 from mlx_lm.models.activations import swiglu as stock_swiglu
 from mlx_lm.models.switch_layers import SwitchLinear
 
+from .switch import rows_and_experts
+
 BLOCK = 192  # queries of attention at once
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
@@ -62,9 +64,7 @@ class GroupedSwitchLinear(SwitchLinear):
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         """As SwitchLinear: x (..., 1, in) broadcast against indices (..., k); returns (..., k, 1, out)."""
-        lead = np.broadcast_shapes(indices.shape, x.shape[:-2])
-        rows = mx.broadcast_to(x, (*lead, *x.shape[-2:])).reshape(-1, x.shape[-1])
-        expert = np.broadcast_to(np.asarray(indices), lead).reshape(-1)
+        lead, rows, expert = rows_and_experts(x, indices)
         order = None if sorted_indices else np.argsort(expert, kind="stable")
         if order is not None:
             rows, expert = rows[mx.array(order)], expert[order]

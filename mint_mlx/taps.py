@@ -19,6 +19,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, Switch
 
 from .cpu import GroupedSwitchLinear
 from .runner import wrapped, wrapped_all
+from .switch import rows_and_experts
 
 LINEAR = (nn.Linear, nn.QuantizedLinear)
 EXPERTS = (SwitchLinear, GroupedSwitchLinear, QuantizedSwitchLinear)
@@ -123,9 +124,7 @@ def _expert_rows(
 
     mlx-lm sorts the rows of many tokens by expert; which token each came from follows from the routing before.
     """
-    lead = np.broadcast_shapes(chosen.shape, x.shape[:-2])
-    rows = mx.broadcast_to(x, (*lead, *x.shape[-2:])).reshape(-1, x.shape[-1])
-    expert = np.broadcast_to(chosen, lead).reshape(-1)
+    lead, rows, expert = rows_and_experts(x, chosen)
     if not sorted_indices or route is None:
         return rows, expert, np.arange(len(expert)) // lead[-1]
     order = np.asarray(mx.argsort(mx.array(route).flatten()))
