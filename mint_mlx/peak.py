@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .errors import MintError
 from .layers import Inventory, Layer
 from .ldl import held_moments
@@ -31,9 +33,7 @@ def peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str) -> int:
         block's layers. Learning comes after a block's error feedback and takes what `_learned` says, in as few `turns`
         as memory allows, and four hidden states.
     """
-    if quantizer == "learn":
-        return _peak(inventory, tokens, runs, quantizer, turns(inventory, tokens))
-    return _peak(inventory, tokens, runs, quantizer)
+    return _peak(inventory, tokens, runs, quantizer, turns(inventory, tokens) if quantizer == "learn" else 1)
 
 
 def turns(inventory: Inventory, tokens: int) -> int:
@@ -45,7 +45,7 @@ def turns(inventory: Inventory, tokens: int) -> int:
     return count
 
 
-def _peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str, turns: int = 1) -> int:
+def _peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str, turns: int) -> int:
     from .converters.gptq import held
 
     layers = inventory.layers
@@ -54,8 +54,8 @@ def _peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str, turns: 
         return found
     blocks = [[layer for layer in layers if layer.block == index] for index in range(inventory.blocks)]
     largest = max(map(_weights, blocks), default=0)
-    ends = sum(layer.size for layer in layers if layer.block is None)
-    whole, read = FLOAT * sum(layer.size for layer in layers), FLOAT * max(map(_read, blocks), default=0)
+    ends = _weights([layer for layer in layers if layer.block is None])
+    whole, read = FLOAT * _weights(layers), FLOAT * max(map(_read, blocks), default=0)
     batch = 2 * WINDOWS * read + max((sum(map(held_moments, block)) for block in blocks), default=0)
     rounding = max(map(held, layers), default=0) if quantizer != "rtn" else 0
     rows = tokens * read if quantizer != "rtn" else 0
@@ -67,7 +67,7 @@ def _peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str, turns: 
         return found + rows + max(block + batch, rounding)
     hidden = max((layer.shape[-1] for layer in layers if layer.role in ("embedding", "head")), default=0)
     heads = max((LEARNED * layer.size for layer in layers if layer.role == "head" and learns_head(layer)), default=0)
-    learning = block + max(rows + batch, rows + rounding, max(_learned(one, turns) for one in blocks))
+    learning = block + max([rows + max(batch, rounding), *(_learned(one, turns) for one in blocks)])
     return found + 4 * FLOAT * tokens * hidden + max(learning, heads)  # the head comes last
 
 
@@ -82,7 +82,7 @@ def _learned(block: list[Layer], turns: int) -> int:
     return FLOAT * stacks + LEARNED * (_weights(block) - stacks + -(-stacks // turns))
 
 
-def _weights(layers: list[Layer]) -> int:
+def _weights(layers: Sequence[Layer]) -> int:
     return sum(layer.size for layer in layers)
 
 

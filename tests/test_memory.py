@@ -195,6 +195,12 @@ def test_the_peak_follows_from_one_block_and_not_from_the_depth() -> None:
     assert peak.peak(inventory, 4096, False, "rtn") < 3e9
 
 
+def test_a_model_without_blocks_has_a_peak(make: Maker) -> None:
+    inventory = prepare(str(make(llama(1)))).inventory
+    ends = replace(inventory, layers=tuple(layer for layer in inventory.layers if layer.block is None))
+    assert peak.peak(ends, 4096, True, "learn") > peak.peak(ends, 4096, False, "rtn")
+
+
 def test_experts_are_learned_in_as_few_turns_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     config = qwen3_30b(48)[0] | COMMON
     inventory = list_layers(mlxlm.bare_model(config), config)
