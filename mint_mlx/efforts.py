@@ -47,7 +47,7 @@ LEFT = {
     "fisher": {"rtn": 1.0, "gptq": 0.65, "learn": 0.35},
     "fisher-gptq": {"gptq": 1.2, "learn": 0.6},
 }
-SPREAD = (0.2, 2.4)
+SPREAD = (0.2, 5.5)
 TOKENS = 16_384  # of the model's own, that a sensitivity is measured on
 
 
