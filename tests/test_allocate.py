@@ -11,7 +11,7 @@ from conftest import Maker, llama, mixtral, qwen3_moe
 from mint_mlx import pipeline
 from mint_mlx.allocate import allocate, list_candidates, parse_override, size_range, uniform
 from mint_mlx.errors import MintError, UsageError
-from mint_mlx.objectives import OBJECTIVES
+from mint_mlx.objectives import OBJECTIVES, Context, prior
 from mint_mlx.order import Job, prepare
 from mint_mlx.plan import plan_text
 from mint_mlx.profile import Profile
@@ -143,6 +143,16 @@ def test_mint_protects_what_its_priors_name(make: Maker) -> None:
     plain = allocate(curves, parse_budget("4.5bpw"), DEFAULT, "nmse")
     mint = allocate(curves, parse_budget("4.5bpw"), DEFAULT, "mint")
     assert mint.choice["lm_head"].bits > plain.choice["lm_head"].bits
+
+
+def test_the_prior_ranks_the_head_first_and_queries_last(job: Job) -> None:
+    def cost(path: str) -> float:
+        layer = next(layer for layer in job.inventory.layers if layer.path.endswith(path))
+        return prior(layer, np.full((1, layer.experts), 0.5), Context(job.inventory.blocks)).item()
+
+    names = "lm_head 0.mlp.switch_mlp.down_proj 1.mlp.switch_mlp.down_proj 0.self_attn.v_proj 0.self_attn.q_proj".split()
+    costs = [cost(name) for name in names]
+    assert costs == sorted(costs, reverse=True) and len(set(costs)) == len(costs)
 
 
 def test_a_recipe_bounds_roles(curves: Profile) -> None:
