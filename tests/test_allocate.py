@@ -150,8 +150,8 @@ def test_the_prior_ranks_the_head_first_and_queries_last(job: Job) -> None:
         layer = next(layer for layer in job.inventory.layers if layer.path.endswith(path))
         return prior(layer, np.full((1, layer.experts), 0.5), Context(job.inventory.blocks)).item()
 
-    names = "lm_head 0.mlp.switch_mlp.down_proj 1.mlp.switch_mlp.down_proj 0.self_attn.v_proj 0.self_attn.q_proj".split()
-    costs = [cost(name) for name in names]
+    down = "mlp.switch_mlp.down_proj"
+    costs = [cost(name) for name in ("lm_head", f"0.{down}", f"1.{down}", "0.self_attn.v_proj", "0.self_attn.q_proj")]
     assert costs == sorted(costs, reverse=True) and len(set(costs)) == len(costs)
 
 
