@@ -63,8 +63,8 @@ def prior(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
 
     All blocks add to one residual stream, so a relative error costs about the same in a small layer as in a large one:
     the Fisher information of trained models varies with a layer's role, hardly with its size (docs/quality.md). The
-    head, which nothing follows, counts 60 times; queries and keys, whose errors the softmax dampens, less than half;
-    what an MLP writes back twice, and six times in the first block, where a few weights make the activations that all
+    head, which nothing follows, counts 30 times; queries and keys, whose errors the softmax dampens, less than half;
+    what an MLP writes back half as much again, and six times in the first block, where a few weights make the activations that all
     later blocks rely on (Yu et al., The Super Weight in Large Language Models, 2024).
     """
     return _weight(layer) * errors.mean(axis=1)
@@ -72,13 +72,13 @@ def prior(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
 
 def _weight(layer: Layer) -> float:
     if layer.role == "head" or (layer.role == "embedding" and layer.reads == 1):  # a tied embedding is the head
-        return 60.0
+        return 30.0
     if layer.role == "router":
         return 0.3
     if layer.path.endswith(("q_proj", "k_proj")):
         return 0.4
     if layer.path.endswith(("down_proj", "fc2", "w2")):
-        return 6.0 if layer.block == 0 else 2.0
+        return 6.0 if layer.block == 0 else 1.5
     return 1.0
 
 
