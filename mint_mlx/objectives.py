@@ -13,6 +13,7 @@ import numpy as np
 
 from .errors import MintError
 from .layers import Layer
+from .roles import DOWN
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def _weight(layer: Layer) -> float:
         return 0.3
     if layer.path.endswith(("q_proj", "k_proj")):
         return 0.4
-    if layer.path.endswith(("down_proj", "fc2", "w2")):
+    if layer.path.endswith(DOWN):
         return 6.0 if layer.block == 0 else 1.5
     return 1.0
 

@@ -25,6 +25,7 @@ ROLES = (
 )
 EXPERTS = ("expert_gate", "expert_up", "expert_down")
 GATES = ("router", "shared_expert_gate")
+DOWN = ("down_proj", "fc2", "w2")  # what an MLP, or an expert, writes back
 
 _SHARED_GATE = re.compile(r"(^|\.)shared_?experts?_gate(\.|$)")
 _SHARED = re.compile(r"(^|\.)(shared_?experts?|share_expert|shared_mlp)(\.|$)")
@@ -52,7 +53,7 @@ def role_of(path: str, kind: str, block_has_experts: bool, owner: str = "") -> s
     if kind == "experts" and _ATTENTION.search(path):  # an output projection in groups
         return "attention"
     if kind == "experts":
-        if leaf in ("down_proj", "fc2", "w2"):
+        if leaf in DOWN:
             return "expert_down"
         return "expert_gate" if leaf in ("gate_proj", "w1") else "expert_up"
     if kind == "embedding":
