@@ -66,7 +66,8 @@ def prior(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
     the Fisher information of trained models varies with a layer's role, hardly with its size (docs/quality.md). The
     head, which nothing follows, counts 30 times; queries and keys, whose errors the softmax dampens, less than half;
     what an MLP writes back counts half as much again, and six times in the first block, where a few weights make the
-    activations that all later blocks rely on (Yu et al., The Super Weight in Large Language Models, 2024).
+    activations that all later blocks rely on (Yu et al., The Super Weight in Large Language Models, 2024). A router, or
+    the embedding that all routers read, counts three times: its errors swap experts, which no gradient shows.
     """
     return _weight(layer) * errors.mean(axis=1)
 
@@ -74,8 +75,8 @@ def prior(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
 def _weight(layer: Layer) -> float:
     if layer.role == "head" or (layer.role == "embedding" and layer.reads == 1):  # a tied embedding is the head
         return 30.0
-    if layer.role == "router":
-        return 0.3
+    if layer.role in ("router", "embedding"):
+        return 3.0
     if layer.path.endswith(("q_proj", "k_proj")):
         return 0.4
     if layer.path.endswith(DOWN):

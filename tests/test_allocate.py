@@ -151,8 +151,10 @@ def test_the_prior_ranks_the_head_first_and_queries_last(job: Job) -> None:
         return prior(layer, np.full((1, layer.experts), 0.5), Context(job.inventory.blocks)).item()
 
     down = "mlp.switch_mlp.down_proj"
-    costs = [cost(name) for name in ("lm_head", f"0.{down}", f"1.{down}", "0.self_attn.v_proj", "0.self_attn.q_proj")]
+    names = ("lm_head", f"0.{down}", "embed_tokens", f"1.{down}", "0.self_attn.v_proj", "0.self_attn.q_proj")
+    costs = [cost(name) for name in names]
     assert costs == sorted(costs, reverse=True) and len(set(costs)) == len(costs)
+    assert cost("mlp.gate") == cost("embed_tokens")
 
 
 def test_a_recipe_bounds_roles(curves: Profile) -> None:
