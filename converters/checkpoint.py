@@ -112,7 +112,7 @@ def write(
         "source": source.fingerprint,
         "quantizer": plan.quantizer,
         "versions": versions(),
-        "inputs": _digest(own) if own is not None else None,
+        "inputs": digest(own) if own is not None else None,
         "choice": {path: str(config) for path, config in plan.choice.items()},
     }
     layers = {layer.path: layer for layer in inventory.layers}
@@ -164,7 +164,7 @@ def write(
         if smoke:
             report.stage("generate")
             sentence = mlxlm.generate_sentence(work)
-        for path in work.glob(f"{SCRATCH}*"):
+        for path in (*work.glob(f"{SCRATCH}*"), *work.glob(".*.part")):  # the latter of a run that was killed
             path.unlink()
         put_in_place(work, target, force)
         for path in (*target.glob(f"*{JOURNAL}"), target / LOCK):  # kept until now: without them it is a stranger's
@@ -231,12 +231,14 @@ def copied(folder: Path, target: Path, force: bool) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _digest(own: Own) -> str:
-    """What the inputs' moments follow from: the tokens and their weights."""
-    digest = hashlib.blake2b(np.ascontiguousarray(own[0]).data, digest_size=8)
-    for weights in own[1].weights.values():
-        digest.update(np.ascontiguousarray(weights.weight).data)
-    return digest.hexdigest()
+def digest(own: Own) -> str:
+    """What codes follow from beside weights and plan: the tokens, their weights and the metrics."""
+    tokens, made = own
+    found = hashlib.blake2b(np.ascontiguousarray(tokens).data, digest_size=8)
+    weights = [weights.weight for weights in made.weights.values()]
+    for array in (*weights, *made.metric.values(), *([made.embedding] if made.embedding is not None else [])):
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
 
 
 def _requantized(

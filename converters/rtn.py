@@ -7,13 +7,12 @@ import mlx.core as mx
 from ..quant import QuantConfig
 
 
-def quantize(weight: mx.array, config: QuantConfig, moments: object = None) -> dict[str, mx.array]:
+def quantize(weight: mx.array, config: QuantConfig) -> dict[str, mx.array]:
     """Quantize one layer with `mx.quantize`.
 
     Args:
         weight: (..., rows, columns) in the type that its scales shall have.
         config: a quantized configuration whose group divides the columns.
-        moments: not looked at.
 
     Returns:
         `weight` (uint32, packed), `scales`, and `biases` where the mode has them.

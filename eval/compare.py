@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import cache, mlxlm, pipeline
+from .. import cache, measured, mlxlm
 from ..allocate import allocate
 from ..converters import checkpoint
 from ..converters.quantizers import NEEDS_INPUTS
@@ -198,7 +198,7 @@ def _long_lines(text: str) -> set[str]:
 def _limit(job: Job, budget: Budget) -> int:
     limit = budget.resolve(job.inventory.parameters)
     if limit is None:
-        curves = pipeline.get_profile(job)
+        curves = measured.get_profile(job)
         return allocate(curves, budget, job.recipe).layout(job.inventory).total
     return limit
 
@@ -253,11 +253,11 @@ class _Bench:
 
     def ours(self, names: Sequence[str], sizes: Sequence[int]) -> Iterator[Task]:
         """Our checkpoints by each method at each size."""
-        curves = pipeline.get_profile(self.job, self.report)
+        curves = measured.get_profile(self.job, self.report)
         own: dict[str, Own | None] = {}
         for name in names:
             looks = OURS[name].objective in NEEDS_SENSITIVITY or OURS[name].quantizer in NEEDS_INPUTS
-            own[name] = pipeline.get_sensitivity(self.job, self.report, OURS[name].tokens) if looks else None
+            own[name] = measured.get_sensitivity(self.job, self.report, OURS[name].tokens) if looks else None
         for size in sizes:
             for name in names:
                 objective, quantizer, mine = OURS[name].objective, OURS[name].quantizer, own[name]
@@ -272,13 +272,15 @@ class _Bench:
                 key = json.dumps({path: str(c) for path, c in plan.choice.items()})
                 inputs = mine if quantizer in NEEDS_INPUTS else None
                 if inputs is not None:
-                    key += f"{inputs[1].how}, {inputs[1].tokens} tokens"
+                    key += checkpoint.digest(inputs)
                 refine = OURS[name].refine and inputs is not None
                 yield Task(name, kind, False, plan.quantizer, size, key, partial(self._write, plan, inputs, refine))
 
     def _write(self, plan: Plan, own: Own | None, refine: bool, out: Path) -> None:
-        write = partial(checkpoint.write, self.job.source, self.job.inventory, plan)
-        write(out, force=True, own=own, refine=refine)
+        from ..refine import can_refine
+
+        refine = refine and can_refine(self.job.inventory, plan.choice)
+        checkpoint.write(self.job.source, self.job.inventory, plan, out, force=True, own=own, refine=refine)
 
     def build(self, task: Task) -> Made:
         """Build a checkpoint, or find it in the cache. What fails in mlx-lm's code is a row of its own, not an end."""
@@ -297,21 +299,25 @@ class _Bench:
 
     def _build_new(self, task: Task, build: Callable[[Path], Any], home: Path) -> dict[str, Any]:
         self.report.stage(f"build {task.method} ({task.about})")
-        shutil.rmtree(home, ignore_errors=True)
-        home.mkdir(parents=True)
-        started, reason = time.monotonic(), None
+        if task.foreign:  # ours goes on from what an interrupted run left
+            shutil.rmtree(home, ignore_errors=True)
+        home.mkdir(parents=True, exist_ok=True)
+        started, reason, lasts = time.monotonic(), None, True
         try:
             build(home / "unfinished")
             (home / "unfinished").rename(home / "checkpoint")
         except MintError as error:
-            reason = str(error)
+            reason, lasts = str(error), False
         except Exception as error:
             if not task.foreign or explain(error):  # a fault of ours, or one of disk and network
                 raise
             reason = f"mlx-lm fails here: {type(error).__name__}: {error}"
-        shutil.rmtree(home / "unfinished", ignore_errors=True)
+            lasts = not isinstance(error, (MemoryError, RuntimeError))  # too little memory may be enough next time
+        if reason is not None:
+            shutil.rmtree(home / "unfinished", ignore_errors=True)
         note = {"seconds": time.monotonic() - started, "reason": reason}
-        write_whole(home / "made.json", json.dumps(note))
+        if lasts:
+            write_whole(home / "made.json", json.dumps(note))
         return note
 
     def row(self, made: Made) -> Row:

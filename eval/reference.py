@@ -20,10 +20,12 @@ import numpy as np
 
 from ..cpu import exp, logsumexp
 from ..errors import MintError
+from ..files import check_file
 from ..runner import Routing, Runner, forward
 from .protocol import Windows
 
 SCHEMA = 3
+MARKER = "mint_mlx_reference"  # in every file of ours
 FILE_BYTES = 1_000_000_000  # K is as large as a file of this size allows
 LEAST_K = 128
 PER_POSITION = ("ids", "best", "logp", "rest", "true")
@@ -209,10 +211,7 @@ def check_reference_file(path: Path) -> None:
     """
     if path.suffix != ".safetensors":
         raise MintError(f"{path} must end in .safetensors, so that --source knows it as a reference")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise MintError(f"{path} cannot be written: give a file in an existing folder")
-    if path.is_file():
-        load_reference(path)
+    check_file(path, MARKER, force=True)  # an older one, also of another version, is replaced
 
 
 def save_reference(reference: Reference, path: Path) -> None:
@@ -228,7 +227,7 @@ def save_reference(reference: Reference, path: Path) -> None:
     about = asdict(reference.about) | {"firsts": [part.windows.first for part in reference.parts]}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    save_file(arrays, partial, metadata={"mint_mlx_reference": json.dumps(about)})
+    save_file(arrays, partial, metadata={MARKER: json.dumps(about)})
     partial.replace(path)
 
 
@@ -246,7 +245,7 @@ def load_reference(path: Path) -> Reference:
         )
     try:
         with safe_open(path, framework="numpy") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {})["mint_mlx_reference"])
+            about: dict[str, Any] = json.loads((file.metadata() or {})[MARKER])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         firsts = about.pop("firsts")
         if about["schema"] != SCHEMA:

@@ -15,6 +15,7 @@ from .errors import MintError, UsageError
 from .knapsack import solve
 from .layers import Inventory, Layer
 from .layout import SHARD_BYTES, make_layout
+from .ldl import takes_feedback
 from .load import Source
 from .objectives import NEEDS_SENSITIVITY, Context, find_objective
 from .plan import LayerError, Plan, check_config
@@ -169,7 +170,7 @@ def allocate(
         raise MintError(
             f"the objective {name} weighs errors with a sensitivity: measure one with `mint-mlx sensitivity`"
         )
-    left = sensitivity.left if sensitivity is not None else {}
+    left = {layer.path: feedback_leaves(layer, options[layer.path], sensitivity) for layer in inventory.layers}
     weighed = _fisher(profile, sensitivity)
     context = Context(inventory.blocks, **recipe.priors.model_dump(), fisher=weighed, left=left)
     costs = [np.array([layer.bytes(c) for c in options[layer.path]], dtype=np.int64) for layer in inventory.layers]
@@ -223,6 +224,12 @@ def _fisher(profile: Profile, sensitivity: Sensitivity | None) -> dict[str, np.n
     reached = [cost.sum() for cost in found.values() if cost.sum() > 0]
     usual = float(np.median(reached)) if reached else 1.0
     return {path: cost if cost.sum() > 0 else np.full(len(cost), usual / len(cost)) for path, cost in found.items()}
+
+
+def feedback_leaves(layer: Layer, configs: Sequence[QuantConfig], sensitivity: Sensitivity | None) -> np.ndarray:
+    """The share of each candidate's cost that error feedback leaves, float64 (candidates,). It knows affine ones."""
+    share = sensitivity.left.get(layer.path, 1.0) if sensitivity is not None and takes_feedback(layer) else 1.0
+    return np.array([share if config.mode == "affine" else 1.0 for config in configs])
 
 
 def _solve(

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sys
 
-from .commands import INTERRUPTED, app, keep, make, measure
+from .commands import INTERRUPTED, app, keep, make, measure, steps
 from .errors import UsageError, explain
 
-__all__ = ["keep", "main", "make", "measure"]  # importing the three registers their commands
+__all__ = ["keep", "main", "make", "measure", "steps"]  # importing the four registers their commands
 
 ISSUES = "https://github.com/mint-mlx/mint-mlx/issues"
 

@@ -17,7 +17,7 @@ import numpy as np
 from .blocks import forward_blocks
 from .errors import MintError
 from .layers import Inventory, Layer
-from .ldl import POOL
+from .ldl import POOL, takes_feedback
 from .load import Source
 from .runner import Runner, load_runner, release_block, trunk_output_from
 from .sensitivity import Sensitivity, TokenWeights
@@ -158,10 +158,10 @@ class Moments:
     def of(self, path: str) -> Inputs | np.ndarray | None:
         """The moments of a layer, to be sliced by expert; None for one whose inputs aren't followed."""
         layer = self._layers[path]
+        if not takes_feedback(layer):
+            return None
         if layer.role == "embedding":
             return embedding_moments(layer, self._embedding)
-        if layer.kind not in ("linear", "experts") or (layer.block is None and layer.role != "head"):
-            return None
         while self._here != layer.block:
             self._here, self._inputs = next(self._blocks)
         return self._inputs.get(path)

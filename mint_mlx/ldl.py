@@ -18,6 +18,13 @@ EXPERTS = 8  # of a layer, whose moments tell how much remains
 WIDE = 4096  # columns at most that tell it
 
 
+def takes_feedback(layer: Layer) -> bool:
+    """Whether error feedback can know what a layer reads: linears and experts of the blocks, the head, embeddings."""
+    if layer.role == "embedding":
+        return layer.kind == "embedding"
+    return layer.kind in ("linear", "experts") and (layer.block is not None or layer.role == "head")
+
+
 def factor(moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The order of columns and the Cholesky factor of a damped moment.
 

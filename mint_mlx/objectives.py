@@ -25,7 +25,8 @@ class Context:
         first_block, last_block, roles: the recipe's priors.
         fisher: by layer, float64 (experts,): the KL divergence in nats per token that an NMSE of one would cost, as the
             Fisher information predicts it; empty where no sensitivity was measured.
-        left: by layer, the share of that cost that error feedback leaves; all of it where there is none.
+        left: by layer, float64 (candidates,): the share of that cost that error feedback leaves of each candidate's
+            error; all of it where there is none.
     """
 
     blocks: int
@@ -33,7 +34,7 @@ class Context:
     last_block: float = 1.0
     roles: Mapping[str, float] = field(default_factory=dict)
     fisher: Mapping[str, np.ndarray] = field(default_factory=dict)
-    left: Mapping[str, float] = field(default_factory=dict)
+    left: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 SATURATION = 8.0
@@ -66,8 +67,9 @@ def prior(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
     the Fisher information of trained models varies with a layer's role, hardly with its size (docs/quality.md). The
     head, which nothing follows, counts 30 times; queries and keys, whose errors the softmax dampens, less than half;
     what an MLP writes back counts half as much again, and six times in the first block, where a few weights make the
-    activations that all later blocks rely on (Yu et al., The Super Weight in Large Language Models, 2024). A router, or
-    the embedding that all routers read, counts three times: its errors swap experts, which no gradient shows.
+    activations that all later blocks rely on (Yu et al., The Super Weight in Large Language Models, 2024). A router
+    counts three times, and so does an embedding that isn't the head, which all routers read: errors in them swap
+    experts, which no gradient shows.
     """
     return _weight(layer) * errors.mean(axis=1)
 
@@ -99,7 +101,7 @@ def fisher_gptq(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarra
     That is the trace of D over the trace of H = L D L^T, the layer's second moments (ldl.py): little where its inputs
     are strongly correlated, nearly all where they are not.
     """
-    return fisher(layer, errors, context) * context.left.get(layer.path, 1.0)
+    return np.asarray(fisher(layer, errors, context) * context.left.get(layer.path, 1.0))
 
 
 OBJECTIVES: dict[str, Objective] = {

@@ -14,11 +14,12 @@ from .converters.card import config_table
 from .converters.quantizers import NEEDS_INPUTS
 from .doctor import Finding
 from .layers import Inventory
+from .measured import profile_candidates
 from .memory import RESERVE, Fit, Needs, smallest_mac
 from .objectives import NEEDS_SENSITIVITY
 from .order import Job, Order, Request, needs_of, place_order
 from .peak import turns
-from .pipeline import choose_plan, profile_candidates
+from .pipeline import choose_plan
 from .plan import Plan
 from .profile import Profile, assumed, sqnr_db
 from .quant import KEEP, QuantConfig

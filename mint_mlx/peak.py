@@ -8,6 +8,7 @@ from .errors import MintError
 from .layers import Inventory, Layer
 from .ldl import held_moments
 from .memory import fits_here, machine_memory
+from .roles import WRITES
 from .units import both
 
 BASE = 500_000_000  # Python, MLX, buffers that are read ahead
@@ -103,4 +104,9 @@ def check_room(needed: int, advice: str) -> None:
 
 def _read(block: list[Layer]) -> int:
     """Numbers that a block's layers read of one token; once what several read (query, key and value; gate and up)."""
-    return sum(copies * columns for copies, columns in {(round(x.reads * x.experts), x.shape[-1]) for x in block})
+
+    def read(layer: Layer) -> tuple[str, int, int]:
+        parent, _, name = layer.path.rpartition(".")
+        return layer.path if name in WRITES else parent, round(layer.reads * layer.experts), layer.shape[-1]
+
+    return sum(copies * columns for _, copies, columns in set(map(read, block)))

@@ -24,6 +24,7 @@ from .errors import MintError
 from .headers import read_folder, read_header
 from .layers import Inventory
 from .load import Source
+from .memory import fits_here
 from .quant import QuantConfig
 from .runner import LOGITS, forward, load_runner
 from .stream import flat_view
@@ -231,12 +232,15 @@ def refine_own(
     return found if found.after < found.before else None
 
 
-def bytes_needed(inventory: Inventory, choice: Mapping[str, QuantConfig]) -> int:
-    """Memory of refining a checkpoint, roughly: on a CPU dense weights with gradients, else fourteen floats a group."""
+def can_refine(inventory: Inventory, choice: Mapping[str, QuantConfig]) -> bool:
+    """Whether a checkpoint of these configurations can be refined in the memory of this machine, roughly.
+
+    That takes dense weights with gradients on a CPU, else fourteen floats a group.
+    """
     used = [(layer, choice[layer.path]) for layer in inventory.layers if choice[layer.path].quantized]
     if on_cpu():
-        return sum(12 * layer.size for layer, _ in used)
-    return sum(layer.bytes(c) + 56 * layer.size // c.group_size for layer, c in used)
+        return fits_here(sum(12 * layer.size for layer, _ in used))
+    return fits_here(sum(layer.bytes(c) + 56 * layer.size // c.group_size for layer, c in used))
 
 
 def put_refined(folder: Path, tensors: Mapping[str, mx.array]) -> None:

@@ -26,6 +26,7 @@ ROLES = (
 EXPERTS = ("expert_gate", "expert_up", "expert_down")
 GATES = ("router", "shared_expert_gate")
 DOWN = ("down_proj", "fc2", "w2")  # what an MLP, or an expert, writes back
+WRITES = (*DOWN, "o_proj", "out_proj", "wo", "dense", "c_proj")  # what reads what its neighbours made
 
 _SHARED_GATE = re.compile(r"(^|\.)shared_?experts?_gate(\.|$)")
 _SHARED = re.compile(r"(^|\.)(shared_?experts?|share_expert|shared_mlp)(\.|$)")

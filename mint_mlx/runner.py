@@ -131,7 +131,7 @@ def _bytes_needed(model: nn.Module) -> int:
         for _, array in tree_flatten(module.parameters()):
             total += array.nbytes
         if on_cpu() and "weight" in module:
-            size = module.weight.size * (32 // module.bits if "scales" in module else 1)
+            size = module.weight.size * 32 // module.bits if "scales" in module else module.weight.size
             total += 4 * size - (0 if "scales" in module else module.weight.nbytes)
     return total
 

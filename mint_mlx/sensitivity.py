@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import tokenize
 import zipfile
@@ -34,12 +35,14 @@ from .errors import MintError
 from .layers import Inventory
 from .ldl import WIDE, SampledMoments, remaining
 from .load import Source
+from .versions import versions
 from .walked import Found, Part
 
 if TYPE_CHECKING:
     from .taps import Rows
 
 SCHEMA = 3
+MARKER = "mint_mlx_sensitivity"  # in every file of ours
 FULL = 1024  # the hidden size up to which a block's whole metric is kept
 Progress = Callable[[str, int, int], None]
 
@@ -125,13 +128,14 @@ def measure(
     runner = load_runner(source.path, streamed)
     runner.model.train()  # some families' fused kernels have no gradient
     known = {layer.path: layer.shape[0] if len(layer.shape) > 2 else 1 for layer in inventory.layers}
-    tied = {layer.path for layer in inventory.layers if layer.role == "embedding"}
+    embeddings = {layer.path for layer in inventory.layers if layer.role == "embedding"}
 
     def names() -> dict[int, str]:
         return names_of(runner, known)
 
     depth = len(runner.trunk[runner.blocks])
-    with walked.spilled(key and f"{key}-{hashlib.blake2b(tokens.tobytes(), digest_size=8).hexdigest()}") as folder:
+    digest = hashlib.blake2b(f"{SCHEMA} {versions()}".encode() + tokens.tobytes(), digest_size=8)
+    with walked.spilled(key and f"{key}-{digest.hexdigest()}", (NoChain, MintError)) as folder:
         steps = []
         for step, out, _ in forward_blocks(runner, tokens, batch, known=lambda i: walked.hidden(folder, i + 1)):
             progress(f"block {step.index} forward", step.index, 2 * depth)
@@ -143,7 +147,7 @@ def measure(
         parts, back = walked.parts(folder, depth)
         if back is None:
             made = parts[depth] = Part()
-            with _visitor(made, known, tied) as visit:
+            with _visitor(made, known, embeddings) as visit:
                 grad = from_logits(runner, tokens, last, batch, mx.random.key(seed), visit, names())
             if not made.rows:
                 raise NoChain("its head is no layer that can be followed")
@@ -163,7 +167,7 @@ def measure(
             step.args = (mx.array(kept).astype(dtype), *step.args[1:])
             load_block(runner, step.block)
             made = parts[step.index] = Part(metric=_compact(_metric(grad)))
-            with _visitor(made, known, tied) as visit:
+            with _visitor(made, known, embeddings) as visit:
                 grad = pull_back(step, grad, batch, visit, names())
             walked.keep_part(folder, step.index, made, _numpy(grad))
             release_block(runner, step.block)
@@ -174,12 +178,12 @@ def measure(
             cost += float(np.sum(np.square(seen), dtype=np.float64))
             if seen.shape[-1] <= WIDE:
                 made.embedding = _added(made.embedding, seen)
-    return _put_together(source, known, tied, parts, tokens.size, how)
+    return _put_together(source, known, embeddings, parts, tokens.size, how)
 
 
 @contextmanager
-def _visitor(made: Part, known: dict[str, int], tied: set[str]) -> Iterator[Callable[[Rows], None]]:
-    """Adds what layers read and their gradients to a part. `known` has the number of experts, `tied` the embeddings."""
+def _visitor(made: Part, known: dict[str, int], embeddings: set[str]) -> Iterator[Callable[[Rows], None]]:
+    """Adds what layers read and their gradients to a part; `known` has the number of experts, `embeddings` names."""
     import mlx.core as mx
 
     moments: dict[str, SampledMoments] = {}
@@ -192,7 +196,7 @@ def _visitor(made: Part, known: dict[str, int], tied: set[str]) -> Iterator[Call
         cost = made.trace.setdefault(rows.path, np.zeros(known[rows.path]))
         cost += np.bincount(part, energy, minlength=len(cost))
         x, roots = np.asarray(rows.x), np.sqrt(squared).astype(np.float32)
-        if rows.path not in tied:
+        if rows.path not in embeddings:
             moments.setdefault(rows.path, SampledMoments()).add(x, roots, rows.part, known[rows.path])
         elif x.shape[-1] <= WIDE:
             made.embedding = _added(made.embedding, x * roots[:, None])
@@ -209,9 +213,9 @@ def _added(moment: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
 
 
 def _put_together(
-    source: Source, known: dict[str, int], tied: set[str], parts: dict[int, Part], tokens: int, how: str
+    source: Source, known: dict[str, int], embeddings: set[str], parts: dict[int, Part], tokens: int, how: str
 ) -> Sensitivity:
-    """What all blocks added, the last first. `known` has the number of experts, `tied` the embeddings.
+    """What all blocks added, the last first. `known` has the number of experts, `embeddings` names those.
 
     Raises:
         MintError: naming a layer whose cost overflows.
@@ -232,7 +236,7 @@ def _put_together(
     kept = _compact(sum(moments[1:], moments[0])) if moments else None
     left = {path: share for part in parts.values() for path, share in part.left.items()}
     if kept is not None:
-        left |= dict.fromkeys(tied, remaining([kept]))
+        left |= dict.fromkeys(embeddings, remaining([kept]))
     return Sensitivity(source.name, source.structure, source.content, tokens, how, trace, weights, metric, kept, left)
 
 
@@ -301,7 +305,7 @@ def _by_token(rows: list[Found], count: int) -> TokenWeights:
 def save_sensitivity(tokens: np.ndarray, made: Sensitivity, path: Path) -> None:
     """Write tokens and sensitivity as one .npz, whole or not at all."""
     head = {
-        "mint_mlx_sensitivity": SCHEMA,
+        MARKER: SCHEMA,
         "source": made.source,
         "structure": made.structure,
         "content": made.content,
@@ -328,7 +332,7 @@ def save_sensitivity(tokens: np.ndarray, made: Sensitivity, path: Path) -> None:
         arrays[name], scale = _halved(matrix)
         arrays[f"{name}.scale"] = np.array(scale)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     with partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     partial.replace(path)
@@ -338,6 +342,15 @@ _DAMAGED = (  # all that zip, zlib and numpy raise
     *(ValueError, KeyError, TypeError, EOFError, NotImplementedError, SyntaxError, OverflowError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, struct.error),
 )
+
+
+def is_sensitivity(path: Path) -> bool:
+    """Whether a file was written by `save_sensitivity`, of whatever version."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return MARKER in json.loads(str(arrays["head"]))
+    except (OSError, *_DAMAGED):
+        return False
 
 
 def load_sensitivity(path: Path) -> tuple[np.ndarray, Sensitivity]:
@@ -356,7 +369,7 @@ def load_sensitivity(path: Path) -> tuple[np.ndarray, Sensitivity]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             head = json.loads(str(arrays["head"]))
-            if head["mint_mlx_sensitivity"] != SCHEMA:
+            if head[MARKER] != SCHEMA:
                 raise wrong
             count = len(head["followed"])
             trace = {layer: arrays[f"trace.{i}"] for i, layer in enumerate(head["layers"])}

@@ -90,7 +90,8 @@ def sweep(profile: str | Path, sensitivity: str | Path | None = None, measured: 
     """
     curves = load_profile(find_kept(profile, PROFILE_FILE))
     weights = _weights(profile, sensitivity)
-    objective = EFFORTS["balanced" if weights is not None else "fast"].objective
+    level = EFFORTS["balanced" if weights is not None else "fast"]
+    objective = curves.recipe.objective or level.objective
     parameters = curves.inventory.parameters
     found = []
     for size, perplexity in map(parse_measured, measured):

@@ -50,8 +50,12 @@ class Part:
 
 
 @contextmanager
-def spilled(key: str | None) -> Iterator[Path]:
-    """A folder for one walk, removed at its end. With a key an interruption leaves it for the next run of that key."""
+def spilled(key: str | None, refused: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
+    """A folder for one walk, removed at its end.
+
+    With a key an interruption (Ctrl-C, a full disk, too little memory) leaves it for the next run of that key; what is
+    `refused` does not.
+    """
     lock = None if key is None else _locked(Path(tempfile.gettempdir()) / f"mint-mlx-walk-{key}")
     if lock is None:  # no key, or another run has it
         with tempfile.TemporaryDirectory(prefix="mint-mlx-") as name:
@@ -61,9 +65,7 @@ def spilled(key: str | None) -> Iterator[Path]:
         folder = Path(lock.name).parent
         try:
             yield folder
-        except (OSError, KeyboardInterrupt):  # a full disk, Ctrl-C: it goes on next time
-            raise
-        except BaseException:
+        except refused:  # it would be so next time
             shutil.rmtree(folder)
             raise
         shutil.rmtree(folder)

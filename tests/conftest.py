@@ -22,6 +22,7 @@ from mint_mlx import efforts  # noqa: E402
 OLD_MLX_LM = version("mlx-lm") < "0.32"  # on Python 3.10: fewer families, and quantizers that fail on MoEs
 DEMO = Path(__file__).parent.parent / "mint_mlx" / "demo" / "demo-moe"
 HIDDEN, VOCAB, HEAD_DIM = 128, 96, 32
+DEFAULT = efforts.DEFAULT  # the level that people get; tests get `fast` unless they ask
 
 
 @pytest.fixture(autouse=True)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Maker, llama, mixtral, qwen3_moe
 
-from mint_mlx import pipeline
-from mint_mlx.allocate import allocate, list_candidates, parse_override, size_range, uniform
+from mint_mlx import measured
+from mint_mlx.allocate import allocate, feedback_leaves, list_candidates, parse_override, size_range, uniform
 from mint_mlx.errors import MintError, UsageError
 from mint_mlx.objectives import OBJECTIVES, Context, prior
 from mint_mlx.order import Job, prepare
 from mint_mlx.plan import plan_text
 from mint_mlx.profile import Profile
-from mint_mlx.quant import KEEP, QuantConfig
+from mint_mlx.quant import KEEP, QuantConfig, parse_config
 from mint_mlx.recipes import Recipe, find_recipe
 from mint_mlx.sensitivity import Sensitivity
 from mint_mlx.units import parse_budget
@@ -28,7 +29,7 @@ def job(make: Maker) -> Job:
 
 @pytest.fixture
 def curves(job: Job) -> Profile:
-    return pipeline.get_profile(job)
+    return measured.get_profile(job)
 
 
 DEFAULT = find_recipe("default", {})
@@ -139,7 +140,7 @@ def test_a_uniform_plan_keeps_what_its_group_does_not_divide(job: Job) -> None:
 
 def test_mint_protects_what_its_priors_name(make: Maker) -> None:
     folder = make(llama(4))
-    curves = pipeline.get_profile(prepare(str(folder)))
+    curves = measured.get_profile(prepare(str(folder)))
     plain = allocate(curves, parse_budget("4.5bpw"), DEFAULT, "nmse")
     mint = allocate(curves, parse_budget("4.5bpw"), DEFAULT, "mint")
     assert mint.choice["lm_head"].bits > plain.choice["lm_head"].bits
@@ -155,6 +156,28 @@ def test_the_prior_ranks_the_head_first_and_queries_last(job: Job) -> None:
     costs = [cost(name) for name in names]
     assert costs == sorted(costs, reverse=True) and len(set(costs)) == len(costs)
     assert cost("mlp.gate") == cost("embed_tokens")
+
+
+def test_a_layer_that_feedback_mends_gets_fewer_bits(job: Job, curves: Profile) -> None:
+    trace = {path: np.ones(len(curve.energy)) for path, curve in curves.curves.items()}
+    path, size = "model.layers.1.mlp.switch_mlp.down_proj", parse_budget("5bpw")
+    bits = []
+    for left in ({}, {path: 0.01}):
+        made = Sensitivity("", "", "", 100, "", trace, left=left)
+        bits.append(allocate(curves, size, DEFAULT, "fisher-gptq", sensitivity=made).choice[path].bits)
+        plain = allocate(curves, size, DEFAULT, "fisher", sensitivity=made).choice[path].bits
+        assert plain == bits[0]
+    assert bits[1] < bits[0]
+
+
+def test_feedback_mends_what_it_knows(job: Job) -> None:
+    """Only affine codes of layers whose inputs are followed."""
+    layer = next(layer for layer in job.inventory.layers if layer.role == "expert_down")
+    made = Sensitivity("", "", "", 100, "", {}, left={layer.path: 0.5})
+    configs = (QuantConfig(4, 32), parse_config("mxfp4"), KEEP)
+    assert feedback_leaves(layer, configs, made).tolist() == [0.5, 1, 1]
+    assert feedback_leaves(layer, configs, None).tolist() == [1, 1, 1]
+    assert feedback_leaves(replace(layer, kind="multi-linear"), configs, made).tolist() == [1, 1, 1]
 
 
 def test_a_recipe_bounds_roles(curves: Profile) -> None:

@@ -12,9 +12,11 @@ import pytest
 from conftest import OLD_MLX_LM, Maker, llama, qwen3_moe
 
 from mint_mlx import pipeline
+from mint_mlx.converters import checkpoint
+from mint_mlx.converters.writer import Writer
 from mint_mlx.errors import MintError, UsageError
 from mint_mlx.eval import compare as comparing
-from mint_mlx.eval import peers, results
+from mint_mlx.eval import peers, results, stats
 from mint_mlx.eval.compare import OURS, compare
 from mint_mlx.eval.evaluate import Settings
 from mint_mlx.eval.suite import read_suite
@@ -63,6 +65,56 @@ def test_a_second_run_does_only_what_is_new(make: Maker, settings: Settings, mon
     assert sorted(scored) == ["mixed_3_6", "nmse"]  # the new peer, and ours at its size
     kl = by_method([r for r in first.rows if r["kind"] == "peer"])["uniform-g64"]["kl"]
     assert by_method([r for r in second.rows if r["kind"] == "peer"])["uniform-g64"]["kl"] == kl
+
+
+def test_what_was_interrupted_goes_on(make: Maker, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, written = str(make(llama(2))), []
+    put = Writer.put
+
+    def counted(self: Writer, unit: str, tensors: Any) -> None:
+        written.append(unit)
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        put(self, unit, tensors)
+
+    monkeypatch.setattr(Writer, "put", counted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(folder, ["5bpw"], ["balanced"], settings=settings, speed=False)
+    compare(folder, ["5bpw"], ["balanced"], settings=settings, speed=False)
+    assert sorted(written) == sorted([*set(written), written[4]])  # but for the one that was cut short, each once
+
+
+def test_a_full_disk_is_no_lasting_reason(
+    make: Maker, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(make(llama(1)))
+
+    def full(*_: Any) -> None:
+        raise MintError("the disk has 1 B free")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "check_space", full)
+        first = compare(folder, ["5bpw"], ["nmse"], settings=settings, speed=False)
+    assert by_method(first.rows)["nmse"]["reason"] == "the disk has 1 B free"
+    second = compare(folder, ["5bpw"], ["nmse"], settings=settings, speed=False)
+    assert by_method(second.rows)["nmse"]["kl"] > 0
+
+
+def test_differences_are_paired_by_window() -> None:
+    """Two checkpoints that are alike in hard windows and in easy ones: their own spread doesn't count."""
+    theirs = [1.0, 2.0, 3.0, 4.0]
+    difference, interval = stats.paired([0.9, 1.8, 2.9, 3.8], theirs)
+    half = 3.182 * np.std([0.1, 0.2, 0.1, 0.2], ddof=1) / 2  # Student's t of three degrees, 97.5 %
+    assert difference == pytest.approx(-0.15)
+    assert interval == pytest.approx([-0.15 - half, -0.15 + half])
+    assert stats.paired([1.0], [2.0]) == (-1.0, None)
+    rows = [
+        {"method": name, "kind": kind, "group": 1, "kl": float(np.mean(kl)), "window_kl": kl}
+        for name, kind, kl in (("ours", "ours", [0.9, 1.8]), ("a", "peer", [3.0, 2.0]), ("b", "peer", [2.0, 2.0]))
+    ]
+    comparing._rank(rows)
+    assert [row["rank"] for row in rows] == [1, 3, 2]
+    assert {row["best_peer"] for row in rows} == {"b"} and rows[0]["kl_difference"] == pytest.approx(-0.65)
 
 
 def test_a_shuffled_layer_is_ranked_last(make: Maker, tmp_path: Path, settings: Settings) -> None:
@@ -127,8 +179,8 @@ def test_a_float32_source_gives_no_peer_float32_scales(make: Maker, tmp_path: Pa
     config = json.loads((folder / "config.json").read_text()) | {"torch_dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(config))
     compare(str(folder), ["5bpw"], ["uniform-g64", "mixed_4_6"], settings=settings, speed=False)
-    for checkpoint in (tmp_path / "cache").rglob("checkpoint"):
-        assert mx.float32 not in {a.dtype for a in mx.load(str(checkpoint / "model.safetensors")).values()}
+    for made in (tmp_path / "cache").rglob("checkpoint"):
+        assert mx.float32 not in {a.dtype for a in mx.load(str(made / "model.safetensors")).values()}
 
 
 def test_without_a_baseline_text_calibrated_peers_are_listed(

@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mint_mlx import ldl
 from mint_mlx.converters import gptq, rtn
 from mint_mlx.ldl import EXPERTS, WIDE, SampledMoments, factor, remaining
 from mint_mlx.quant import QuantConfig
@@ -41,11 +42,14 @@ def test_the_factor_gives_the_damped_moment_back() -> None:
     np.testing.assert_allclose(lower @ lower.T, damped[order][:, order], rtol=1e-3, atol=1e-2 * diagonal.mean())
 
 
-def test_moments_are_bounded_and_an_expert_that_nobody_chose_borrows() -> None:
+def test_moments_are_bounded_and_an_expert_that_nobody_chose_borrows(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = SampledMoments()
     rows = correlated(16, 0.5)
     moments.add(rows, np.ones(len(rows), dtype=np.float32), np.zeros(len(rows), dtype=np.int64), 100)
     assert len(moments.found) <= EXPERTS and 0 < moments.remaining() < 1
+    borrowed = moments.remaining()
+    monkeypatch.setattr(ldl, "POOL", 0.0)
+    assert moments.remaining() != borrowed
     wide = SampledMoments()
     wide.add(np.ones((2, 2 * WIDE + 2), dtype=np.float32), np.ones(2, dtype=np.float32), None, 1)
     assert len(wide.found[0]) <= WIDE

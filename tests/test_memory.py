@@ -14,13 +14,15 @@ from conftest import VOCAB, Maker, Notes, llama, qwen3_moe
 from mlx_lm.models.cache import make_prompt_cache
 from released import RELEASED, known
 
-from mint_mlx import memory, mlxlm, overview, peak, pipeline
+from mint_mlx import memory, mlxlm, overview, peak, pipeline, steps
 from mint_mlx.errors import MintError
 from mint_mlx.eval.bench.shapes import COMMON, qwen3_30b
+from mint_mlx.inputs import block_inputs
 from mint_mlx.kvcache import PREFILL, cache_size
 from mint_mlx.layers import list_layers
 from mint_mlx.memory import GIB, RESERVE, Fit, Needs, fit, gpu_limit, needs, smallest_mac, workspace
 from mint_mlx.order import Request, place_order, prepare
+from mint_mlx.sensitivity import measure
 
 CONTEXT = PREFILL + 700
 # full attention, sliding windows, chunks, latents, states of a linear attention
@@ -179,7 +181,7 @@ def test_what_takes_more_memory_than_there_is_is_refused_before_it_starts(
     ):
         pipeline.convert(model, "5bpw", out, effort="balanced")
     with pytest.raises(MintError, match="larger machine"):
-        pipeline.write_sensitivity(model, tmp_path / "s.npz")
+        steps.write_sensitivity(model, tmp_path / "s.npz")
     assert not out.exists()
     assert pipeline.convert(model, "5bpw", out, effort="fast", smoke=False).path == out
 
@@ -193,6 +195,18 @@ def test_the_peak_follows_from_one_block_and_not_from_the_depth() -> None:
     deeper = list_layers(mlxlm.bare_model(config | {"num_hidden_layers": 60}), config)
     assert peak.peak(deeper, 4096, True, "gptq") == peak.peak(inventory, 4096, True, "gptq")
     assert peak.peak(inventory, 4096, False, "rtn") < 3e9
+
+
+@pytest.mark.parametrize("shapes", [llama(2), qwen3_moe(2, experts=8)], ids=["dense", "experts"])
+def test_what_layers_read_is_all_counted(make: Maker, shapes: dict[str, Any]) -> None:
+    job = prepare(str(make(shapes)))
+    tokens = np.random.default_rng(0).integers(0, 96, (4, 24)).astype(np.int32)
+    made = measure(job.source, job.inventory, tokens, "random")
+    block = [layer for layer in job.inventory.layers if layer.block == 1]
+    inputs = dict(block_inputs(job.source, job.inventory, tokens, made, batch=4))[1]
+    arrays = [np.asarray(batch.x) for found in inputs.values() for batch in found.batches]
+    held = {array.ctypes.data: array.size for array in arrays}  # several layers read the same
+    assert sum(held.values()) <= tokens.size * peak._read(block) <= 1.3 * sum(held.values())
 
 
 def test_a_model_without_blocks_has_a_peak(make: Maker) -> None:

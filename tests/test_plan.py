@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Maker, llama, qwen3_moe
 
-from mint_mlx import pipeline
+from mint_mlx import measured, pipeline
 from mint_mlx.allocate import allocate
 from mint_mlx.errors import MintError
 from mint_mlx.order import Job, prepare
@@ -23,7 +23,7 @@ def job(make: Maker) -> Job:
 
 
 def make_plan(job: Job) -> Plan:
-    return allocate(pipeline.get_profile(job), parse_budget("4.5bpw"), job.recipe)
+    return allocate(measured.get_profile(job), parse_budget("4.5bpw"), job.recipe)
 
 
 def test_a_plan_survives_its_file(job: Job, tmp_path: Path) -> None:

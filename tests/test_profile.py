@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import Maker, llama, qwen3_moe
 
-from mint_mlx import cache, distortion, pipeline
+from mint_mlx import cache, distortion, measured, steps
 from mint_mlx import profile as profiles
 from mint_mlx.distortion import measure
 from mint_mlx.errors import MintError
@@ -53,7 +53,7 @@ def test_an_expert_of_zeros_has_no_error() -> None:
 
 
 def test_a_profile_survives_its_file(make: Maker, tmp_path: Path) -> None:
-    made = pipeline.get_profile(prepare(str(make(qwen3_moe(2)))))
+    made = measured.get_profile(prepare(str(make(qwen3_moe(2)))))
     save_profile(made, tmp_path / "p.json")
     read = load_profile(tmp_path / "p.json")
     assert read.inventory == made.inventory and read.fingerprint == made.fingerprint
@@ -63,20 +63,20 @@ def test_a_profile_survives_its_file(make: Maker, tmp_path: Path) -> None:
 
 
 def test_a_layer_is_measured_where_its_group_divides(make: Maker) -> None:
-    made = pipeline.get_profile(prepare(str(make(qwen3_moe(1)))))
+    made = measured.get_profile(prepare(str(make(qwen3_moe(1)))))
     assert {c.group_size for c in made.curves["model.layers.0.mlp.switch_mlp.down_proj"].configs} == {32, 64}
     assert {c.group_size for c in made.curves["model.layers.0.mlp.switch_mlp.up_proj"].configs} == {32, 64, 128}
 
 
 def test_a_profile_is_cached_until_the_source_changes(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make(llama(1))
-    pipeline.get_profile(prepare(str(folder)))
+    measured.get_profile(prepare(str(folder)))
     calls = []
-    monkeypatch.setattr(pipeline, "profile", lambda *a: calls.append(a) or profiles.profile(*a))
-    pipeline.get_profile(prepare(str(folder)))
+    monkeypatch.setattr(measured, "profile", lambda *a: calls.append(a) or profiles.profile(*a))
+    measured.get_profile(prepare(str(folder)))
     assert not calls
     make(llama(1), seed=5)
-    pipeline.get_profile(prepare(str(folder)))
+    measured.get_profile(prepare(str(folder)))
     assert len(calls) == 1
 
 
@@ -93,18 +93,18 @@ def test_an_interrupted_profile_goes_on_after_the_last_layer(
 
     monkeypatch.setattr(profiles, "_measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        pipeline.write_profile(folder, tmp_path / "p.json")
+        steps.write_profile(folder, tmp_path / "p.json")
     (left,) = (cache.cache_dir() / "profiles").glob("*.begun-*")
     left.write_text(left.read_text() + '{"model.norm": {"cut sh')  # killed while it wrote
     first, measured[:] = set(measured), []
     monkeypatch.setattr(
         profiles, "_measure", lambda layer, *more: measured.append(layer.path) or measure_layer(layer, *more)
     )
-    _, made = pipeline.write_profile(folder, tmp_path / "p.json")
+    _, made = steps.write_profile(folder, tmp_path / "p.json")
     assert len(first) == 5 and not first & set(measured) and first | set(measured) == made.curves.keys()
     assert not list((cache.cache_dir() / "profiles").glob("*.begun-*"))
     monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "other"))
-    pipeline.write_profile(folder, tmp_path / "fresh.json")
+    steps.write_profile(folder, tmp_path / "fresh.json")
     assert (tmp_path / "fresh.json").read_bytes() == (tmp_path / "p.json").read_bytes()
 
 
@@ -117,29 +117,29 @@ def test_files_that_are_no_profile_are_refused(tmp_path: Path, text: str) -> Non
 
 def test_a_damaged_profile_is_made_anew_and_nothing_else_is_replaced(make: Maker, tmp_path: Path) -> None:
     folder, file = str(make(llama(1))), tmp_path / "p.json"
-    pipeline.write_profile(folder, file)
+    steps.write_profile(folder, file)
     whole = file.read_text()
     file.write_text(whole[:500])
-    pipeline.write_profile(folder, file)
+    steps.write_profile(folder, file)
     assert file.read_text() == whole
     (tmp_path / "notes.json").write_text("{}")
     for wrong in (tmp_path / "notes.json", tmp_path, tmp_path / "no" / "p.json"):
         with pytest.raises(MintError):
-            pipeline.write_profile(folder, wrong)
+            steps.write_profile(folder, wrong)
     for wrong in (file, tmp_path / "notes.json"):
         with pytest.raises(MintError, match="something else"):
-            pipeline.plan_profile(file, "5bpw", wrong)
+            steps.plan_profile(file, "5bpw", wrong)
     plan = tmp_path / "plan.yaml"
-    pipeline.plan_profile(file, "5bpw", plan)
+    steps.plan_profile(file, "5bpw", plan)
     with pytest.raises(MintError, match="--force"):
-        pipeline.plan_profile(file, "6bpw", plan)
-    pipeline.plan_profile(file, "6bpw", plan, force=True)
+        steps.plan_profile(file, "6bpw", plan)
+    steps.plan_profile(file, "6bpw", plan, force=True)
 
 
 def test_a_profile_carries_its_recipe(make: Maker, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("name: mine\nabout: stricter\nsqnr_floor: 30\n")
-    path, made = pipeline.write_profile(str(make(llama(1))), tmp_path / "p.json", str(tmp_path / "mine.yaml"))
-    plan, _ = pipeline.plan_profile(path, "smallest")
+    path, made = steps.write_profile(str(make(llama(1))), tmp_path / "p.json", str(tmp_path / "mine.yaml"))
+    plan, _ = steps.plan_profile(path, "smallest")
     assert made.recipe.sqnr_floor == 30 and plan.recipe == "mine"
     assert min(c.bits for c in plan.choice.values()) >= 5
 
@@ -155,7 +155,7 @@ def test_a_profile_carries_its_recipe(make: Maker, tmp_path: Path) -> None:
     ],
 )
 def test_a_profile_that_was_tampered_with_is_refused(make: Maker, tmp_path: Path, old: str, new: str) -> None:
-    path, _ = pipeline.write_profile(str(make(llama(1))), tmp_path / "p.json")
+    path, _ = steps.write_profile(str(make(llama(1))), tmp_path / "p.json")
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
@@ -164,6 +164,6 @@ def test_a_profile_that_was_tampered_with_is_refused(make: Maker, tmp_path: Path
 
 
 def test_the_file_is_plain_json(make: Maker, tmp_path: Path) -> None:
-    save_profile(pipeline.get_profile(prepare(str(make(llama(1))))), tmp_path / "p.json")
+    save_profile(measured.get_profile(prepare(str(make(llama(1))))), tmp_path / "p.json")
     data = json.loads((tmp_path / "p.json").read_text())
     assert data["layers"][0]["nmse"]["4bit-g64"][0] == pytest.approx(0.008, rel=0.5)

@@ -15,7 +15,7 @@ from conftest import DEMO, Maker, qwen3_moe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mint_mlx import pipeline
+from mint_mlx import steps
 from mint_mlx.ranks import ALONE, Ranks
 
 
@@ -47,7 +47,7 @@ def test_two_processes_measure_what_one_does(make: Maker, tmp_path: Path, monkey
     assert profiled.returncode == 0, profiled.stderr
     assert profiled.stdout.count("Next:") == 1  # one of them speaks
     monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "another"))
-    pipeline.write_profile(source, tmp_path / "half.json", sample="0.5")
+    steps.write_profile(source, tmp_path / "half.json", sample="0.5")
     assert (tmp_path / "half.json").read_bytes() == (tmp_path / "two.json").read_bytes()
 
 
@@ -57,7 +57,7 @@ def test_two_processes_write_the_bytes_of_one(make: Maker, tmp_path: Path, effor
     plan, alone = tmp_path / "plan.yaml", tmp_path / "alone"
     command = ["convert", str(source), "--no-smoke"]
     if effort == "balanced":  # a sensitivity that both are given: measuring it has tests of its own
-        made = pipeline.write_sensitivity(str(source), tmp_path / "s.npz", tokens=2048)[0]
+        made = steps.write_sensitivity(str(source), tmp_path / "s.npz", tokens=2048)[0]
         command += ["--sensitivity", str(made)]
     subprocess.run(
         [sys.executable, "-m", "mint_mlx", *command, "--budget", "5bpw", "--effort", effort, "-o", str(alone)],

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from released import FAMILIES, known, released
 from typer.testing import CliRunner
 
-from mint_mlx import pipeline, rows, sample
+from mint_mlx import measured, rows, sample, steps
 from mint_mlx.allocate import _fisher, allocate
 from mint_mlx.cli import app
 from mint_mlx.distortion import measure
@@ -117,10 +117,10 @@ def test_of_a_layer_that_maps_straight_through_only_the_drawn_rows_are_read(
         return stream(source, inventory, paths, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr("mint_mlx.stream.stream", watched)
-    made = pipeline.get_profile(job, sample="0.1")
+    made = measured.get_profile(job, sample="0.1")
     assert not touched and made.sample == "0.1"
     assert all(curve.share < 0.6 for curve in made.curves.values() if len(curve.configs))
-    pipeline.get_profile(job, sample="1.0")
+    measured.get_profile(job, sample="1.0")
     assert touched
 
 
@@ -140,10 +140,10 @@ def test_plans_from_a_sample_lose_less_than_half_a_percent(tmp_path: Path, monke
     folder = write_checkpoint(tmp_path / "m", wide_moe())
     _add_tails(folder)
     job = prepare(str(folder))
-    drawn, exact = (pipeline.get_profile(job, sample=how) for how in ("auto", "1"))
+    drawn, exact = (measured.get_profile(job, sample=how) for how in ("auto", "1"))
     assert sum(curve.share < 0.6 for curve in drawn.curves.values()) >= 3 and exact.sampled == ""
     assert max(curve.error for curve in drawn.curves.values()) <= sample.TOLERANCE
-    own = pipeline.get_sensitivity(job)
+    own = measured.get_sensitivity(job)
     assert own is not None
     for objective in ("nmse", "mint", "prior", "fisher"):
         for bits in ("3.5bpw", "4.25bpw", "5bpw", "6bpw"):
@@ -189,7 +189,7 @@ def test_the_profile_tells_what_it_was_measured_on(make: Maker, tmp_path: Path) 
     assert told.exit_code == 0 and "% of the weights (standard errors up to" in told.output
     read = load_profile(file)
     assert read.sample == "0.25" and read.seed == sample.SEED and read.sampled
-    again = pipeline.write_profile(folder, tmp_path / "again.json", sample="0.25")[1]
+    again = steps.write_profile(folder, tmp_path / "again.json", sample="0.25")[1]
     for path, curve in read.curves.items():
         assert np.array_equal(curve.nmse, again.curves[path].nmse)
 
@@ -205,8 +205,8 @@ def test_a_row_that_is_not_finite_is_refused_unless_allowed(make: Maker) -> None
     job = prepare(str(folder))
     for how in ("1", "auto"):
         with pytest.raises(MintError, match=r"o_proj\.weight holds NaN"):
-            pipeline.get_profile(job, sample=how)
-    made = pipeline.get_profile(job, sample="1", allow_nonfinite=True)
+            measured.get_profile(job, sample=how)
+    made = measured.get_profile(job, sample="1", allow_nonfinite=True)
     assert all(np.isfinite(curve.nmse).all() for curve in made.curves.values())
     command = ["convert", str(folder), "--budget", "5bpw", "-o", str(folder.parent / "out"), "--no-smoke"]
     refused = CliRunner().invoke(app, [*command, "--effort", "balanced", "--allow-nonfinite"])

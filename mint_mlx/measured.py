@@ -1,0 +1,137 @@
+"""What is measured of a model, once: its profile and its sensitivity, from the cache or kept there."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from . import begun, cache, efforts, mlxlm
+from .allocate import list_candidates
+from .kept import SENSITIVITY_FILE
+from .lowdisk import Waves, at_once
+from .order import Job
+from .profile import Profile, profile
+from .quant import QuantConfig
+from .ranks import ranks
+from .report import Report, Silent
+from .sample import parse_sample
+from .sensitivity import Sensitivity, load_sensitivity, save_sensitivity
+
+
+def get_sensitivity(
+    job: Job, report: Report | None = None, count: int | None = None
+) -> tuple[np.ndarray, Sensitivity] | None:
+    """The model's own tokens and its sensitivity on them: from the cache, else measured and kept there.
+
+    Args:
+        job: the model.
+        report: receives progress.
+        count: tokens; those of the default level by default.
+
+    Returns:
+        None where the model is built in a way that can't be walked through; the report is told so.
+    """
+    return _measure_sensitivity(job, report, count) if ranks().size == 1 else _first_measures(job, report, count)
+
+
+def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> tuple[np.ndarray, Sensitivity] | None:
+    """As `get_sensitivity`, in this process."""
+    from .blocks import NoChain
+    from .sensitivity import check_chain, measure
+    from .tokens import write_tokens
+
+    report = report or Silent()
+    count = count or efforts.EFFORTS[efforts.DEFAULT].tokens
+    found = cache.cached_sensitivity(job.source, count)
+    if found is not None:
+        return found
+    try:
+        check_chain(job.source)
+        report.stage("write tokens")
+        first = first_token(job)
+        place = cache.sensitivity_path(job.source, count)
+        tokens, how = write_tokens(job.source, vocabulary(job), count, first, progress=report.step, place=place)
+        report.stage("sensitivity")
+        made = measure(job.source, job.inventory, tokens, how, progress=report.step, key=place.stem)
+    except NoChain as error:
+        report.note(f"{job.source.name} cannot be walked through ({error}): it is converted as with --effort fast")
+        return None
+    try:
+        cache.keep_sensitivity(job.source, count, tokens, made)
+        begun.clear(place)
+    except OSError as error:
+        report.note(f"the sensitivity could not be kept in {cache.cache_dir()} ({error.strerror}): set MINT_MLX_CACHE")
+    return tokens, made
+
+
+def _first_measures(job: Job, report: Report | None, count: int | None) -> tuple[np.ndarray, Sensitivity] | None:
+    """The first rank's sensitivity, for all: the walk through the model is one after the other in any case."""
+    with tempfile.TemporaryDirectory(prefix="mint-mlx-") as folder:
+        file, data = Path(folder) / SENSITIVITY_FILE, b""
+        if ranks().first:
+            found = _measure_sensitivity(job, report, count)
+            if found is not None:
+                save_sensitivity(*found, file)
+                data = file.read_bytes()
+        data = ranks().gather_bytes(data)[0]
+        if not data:
+            return None
+        file.write_bytes(data)
+        return load_sensitivity(file)
+
+
+def vocabulary(job: Job) -> int:
+    """How many tokens the model knows: what its config says, or the rows of its embedding."""
+    rows = next(layer.shape[0] for layer in job.inventory.layers if layer.role == "embedding")
+    said = (job.source.config.get("text_config") or job.source.config).get("vocab_size")
+    return min(said, rows) if type(said) is int and said > 0 else rows
+
+
+def first_token(job: Job) -> int | None:
+    """What a text of the model starts with, or None."""
+    if mlxlm.tokenizer_is_code(job.source.path):
+        return None
+    ids = mlxlm.encode(mlxlm.load_tokenizer(job.source.path), "")
+    return int(ids[0]) if len(ids) else None
+
+
+def get_profile(
+    job: Job,
+    report: Report | None = None,
+    sample: str | None = None,
+    allow_nonfinite: bool = False,
+    waves: Waves = at_once,
+) -> Profile:
+    """The source's profile: from the cache, else measured and kept there.
+
+    Args:
+        job: the model.
+        report: receives progress.
+        sample: how much of each layer is measured, for `sample.parse_sample`; an exact profile serves as well.
+        allow_nonfinite: don't refuse NaN and infinite weights.
+        waves: hands layers over as their shards come (lowdisk.py).
+    """
+    report = report or Silent()
+    wanted, sample = profile_candidates(job), parse_sample(sample)
+    found = cache.cached_profile(job.source, wanted, sample)
+    if all(ranks().gather(found is not None)) and found is not None:
+        return replace(found, recipe=job.recipe, inventory=job.inventory)
+    report.stage("profile")
+    place = cache.profile_path(job.source, wanted, sample)
+    beside = None if allow_nonfinite else place
+    made = profile(job.source, job.inventory, wanted, job.recipe, report.step, sample, allow_nonfinite, waves, beside)
+    try:
+        if ranks().first:
+            cache.keep_profile(made, job.source, wanted)
+            begun.clear(place)
+    except OSError as error:  # a profile that can't be kept is measured again next time; the job goes on
+        report.note(f"the profile could not be kept in {cache.cache_dir()} ({error.strerror}): set MINT_MLX_CACHE")
+    return made
+
+
+def profile_candidates(job: Job) -> dict[str, tuple[QuantConfig, ...]]:
+    """What a profile measures: all that the recipe names, guards aside, so that it serves overrides too."""
+    return list_candidates(job.inventory, job.recipe, ignore_guards=True)
