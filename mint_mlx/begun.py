@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from .ranks import ranks
+from .versions import stamp
 
 
 def begun(place: Path) -> dict[str, Any]:
-    """Curves by layer that earlier runs left; a line that was cut short counts as none."""
+    """Curves by layer that earlier runs of this version left; a line that was cut short counts as none."""
     found: dict[str, Any] = {}
-    for file in _files(place):
+    for file in _files(place, stamp()):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 found |= json.loads(line)
@@ -36,7 +37,7 @@ def add(place: Path, path: str, curve: Any) -> None:
     """
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with place.with_name(f"{place.name}.begun-{ranks().rank}").open("a", encoding="utf-8") as file:
+        with place.with_name(f"{place.name}.begun-{stamp()}-{ranks().rank}").open("a", encoding="utf-8") as file:
             file.write(json.dumps({path: curve}) + "\n")
 
 
@@ -67,8 +68,8 @@ def clear(place: Path) -> None:
 
 
 def _text_file(place: Path) -> Path:
-    return place.with_name(f"{place.name}.begun-text")
+    return place.with_name(f"{place.name}.begun-{stamp()}-text")
 
 
-def _files(place: Path) -> list[Path]:
-    return sorted(place.parent.glob(f"{place.name}.begun-*")) if place.parent.is_dir() else []
+def _files(place: Path, stamp: str = "") -> list[Path]:
+    return sorted(place.parent.glob(f"{place.name}.begun-{stamp}*")) if place.parent.is_dir() else []

@@ -35,7 +35,7 @@ from .errors import MintError
 from .layers import Inventory
 from .ldl import WIDE, SampledMoments, remaining
 from .load import Source
-from .versions import versions
+from .versions import stamp
 from .walked import Found, Part
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def measure(
         return names_of(runner, known)
 
     depth = len(runner.trunk[runner.blocks])
-    digest = hashlib.blake2b(f"{SCHEMA} {versions()}".encode() + tokens.tobytes(), digest_size=8)
+    digest = hashlib.blake2b(f"{SCHEMA} {stamp()}".encode() + tokens.tobytes(), digest_size=8)
     with walked.spilled(key and f"{key}-{digest.hexdigest()}", (NoChain, MintError)) as folder:
         steps = []
         for step, out, _ in forward_blocks(runner, tokens, batch, known=lambda i: walked.hidden(folder, i + 1)):

@@ -73,7 +73,7 @@ def test_text_that_was_interrupted_goes_on_after_its_last_pass(
     assert begun.text(place) is not None
     begun.clear(place)
     assert not list(place.parent.iterdir())
-    place.with_name(f"{place.name}.begun-text").write_bytes(b"cut short")
+    begun._text_file(place).write_bytes(b"cut short")
     assert begun.text(place) is None
 
 
