@@ -265,7 +265,7 @@ class _Bench:
                 try:
                     weights = mine[1] if mine else None
                     plan = allocate(curves, parse_budget(f"{size}B"), self.job.recipe, objective, sensitivity=weights)
-                    plan = replace(plan, quantizer=quantizer)
+                    plan = replace(plan, quantizer=quantizer, effort=name if name in EFFORTS else plan.effort)
                 except MintError as error:
                     yield Task(name, kind, False, "-", size, reason=str(error))
                     continue
