@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import mlxlm
 from ..errors import MintError
-from ..files import PLAN_FILE, put_in_place, work_folder
+from ..files import PLAN_FILE, REFINED_FILE, put_in_place, work_folder
 from ..hub import SMALL_FILES
 from ..kept import KEPT
 from ..layers import Inventory, Layer
@@ -41,7 +41,7 @@ from .verify import rehearse, verify
 from .work import SCRATCH, Own, Quantizer, Work
 from .writer import JOURNAL, LOCK, Writer, check_work, lock, write_index
 
-NOT_COPIED = ("config.json", "*.index.json", "hf_quant_config.json", "quantize_config.json", *KEPT)
+NOT_COPIED = ("config.json", "*.index.json", "hf_quant_config.json", "quantize_config.json", REFINED_FILE, *KEPT)
 
 
 def check_space(folder: Path, needed: int) -> None:

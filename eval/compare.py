@@ -23,7 +23,7 @@ from ..converters.quantizers import NEEDS_INPUTS
 from ..converters.work import Own
 from ..efforts import EFFORTS, Effort
 from ..errors import MintError, UsageError, explain
-from ..files import read_json, write_whole
+from ..files import alone, read_json, write_whole
 from ..load import Source, load_source
 from ..objectives import NEEDS_SENSITIVITY
 from ..order import Job, prepare, refuse_quantized
@@ -290,9 +290,11 @@ class _Bench:
             return Made(task, task.folder, home, task.size, 0.0)
         if task.build is None:
             return Made(task, None, home, task.size, 0.0, task.reason)
-        folder, note = home / "checkpoint", read_json(home / "made.json")
-        if note is None or not (folder.is_dir() or note.get("reason")):
-            note = self._build_new(task, task.build, home)
+        folder = home / "checkpoint"
+        with alone(home, lambda: self.report.stage(f"wait for another run that builds {task.method}")):
+            note = read_json(home / "made.json")
+            if note is None or not (folder.is_dir() or note.get("reason")):
+                note = self._build_new(task, task.build, home)
         if note.get("reason"):
             return Made(task, None, home, task.size, note["seconds"], note["reason"])
         return Made(task, folder, home, peers.stored_bytes(folder), note["seconds"])

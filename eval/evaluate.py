@@ -202,7 +202,10 @@ def get_reference(
         device=device(),
     )
     reference = Reference(about, tuple(made))
-    save_reference(reference, path)
+    try:
+        save_reference(reference, path)
+    except OSError as error:
+        report.note(f"the reference could not be kept in {path.parent} ({error.strerror}): set MINT_MLX_CACHE")
     return reference
 
 

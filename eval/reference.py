@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 
 from ..cpu import exp, logsumexp
 from ..errors import MintError
-from ..files import check_file
+from ..files import check_file, whole
 from ..runner import Routing, Runner, forward
 from .protocol import Windows
 
@@ -226,9 +225,8 @@ def save_reference(reference: Reference, path: Path) -> None:
         arrays |= {f"{i}.routing.{j}": r for j, r in enumerate(part.routing)}
     about = asdict(reference.about) | {"firsts": [part.windows.first for part in reference.parts]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    save_file(arrays, partial, metadata={MARKER: json.dumps(about)})
-    partial.replace(path)
+    with whole(path) as partial:
+        save_file(arrays, partial, metadata={MARKER: json.dumps(about)})
 
 
 def load_reference(path: Path) -> Reference:

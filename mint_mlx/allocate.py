@@ -120,18 +120,58 @@ def size_range(inventory: Inventory, options: Candidates) -> tuple[int, int]:
     return ends[0], ends[1]
 
 
-def check_feasible(budget: int, inventory: Inventory, options: Candidates, reason: str = "") -> None:
+def check_feasible(
+    budget: int, inventory: Inventory, options: Candidates, why: str = "", floor: float | None = None
+) -> None:
     """Refuse a budget below the smallest size.
+
+    Args:
+        budget: bytes.
+        inventory, options: what can be chosen.
+        why: what to say of the budget.
+        floor: the safety floor in dB that the options are above; None where they haven't been held against it.
 
     Raises:
         MintError: with the range that is possible.
     """
     least, most = size_range(inventory, options)
-    if budget < least:
+    if budget >= least:
+        return
+    bits = f"{least * 8 / inventory.parameters:.2f} bpw"
+    if floor is None:
         raise MintError(
-            f"a budget of {both(budget)} is too small for this model{reason}: from {both(least)} "
-            f"({least * 8 / inventory.parameters:.2f} bpw, `--budget {least}B`) to {both(most)} is possible"
+            f"a budget of {both(budget)} is too small for this model{why}: sizes from {both(least)} ({bits}, {least}B) "
+            f"to {both(most)} can be written, and `--budget smallest` takes the least of them that the safety floor allows"
         )
+    raise MintError(
+        f"a budget of {both(budget)} is too small for this model with the safety floor of {floor:g} dB SQNR: from "
+        f"{both(least)} ({bits}, `--budget {least}B`) to {both(most)} is possible"
+    )
+
+
+def safe_candidates(
+    profile: Profile,
+    budget: Budget,
+    recipe: Recipe,
+    overrides: Sequence[Override] = (),
+    ignore_guards: bool = False,
+    weighed: bool = False,
+) -> Candidates:
+    """Each layer's candidates above the safety floor; `weighed` where a sensitivity says what experts cost.
+
+    Raises:
+        MintError: the budget can't be met with them, or an override is wrong.
+    """
+    inventory = profile.inventory
+    forced = apply_overrides(overrides, inventory, ignore_guards)
+    options = list_candidates(inventory, recipe, forced, ignore_guards)
+    limit = budget.resolve(inventory.parameters)
+    if limit is not None:
+        check_feasible(limit, inventory, options)
+    options = above_floor(inventory, profile.curves, options, recipe, forced, weighed)
+    if limit is not None:
+        check_feasible(limit, inventory, options, floor=recipe.sqnr_floor)
+    return options
 
 
 def allocate(
@@ -160,12 +200,7 @@ def allocate(
     inventory = profile.inventory
     name = objective or recipe.objective or "prior"
     function = find_objective(name)
-    forced = apply_overrides(overrides, inventory, ignore_guards)
-    options = list_candidates(inventory, recipe, forced, ignore_guards)
-    limit = budget.resolve(inventory.parameters)
-    if limit is not None:
-        check_feasible(limit, inventory, options)
-    options = above_floor(inventory, profile.curves, options, recipe, forced, name in NEEDS_SENSITIVITY)
+    options = safe_candidates(profile, budget, recipe, overrides, ignore_guards, name in NEEDS_SENSITIVITY)
     if name in NEEDS_SENSITIVITY and sensitivity is None:
         raise MintError(
             f"the objective {name} weighs errors with a sensitivity: measure one with `mint-mlx sensitivity`"
@@ -180,11 +215,9 @@ def allocate(
         else function(layer, np.stack([profile.curves[layer.path].of(c) for c in options[layer.path]]), context)
         for layer in inventory.layers
     ]
+    limit = budget.resolve(inventory.parameters)
     if limit is None:
         limit = size_range(inventory, options)[0]
-    else:
-        reason = f" with the safety floor of {recipe.sqnr_floor:g} dB SQNR"
-        check_feasible(limit, inventory, options, reason)
     picks, loss, gap = _solve(inventory, options, costs, losses, limit)
     choice = {layer.path: options[layer.path][k] for layer, k in zip(inventory.layers, picks, strict=True)}
     return Plan(

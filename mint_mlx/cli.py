@@ -6,12 +6,14 @@ Nothing heavy is imported before a command runs, so that `--help` is instant.
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 
 from .commands import INTERRUPTED, app, keep, make, measure, steps
 from .errors import UsageError, explain
 
 __all__ = ["keep", "main", "make", "measure", "steps"]  # importing the four registers their commands
 
+RESUMED = ("convert", "profile", "sensitivity", "compare")
 ISSUES = "https://github.com/mint-mlx/mint-mlx/issues"
 
 
@@ -22,6 +24,9 @@ def main() -> None:
     """
     debug = "--debug" in sys.argv
     argv = [a for a in sys.argv[1:] if a != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a model's sentence may hold what a terminal can't show
+            stream.reconfigure(errors="replace")
     try:
         code = app(args=argv, standalone_mode=False)
     except Exception as error:
@@ -29,7 +34,8 @@ def main() -> None:
             raise
         _report(error)
     if code == INTERRUPTED:  # typer's own translation of Ctrl-C
-        _fail("interrupted: what was finished is kept, the same command goes on from there", INTERRUPTED)
+        kept = ": what was finished is kept, the same command goes on from there" if argv[0] in RESUMED else ""
+        _fail(f"interrupted{kept}", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

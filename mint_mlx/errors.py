@@ -12,6 +12,10 @@ NOT_FINITE = (
     "holds NaN or infinite values: the checkpoint is damaged, download it again (or convert it as it is with "
     "--allow-nonfinite)"
 )
+FULL = (
+    "the disk is full{}: free some space (or choose another folder) and run the same command again; what was finished "
+    "is kept"
+)
 
 
 class MintError(Exception):
@@ -30,16 +34,15 @@ def explain(error: BaseException) -> str | None:
         sentence = _explain_os(error)
         if sentence:
             return sentence
+    if type(error).__name__ == "SafetensorError" and "os error 28" in str(error):
+        return FULL.format("")
     return _explain_hub(error)
 
 
 def _explain_os(error: OSError) -> str | None:
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"the disk is full{where}: free some space (or choose another folder) and run the same command again; "
-            "layers that were written already are kept"
-        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "requested and" in str(error):  # the latter by numpy
+        return FULL.format(where)
     if error.errno == errno.ENAMETOOLONG:
         return f"a name is too long for this file system{where}: choose a shorter one"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -7,6 +7,8 @@ import glob
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,12 +21,35 @@ OLD = ".replaced"
 LOCK = "lock"  # in a folder that a process works in
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place once it is whole; what fails leaves nothing."""
+    partial = path.with_name(f".{os.getpid()}.part")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(place: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Work on a place that no other process works on; `waiting` is called where one does, until which is done."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_name(f".{place.name}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that it is there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -96,6 +121,8 @@ def check_target(target: Path, source: Path | None, force: bool) -> None:
     parent = target.absolute().parent
     if not parent.is_dir():
         raise MintError(f"the folder {parent} does not exist: make it, or choose another with -o")
+    if not os.access(parent, os.W_OK):
+        raise MintError(f"the folder {parent} cannot be written to: check its rights, or choose another with -o")
     if target.is_symlink():
         raise MintError(f"{target} is a link: give the folder itself with -o")
     if not target.exists():

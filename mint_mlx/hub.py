@@ -56,6 +56,14 @@ def parse_repo(text: str) -> RepoId | None:
     return RepoId(name, revision or None) if _NAME.fullmatch(name) and ".." not in name else None
 
 
+def repo_of(folder: Path) -> str | None:
+    """`org/name` where a folder is a snapshot in Hugging Face's cache, whose own name is that of a commit."""
+    kept = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not kept.startswith("models--"):
+        return None
+    return kept.removeprefix("models--").replace("--", "/", 1)
+
+
 def _quiet_unless_terminal() -> None:
     from huggingface_hub.utils import disable_progress_bars
 

@@ -69,12 +69,12 @@ def load_source(model: str, weights: bool = True) -> Source:
         raise MintError(f"{model} does not exist: there is no such user") from None
     if folder.exists():
         check_name(folder, "model")
-        return _from_folder(folder, folder.resolve().name, None)
+        return _from_folder(folder.absolute(), hub.repo_of(folder.resolve()) or folder.resolve().name, None)
     repo = hub.parse_repo(model)
     if repo is None or model.startswith((".", "/", "~")):
         raise MintError(f"{model} does not exist: give a folder, or a model of the Hugging Face Hub as org/name")
     local = hub.cached(repo)
-    if local is not None and repo.revision is None and not weights:
+    if local is not None and not weights:
         return _from_folder(local, repo.name, local.name)
     if weights:
         local, commit = hub.download(repo)

@@ -262,16 +262,23 @@ def tokenizer_is_code(folder: Path) -> bool:
     return isinstance(settings, dict) and "AutoTokenizer" in (settings.get("auto_map") or {})
 
 
-def check_tokenizer(folder: Path) -> None:
-    """Refuse a tokenizer or chat template that can't be used, before any work is done.
-
-    One that is code isn't run: only that it is there is checked.
+def why_no_sentence(folder: Path) -> str | None:
+    """Why a checkpoint with this tokenizer can't be asked for a sentence; None where it can.
 
     Raises:
-        MintError: saying which.
+        MintError: the tokenizer or its template can't be used at all.
     """
-    if not tokenizer_is_code(folder):
-        _prompt(folder, load_tokenizer(folder))
+    import jinja2
+
+    if tokenizer_is_code(folder):
+        return "the tokenizer is Python code, which is copied and never run here"
+    tokenizer = load_tokenizer(folder)
+    try:
+        return None if _prompt(folder, tokenizer) else f"the chat template of {folder.name} makes nothing of a message"
+    except MintError as error:
+        if isinstance(error.__cause__, jinja2.TemplateSyntaxError):
+            raise
+        return str(error)  # the template wants other messages than this one
 
 
 def _prompt(folder: Path, tokenizer: Any) -> list[int]:

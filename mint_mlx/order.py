@@ -262,9 +262,8 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         fixed = replace(uniform(source, inventory, config, forced, request.ignore_guards), parts=parts)
     if fixed is not None:
         _warn_of_size(fixed.layout(inventory).total, job, request, report)
-    mlxlm.check_tokenizer(source.path)
-    if mlxlm.tokenizer_is_code(source.path):
-        report.note("the tokenizer is Python code, which is copied and never run here: no sentence is generated")
+    if silent := mlxlm.why_no_sentence(source.path):
+        report.note(f"{silent}: no sentence is generated")
     if fixed is not None and request.out is None:
         check_target(default_target(job, fixed), source.path, request.force)
     quantizer = request.quantizer or by_default

@@ -13,6 +13,7 @@ from .cache import cached_profile, cached_sensitivity
 from .converters.card import config_table
 from .converters.quantizers import NEEDS_INPUTS
 from .doctor import Finding
+from .errors import MintError
 from .layers import Inventory
 from .measured import profile_candidates
 from .memory import RESERVE, Fit, Needs, smallest_mac
@@ -48,7 +49,8 @@ class SizeRow:
 
 def known_profile(job: Job, sample: str | None = None) -> Profile | None:
     """The source's profile from the cache, if an earlier run left one."""
-    return cached_profile(job.source, profile_candidates(job), parse_sample(sample))
+    found = cached_profile(job.source, profile_candidates(job), parse_sample(sample))
+    return found and replace(found, recipe=job.recipe, inventory=job.inventory)
 
 
 def known_sensitivity(order: Order) -> Sensitivity | None:
@@ -258,7 +260,12 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
     request, job = order.request, order.job
     known = known_profile(job, request.sample) if order.fixed is None else None
     weights = known_sensitivity(order) if known else None
-    plan = choose_plan(order, lambda: known or assumed_profile(job), lambda: weights)
+    try:
+        plan = choose_plan(order, lambda: known or assumed_profile(job), lambda: weights)
+    except MintError as error:
+        if known is not None or order.fixed is not None:
+            raise
+        raise MintError(f"{error} (if weights were Gaussian; `mint-mlx profile` measures what they are)") from None
     options = list_candidates(job.inventory, job.recipe, order.forced, request.ignore_guards)
     if known is not None:
         weighed = plan.objective in NEEDS_SENSITIVITY
@@ -357,10 +364,14 @@ def _quantizer_rates() -> tuple[float, float]:
     return w.size / (middle - start), 4 * w.size / (end - middle)
 
 
-def time_note(run: DryRun) -> str:
+def time_note(order: Order) -> str:
     """What a conversion will take, said before it starts."""
-    stages = ", ".join(f"{stage} about {duration(s)}" for stage, s in run.seconds.items())
-    return f"about {duration(sum(run.seconds.values()))} on this machine ({stages}); memory about {both(run.memory)}"
+    inventory = order.job.inventory
+    size = order.budget.resolve(inventory.parameters) if order.budget else None
+    known = order.fixed or known_profile(order.job, order.request.sample)
+    seconds = _stage_seconds(order, size or inventory.parameters // 2, known is None) | _look_seconds(order)
+    stages = ", ".join(f"{stage} about {duration(s)}" for stage, s in seconds.items())
+    return f"about {duration(sum(seconds.values()))} on this machine ({stages}); memory about {both(order.peak)}"
 
 
 def dry_lines(job: Job, plan: Plan, run: DryRun) -> list[str]:

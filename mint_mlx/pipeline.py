@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import efforts, mlxlm
-from .allocate import allocate
+from .allocate import allocate, safe_candidates
 from .efforts import effort_name
 from .files import check_target
 from .kept import PROFILE_FILE, SENSITIVITY_FILE
@@ -69,11 +69,13 @@ def choose_plan(
     if plan is None:
         assert order.budget is not None
         job, objective = order.job, order.objective
-        weights = weigh() if objective in NEEDS_SENSITIVITY else None
-        if objective in NEEDS_SENSITIVITY and weights is None:
+        guards, weighed, made = order.request.ignore_guards, objective in NEEDS_SENSITIVITY, curves()
+        # What can't be is refused before a sensitivity is measured, which takes longer.
+        safe_candidates(made, order.budget, job.recipe, order.overrides, guards, weighed)
+        weights = weigh() if weighed else None
+        if weighed and weights is None:
             objective = "prior"
-        guards = order.request.ignore_guards
-        plan = allocate(curves(), order.budget, job.recipe, objective, order.overrides, guards, weights)
+        plan = allocate(made, order.budget, job.recipe, objective, order.overrides, guards, weights)
         plan = replace(plan, parts=job.parts, effort=effort_name(order.request.effort))
     return replace(plan, quantizer=order.quantizer)
 
@@ -143,7 +145,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     target = Path(request.out) if request.out is not None else default_target(job, plan)
     check_target(target, job.source.path, request.force)
     total = plan.layout(job.inventory).total
-    say = smoke and fits_here(total) and not mlxlm.tokenizer_is_code(job.source.path)
+    say = smoke and fits_here(total) and mlxlm.why_no_sentence(job.source.path) is None
     mine = own() if looks else None
     refine = mine is not None and efforts.refines(plan.effort, plan.quantizer)
     if refine and not can_refine(job.inventory, plan.choice):

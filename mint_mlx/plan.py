@@ -231,7 +231,7 @@ def read_plan(path: Path | str) -> Plan:
         budget=_text(data.get("budget")),
         budget_bytes=data["budget_bytes"] if isinstance(data.get("budget_bytes"), int) else None,
         loss=data["loss"] if isinstance(data.get("loss"), float) else None,
-        gap=data["gap"] if isinstance(data.get("gap"), float) else None,
+        gap=float(data["gap"]) if type(data.get("gap")) in (int, float) else None,
         errors=errors,
         recipe=str(data.get("recipe") or "default"),
         quantizer=str(data.get("quantizer") or "rtn"),

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 import tokenize
 import zipfile
@@ -32,6 +31,7 @@ import numpy as np
 
 from . import walked
 from .errors import MintError
+from .files import whole
 from .layers import Inventory
 from .ldl import WIDE, SampledMoments, remaining
 from .load import Source
@@ -332,10 +332,8 @@ def save_sensitivity(tokens: np.ndarray, made: Sensitivity, path: Path) -> None:
         arrays[name], scale = _halved(matrix)
         arrays[f"{name}.scale"] = np.array(scale)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with partial.open("wb") as file:
+    with whole(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    partial.replace(path)
 
 
 _DAMAGED = (  # all that zip, zlib and numpy raise

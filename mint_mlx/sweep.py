@@ -12,6 +12,7 @@ import numpy as np
 from .allocate import allocate, list_candidates, size_range
 from .efforts import EFFORTS, expected_kl
 from .errors import UsageError
+from .files import whole
 from .hub import NotKept
 from .kept import PROFILE_FILE, SENSITIVITY_FILE, find_kept
 from .memory import GIB, MAC_SIZES, RESERVE, gpu_limit
@@ -199,5 +200,6 @@ def draw(found: Sweep, path: Path) -> None:
         handles, names = [*handles, line], [*names, "measured perplexity"]
     axis.legend(handles, names, fontsize=8)
     axis.set_title(found.source)
-    figure.savefig(path, dpi=130)
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=130, format=path.suffix[1:])
     pyplot.close(figure)

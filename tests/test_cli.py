@@ -219,6 +219,9 @@ def test_the_table_of_sizes(make: Maker, monkeypatch: pytest.MonkeyPatch, capsys
     assert run(monkeypatch, "convert", folder) == 2
     table = capsys.readouterr().out
     assert "4.5bpw" in table and "unquantized" in table and "Mac" in table and "No weight has been read" in table
+    assert table.rstrip().endswith("--budget 4.5bpw")
+    assert run(monkeypatch, "convert", folder, "--override", "_proj=8bit-g32") == 2
+    assert capsys.readouterr().out.rstrip().endswith("--budget smallest")  # all others are more than 4.5 bits
 
 
 def test_inspect_draws_equal_blocks_together(

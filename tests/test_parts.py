@@ -13,11 +13,12 @@ import pytest
 from conftest import Notes
 from released import RELEASED, known, released
 
-from mint_mlx import pipeline
+from mint_mlx import overview, pipeline
 from mint_mlx.doctor import examine
 from mint_mlx.errors import MintError
 from mint_mlx.headers import read_folder
-from mint_mlx.order import prepare
+from mint_mlx.measured import get_profile
+from mint_mlx.order import Request, place_order, prepare
 from mint_mlx.parts import find_beside, is_mtp, with_towers
 
 TOWERS = {"llama4": ("vision_model.", "multi_modal_projector."), "qwen3_5_moe": ("model.visual.",)}
@@ -117,6 +118,17 @@ def test_blocks_for_multi_token_prediction_are_gone_from_the_config_too(tmp_path
     if family in MTP:
         assert config[MTP[family]] == 1 and written[MTP[family]] == 0
     assert examine(str(tmp_path / "out")).findings == []
+
+
+def test_a_profile_of_other_parts_gives_the_true_size(tmp_path: Path) -> None:
+    """The cache holds one profile for text and tower; what is said before is what is written."""
+    model = source("llama4", tmp_path / "llama4")
+    get_profile(prepare(str(model)))
+    order = place_order(Request(str(model), "5bpw", out=tmp_path / "out", parts="all"))
+    _, promised = overview.dry_run(order)
+    made = pipeline.carry_out(order, smoke=False)
+    assert promised.profiled and promised.bytes == made.bytes
+    assert made.bytes == sum(f.stat().st_size for f in made.path.glob("*.safetensors"))
 
 
 def test_parts_that_cannot_be(tmp_path: Path) -> None:

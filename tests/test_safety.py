@@ -9,11 +9,13 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import Maker, llama, qwen3_moe
+from conftest import Maker, Notes, llama, qwen3_moe
 
 from mint_mlx import pipeline
 from mint_mlx.converters import checkpoint, writer
-from mint_mlx.errors import MintError
+from mint_mlx.errors import MintError, explain
+from mint_mlx.files import whole
+from mint_mlx.load import load_source
 from mint_mlx.pipeline import convert
 
 Weights = dict[str, mx.array]
@@ -246,3 +248,53 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
     monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "file"))
     convert(str(make(llama(1))), "5bpw", tmp_path / "out", smoke=False)
     assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_what_the_floor_forbids_costs_no_sensitivity(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "get_sensitivity", lambda *_: pytest.fail("measured before checking"))
+    folder = make(llama(1))
+    with pytest.raises(MintError, match="safety floor of 9 dB"):
+        convert(str(folder), "2.9bpw", tmp_path / "out", effort="balanced")
+    name = "model.layers.0.mlp.down_proj.weight"
+
+    def spoil(weights: Weights) -> Weights:
+        weights[name][3, 4] = float("nan")
+        return weights
+
+    edit_weights(folder, spoil)
+    with pytest.raises(MintError, match="down_proj.weight holds NaN"):  # by name, not as an overflow somewhere after it
+        convert(str(folder), "5bpw", tmp_path / "out", effort="balanced")
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('a system message comes first') }}", "{{ '' }}"])
+def test_a_template_that_wants_more_than_a_message_stops_nothing(make: Maker, tmp_path: Path, template: str) -> None:
+    folder, notes = make(llama(1)), Notes()
+    (folder / "chat_template.jinja").write_text(template)
+    result = convert(str(folder), "5bpw", tmp_path / "out", report=notes)
+    assert result.sentence is None and any("no sentence is generated" in note for note in notes.said)
+
+
+def test_a_snapshot_is_called_by_its_repository(make: Maker) -> None:
+    made = make(llama(1), "models--org--some--name")
+    folder = made / "snapshots" / "0123abc"
+    folder.mkdir(parents=True)
+    for file in [f for f in made.iterdir() if f.is_file()]:
+        file.rename(folder / file.name)
+    assert load_source(str(folder)).name == "org/some--name"
+
+
+def test_a_disk_that_is_full_says_so_whoever_writes() -> None:
+    from safetensors import SafetensorError
+
+    errors = (OSError(28, "x"), OSError("524288 requested and 261088 written"), SafetensorError("I/O (os error 28)"))
+    assert all(str(explain(error)).startswith("the disk is full") for error in errors)
+
+
+def test_what_is_written_whole_leaves_nothing_when_it_fails(tmp_path: Path) -> None:
+    (tmp_path / "x.npz").write_text("old")
+    with pytest.raises(OSError, match="full"), whole(tmp_path / "x.npz") as partial:
+        partial.write_text("half")
+        raise OSError(28, "full")
+    assert [f.name for f in tmp_path.iterdir()] == ["x.npz"] and (tmp_path / "x.npz").read_text() == "old"

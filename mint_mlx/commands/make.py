@@ -148,7 +148,7 @@ def convert(
     if upload_repo:
         hub.check_upload(upload_repo, private=not public)
     if order.job.inventory.parameters > LARGE:
-        output.note(overview.time_note(overview.dry_run(order)[1]))
+        output.note(overview.time_note(order))
     result = pipeline.carry_out(order, smoke=not no_smoke, report=output)
     output.close()
     data = pipeline.summary(result)
@@ -180,12 +180,13 @@ def _print_sizes(output: Output, job: Job, table: list[SizeRow], context: int) -
     output.table(*overview.size_rows(table))
     output.line(
         f"Mac: the smallest that has room for it beside a context of {context} tokens (--context); `--fit this-mac` "
-        "takes the largest size that this one runs. 4.5bpw is the usual choice: below 4 quality falls fast, above 6 "
-        "little is left to gain."
+        "takes the largest size that this one runs. 4.5bpw is the usual choice where there is one: below 4 quality "
+        "falls fast, above 6 little is left to gain."
     )
     if table[0].loss is None:
         output.line("No weight has been read: sizes are exact, the smallest assumes a usual safety floor.")
-    output.line(f"Then: mint-mlx convert {job.source.name if '/' in job.source.name else 'MODEL'} --budget 4.5bpw")
+    usual = "4.5bpw" if "4.5bpw" in [row.label for row in table] else table[0].label
+    output.line(f"Then: mint-mlx convert {job.source.name if '/' in job.source.name else 'MODEL'} --budget {usual}")
     sizes = [asdict(row) for row in table]
     output.result({"source": job.source.name, "parameters": job.inventory.parameters, "sizes": sizes})
 

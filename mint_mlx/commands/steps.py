@@ -122,7 +122,8 @@ def allocate(
         output.line(
             f"{out}: {both(total)}, {bits:.2f} bits per weight, within {plan.gap:.3%} of the best possible{expected}"
         )
-        output.line(f"Next: mint-mlx convert MODEL --plan {out}")
+        own = f" --sensitivity {sensitivity}" if sensitivity is not None else ""
+        output.line(f"Next: mint-mlx convert MODEL --plan {out}{own}")
     output.result(
         {
             "bytes": total,
