@@ -141,7 +141,7 @@ def check_feasible(
     if floor is None:
         raise MintError(
             f"a budget of {both(budget)} is too small for this model{why}: sizes from {both(least)} ({bits}, {least}B) "
-            f"to {both(most)} can be written, and `--budget smallest` takes the least of them that the safety floor allows"
+            f"to {both(most)} can be written, and `--budget smallest` takes the least that the safety floor allows"
         )
     raise MintError(
         f"a budget of {both(budget)} is too small for this model with the safety floor of {floor:g} dB SQNR: from "

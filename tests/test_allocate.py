@@ -76,7 +76,7 @@ def test_the_same_profile_and_budget_give_the_same_plan(job: Job, curves: Profil
 
 def test_a_budget_that_headers_show_to_be_impossible_names_the_range(job: Job, curves: Profile) -> None:
     least, _ = size_range(job.inventory, list_candidates(job.inventory, DEFAULT))
-    with pytest.raises(MintError, match=f"{least}B.*--budget smallest"):
+    with pytest.raises(MintError, match=rf"{least}B.*--budget smallest"):
         allocate(curves, parse_budget(f"{least - 1}B"), DEFAULT)
 
 

@@ -264,7 +264,7 @@ def test_what_the_floor_forbids_costs_no_sensitivity(
         return weights
 
     edit_weights(folder, spoil)
-    with pytest.raises(MintError, match="down_proj.weight holds NaN"):  # by name, not as an overflow somewhere after it
+    with pytest.raises(MintError, match=r"down_proj\.weight holds NaN"):  # by name, not as an overflow after it
         convert(str(folder), "5bpw", tmp_path / "out", effort="balanced")
 
 
