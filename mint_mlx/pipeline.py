@@ -25,7 +25,7 @@ from .lowdisk import Waves, at_once, shard_by_shard
 from .measured import get_profile, get_sensitivity
 from .memory import fits_here
 from .objectives import NEEDS_SENSITIVITY
-from .order import Order, Request, default_target, place_order
+from .order import Job, Order, Request, default_target, place_order
 from .plan import Plan
 from .profile import Profile, save_profile
 from .report import Report, Silent
@@ -142,6 +142,10 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
         plan, looks = replace(plan, quantizer="rtn"), False
     if plan.objective not in (None, *NEEDS_SENSITIVITY) and not looks:
         plan = replace(plan, effort="fast")
+    if looks and (plain := _without_feedback(job, plan)):
+        report.note(
+            f"layers in a mode that error feedback doesn't know (mxfp4 and its like) are rounded to nearest: {plain}"
+        )
     target = Path(request.out) if request.out is not None else default_target(job, plan)
     check_target(target, job.source.path, request.force)
     total = plan.layout(job.inventory).total
@@ -156,6 +160,12 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     active = job.inventory.active_bytes(plan.choice)
     ratio = active_ratio(job.inventory, plan.choice)
     return Result(target, plan, job.inventory, total, active, ratio, sentence, time.monotonic() - started)
+
+
+def _without_feedback(job: Job, plan: Plan) -> int:
+    """How many layers are rounded anew to something else than affine codes."""
+    chosen = [(layer, plan.choice[layer.path]) for layer in job.inventory.layers]
+    return sum(c.quantized and c.mode != "affine" and c != layer.stored for layer, c in chosen)
 
 
 def summary(result: Result) -> dict[str, Any]:

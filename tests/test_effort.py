@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import DEFAULT, Maker, llama, qwen3_moe
+from conftest import DEFAULT, Maker, Notes, llama, qwen3_moe
 
 from mint_mlx import efforts, measured, pipeline, refine, runner, steps
 from mint_mlx.errors import MintError
@@ -63,6 +63,13 @@ def test_the_steps_do_what_the_whole_job_does(make: Maker, tmp_path: Path) -> No
     again = pipeline.convert(folder, plan=plan, out=tmp_path / "again", smoke=False)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "again")]
     assert again.bytes == whole.bytes and files[0] == files[1]
+
+
+def test_what_feedback_does_not_know_is_said(make: Maker, tmp_path: Path) -> None:
+    folder, notes = str(make(llama(1))), Notes()
+    more: dict[str, Any] = {"effort": "balanced", "overrides": ["up_proj=mxfp4"], "smoke": False}
+    pipeline.convert(folder, "6bpw", tmp_path / "out", report=notes, **more)
+    assert any("mxfp4" in note and note.endswith("rounded to nearest: 1") for note in notes.said)
 
 
 def test_fewer_tokens_are_what_is_looked_at(make: Maker, tmp_path: Path) -> None:
