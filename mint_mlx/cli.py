@@ -34,7 +34,8 @@ def main() -> None:
             raise
         _report(error)
     if code == INTERRUPTED:  # typer's own translation of Ctrl-C
-        kept = ": what was finished is kept, the same command goes on from there" if argv[0] in RESUMED else ""
+        resumed = bool(argv) and argv[0] in RESUMED
+        kept = ": what was finished is kept, the same command goes on from there" if resumed else ""
         _fail(f"interrupted{kept}", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
