@@ -1,6 +1,6 @@
 """What an interrupted run has done already, beside the place of what it was to make.
 
-Of a profile one line of JSON a layer; of a sensitivity the text that the model has written, pass by pass.
+Of a profile one line of JSON a layer; of a sensitivity the text that the model has written.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ def add(place: Path, path: str, curve: Any) -> None:
             file.write(json.dumps({path: curve}) + "\n")
 
 
-def text(place: Path) -> tuple[np.ndarray, int] | None:
-    """The model's own text as earlier runs left it, and how many passes it went through."""
+def text(place: Path, kind: str) -> tuple[np.ndarray, int] | None:
+    """The model's own text of a kind as earlier runs left it, and how many of its parts or passes were finished."""
     try:
-        with np.load(_text_file(place)) as found:
-            return found["tokens"], int(found["passes"])
+        with np.load(_text_file(place, kind)) as found:
+            return found["tokens"], int(found["done"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
-def add_text(place: Path, tokens: np.ndarray, passes: int) -> None:
-    """Note the model's own text after so many passes."""
-    file = _text_file(place)
+def add_text(place: Path, kind: str, tokens: np.ndarray, done: int) -> None:
+    """Note the model's own text after so many parts or passes."""
+    file = _text_file(place, kind)
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f"{file.name}.{os.getpid()}")
         with partial.open("wb") as out:
-            np.savez(out, tokens=tokens, passes=passes)
+            np.savez(out, tokens=tokens, done=done)
         partial.replace(file)
 
 
@@ -67,8 +67,8 @@ def clear(place: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _text_file(place: Path) -> Path:
-    return place.with_name(f"{place.name}.begun-{stamp()}-text")
+def _text_file(place: Path, kind: str) -> Path:
+    return place.with_name(f"{place.name}.begun-{stamp()}-{kind}")
 
 
 def _files(place: Path, stamp: str = "") -> list[Path]:

@@ -46,33 +46,51 @@ def write_tokens(
         length: tokens a window.
         progress: called with (what, done, total).
         streamed: as in `runner.load_runner`.
-        place: beside which finished passes are noted (begun.py), so that an interrupted run goes on from the last.
+        place: beside which finished parts or passes are noted (begun.py), for a run that goes on from there.
     """
     tokens = np.random.default_rng(seed).integers(0, vocabulary, (-(-count // length), length)).astype(np.int32)
     if start is not None:
         tokens[:, 0] = start
     runner = load_runner(source.path, streamed)
+    kind = "resampled" if runner.streamed else "sampled"
+    tokens, done = (place and begun.text(place, kind)) or (tokens, 0)
+
+    def keep(tokens: np.ndarray, done: int) -> None:
+        if place:
+            begun.add_text(place, kind, tokens, done)
+
     if not runner.streamed:
-        return sample(runner, tokens, mx.random.key(seed), progress), f"sampled, seed {seed}"
-    tokens, done = (place and begun.text(place)) or (tokens, 0)
+        return sample(runner, tokens, mx.random.key(seed), progress, done, keep), f"sampled, seed {seed}"
     for number in range(done, PASSES):
         progress(f"pass {number + 1}", number, PASSES)
         if number > done:
             runner = load_runner(source.path, True)
         tokens = resample(runner, tokens, mx.random.key(seed * PASSES + number))
-        if place:
-            begun.add_text(place, tokens, number + 1)
+        keep(tokens, number + 1)
     progress("", PASSES, PASSES)
     return tokens, f"resampled {PASSES} times, seed {seed}"
 
 
-def sample(runner: Runner, tokens: np.ndarray, key: mx.array, progress: Progress = lambda *_: None) -> np.ndarray:
-    """Every token but each window's first drawn one after the other, given all those before it."""
+def sample(
+    runner: Runner,
+    tokens: np.ndarray,
+    key: mx.array,
+    progress: Progress = lambda *_: None,
+    done: int = 0,
+    keep: Callable[[np.ndarray, int], None] = lambda *_: None,
+) -> np.ndarray:
+    """Every token but each window's first drawn one after the other, given all those before it.
+
+    WINDOWS windows are drawn at once; `done` such parts are there already, and `keep` is called after each.
+    """
     from mlx_lm.models.cache import make_prompt_cache
 
-    length = tokens.shape[1]
-    fresh = []
-    for begin in range(0, len(tokens), WINDOWS):
+    length, fresh = tokens.shape[1], tokens.copy()
+    for part, begin in enumerate(range(0, len(tokens), WINDOWS)):
+        if part < done:
+            for _ in range(1, length):  # what follows is drawn as if this had been
+                key = mx.random.split(key)[0]
+            continue
         cache = make_prompt_cache(runner.model)
         last = mx.array(tokens[begin : begin + WINDOWS, :1])
         drawn = [last]
@@ -83,8 +101,9 @@ def sample(runner: Runner, tokens: np.ndarray, key: mx.array, progress: Progress
             last = mx.random.categorical(logits, key=draw)[:, None].astype(mx.int32)
             mx.eval(last)
             drawn.append(last)
-        fresh.append(np.array(mx.concatenate(drawn, axis=1)))
-    return np.concatenate(fresh).astype(np.int32)
+        fresh[begin : begin + WINDOWS] = np.array(mx.concatenate(drawn, axis=1))
+        keep(fresh, part + 1)
+    return fresh
 
 
 def resample(runner: Runner, tokens: np.ndarray, key: mx.array) -> np.ndarray:

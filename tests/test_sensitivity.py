@@ -70,11 +70,30 @@ def test_text_that_was_interrupted_goes_on_after_its_last_pass(
     again, also = write_tokens(source, 2048, 256, length=64, streamed=True, place=place)
     np.testing.assert_array_equal(whole, again)
     assert also == how and len(done) == tokens_module.PASSES
-    assert begun.text(place) is not None
+    assert begun.text(place, "resampled") is not None
     begun.clear(place)
     assert not list(place.parent.iterdir())
-    begun._text_file(place).write_bytes(b"cut short")
-    assert begun.text(place) is None
+    begun._text_file(place, "sampled").write_bytes(b"cut short")
+    assert begun.text(place, "sampled") is None
+
+
+def test_text_that_was_interrupted_while_sampled_goes_on_after_its_last_part(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens_module, "WINDOWS", 3)
+    source, place, drawn = prepare(str(make(llama(1)))).source, tmp_path / "s.npz", []
+    whole, how = write_tokens(source, 96, 160, length=16, streamed=False)
+
+    def progress(what: str, done: int, total: int) -> None:
+        drawn.append(done)
+        if len(drawn) == 50:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_tokens(source, 96, 160, length=16, streamed=False, place=place, progress=progress)
+    again, also = write_tokens(source, 96, 160, length=16, streamed=False, place=place, progress=progress)
+    np.testing.assert_array_equal(whole, again)
+    assert also == how and len(drawn) == 50 + 15  # three parts of four were there
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, MemoryError, RuntimeError])
