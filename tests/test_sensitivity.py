@@ -96,9 +96,13 @@ def test_text_that_was_interrupted_while_sampled_goes_on_after_its_last_part(
     assert also == how and len(drawn) == 50 + 15  # three parts of four were there
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, MemoryError, RuntimeError])
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("calls", [1, 4])
+@pytest.mark.parametrize(
+    ("calls", "streamed", "error"),
+    [
+        *((calls, streamed, KeyboardInterrupt) for calls in (1, 3, 4, 5) for streamed in (False, True)),
+        *((3, True, error) for error in (OSError, MemoryError, RuntimeError)),
+    ],
+)
 def test_a_walk_that_was_interrupted_goes_on_to_the_same_numbers(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int, streamed: bool, error: type[BaseException]
 ) -> None:
