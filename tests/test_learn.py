@@ -197,8 +197,8 @@ def test_best_streamed_is_best(make: Maker, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_best_in_turns_is_near_best(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learn, "STEPS", 4)
-    monkeypatch.setattr(efforts, "TOKENS", 1024)
+    monkeypatch.setattr(learn, "STEPS", 8)
+    monkeypatch.setattr(efforts, "TOKENS", 2048)
     folder, notes = make(qwen3_moe(1, experts=8)), Notes()
     pipeline.convert(str(folder), "4bpw", tmp_path / "whole", effort="best", smoke=False)
     monkeypatch.setattr(learner, "turns", lambda inventory, tokens: 4)
