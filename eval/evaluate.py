@@ -202,10 +202,8 @@ def get_reference(
         device=device(),
     )
     reference = Reference(about, tuple(made))
-    try:
+    with cache.keeping("reference", report):
         save_reference(reference, path)
-    except OSError as error:
-        report.note(f"the reference could not be kept in {path.parent} ({error.strerror}): set MINT_MLX_CACHE")
     return reference
 
 

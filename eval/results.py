@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..converters.quantizers import NEEDS_INPUTS
+from ..files import whole
 from ..units import UNITS, decimal_unit, human
 from .compare import OURS, Comparison, Row
 
@@ -159,7 +160,8 @@ def plot(comparison: Comparison, path: Path) -> None:
         axes[1].legend(fontsize=8, handles=[axes[1].get_lines()[-1]])
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=8, loc="outside lower center")
     figure.suptitle(f"{comparison.source} on {comparison.text}: methods at the same bytes, 95 % intervals")
-    figure.savefig(path, dpi=130)
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=130, format=path.suffix[1:])
     pyplot.close(figure)
 
 

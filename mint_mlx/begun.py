@@ -6,7 +6,6 @@ Of a profile one line of JSON a layer; of a sensitivity the text that the model 
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .files import whole
 from .ranks import ranks
 from .versions import stamp
 
@@ -55,10 +55,8 @@ def add_text(place: Path, kind: str, tokens: np.ndarray, done: int) -> None:
     file = _text_file(place, kind)
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"{file.name}.{os.getpid()}")
-        with partial.open("wb") as out:
+        with whole(file) as partial, partial.open("wb") as out:
             np.savez(out, tokens=tokens, done=done)
-        partial.replace(file)
 
 
 def clear(place: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from .errors import MintError, UsageError
 from .load import Source
 from .profile import Profile, load_profile, save_profile
 from .quant import QuantConfig
+from .report import Report
 from .sample import EXACT
 from .sensitivity import Sensitivity, load_sensitivity, save_sensitivity
 
@@ -53,6 +55,15 @@ def cached_profile(source: Source, candidates: dict[str, tuple[QuantConfig, ...]
         if found is not None and found.fingerprint == source.fingerprint:
             return found
     return None
+
+
+@contextmanager
+def keeping(what: str, report: Report) -> Iterator[None]:
+    """Keep something; where that can't be done it is made again next time, and the job goes on."""
+    try:
+        yield
+    except OSError as error:
+        report.note(f"the {what} could not be kept in {cache_dir()} ({error.strerror}): set MINT_MLX_CACHE")
 
 
 def keep_profile(profile: Profile, source: Source, candidates: dict[str, tuple[QuantConfig, ...]]) -> Path:

@@ -71,6 +71,11 @@ def refines(effort: str, quantizer: str) -> bool:
     return effort in EFFORTS and EFFORTS[effort].refine and quantizer == EFFORTS[effort].quantizer
 
 
+def level_with(sensitivity: bool) -> str:
+    """The level whose objective and quantizer serve where a sensitivity is there, or isn't."""
+    return "balanced" if sensitivity else "fast"
+
+
 def effort_name(name: str | None) -> str:
     """The level asked for, or the default.
 

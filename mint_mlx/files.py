@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,11 +37,10 @@ def alone(place: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Work on a place that no other process works on; `waiting` is called where one does, until which is done."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.with_name(f".{place.name}.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks
+            if not _lock(file):
+                waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -145,12 +144,19 @@ def check_target(target: Path, source: Path | None, force: bool) -> None:
 def lock_folder(folder: Path) -> IO[str] | None:
     """Lock a folder for this process, until the file that is returned is closed; None where another one has it."""
     file = (folder / LOCK).open("a")
+    if _lock(file):
+        return file
+    file.close()
+    return None
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock a file until it is closed; False where another process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
-        return None
-    return file
+        return False
+    return True
 
 
 def work_folder(target: Path) -> Path:

@@ -59,11 +59,9 @@ def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> 
     except NoChain as error:
         report.note(f"{job.source.name} cannot be walked through ({error}): it is converted as with --effort fast")
         return None
-    try:
+    with cache.keeping("sensitivity", report):
         cache.keep_sensitivity(job.source, count, tokens, made)
         begun.clear(place)
-    except OSError as error:
-        report.note(f"the sensitivity could not be kept in {cache.cache_dir()} ({error.strerror}): set MINT_MLX_CACHE")
     return tokens, made
 
 
@@ -116,20 +114,24 @@ def get_profile(
     """
     report = report or Silent()
     wanted, sample = profile_candidates(job), parse_sample(sample)
-    found = cache.cached_profile(job.source, wanted, sample)
+    found = known_profile(job, sample)
     if all(ranks().gather(found is not None)) and found is not None:
-        return replace(found, recipe=job.recipe, inventory=job.inventory)
+        return found
     report.stage("profile")
     place = cache.profile_path(job.source, wanted, sample)
     beside = None if allow_nonfinite else place
     made = profile(job.source, job.inventory, wanted, job.recipe, report.step, sample, allow_nonfinite, waves, beside)
-    try:
-        if ranks().first:
+    if ranks().first:
+        with cache.keeping("profile", report):
             cache.keep_profile(made, job.source, wanted)
             begun.clear(place)
-    except OSError as error:  # a profile that can't be kept is measured again next time; the job goes on
-        report.note(f"the profile could not be kept in {cache.cache_dir()} ({error.strerror}): set MINT_MLX_CACHE")
     return made
+
+
+def known_profile(job: Job, sample: str | None = None) -> Profile | None:
+    """The source's profile from the cache, if an earlier run left one, whatever recipe and parts that was for."""
+    found = cache.cached_profile(job.source, profile_candidates(job), parse_sample(sample))
+    return found and replace(found, recipe=job.recipe, inventory=job.inventory)
 
 
 def profile_candidates(job: Job) -> dict[str, tuple[QuantConfig, ...]]:

@@ -106,6 +106,7 @@ class Order:
         tokens: how many the model writes, where a sensitivity is measured.
         runs: whether the model is run on them.
         own: the model's own tokens and its sensitivity, where one was given.
+        speaks: whether the result can be asked for a sentence.
     """
 
     request: Request
@@ -120,6 +121,7 @@ class Order:
     fixed: Plan | None
     runs: bool
     own: tuple[np.ndarray, Sensitivity] | None = None
+    speaks: bool = True
 
     @property
     def peak(self) -> int:
@@ -262,7 +264,8 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         fixed = replace(uniform(source, inventory, config, forced, request.ignore_guards), parts=parts)
     if fixed is not None:
         _warn_of_size(fixed.layout(inventory).total, job, request, report)
-    if silent := mlxlm.why_no_sentence(source.path):
+    silent = mlxlm.why_no_sentence(source.path)
+    if silent is not None:
         report.note(f"{silent}: no sentence is generated")
     if fixed is not None and request.out is None:
         check_target(default_target(job, fixed), source.path, request.force)
@@ -288,7 +291,8 @@ def place_order(request: Request, report: Report | None = None) -> Order:
                 f"the sensitivity in {request.sensitivity} is that of another model ({own[1].source}): leave it out"
             )
     tokens = request.tokens or effort.tokens
-    return Order(request, job, budget, room, objective, quantizer, tokens, overrides, forced, fixed, runs, own)
+    says = silent is None
+    return Order(request, job, budget, room, objective, quantizer, tokens, overrides, forced, fixed, runs, own, says)
 
 
 def needs_of(job: Job, request: Request) -> Needs | None:

@@ -9,13 +9,13 @@ from typing import Any
 
 from . import efforts
 from .allocate import above_floor, list_candidates, size_range
-from .cache import cached_profile, cached_sensitivity
+from .cache import cached_sensitivity
 from .converters.card import config_table
 from .converters.quantizers import NEEDS_INPUTS
 from .doctor import Finding
 from .errors import MintError
 from .layers import Inventory
-from .measured import profile_candidates
+from .measured import known_profile, profile_candidates
 from .memory import RESERVE, Fit, Needs, smallest_mac
 from .objectives import NEEDS_SENSITIVITY
 from .order import Job, Order, Request, needs_of, place_order
@@ -45,12 +45,6 @@ class SizeRow:
     loss: float | None
     active_bytes: int
     mac: int | None
-
-
-def known_profile(job: Job, sample: str | None = None) -> Profile | None:
-    """The source's profile from the cache, if an earlier run left one."""
-    found = cached_profile(job.source, profile_candidates(job), parse_sample(sample))
-    return found and replace(found, recipe=job.recipe, inventory=job.inventory)
 
 
 def known_sensitivity(order: Order) -> Sensitivity | None:
@@ -367,7 +361,7 @@ def _quantizer_rates() -> tuple[float, float]:
 def time_note(order: Order) -> str:
     """What a conversion will take, said before it starts."""
     inventory = order.job.inventory
-    size = order.budget.resolve(inventory.parameters) if order.budget else None
+    size = order.budget.resolve(inventory.parameters) if order.budget else None  # only the time to write it follows
     known = order.fixed or known_profile(order.job, order.request.sample)
     seconds = _stage_seconds(order, size or inventory.parameters // 2, known is None) | _look_seconds(order)
     stages = ", ".join(f"{stage} about {duration(s)}" for stage, s in seconds.items())

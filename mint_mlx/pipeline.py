@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import efforts, mlxlm
+from . import efforts
 from .allocate import allocate, safe_candidates
 from .efforts import effort_name
 from .files import check_target
@@ -70,11 +70,12 @@ def choose_plan(
         assert order.budget is not None
         job, objective = order.job, order.objective
         guards, weighed, made = order.request.ignore_guards, objective in NEEDS_SENSITIVITY, curves()
-        # What can't be is refused before a sensitivity is measured, which takes longer.
-        safe_candidates(made, order.budget, job.recipe, order.overrides, guards, weighed)
-        weights = weigh() if weighed else None
-        if weighed and weights is None:
-            objective = "prior"
+        weights = None
+        if weighed:
+            # What can't be is refused before a sensitivity is measured, which takes longer.
+            safe_candidates(made, order.budget, job.recipe, order.overrides, guards, weighed)
+            weights = weigh()
+            objective = objective if weights is not None else "prior"
         plan = allocate(made, order.budget, job.recipe, objective, order.overrides, guards, weights)
         plan = replace(plan, parts=job.parts, effort=effort_name(order.request.effort))
     return replace(plan, quantizer=order.quantizer)
@@ -149,7 +150,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     target = Path(request.out) if request.out is not None else default_target(job, plan)
     check_target(target, job.source.path, request.force)
     total = plan.layout(job.inventory).total
-    say = smoke and fits_here(total) and mlxlm.why_no_sentence(job.source.path) is None
+    say = smoke and fits_here(total) and order.speaks
     mine = own() if looks else None
     refine = mine is not None and efforts.refines(plan.effort, plan.quantizer)
     if refine and not can_refine(job.inventory, plan.choice):

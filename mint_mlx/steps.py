@@ -124,7 +124,7 @@ def plan_profile(
     curves = load_profile(find_kept(path, PROFILE_FILE))
     chosen = find_recipe(recipe, {}) if recipe is not None else curves.recipe
     weights = load_sensitivity(find_kept(sensitivity, SENSITIVITY_FILE))[1] if sensitivity is not None else None
-    level = "balanced" if weights is not None else "fast"
+    level = efforts.level_with(weights is not None)
     objective = objective or chosen.objective or efforts.EFFORTS[level].objective
     if weights is not None and objective not in NEEDS_SENSITIVITY:
         raise UsageError(f"the objective {objective} does not look at a sensitivity: leave --sensitivity out")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .allocate import allocate, list_candidates, size_range
-from .efforts import EFFORTS, expected_kl
+from .efforts import EFFORTS, expected_kl, level_with
 from .errors import UsageError
 from .files import whole
 from .hub import NotKept
@@ -91,8 +91,7 @@ def sweep(profile: str | Path, sensitivity: str | Path | None = None, measured: 
     """
     curves = load_profile(find_kept(profile, PROFILE_FILE))
     weights = _weights(profile, sensitivity)
-    level = EFFORTS["balanced" if weights is not None else "fast"]
-    objective = curves.recipe.objective or level.objective
+    objective = curves.recipe.objective or EFFORTS[level_with(weights is not None)].objective
     parameters = curves.inventory.parameters
     found = []
     for size, perplexity in map(parse_measured, measured):

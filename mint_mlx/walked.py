@@ -18,7 +18,7 @@ from typing import IO
 
 import numpy as np
 
-from .files import lock_folder
+from .files import lock_folder, whole
 
 
 @dataclass
@@ -96,9 +96,8 @@ def has_hidden(folder: Path, index: int) -> bool:
 
 def keep_hidden(folder: Path, index: int, array: np.ndarray) -> None:
     """Keep what a block reads, whole or not at all."""
-    partial = folder / "unfinished.npy"
-    np.save(partial, array)
-    partial.replace(folder / f"hidden-{index}.npy")
+    with whole(folder / f"hidden-{index}.npy") as partial, partial.open("wb") as file:
+        np.save(file, array)
 
 
 def parts(folder: Path, depth: int) -> tuple[dict[int, Part], np.ndarray | None]:
@@ -143,7 +142,6 @@ def keep_part(folder: Path, index: int, made: Part, grad: np.ndarray) -> None:
             arrays[f"part.{path}"] = np.concatenate(parts)
     arrays |= {name: array for name in ("metric", "embedding") if (array := getattr(made, name)) is not None}
     np.save(folder / f"grad-{index}.npy", grad)
-    partial = folder / "unfinished.npz"
-    np.savez(partial, **arrays)  # type: ignore[arg-type]
-    partial.replace(folder / f"part-{index}.npz")
+    with whole(folder / f"part-{index}.npz") as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     (folder / f"grad-{index + 1}.npy").unlink(missing_ok=True)

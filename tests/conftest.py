@@ -15,6 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # tests run side by side alr
 use_fast_blas()  # where there is one: the trained models' tests take several times as long without
 
 import mlx.core as mx  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from mint_mlx import efforts  # noqa: E402
@@ -22,6 +23,7 @@ from mint_mlx import efforts  # noqa: E402
 OLD_MLX_LM = version("mlx-lm") < "0.32"  # on Python 3.10: fewer families, and quantizers that fail on MoEs
 DEMO = Path(__file__).parent.parent / "mint_mlx" / "demo" / "demo-moe"
 HIDDEN, VOCAB, HEAD_DIM = 128, 96, 32
+TOKENS = np.random.default_rng(0).integers(0, VOCAB, (4, 24)).astype(np.int32)
 DEFAULT = efforts.DEFAULT  # the level that people get; tests get `fast` unless they ask
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import DEFAULT, Maker, Notes, llama, qwen3_moe
+from conftest import DEFAULT, TOKENS, Maker, Notes, llama, qwen3_moe
 
 from mint_mlx import efforts, measured, pipeline, refine, runner, steps
 from mint_mlx.errors import MintError
@@ -16,8 +16,6 @@ from mint_mlx.inputs import Moments
 from mint_mlx.order import prepare
 from mint_mlx.sensitivity import load_sensitivity, measure
 from mint_mlx.tokens import write_tokens
-
-TOKENS = np.random.default_rng(0).integers(0, 96, (4, 24)).astype(np.int32)
 
 
 def test_balanced_is_what_people_get(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import Maker, qwen3_moe
+from conftest import TOKENS, Maker, qwen3_moe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,8 +15,6 @@ from mint_mlx.inputs import Moments, block_inputs
 from mint_mlx.order import prepare
 from mint_mlx.quant import QuantConfig, affine
 from mint_mlx.sensitivity import measure
-
-TOKENS = np.random.default_rng(0).integers(0, 96, (4, 24)).astype(np.int32)
 
 
 def restore(packed: dict[str, mx.array], config: QuantConfig) -> np.ndarray:

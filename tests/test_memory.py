@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import VOCAB, Maker, Notes, llama, qwen3_moe
+from conftest import TOKENS, VOCAB, Maker, Notes, llama, qwen3_moe
 from mlx_lm.models.cache import make_prompt_cache
 from released import RELEASED, known
 
@@ -200,13 +200,12 @@ def test_the_peak_follows_from_one_block_and_not_from_the_depth() -> None:
 @pytest.mark.parametrize("shapes", [llama(2), qwen3_moe(2, experts=8)], ids=["dense", "experts"])
 def test_what_layers_read_is_all_counted(make: Maker, shapes: dict[str, Any]) -> None:
     job = prepare(str(make(shapes)))
-    tokens = np.random.default_rng(0).integers(0, 96, (4, 24)).astype(np.int32)
-    made = measure(job.source, job.inventory, tokens, "random")
+    made = measure(job.source, job.inventory, TOKENS, "random")
     block = [layer for layer in job.inventory.layers if layer.block == 1]
-    inputs = dict(block_inputs(job.source, job.inventory, tokens, made, batch=4))[1]
+    inputs = dict(block_inputs(job.source, job.inventory, TOKENS, made, batch=4))[1]
     arrays = [np.asarray(batch.x) for found in inputs.values() for batch in found.batches]
     held = {array.ctypes.data: array.size for array in arrays}  # several layers read the same
-    assert sum(held.values()) <= tokens.size * peak._read(block) <= 1.3 * sum(held.values())
+    assert sum(held.values()) <= TOKENS.size * peak._read(block) <= 1.3 * sum(held.values())
 
 
 def test_a_model_without_blocks_has_a_peak(make: Maker) -> None:

@@ -32,6 +32,14 @@ def edit_weights(folder: Path, change: Callable[[Weights], Weights]) -> None:
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
 
 
+def spoil_weight(folder: Path, name: str, value: float) -> None:
+    def spoil(weights: Weights) -> Weights:
+        weights[name][3, 4] = value
+        return weights
+
+    edit_weights(folder, spoil)
+
+
 def spoil_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
@@ -213,12 +221,7 @@ def test_code_that_a_checkpoint_brings_is_never_run_and_never_asked_about(
 def test_weights_that_are_not_finite_are_named(make: Maker, tmp_path: Path, how: dict[str, str], value: float) -> None:
     folder = make(llama(1))
     name = "model.layers.0.self_attn.q_proj.weight"
-
-    def spoil(weights: Weights) -> Weights:
-        weights[name][3, 4] = value
-        return weights
-
-    edit_weights(folder, spoil)
+    spoil_weight(folder, name, value)
     with pytest.raises(MintError, match=name):
         convert(str(folder), out=tmp_path / "out", smoke=False, **how)
 
@@ -257,13 +260,7 @@ def test_what_the_floor_forbids_costs_no_sensitivity(
     folder = make(llama(1))
     with pytest.raises(MintError, match="safety floor of 9 dB"):
         convert(str(folder), "2.9bpw", tmp_path / "out", effort="balanced")
-    name = "model.layers.0.mlp.down_proj.weight"
-
-    def spoil(weights: Weights) -> Weights:
-        weights[name][3, 4] = float("nan")
-        return weights
-
-    edit_weights(folder, spoil)
+    spoil_weight(folder, "model.layers.0.mlp.down_proj.weight", float("nan"))
     with pytest.raises(MintError, match=r"down_proj\.weight holds NaN"):  # by name, not as an overflow after it
         convert(str(folder), "5bpw", tmp_path / "out", effort="balanced")
 

@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import Maker, Notes, llama, qwen3_moe
+from conftest import TOKENS, Maker, Notes, llama, qwen3_moe
 from families import write_family
 from released import known, released
 
@@ -26,9 +26,6 @@ from mint_mlx.order import prepare
 from mint_mlx.sensitivity import load_sensitivity, measure, save_sensitivity
 from mint_mlx.tokens import resample, write_tokens
 from mint_mlx.units import parse_budget
-
-TOKENS = np.random.default_rng(0).integers(0, 96, (4, 24)).astype(np.int32)
-
 
 # Tokens
 
