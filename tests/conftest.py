@@ -19,6 +19,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from mint_mlx import efforts  # noqa: E402
+from mint_mlx.order import prepare  # noqa: E402
+from mint_mlx.tokens import write_tokens  # noqa: E402
 
 OLD_MLX_LM = version("mlx-lm") < "0.32"  # on Python 3.10: fewer families, and quantizers that fail on MoEs
 DEMO = Path(__file__).parent.parent / "mint_mlx" / "demo" / "demo-moe"
@@ -45,6 +47,12 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def demo_model() -> Path:
     """The trained 2.3 M Mixture-of-Experts model that comes with the package."""
     return DEMO
+
+
+@pytest.fixture(scope="session")
+def demo_text() -> np.ndarray:
+    """2,048 tokens that the demo model wrote with another seed than conversions use, windows of 64."""
+    return write_tokens(prepare(str(DEMO)).source, 2048, 2048, seed=5, length=64)[0]
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -15,7 +15,6 @@ from mint_mlx.errors import MintError
 from mint_mlx.inputs import Moments
 from mint_mlx.order import prepare
 from mint_mlx.sensitivity import load_sensitivity, measure
-from mint_mlx.tokens import write_tokens
 
 
 def test_balanced_is_what_people_get(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,16 +24,16 @@ def test_balanced_is_what_people_get(make: Maker, tmp_path: Path, monkeypatch: p
 
 
 def test_balanced_beats_fast_on_a_trained_model(
-    demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_model: Path, demo_text: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(efforts, "TOKENS", 4096)
-    text = np.asarray(write_tokens(prepare(str(demo_model)).source, 2048, 2048, seed=5, length=64)[0])
-    source = runner.load_runner(demo_model).model(mx.array(text))
+    text = mx.array(demo_text)
+    source = runner.load_runner(demo_model).model(text)
     source = source - mx.logsumexp(source, axis=-1, keepdims=True)
     divergence = {}
     for effort in ("fast", "balanced"):
         pipeline.convert(str(demo_model), "4bpw", tmp_path / effort, effort=effort, smoke=False)
-        logits = runner.load_runner(tmp_path / effort).model(mx.array(text))
+        logits = runner.load_runner(tmp_path / effort).model(text)
         logp = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         divergence[effort] = float(mx.mean(mx.sum(mx.exp(source) * (source - logp), axis=-1)).item())
     assert divergence["balanced"] < 0.75 * divergence["fast"]

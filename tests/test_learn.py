@@ -18,11 +18,9 @@ from mint_mlx.converters import gptq, learn, learner, turns
 from mint_mlx.converters.learn import Block
 from mint_mlx.converters.turns import learn_in_turns
 from mint_mlx.errors import MintError
-from mint_mlx.order import prepare
 from mint_mlx.quant import QuantConfig, affine
 from mint_mlx.refine import divergence
 from mint_mlx.sweep import Point
-from mint_mlx.tokens import write_tokens
 
 
 def small_block(config: QuantConfig, seed: int = 0) -> Block:
@@ -162,16 +160,15 @@ def test_a_part_of_the_experts_takes_the_gradient_of_its_rows(bias: bool, ordere
 
 
 def test_best_beats_balanced_on_a_trained_model(
-    demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_model: Path, demo_text: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(efforts, "TOKENS", 1024)
     monkeypatch.setattr(learn, "STEPS", 12)
     monkeypatch.setattr(learn, "TOKENS", 512)
-    text = write_tokens(prepare(str(demo_model)).source, 2048, 2048, seed=5, length=64)[0]
     found = {}
     for effort in ("balanced", "best"):
         result = pipeline.convert(str(demo_model), "4bpw", tmp_path / effort, effort=effort, smoke=False)
-        found[effort] = kl(demo_model, tmp_path / effort, text)
+        found[effort] = kl(demo_model, tmp_path / effort, demo_text)
     assert (result.plan.quantizer, result.plan.effort) == ("learn", "best")
     assert found["best"] < 0.9 * found["balanced"]
 
@@ -220,14 +217,13 @@ def test_best_in_turns_is_near_best(make: Maker, tmp_path: Path, monkeypatch: py
 
 
 def test_refining_keeps_codes_and_bytes_and_comes_closer(
-    demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_model: Path, demo_text: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mint_mlx.efforts.TOKENS", 4096)
+    monkeypatch.setattr("mint_mlx.efforts.TOKENS", 2048)
     pipeline.convert(str(demo_model), uniform="4bit-g64", out=tmp_path / "uniform", smoke=False)
     path, found = steps.refine_checkpoint(str(tmp_path / "uniform"), str(demo_model), tmp_path / "refined", steps=40)
     assert found.after < 0.9 * found.before
-    text = write_tokens(prepare(str(demo_model)).source, 2048, 2048, seed=5)[0]
-    assert kl(demo_model, path, text) < 0.9 * kl(demo_model, tmp_path / "uniform", text)
+    assert kl(demo_model, path, demo_text) < 0.9 * kl(demo_model, tmp_path / "uniform", demo_text)
     one, two = (mx.load(str(tmp_path / name / "model.safetensors")) for name in ("uniform", "refined"))
     changed = {name for name in one if not mx.array_equal(one[name], two[name])}
     assert changed and all(name.endswith((".scales", ".biases")) for name in changed)
