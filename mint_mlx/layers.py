@@ -15,7 +15,7 @@ from typing import Any
 from .errors import MintError
 from .layout import TensorSpec, weight_tensors
 from .quant import KEEP, QuantConfig
-from .roles import EXPERTS, GATES, block_of, role_of
+from .roles import EXPERTS, GATES, TOWER, block_of, role_of
 
 ROUTER_BITS = 8
 FLOATS = ("F16", "BF16", "F32")
@@ -186,7 +186,8 @@ def list_layers(model: Any, config: dict[str, Any]) -> Inventory:
         layer = _make_layer(path, module, kind, role_of(path, kind, has_experts, owner), owned[path])
         if layer.role in EXPERTS:
             layer = replace(layer, reads=_experts_read(model, config, path, layer.shape[0]))
-        layers.append(_guard(layer, predicate(path, module) if predicate else True))
+        layer = _guard(layer, predicate(path, module) if predicate else True)
+        layers.append(replace(layer, keep="it belongs to a tower") if TOWER.search(path) else layer)
     if not any(layer.role == "head" for layer in layers):  # tied: the embedding is the head, read whole
         layers = [replace(layer, reads=1.0) if layer.role == "embedding" else layer for layer in layers]
     others = {owner: tuple(specs.values()) for owner, specs in owned.items() if owner not in found}

@@ -15,6 +15,7 @@ from .errors import MintError
 from .headers import TensorInfo
 from .layers import MLX_DTYPES, Inventory
 from .layout import TensorSpec
+from .roles import TOWER
 from .units import human
 
 PARTS = ("text", "all")
@@ -28,10 +29,6 @@ MTP_KEYS = (
     "use_mtp",
 )
 PROCESSOR_FILES = ("*processor_config.json", "image_processor*.json", "feature_extractor*.json")
-_TOWER = re.compile(
-    r"(^|\.)(\w*vision\w*|visual|\w*image\w*|\w*audio\w*|\w*speech\w*|multi_?modal_projector|(pre_)?mm_projector\w*"
-    r"|patch_merger)(\.|$)"
-)
 _TOWER_KEY = re.compile(
     r"(use_unified_)?(vision|visual|video|image|img|media|audio|speech|boi|eoi|boa|eoa|multi_?modal|mm|projector)_\w+"
 )
@@ -53,7 +50,7 @@ def find_beside(headers: Iterable[dict[str, TensorInfo]], config: dict[str, Any]
         for name, info in table.items():
             if name.rpartition(".")[0] in used:
                 continue
-            if _TOWER.search(name):
+            if TOWER.search(name):
                 found[0][name] = info
             elif is_mtp(name, config):
                 found[1][name] = info
@@ -66,7 +63,7 @@ def is_mtp(name: str, config: dict[str, Any]) -> bool:
         return True
     table = config.get("text_config") or config
     depth, block = table.get("num_hidden_layers"), re.search(r"(?:^|\.)layers\.(\d+)\.", name)
-    return type(depth) is int and block is not None and int(block[1]) >= depth and not _TOWER.search(name)
+    return type(depth) is int and block is not None and int(block[1]) >= depth and not TOWER.search(name)
 
 
 def with_towers(inventory: Inventory, towers: dict[str, TensorInfo]) -> Inventory:

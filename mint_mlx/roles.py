@@ -27,6 +27,10 @@ EXPERTS = ("expert_gate", "expert_up", "expert_down")
 GATES = ("router", "shared_expert_gate")
 DOWN = ("down_proj", "fc2", "w2")  # what an MLP, or an expert, writes back
 WRITES = (*DOWN, "o_proj", "out_proj", "wo", "dense", "c_proj")  # what reads what its neighbours made
+TOWER = re.compile(  # of images or sounds
+    r"(^|\.)(\w*vision\w*|visual|\w*image\w*|\w*audio\w*|\w*speech\w*|multi_?modal_projector|(pre_)?mm_projector\w*"
+    r"|patch_merger|patch_merge_mlp|aligner)(\.|$)"
+)
 
 _SHARED_GATE = re.compile(r"(^|\.)shared_?experts?_gate(\.|$)")
 _SHARED = re.compile(r"(^|\.)(shared_?experts?|share_expert|shared_mlp)(\.|$)")

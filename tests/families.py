@@ -255,10 +255,10 @@ def config_of(family: str) -> dict[str, Any]:
     return common | FAMILIES[family] | {"model_type": family}
 
 
-def write_family(folder: Path, family: str) -> Path:
-    """A random checkpoint of a family, in mlx-lm's own names."""
+def write_family(folder: Path, family: str, **more: Any) -> Path:
+    """A random checkpoint of a family, in mlx-lm's own names; `more` goes into its config."""
     folder.mkdir(parents=True)
-    config = config_of(family)
+    config = config_of(family) | more
     module = importlib.import_module(f"mlx_lm.models.{family}")
     mx.random.seed(0)
     model = module.Model(module.ModelArgs.from_dict(config))

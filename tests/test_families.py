@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
+import mlx.core as mx
+import mlx_lm.utils
 import numpy as np
 import pytest
 from conftest import OLD_MLX_LM
 from families import FAMILIES, NESTED, write_family
+from mlx.utils import tree_flatten
 
-from mint_mlx import pipeline, runner
+from mint_mlx import mlxlm, pipeline, runner
 from mint_mlx.errors import MintError
 from mint_mlx.eval.protocol import Windows
 from mint_mlx.eval.score import score
 from mint_mlx.order import prepare
+from mint_mlx.quant import KEEP
 from mint_mlx.roles import EXPERTS
 
 # Routers that are no quantizable module: classes of their own, which mlx-lm leaves alone.
@@ -41,6 +46,26 @@ STATEFUL = {"deepseek_v41", "kimi_k3"}
 def known(family: str) -> bool:
     """Whether the installed mlx-lm has the family (0.31's phimoe can't be built without rope scaling)."""
     return find_spec(f"mlx_lm.models.{family}") is not None and not (OLD_MLX_LM and family == "phimoe")
+
+
+VISION = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize("parts", ["text", "all"])
+def test_a_tower_that_mlx_lm_runs_itself_stays_as_it_is(
+    tmp_path: Path, parts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not known("muse_spark"):
+        pytest.skip("this mlx-lm has no such family")
+    folder = write_family(tmp_path / "muse", "muse_spark", vision_config=VISION)
+    monkeypatch.setattr(mlxlm, "why_no_sentence", lambda folder: "its tokenizer takes no tiny model")
+    result = pipeline.convert(str(folder), "smallest", tmp_path / "out", parts=parts, effort="fast")
+    tower = [layer.path for layer in result.inventory.layers if "vision" in layer.path]
+    assert tower and {result.plan.choice[path] for path in tower} == {KEEP}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["vision_config"] == VISION
+    model, _ = mlx_lm.utils.load_model(tmp_path / "out")
+    weights, source = dict(tree_flatten(model.parameters())), mx.load(str(folder / "model.safetensors"))
+    assert all(mx.array_equal(weights[f"{path}.weight"], source[f"{path}.weight"]) for path in tower)
 
 
 @pytest.mark.parametrize("family", [f for f in (*FAMILIES, *NESTED) if known(f)])

@@ -16,7 +16,7 @@ from released import RELEASED, known, released
 from mint_mlx import overview, pipeline
 from mint_mlx.doctor import examine
 from mint_mlx.errors import MintError
-from mint_mlx.headers import read_folder
+from mint_mlx.headers import TensorInfo, read_folder
 from mint_mlx.measured import get_profile
 from mint_mlx.order import Request, place_order, prepare
 from mint_mlx.parts import find_beside, is_mtp, with_towers
@@ -138,6 +138,16 @@ def test_parts_that_cannot_be(tmp_path: Path) -> None:
     pipeline.convert(str(model), "5bpw", tmp_path / "out", parts="all", smoke=False)  # there is no tower to add
     with pytest.raises(MintError, match="the plan was made for --parts all"):
         pipeline.convert(str(model), plan=tmp_path / "out" / "mint-plan.yaml", out=tmp_path / "b", parts="text")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vision_tower.patch.weight", "patch_merge_mlp.linear_1.weight", "aligner.layers.0.weight", "model.visual.x.bias"],
+)
+def test_what_belongs_to_a_tower(tmp_path: Path, name: str) -> None:
+    inventory = prepare(str(released("llama", tmp_path / "llama"))).inventory
+    table = {name: TensorInfo("BF16", (2,), 0, 4), "model.norm.weight": TensorInfo("BF16", (2,), 4, 8)}
+    assert list(find_beside([table], {}, inventory).towers) == [name]
 
 
 def test_a_tower_of_an_unknown_type_is_refused() -> None:
