@@ -16,6 +16,7 @@ from .. import blas, cache, mlxlm
 from ..errors import MintError, UsageError
 from ..layers import list_layers
 from ..load import Source, load_source, open_model
+from ..ranks import ranks
 from ..report import Report, Silent
 from ..runner import Runner, load_shared
 from ..versions import versions
@@ -50,7 +51,7 @@ class Settings:
         chat: score the source's own replies instead of a text.
 
     Raises:
-        UsageError: a figure or the protocol is impossible.
+        UsageError: a figure or the protocol is impossible, or says nothing of replies.
     """
 
     protocol: str = "windows"
@@ -65,6 +66,12 @@ class Settings:
         check_protocol(self.protocol, self.length, self.windows, self.seed)
         if self.batch is not None and self.batch < 1:
             raise UsageError("--batch must be 1 or more")
+        chosen = (self.length, self.windows, self.seed, self.text)
+        if self.chat and (self.protocol != "windows" or any(value is not None for value in chosen)):
+            raise UsageError(
+                "--chat scores the source's own replies, whole: leave --text, --protocol, --length, --windows and "
+                "--seed out"
+            )
 
     @property
     def text_name(self) -> str:
@@ -170,15 +177,18 @@ def cut_text(origin: Source, settings: Settings, report: Report) -> tuple[list[W
 def get_reference(
     origin: Source, parts: list[Windows], control: Sequence[np.ndarray | None], settings: Settings, report: Report
 ) -> Reference:
-    """The source's predictions: from the cache, else computed and kept there."""
+    """The source's predictions: from the cache, else computed and kept there; by all ranks together, or by none."""
     key = hashlib.blake2b(f"{origin.fingerprint} {origin.stamp} {versions()}".encode(), digest_size=8).hexdigest()
     name = f"{cache.file_name(origin.name)}-{key}-{text_hash(parts)}-{device()}.safetensors"
     path = cache.cache_dir() / "references" / name
+    kept: Reference | None = None
     if path.is_file():
         try:
-            return load_reference(path)
+            kept = load_reference(path)
         except MintError:  # cut short or of another version: computed anew
-            path.unlink()
+            path.unlink(missing_ok=True)
+    if all(ranks().gather(kept is not None)) and kept is not None:
+        return kept
     report.stage("source")
     scored = sum(part.scored for part in parts)
     made: list[Part] = []

@@ -337,6 +337,9 @@ def test_chat_scores_the_sources_own_replies(make: Maker, monkeypatch: pytest.Mo
     monkeypatch.setattr(chat, "REPLY", 5)
     figures = evaluate(str(source), Settings(chat=True), source=str(source))
     assert 2 <= figures["tokens"] <= 10 and figures["kl"] < figures["noise_floor"] and figures["same_top1"] == 1
+    for other in ({"length": 32}, {"windows": 2}, {"text": "t.txt"}, {"protocol": "llama.cpp"}):
+        with pytest.raises(UsageError, match="--chat scores"):
+            Settings(chat=True, **other)
 
 
 def test_the_json_of_eval_has_what_is_promised(

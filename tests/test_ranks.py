@@ -102,14 +102,37 @@ def test_what_one_rank_wrote_is_kept_when_another_is_lost(make: Maker, tmp_path:
 
 def test_eval_splits_the_model_and_agrees(make: Maker, tmp_path: Path) -> None:
     (text := tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
-    command = ["eval", str(make(qwen3_moe(2))), "--windows", "2", "--length", "64", "--json", "--text", str(text)]
+    source, script = str(make(qwen3_moe(2))), tmp_path / "own_cache.py"
+    command = ["eval", source, "--windows", "2", "--length", "64", "--json", "--text", str(text), "--source", source]
     alone = subprocess.run([sys.executable, "-m", "mint_mlx", *command], capture_output=True, text=True, check=True)
-    together = launch(*command)
+    script.write_text(  # the first one's cache holds the source's predictions, the other's is empty
+        "import os\n"
+        "os.environ['MINT_MLX_CACHE'] += '' if os.environ['MLX_RANK'] == '0' else '-other'\n"
+        "from mint_mlx.cli import main\n"
+        "main()\n"
+    )
+    together = launch(*command, program=[str(script)])
     assert together.returncode == 0, together.stderr
     one, two = (json.loads(text.strip().splitlines()[-1]) for text in (alone.stdout, together.stdout))
     assert two["perplexity"] == pytest.approx(one["perplexity"], rel=1e-4)
+    assert two["kl"] < 1e-5 and two["same_top1"] == 1
     cannot = launch("eval", str(DEMO), "--windows", "2")  # one key-value head, and no index
     assert "run `eval` on one" in cannot.stdout + cannot.stderr
+
+
+def test_one_of_them_uploads(make: Maker, tmp_path: Path) -> None:
+    script = tmp_path / "upload.py"
+    script.write_text(
+        "from mint_mlx import hub\n"
+        "hub.check_upload = lambda *args, **more: None\n"
+        "hub.upload = lambda folder, repo, private: 'page-of-' + repo\n"
+        "from mint_mlx.cli import main\n"
+        "main()\n"
+    )
+    command = ["convert", str(make(qwen3_moe(1))), "--uniform", "4bit-g64", "--no-smoke", "-o", str(tmp_path / "out")]
+    done = launch(*command, "--upload-repo", "me/mine", program=[str(script)])
+    assert done.returncode == 0 and done.stdout.count("uploaded to page-of-me/mine") == 1, done.stdout
+    assert 'load("me/mine")' in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_cannot_be_shared_is_refused(make: Maker, tmp_path: Path) -> None:
