@@ -18,7 +18,7 @@ from .errors import MintError
 from .files import PLAN_FILE
 from .headers import INDEX, TensorInfo, read_folder
 from .layers import ROUTER_BITS, Inventory, Layer, list_layers
-from .load import read_config
+from .load import find_model, read_config
 from .parts import MTP_KEYS, PROCESSOR_FILES, TOWERS, find_beside, has_mtp, with_towers
 from .plan import read_plan
 from .quant import AFFINE_BITS, AFFINE_GROUPS, MX_MODES, QuantConfig
@@ -53,13 +53,11 @@ def examine(model: str) -> Examination:
     """
     from mlx.utils import tree_flatten
 
-    folder = Path(model).expanduser()
-    name = folder.resolve().name
-    if not folder.exists():
-        repo = hub.parse_repo(model)
-        if repo is None:
-            raise MintError(f"{model} does not exist: give a folder, or a model of the Hugging Face Hub as org/name")
-        folder, name = hub.headers(repo)[0], repo.name
+    found = find_model(model)
+    if isinstance(found, hub.RepoId):
+        folder, name = hub.cached(found) or hub.headers(found)[0], found.name
+    else:
+        folder, name = found, found.resolve().name
     config = read_config(folder)
     mlxlm.check_model(config, folder)
     try:

@@ -34,7 +34,8 @@ def explain(error: BaseException) -> str | None:
         sentence = _explain_os(error)
         if sentence:
             return sentence
-    if type(error).__name__ == "SafetensorError" and "os error 28" in str(error):
+    written = type(error).__name__ == "SafetensorError" and "os error 28" in str(error)
+    if written or (isinstance(error, RuntimeError) and "Unable to write" in str(error)):  # the latter by MLX
         return FULL.format("")
     return _explain_hub(error)
 
@@ -69,11 +70,23 @@ def _explain_hub(error: BaseException) -> str | None:
         return f"the repository lacks a file that is needed: {str(error).splitlines()[0]}"
     if "IncompleteSnapshotError" in names:
         return "the model is only half downloaded: run the same command again while online; finished files are kept"
-    if names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectTimeout", "ReadTimeout"}:
+    if "HFValidationError" in names:
+        return (
+            "that is neither a folder nor a name of the Hugging Face Hub (org/name, of letters, digits, '-', '_' and "
+            "'.', no '--' or '..', no '.git' at the end): check the spelling"
+        )
+    if "NotASafetensorsRepoError" in names:
+        return "the repository's safetensors shards have no index: give a checkpoint with model.safetensors.index.json"
+    if names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "TimeoutException", "ProxyError"}:
         return (
             "the Hugging Face Hub cannot be reached and the model is not complete in the local cache: check the "
             "connection (or HF_HUB_OFFLINE) and run the same command again; finished files are kept"
         )
-    if names & {"HfHubHTTPError", "HTTPStatusError", "RemoteProtocolError", "ReadError"}:
+    if names & {"HfHubHTTPError", "HTTPStatusError", "TransportError"}:
         return f"the Hugging Face Hub answered with an error, try again later: {str(error).splitlines()[0]}"
+    if "RuntimeError" in names and any(word in str(error) for word in ("CAS Client Error", "hf_xet", "Reqwest")):
+        return (
+            "the transfer from or to the Hugging Face Hub broke off: check the connection and run the same command "
+            "again; finished files are kept"
+        )
     return None

@@ -120,7 +120,7 @@ def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
         MintError: no weights, a shard is missing, or the index and the shards disagree.
     """
     files = sorted(folder.glob("model*.safetensors"))
-    listed = _read_index(folder)
+    listed = read_index(folder)
     missing = sorted(set(listed.values()) - {f.name for f in files})
     if missing:
         raise MintError(
@@ -139,7 +139,12 @@ def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
     return headers
 
 
-def _read_index(folder: Path) -> dict[str, str]:
+def read_index(folder: Path) -> dict[str, str]:
+    """The shard of each tensor by a checkpoint's index; nothing where it has none.
+
+    Raises:
+        MintError: the index is damaged, or names what is no shard.
+    """
     path = folder / INDEX
     if not path.is_file():
         return {}

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MintError
-from .headers import INDEX, parse_header, read_header
+from .headers import INDEX, parse_header, read_header, read_index
+from .mlxlm import has_tokenizer
 
 SMALL_FILES = [
     "*.json",
@@ -99,7 +100,11 @@ def download_file(repo: RepoId, name: str) -> Path:
 
 
 def cached(repo: RepoId) -> Path | None:
-    """The repo's complete snapshot in the local cache, if there is one."""
+    """The repo's snapshot in the local cache, if there is one with all shards and a tokenizer.
+
+    Raises:
+        MintError: its index is damaged.
+    """
     from huggingface_hub import snapshot_download
 
     try:
@@ -111,11 +116,8 @@ def cached(repo: RepoId) -> Path | None:
     except FileNotFoundError:  # LocalEntryNotFoundError and IncompleteSnapshotError are both of this kind
         return None
     shards = {f.name for f in folder.glob("model*.safetensors")}
-    index = folder / INDEX
-    if index.is_file():
-        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return folder if wanted <= shards else None
-    return folder if shards else None
+    wanted = set(read_index(folder).values()) or shards
+    return folder if wanted and wanted <= shards and has_tokenizer(folder) else None
 
 
 def headers(repo: RepoId) -> tuple[Path, str, dict[str, str], int]:
@@ -145,9 +147,12 @@ def headers(repo: RepoId) -> tuple[Path, str, dict[str, str], int]:
             shutil.copyfile(local, folder / name)
     if not any(re.fullmatch(r"model[^/]*\.safetensors", name) for name in siblings):
         raise MintError(_no_weights(repo.name, info))
-    metadata = api.get_safetensors_metadata(repo.name, revision=commit)
+    files = api.get_safetensors_metadata(repo.name, revision=commit).files_metadata
+    for name in siblings.keys() - files.keys():  # what its index doesn't name, but mlx-lm would read
+        if re.fullmatch(r"model[^/]*\.safetensors", name):
+            files[name] = api.parse_safetensors_file_metadata(repo.name, name, revision=commit)
     hashes, total = {}, 0
-    for name, file in metadata.files_metadata.items():
+    for name, file in sorted(files.items()):
         if os.path.basename(name) != name:
             raise MintError(f"{repo.name} names the shard {name!r}, which is not a plain file name: refused")
         table: dict[str, Any] = {
@@ -213,7 +218,8 @@ def blob_hash(path: Path) -> str:
 
 
 def check_upload(repo: str, private: bool) -> None:
-    """Refuse an upload that can't be, before the work: no login, or a public repository where a private one is wanted.
+    """Refuse an upload that can't be, before the work: no login, or a repository that is public where a private one is
+    wanted, or the other way round.
 
     Raises:
         MintError: saying which. (Errors of huggingface_hub pass through.)
@@ -232,6 +238,8 @@ def check_upload(repo: str, private: bool) -> None:
         return
     if private and not found.private:
         raise MintError(f"{repo} exists and is public: give --public, or choose another name")
+    if found.private and not private:
+        raise MintError(f"{repo} exists and is private: leave --public out, or make it public on its page first")
 
 
 def upload(folder: Path, repo: str, private: bool) -> str:

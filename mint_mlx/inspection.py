@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ def show(target: str, output: Output) -> None:
     Raises:
         MintError: it is none of these.
     """
-    path = Path(target).expanduser()
+    path = Path(os.path.expanduser(target))
     if path.is_file() and path.suffix in (".yaml", ".yml"):
         _show_plan(path, read_plan(path), output)
     elif path.is_file() and path.suffix == ".json":
@@ -40,8 +42,9 @@ def _show_model(target: str, output: Output) -> None:
     job = prepare(target, weights=False)
     plan = overview.stored_plan(job)
     written = job.source.path / PLAN_FILE  # our own checkpoints carry the errors in their plan
-    if written.is_file() and (made := read_plan(written)).choice == plan.choice:
-        plan = replace(plan, errors=made.errors)
+    with suppress(MintError):  # none, or one that can't be read
+        if (made := read_plan(written)).choice == plan.choice:
+            plan = replace(plan, errors=made.errors)
     inventory = job.inventory
     size = job.source.weight_bytes
     output.line(

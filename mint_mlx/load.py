@@ -56,6 +56,25 @@ class Source:
         return f"{self.structure}-{self.content}"
 
 
+def find_model(model: str) -> Path | hub.RepoId:
+    """The folder that a name means, or the repository.
+
+    Raises:
+        MintError: it is neither, or a folder whose path mlx-lm can't handle.
+    """
+    try:
+        folder = Path(model).expanduser()
+    except RuntimeError:
+        raise MintError(f"{model} does not exist: there is no such user") from None
+    if folder.exists():
+        check_name(folder.absolute(), "model")
+        return folder
+    repo = hub.parse_repo(model)
+    if repo is None or model.startswith((".", "/", "~")):
+        raise MintError(f"{model} does not exist: give a folder, or a model of the Hugging Face Hub as org/name")
+    return repo
+
+
 def load_source(model: str, weights: bool = True) -> Source:
     """Find a checkpoint; a Hub repository is downloaded only if `weights` is true.
 
@@ -63,16 +82,9 @@ def load_source(model: str, weights: bool = True) -> Source:
         MintError: there is no such model, or what is there is incomplete or not a language model that mlx-lm knows.
         (Errors of huggingface_hub pass through; `errors.explain` has their sentences.)
     """
-    try:
-        folder = Path(model).expanduser()
-    except RuntimeError:
-        raise MintError(f"{model} does not exist: there is no such user") from None
-    if folder.exists():
-        check_name(folder, "model")
-        return _from_folder(folder.absolute(), hub.repo_of(folder.resolve()) or folder.resolve().name, None)
-    repo = hub.parse_repo(model)
-    if repo is None or model.startswith((".", "/", "~")):
-        raise MintError(f"{model} does not exist: give a folder, or a model of the Hugging Face Hub as org/name")
+    repo = find_model(model)
+    if not isinstance(repo, hub.RepoId):
+        return _from_folder(repo.absolute(), hub.repo_of(repo.resolve()) or repo.resolve().name, None)
     local = hub.cached(repo)
     if local is not None and not weights:
         return _from_folder(local, repo.name, local.name)
@@ -82,7 +94,7 @@ def load_source(model: str, weights: bool = True) -> Source:
     folder, commit, hashes, total = hub.headers(repo)
     config = read_config(folder)
     mlxlm.check_model(config, folder)
-    headers = {path.name: read_header(path)[0] for path in sorted(folder.glob("model*.safetensors"))}
+    headers = read_folder(folder)
     _check_depth(config, headers)
     check_tensors(config, folder, headers)
     structure = _hash_structure(config, headers)

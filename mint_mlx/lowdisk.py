@@ -71,6 +71,12 @@ def peak(need: Mapping[str, frozenset[str]], sizes: Mapping[str, int]) -> int:
     return most
 
 
+def room(source: Source, inventory: Inventory) -> int:
+    """Bytes of the shards of a model that isn't here that are needed at once, at most."""
+    sizes = {file: (source.path / file).stat().st_size for file in source.headers}
+    return peak(needed(source, inventory), sizes)
+
+
 def shard_by_shard(source: Source, inventory: Inventory, profiled: bool, report: Report) -> Waves:
     """What hands over the modules of a model that isn't here as it fetches their shards.
 
@@ -87,10 +93,10 @@ def shard_by_shard(source: Source, inventory: Inventory, profiled: bool, report:
 
     hub.fetch_small_files(source.name, source.revision, source.path)
     need = needed(source, inventory)
-    room = peak(need, {file: (source.path / file).stat().st_size for file in source.headers})
-    check_space(source.path, room)
+    most = room(source, inventory)
+    check_space(source.path, most)
     times = "twice, for the profile and for the result (a --plan needs one)" if profiled else "once"
-    where = f"at most {both(room)} of them in {source.path.parent} at once"
+    where = f"at most {both(most)} of them in {source.path.parent} at once"
     report.note(f"{both(source.weight_bytes)} are downloaded {times}, {where}")
 
     def run(todo: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import Maker, qwen3_moe
 
 from mint_mlx import pipeline
+from mint_mlx.errors import MintError, explain
+from mint_mlx.hub import check_upload
 from mint_mlx.kept import KEPT
 
 COMMIT = "c" * 40
@@ -209,11 +212,83 @@ def test_a_refusal_of_the_hub_is_one_sentence(hub: FakeHub, fault: str, sentence
     assert done.returncode == 1 and sentence in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
+def test_a_transfer_that_breaks_off_is_one_sentence() -> None:
+    class TransportError(Exception): ...
+
+    class WriteTimeout(TransportError): ...
+
+    for error in (WriteTimeout("slow"), RuntimeError("Task error: CAS Client Error: Reqwest Error")):
+        assert "Hugging Face Hub" in str(explain(error))
+    assert explain(RuntimeError("shapes differ")) is None
+
+
+@pytest.mark.parametrize(("here", "wanted"), [(True, False), (False, True), (True, True), (None, True)])
+def test_a_repository_is_as_private_as_it_is_said_to_be(
+    here: bool | None, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    class Api:
+        def whoami(self) -> None: ...
+
+        def repo_info(self, repo: str) -> SimpleNamespace:
+            if here is None:
+                raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+            return SimpleNamespace(private=here)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    if here is (not wanted):
+        with pytest.raises(MintError, match="exists and is"):
+            check_upload("me/mine", private=wanted)
+    else:
+        check_upload("me/mine", private=wanted)
+
+
 def test_offline_and_unreachable_are_one_sentence(hub: FakeHub) -> None:
     for env in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
         done = hub.run("convert", "org/tiny", "--budget", "5bpw", **env)
         assert done.returncode == 1 and "cannot be reached" in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_cache_without_a_tokenizer_is_completed(hub: FakeHub) -> None:
+    """Another program may have left config and weights only; and whoever has all needs no network."""
+    assert hub.run("profile", "org/tiny").returncode == 0
+    found = hub.run("doctor", "org/tiny", HF_HUB_OFFLINE="1")
+    assert found.returncode == 1 and "not in mlx-lm's layout" in found.stderr
+    for file in (hub.home / "hub").rglob("tokenizer*.json"):
+        file.unlink()
+    done = hub.run("convert", "org/tiny", "--budget", "5bpw")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_damaged_index_in_the_cache_is_one_sentence(hub: FakeHub) -> None:
+    assert hub.run("profile", "org/tiny").returncode == 0
+    index = next((hub.home / "hub").rglob("model.safetensors.index.json"))
+    index.unlink()
+    index.write_text("{")
+    done = hub.run("convert", "org/tiny", "--budget", "5bpw")
+    assert done.returncode == 1 and "is not a safetensors index" in done.stderr, done.stderr
+
+
+def test_files_that_the_index_does_not_tell_of(hub: FakeHub) -> None:
+    """A second copy of the weights is found before the download; shards without an index are one sentence."""
+    shard = next(hub.folder.glob("*.safetensors"))
+    shutil.copyfile(shard, hub.folder / "model.fp32-copy.safetensors")
+    done = hub.run("convert", "org/tiny", "--budget", "5bpw", "--dry-run")
+    assert done.returncode == 1 and "two copies of its weights" in done.stderr, done.stderr
+    (hub.folder / "model.fp32-copy.safetensors").unlink()
+    (hub.folder / "model.safetensors.index.json").unlink()
+    done = hub.run("convert", "org/tiny", "--budget", "5bpw")
+    assert done.returncode == 1 and "have no index" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("name", ["models/My--Model", "org/name.git", "./nowhere", "~nouser/x"])
+@pytest.mark.parametrize("command", ["doctor", "inspect", "profile"])
+def test_names_that_are_none(hub: FakeHub, command: str, name: str) -> None:
+    done = hub.run(command, name)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "does not exist" in done.stderr or "check the spelling" in done.stderr
 
 
 def test_a_half_downloaded_model_is_one_sentence(hub: FakeHub) -> None:
@@ -232,9 +307,10 @@ def test_a_repository_lends_what_it_keeps(hub: FakeHub, tmp_path: Path) -> None:
     for name in KEPT:
         shutil.copyfile(tmp_path / "made" / name, hub.folder / name)
     hub.bytes_sent.clear()
-    plan = hub.run("allocate", "org/tiny", "--sensitivity", "org/tiny", "--budget", "5bpw", "--json")
-    assert plan.returncode == 0, plan.stderr
-    assert json.loads(plan.stdout)["layers"] == {path: str(config) for path, config in made.plan.choice.items()}
+    for more in ((), ("--sensitivity", "org/tiny")):
+        plan = hub.run("allocate", "org/tiny", *more, "--budget", "5bpw", "--json")
+        assert plan.returncode == 0, plan.stderr
+        assert json.loads(plan.stdout)["layers"] == {path: str(config) for path, config in made.plan.choice.items()}
     assert set(hub.bytes_sent) == {"mint-profile.json", "mint-sensitivity.npz"}
     offline = hub.run("sweep", "org/tiny", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
     assert offline.returncode == 1 and "holds no" not in offline.stderr and "Traceback" not in offline.stderr
@@ -243,6 +319,10 @@ def test_a_repository_lends_what_it_keeps(hub: FakeHub, tmp_path: Path) -> None:
 def test_low_disk_has_a_shard_or_two_at_a_time_and_writes_the_same(hub: FakeHub, make: Maker, tmp_path: Path) -> None:
     """Shard by shard, fast (two downloads) and with a plan (one); nothing of them stays, and the bytes are the same."""
     whole, low, planned = (tmp_path / name for name in ("whole", "low", "planned"))
+    dry = json.loads(hub.run("convert", "org/tiny", "--budget", "5bpw", "--dry-run", "--low-disk", "--json").stdout)
+    held = sum(f.stat().st_size for f in hub.folder.glob("*.safetensors"))
+    assert dry["download"] > 1.9 * held and dry["disk"] <= dry["bytes"] + 1.01 * held  # both shards at once
+    hub.bytes_sent.clear()
     fast = hub.run("convert", "org/tiny", "--budget", "5bpw", "--no-smoke", "--low-disk", "-o", str(low))
     assert fast.returncode == 0, fast.stderr
     assert "downloaded twice" in fast.stderr
@@ -254,6 +334,8 @@ def test_low_disk_has_a_shard_or_two_at_a_time_and_writes_the_same(hub: FakeHub,
     done = hub.run("convert", "org/tiny", *plan, "--no-smoke", "--low-disk", "-o", str(planned))
     assert done.returncode == 0 and "downloaded once" in done.stderr, done.stderr
     assert sum(hub.bytes_sent.get(name, 0) for name in sizes) <= 1.5 * sum(sizes.values())
+    known = hub.run("convert", "org/tiny", "--budget", "6bpw", "--no-smoke", "--low-disk")
+    assert known.returncode == 0 and "downloaded once" in known.stderr, known.stderr
     pipeline.convert(str(hub.folder), plan=low / "mint-plan.yaml", out=whole, smoke=False)
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (low / name).read_bytes() == (whole / name).read_bytes() == (planned / name).read_bytes()
