@@ -37,10 +37,9 @@ def alone(place: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Work on a place that no other process works on; `waiting` is called where one does, until which is done."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.with_name(f".{place.name}.lock").open("a") as file:
-        with suppress(OSError):  # a file system without locks
-            if not _lock(file):
-                waiting()
-                fcntl.flock(file, fcntl.LOCK_EX)
+        if not _lock(file):
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -116,7 +115,7 @@ def check_target(target: Path, source: Path | None, force: bool) -> None:
     name = target.name
     if name in ("", ".", "..") or len(name.encode()) > 200:
         raise MintError(f"{str(target)!r} is not a name for a new folder: give another one with -o")
-    check_name(target, "output folder")
+    check_name(target.absolute(), "output folder")
     parent = target.absolute().parent
     if not parent.is_dir():
         raise MintError(f"the folder {parent} does not exist: make it, or choose another with -o")
@@ -134,11 +133,16 @@ def check_target(target: Path, source: Path | None, force: bool) -> None:
     for precious, word in ((source, "the source"), (Path.cwd(), "the current folder")):
         if precious is not None and (precious.resolve() == place or place in precious.resolve().parents):
             raise MintError(f"{target} is or holds {word}, which --force would delete: choose another folder with -o")
-    ours = any((target / name).is_file() for name in (PLAN_FILE, REFINED_FILE)) and (target / "config.json").is_file()
-    if any(target.iterdir()) and not ours:
+    if any(target.iterdir()) and not _is_ours(target):
         raise MintError(
             f"{target} is not a checkpoint that mint-mlx wrote, so --force does not replace it: choose another"
         )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint that this program wrote."""
+    kept = any((folder / name).is_file() for name in (PLAN_FILE, REFINED_FILE))
+    return kept and (folder / "config.json").is_file()
 
 
 def lock_folder(folder: Path) -> IO[str] | None:
@@ -152,10 +156,11 @@ def lock_folder(folder: Path) -> IO[str] | None:
 
 def _lock(file: IO[str]) -> bool:
     """Lock a file until it is closed; False where another process has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+    with suppress(OSError):  # a file system without locks
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
     return True
 
 
@@ -174,5 +179,6 @@ def put_in_place(work: Path, target: Path, force: bool) -> None:
         check_target(target, None, force)
         target.replace(target.with_name(f"{target.name}{OLD}-{os.getpid()}"))
     work.replace(target)
-    for old in target.parent.glob(f"{glob.escape(target.name)}{OLD}-*"):  # also one that a killed run left
-        shutil.rmtree(old)
+    for old in target.parent.glob(f"{glob.escape(target.name)}{OLD}-[0-9]*"):  # also one that a killed run left
+        if old.name.rpartition("-")[2].isdigit() and (_is_ours(old) or not any(old.iterdir())):
+            shutil.rmtree(old)

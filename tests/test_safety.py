@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from conftest import Maker, Notes, llama, qwen3_moe
 
 from mint_mlx import pipeline
 from mint_mlx.converters import checkpoint, writer
-from mint_mlx.errors import MintError, explain
+from mint_mlx.errors import MintError, UsageError, explain
 from mint_mlx.files import whole
 from mint_mlx.load import load_source
 from mint_mlx.pipeline import convert
@@ -160,6 +161,54 @@ def test_a_work_folder_with_other_files_is_left_alone(make: Maker, tmp_path: Pat
     assert (tmp_path / "out.partial" / "gold").exists() and (tmp_path / "other.partial").is_file()
 
 
+def test_a_neighbour_with_a_like_name_is_left_alone(make: Maker, tmp_path: Path) -> None:
+    source = str(make(llama(1)))
+    for name in ("out.replaced-notes", "out.replaced-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "diary").write_text("")
+    convert(source, "5bpw", tmp_path / "old", smoke=False)
+    (tmp_path / "old").rename(tmp_path / "out.replaced-3")  # as a killed run leaves it
+    convert(source, "5bpw", tmp_path / "out", smoke=False)
+    assert {p.name for p in tmp_path.glob("out*")} == {"out", "out.replaced-notes", "out.replaced-2"}
+
+
+def test_a_file_system_without_locks_stops_nothing(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOTSUP, "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    convert(str(make(llama(1))), "5bpw", tmp_path / "out", smoke=False)
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_path_that_mlx_lm_cannot_handle_is_refused_from_inside_too(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(llama(1), "a[1]/model")
+    monkeypatch.chdir(tmp_path / "a[1]")
+    with pytest.raises(MintError, match="rename it"):
+        convert("model", "5bpw", tmp_path / "out", smoke=False)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"uniform": "4bit-g64", "effort": "best"},
+        {"uniform": "4bit-g64", "objective": "mint"},
+        {"uniform": "4bit-g64", "sample": "0.5"},
+        {"plan": "PLAN", "recipe": "default"},
+    ],
+)
+def test_what_would_say_nothing_is_refused(make: Maker, tmp_path: Path, more: dict[str, Any]) -> None:
+    source = str(make(llama(1)))
+    if "plan" in more:
+        more = more | {"plan": convert(source, "5bpw", tmp_path / "made", smoke=False).plan}
+    with pytest.raises(UsageError, match="leave"):
+        convert(source, out=tmp_path / "out", smoke=False, **more)
+
+
 def test_a_folder_that_appears_meanwhile_is_left_alone(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,7 +334,9 @@ def test_a_snapshot_is_called_by_its_repository(make: Maker) -> None:
 def test_a_disk_that_is_full_says_so_whoever_writes() -> None:
     from safetensors import SafetensorError
 
-    errors = (OSError(28, "x"), OSError("524288 requested and 261088 written"), SafetensorError("I/O (os error 28)"))
+    by_mlx = RuntimeError("[write] Unable to write 4096 bytes to file.")
+    by_numpy = OSError("524288 requested and 261088 written")
+    errors = (OSError(28, "x"), by_numpy, SafetensorError("I/O (os error 28)"), by_mlx)
     assert all(str(explain(error)).startswith("the disk is full") for error in errors)
 
 
