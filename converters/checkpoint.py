@@ -30,6 +30,7 @@ from ..plan import Plan, plan_text
 from ..quant import QuantConfig
 from ..ranks import ranks
 from ..report import Report, Silent
+from ..roles import TOWER
 from ..rows import Straight, straight_layers
 from ..stream import dense, stream
 from ..units import both
@@ -71,6 +72,7 @@ def write(
     refine: bool = False,
     allow_nonfinite: bool = False,
     waves: Waves = at_once,
+    called: str | None = None,
 ) -> str | None:
     """Carry out a plan: quantize layer by layer into a work folder, verify it, and only then call it `target`.
 
@@ -89,6 +91,7 @@ def write(
         refine: distil scales and biases on the own tokens before it gets its name (refine.py).
         allow_nonfinite: don't refuse NaN and infinite weights.
         waves: hands modules over as their shards come (lowdisk.py).
+        called: its name in its model card; the folder's by default.
 
     Returns:
         The sentence, or None.
@@ -153,7 +156,7 @@ def write(
             save(work / name)
         (work / PLAN_FILE).write_text(plan_text(plan, inventory), encoding="utf-8")
         (work / "README.md").write_text(
-            model_card(plan, inventory, layout.total, source.path, target.name), encoding="utf-8"
+            model_card(plan, inventory, layout.total, source.path, called or target.name), encoding="utf-8"
         )
         (work / "config.json").write_text(config_text, encoding="utf-8")
         verify(work, plan, inventory, layout)
@@ -274,7 +277,7 @@ def _config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
     config.pop("quantization", None)
     if isinstance(config.get("text_config"), dict):
         config["text_config"] = {k: v for k, v in config["text_config"].items() if k != "quantization_config"}
-    if plan.parts == "text":
+    if plan.parts == "text" and not any(map(TOWER.search, inventory.order)):  # (some classes run a tower themselves)
         config = text_only(config, mlxlm.required_keys(config))
     if not has_mtp((f"{path}." for path in inventory.order), config):
         config = without_mtp(config)

@@ -182,6 +182,7 @@ def allocate(
     overrides: Sequence[Override] = (),
     ignore_guards: bool = False,
     sensitivity: Sensitivity | None = None,
+    weighed: bool | None = None,
 ) -> Plan:
     """Choose each layer's configuration so that the whole checkpoint fits the budget at the least loss.
 
@@ -193,6 +194,7 @@ def allocate(
         overrides: fixed configurations by pattern.
         ignore_guards: allow what the guards forbid.
         sensitivity: what the objectives `fisher` and `fisher-gptq` weigh errors with.
+        weighed: whether experts have the lower floor that goes with a sensitivity; by default as the objective says.
 
     Raises:
         MintError: the budget can't be met, or an override or the objective is wrong.
@@ -200,14 +202,15 @@ def allocate(
     inventory = profile.inventory
     name = objective or recipe.objective or "prior"
     function = find_objective(name)
-    options = safe_candidates(profile, budget, recipe, overrides, ignore_guards, name in NEEDS_SENSITIVITY)
+    lower = name in NEEDS_SENSITIVITY if weighed is None else weighed
+    options = safe_candidates(profile, budget, recipe, overrides, ignore_guards, lower)
     if name in NEEDS_SENSITIVITY and sensitivity is None:
         raise MintError(
             f"the objective {name} weighs errors with a sensitivity: measure one with `mint-mlx sensitivity`"
         )
     left = {layer.path: feedback_leaves(layer, options[layer.path], sensitivity) for layer in inventory.layers}
-    weighed = _fisher(profile, sensitivity)
-    context = Context(inventory.blocks, **recipe.priors.model_dump(), fisher=weighed, left=left)
+    fisher = _fisher(profile, sensitivity)
+    context = Context(inventory.blocks, **recipe.priors.model_dump(), fisher=fisher, left=left)
     costs = [np.array([layer.bytes(c) for c in options[layer.path]], dtype=np.int64) for layer in inventory.layers]
     losses = [
         np.zeros(1)  # nothing to choose, and an override may name what was never measured

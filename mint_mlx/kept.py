@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .files import PLAN_FILE
 from .hub import NotKept, download_file, parse_repo
+from .sensitivity import Sensitivity, load_sensitivity
 
 PROFILE_FILE = "mint-profile.json"
 SENSITIVITY_FILE = "mint-sensitivity.npz"
@@ -30,3 +31,24 @@ def find_kept(place: str | Path, name: str) -> Path:
     if path.exists() or repo is None or Path(repo.name).parent.is_dir():
         return path
     return download_file(repo, name)
+
+
+def kept_sensitivity(profile: str | Path, given: str | Path | None = None) -> Sensitivity | None:
+    """The sensitivity that is given, else the one that is kept beside a profile; None where there is none.
+
+    Args:
+        profile: a profile's file, or a checkpoint or repository that keeps one.
+        given: the same of a sensitivity.
+
+    Raises:
+        MintError: the file is damaged, or what is given isn't there.
+    """
+    if given is not None:
+        return load_sensitivity(find_kept(given, SENSITIVITY_FILE))[1]
+    place = Path(profile)
+    if place.is_file() and (place.name != PROFILE_FILE or not place.with_name(SENSITIVITY_FILE).is_file()):
+        return None
+    try:
+        return load_sensitivity(find_kept(place.parent if place.is_file() else profile, SENSITIVITY_FILE))[1]
+    except NotKept:  # a checkpoint of the level `fast` keeps none
+        return None

@@ -73,6 +73,7 @@ class Request:
         sample: how much of each layer the profile measures (sample.parse_sample).
         allow_nonfinite: take NaN and infinite weights as they are.
         low_disk: fetch a Hub model shard by shard (lowdisk.py).
+        called: the result's name in its model card, the folder's by default.
     """
 
     model: str
@@ -96,6 +97,7 @@ class Request:
     sample: str | None = None
     allow_nonfinite: bool = False
     low_disk: bool = False
+    called: str | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,12 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     if request.plan is not None and (overrides or request.objective or request.effort):
         raise UsageError(
             "a plan is carried out as it is: edit it instead of giving --override, --objective or --effort"
+        )
+    if request.budget is None and request.fit is None and (request.recipe is not None or request.sample is not None):
+        raise UsageError("--recipe and --sample are for what is chosen under a size: leave them out")
+    if config is not None and (request.objective or request.effort not in (None, "fast")):
+        raise UsageError(
+            "--uniform chooses for itself: leave --objective and --effort out (--quantizer says how it is rounded)"
         )
     effort = EFFORTS[effort_name(request.effort)]
     if request.objective is not None:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import efforts
+from . import efforts, lowdisk
 from .allocate import above_floor, list_candidates, size_range
 from .cache import cached_sensitivity
 from .converters.card import config_table
@@ -78,7 +78,7 @@ def size_table(request: Request) -> tuple[Job, list[SizeRow]]:
     rows = []
 
     def plan(budget: Budget) -> Plan:
-        return choose_plan(replace(order, budget=budget), lambda: profile, lambda: weights)
+        return choose_plan(replace(order, budget=budget), lambda: profile, lambda: weights, ahead=True)
 
     smallest = plan(Budget("smallest"))
     budgets = [("smallest", smallest)]
@@ -234,7 +234,12 @@ def stored_plan(job: Job) -> Plan:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a conversion would do. `bytes` are exact unless `assumed` (the smallest size, before any weight is read)."""
+    """What a conversion would do.
+
+    Which layer gets what is `settled` once the model is `profiled` and, where the objective needs one, its sensitivity
+    is measured; until then `bytes` may be a little more or less, within the budget. They are `assumed` of the smallest
+    size before any weight is read.
+    """
 
     bytes: int
     assumed: bool
@@ -247,6 +252,7 @@ class DryRun:
     memory: int
     seconds: dict[str, float]
     profiled: bool
+    settled: bool
 
 
 def dry_run(order: Order) -> tuple[Plan, DryRun]:
@@ -255,17 +261,20 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
     known = known_profile(job, request.sample) if order.fixed is None else None
     weights = known_sensitivity(order) if known else None
     try:
-        plan = choose_plan(order, lambda: known or assumed_profile(job), lambda: weights)
+        plan = choose_plan(order, lambda: known or assumed_profile(job), lambda: weights, ahead=True)
     except MintError as error:
         if known is not None or order.fixed is not None:
             raise
         raise MintError(f"{error} (if weights were Gaussian; `mint-mlx profile` measures what they are)") from None
     options = list_candidates(job.inventory, job.recipe, order.forced, request.ignore_guards)
     if known is not None:
-        weighed = plan.objective in NEEDS_SENSITIVITY
+        weighed = order.objective in NEEDS_SENSITIVITY
         options = above_floor(job.inventory, known.curves, options, job.recipe, order.forced, weighed)
     total = plan.layout(job.inventory).total
-    download = 0 if job.source.has_weights else job.source.weight_bytes
+    needs_profile = order.fixed is None and known is None
+    download = room = 0 if job.source.has_weights else job.source.weight_bytes
+    if download and request.low_disk:
+        download, room = download * (1 + needs_profile), lowdisk.room(job.source, job.inventory)
     run = DryRun(
         bytes=total,
         assumed=request.budget == "smallest" and known is None,
@@ -274,10 +283,12 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
         active_bytes=job.inventory.active_bytes(plan.choice),
         active_bytes_ratio=active_ratio(job.inventory, plan.choice),
         download=download,
-        disk=total + download,
+        disk=total + room,
         memory=order.peak,
-        seconds=_stage_seconds(order, total, order.fixed is None and known is None) | _look_seconds(order),
+        seconds=_stage_seconds(order, total, needs_profile) | _look_seconds(order),
         profiled=known is not None,
+        settled=order.fixed is not None
+        or (known is not None and (order.objective not in NEEDS_SENSITIVITY or weights is not None)),
     )
     return plan, run
 
@@ -371,10 +382,12 @@ def time_note(order: Order) -> str:
 def dry_lines(job: Job, plan: Plan, run: DryRun) -> list[str]:
     """A dry run for people."""
     least, most = run.range
-    exact = "about, until the safety floor is measured" if run.assumed else "exact"
+    exact = "exact" if run.settled or plan.budget == "smallest" else "a little more or less, within the budget"
+    if run.assumed:
+        exact = "about, until the safety floor is measured"
     experts = any(layer.role in EXPERTS for layer in job.inventory.layers)
     expected = efforts.expected_kl(plan.objective, plan.quantizer, plan.loss) if run.profiled else None
-    floor = "" if run.profiled or not plan.objective else " (before the safety floor)"
+    floor = "" if run.profiled or run.settled else " (before the safety floor)"
     lines = [
         f"would write   {both(run.bytes)}, {run.bits_per_weight:.2f} bits per weight ({exact})",
         *([f"expected KL   {expected:.2g} nats a token from the source"] if expected is not None else []),
@@ -386,6 +399,8 @@ def dry_lines(job: Job, plan: Plan, run: DryRun) -> list[str]:
         f"memory        about {both(run.memory)} at the peak",
         "time          " + ", ".join(f"{stage} about {duration(s)}" for stage, s in run.seconds.items()),
     ]
-    if not run.profiled and plan.objective:
+    if not run.settled and not run.profiled:
         lines.append("the choice of layers below assumes Gaussian weights: `mint-mlx profile` measures them first")
+    elif not run.settled:
+        lines.append("the choice of layers below is by errors alone: `mint-mlx sensitivity` measures what they cost")
     return lines

@@ -22,7 +22,7 @@ from .kept import PROFILE_FILE, SENSITIVITY_FILE
 from .layers import Inventory
 from .load import load_source
 from .lowdisk import Waves, at_once, shard_by_shard
-from .measured import get_profile, get_sensitivity
+from .measured import get_profile, get_sensitivity, known_profile
 from .memory import fits_here
 from .objectives import NEEDS_SENSITIVITY
 from .order import Job, Order, Request, default_target, place_order
@@ -53,7 +53,10 @@ class Result:
 
 
 def choose_plan(
-    order: Order, curves: Callable[[], Profile], weigh: Callable[[], Sensitivity | None] = lambda: None
+    order: Order,
+    curves: Callable[[], Profile],
+    weigh: Callable[[], Sensitivity | None] = lambda: None,
+    ahead: bool = False,
 ) -> Plan:
     """The plan that carries an order out: the fixed one, or the budget allocated on a profile.
 
@@ -61,6 +64,7 @@ def choose_plan(
         order: what is asked for.
         curves: gets the profile, where one is needed.
         weigh: gets the sensitivity, where the objective needs one; without one `prior` takes its place.
+        ahead: the sensitivity will be measured later: the safety floor is that with one.
 
     Raises:
         MintError: the safety floor forbids the budget.
@@ -75,8 +79,9 @@ def choose_plan(
             # What can't be is refused before a sensitivity is measured, which takes longer.
             safe_candidates(made, order.budget, job.recipe, order.overrides, guards, weighed)
             weights = weigh()
+            weighed = ahead or weights is not None
             objective = objective if weights is not None else "prior"
-        plan = allocate(made, order.budget, job.recipe, objective, order.overrides, guards, weights)
+        plan = allocate(made, order.budget, job.recipe, objective, order.overrides, guards, weights, weighed)
         plan = replace(plan, parts=job.parts, effort=effort_name(order.request.effort))
     return replace(plan, quantizer=order.quantizer)
 
@@ -118,7 +123,8 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     order.check_memory()
     waves: Waves = at_once
     if not job.source.has_weights and request.low_disk:
-        waves = shard_by_shard(job.source, job.inventory, order.fixed is None, report)
+        reads = order.fixed is None and known_profile(job, request.sample) is None
+        waves = shard_by_shard(job.source, job.inventory, reads, report)
     elif not job.source.has_weights:
         report.stage("download")
         job = replace(job, source=load_source(request.model))
@@ -156,7 +162,9 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     if refine and not can_refine(job.inventory, plan.choice):
         report.note("there is too little memory here to distil scales and biases end to end: they stay as learned")
         refine = False
-    write = partial(checkpoint.write, job.source, job.inventory, plan, target, request.force, say, report)
+    write = partial(
+        checkpoint.write, job.source, job.inventory, plan, target, request.force, say, report, called=request.called
+    )
     sentence = write(own=mine, kept=kept, refine=refine, allow_nonfinite=request.allow_nonfinite, waves=waves)
     active = job.inventory.active_bytes(plan.choice)
     ratio = active_ratio(job.inventory, plan.choice)

@@ -179,7 +179,7 @@ def _scalar(value: Any) -> str:
     text = str(value)
     if _PLAIN.fullmatch(text) and text.lower() not in _RESERVED:
         return text
-    return json.dumps(text)  # YAML's double quotes are JSON's
+    return json.dumps(text, ensure_ascii=False)  # YAML's double quotes are JSON's, but for pairs of surrogates
 
 
 def _flow(**entries: Any) -> str:

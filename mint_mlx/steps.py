@@ -12,7 +12,7 @@ from . import cache, efforts, mlxlm
 from .allocate import allocate, parse_override
 from .errors import MintError, UsageError
 from .files import REFINED_FILE, check_file, check_target, write_whole
-from .kept import PROFILE_FILE, SENSITIVITY_FILE, find_kept
+from .kept import PROFILE_FILE, find_kept, kept_sensitivity
 from .layers import Inventory
 from .load import load_source
 from .measured import first_token, get_profile, get_sensitivity, vocabulary
@@ -27,7 +27,7 @@ from .ranks import ranks
 from .recipes import find_recipe
 from .report import Report, Silent
 from .sample import parse_sample
-from .sensitivity import Sensitivity, is_sensitivity, load_sensitivity, save_sensitivity
+from .sensitivity import Sensitivity, is_sensitivity, save_sensitivity
 from .units import parse_budget
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ def plan_profile(
 ) -> tuple[Plan, Inventory]:
     """Allocate a budget on a profile's file, and write the plan where `out` says so.
 
+    A checkpoint or repository that keeps a profile may keep a sensitivity beside it, which is used as well.
+
     Raises:
         MintError: the profile, the budget, an override or the file is wrong.
     """
@@ -123,11 +125,13 @@ def plan_profile(
         check_file(out, PLAN_MARKER, force)
     curves = load_profile(find_kept(path, PROFILE_FILE))
     chosen = find_recipe(recipe, {}) if recipe is not None else curves.recipe
-    weights = load_sensitivity(find_kept(sensitivity, SENSITIVITY_FILE))[1] if sensitivity is not None else None
+    weights = kept_sensitivity(path, sensitivity)
+    objective = objective or chosen.objective or efforts.EFFORTS[efforts.level_with(weights is not None)].objective
+    if objective not in NEEDS_SENSITIVITY:
+        if sensitivity is not None:
+            raise UsageError(f"the objective {objective} does not look at a sensitivity: leave --sensitivity out")
+        weights = None
     level = efforts.level_with(weights is not None)
-    objective = objective or chosen.objective or efforts.EFFORTS[level].objective
-    if weights is not None and objective not in NEEDS_SENSITIVITY:
-        raise UsageError(f"the objective {objective} does not look at a sensitivity: leave --sensitivity out")
     plan = allocate(curves, size, chosen, objective, parsed, ignore_guards, weights)
     parts = "all" if curves.inventory.carried else "text"
     plan = replace(plan, effort=level, quantizer=efforts.EFFORTS[level].quantizer, parts=parts)

@@ -13,12 +13,11 @@ from .allocate import allocate, list_candidates, size_range
 from .efforts import EFFORTS, expected_kl, level_with
 from .errors import UsageError
 from .files import whole
-from .hub import NotKept
-from .kept import PROFILE_FILE, SENSITIVITY_FILE, find_kept
+from .kept import PROFILE_FILE, find_kept, kept_sensitivity
 from .memory import GIB, MAC_SIZES, RESERVE, gpu_limit
 from .objectives import NEEDS_SENSITIVITY
 from .profile import Profile, load_profile
-from .sensitivity import Sensitivity, load_sensitivity
+from .sensitivity import Sensitivity
 from .units import Budget, human, parse_budget
 
 POINTS = 24
@@ -90,7 +89,7 @@ def sweep(profile: str | Path, sensitivity: str | Path | None = None, measured: 
         MintError: a file or a size is wrong.
     """
     curves = load_profile(find_kept(profile, PROFILE_FILE))
-    weights = _weights(profile, sensitivity)
+    weights = kept_sensitivity(profile, sensitivity)
     objective = curves.recipe.objective or EFFORTS[level_with(weights is not None)].objective
     parameters = curves.inventory.parameters
     found = []
@@ -103,17 +102,6 @@ def sweep(profile: str | Path, sensitivity: str | Path | None = None, measured: 
     macs = [(gib, gpu_limit(gib * GIB) - RESERVE) for gib in MAC_SIZES]
     on_curve = [(gib, size) for gib, size in macs if points[0].bytes <= size <= points[-1].bytes]
     return Sweep(curves.source, objective, points, knee(points), on_curve, found)
-
-
-def _weights(profile: str | Path, sensitivity: str | Path | None) -> Sensitivity | None:
-    if sensitivity is not None:
-        return load_sensitivity(find_kept(sensitivity, SENSITIVITY_FILE))[1]
-    if Path(profile).is_file():
-        return None
-    try:
-        return load_sensitivity(find_kept(profile, SENSITIVITY_FILE))[1]
-    except NotKept:  # a checkpoint of the level `fast` keeps none
-        return None
 
 
 def _budgets(curves: Profile, objective: str, weights: Sensitivity | None) -> list[Budget]:

@@ -51,8 +51,11 @@ def _check_keys(node: yaml.Node | None, path: Path) -> None:
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise MintError(f"{path}, line {line}: a key is a list or a table: write a name")
             if key.value in seen:
-                raise MintError(f"{path}, line {key.start_mark.line + 1}: {key.value!r} is given twice: keep one")
+                raise MintError(f"{path}, line {line}: {key.value!r} is given twice: keep one")
             seen.add(key.value)
             _check_keys(value, path)
     elif isinstance(node, yaml.SequenceNode):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from conftest import OLD_MLX_LM, Maker, llama, qwen3_moe
 
-from mint_mlx import pipeline
+from mint_mlx import cli, pipeline
+from mint_mlx.commands import measure as command
 from mint_mlx.converters import checkpoint
 from mint_mlx.converters.writer import Writer
 from mint_mlx.errors import MintError, UsageError
@@ -203,6 +204,7 @@ def test_generation_speed_stands_beside_uniform(make: Maker, settings: Settings)
     ("call", "problem"),
     [
         ({"budgets": ["5bpw"], "methods": ["magic"]}, "no method is called 'magic'"),
+        ({"budgets": ["5bpw"], "methods": [""]}, "no method is called ''"),
         ({"budgets": []}, "--budget"),
         ({"budgets": ["5bpw"], "methods": ["gptq"]}, "--baseline-text"),
         ({"budgets": ["5bpw"], "baseline_text": "SCORED"}, "proves nothing"),
@@ -215,6 +217,17 @@ def test_wrong_calls_are_refused(make: Maker, settings: Settings, call: dict[str
         call = call | {"baseline_text": settings.text}
     with pytest.raises((MintError, UsageError), match=problem):
         compare(str(make(llama(1))), **call, settings=settings, speed=False)
+
+
+def test_a_suite_gives_models_of_one_name_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: list[str] = []
+    monkeypatch.setattr(command, "_compare", lambda *args: folders.append(args[-1].name) or {})
+    entries = "".join(f"- {{model: {model}, budgets: [5bpw]}}\n" for model in ("org/tiny", "mirror/tiny", "org/other"))
+    (tmp_path / "s.yaml").write_text(entries)
+    monkeypatch.setattr("sys.argv", ["mint-mlx", "compare", "--suite", str(tmp_path / "s.yaml")])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert folders == ["tiny-1", "tiny-2", "other"]
 
 
 def test_suites(tmp_path: Path) -> None:

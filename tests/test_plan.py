@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,12 @@ def make_plan(job: Job) -> Plan:
     return allocate(measured.get_profile(job), parse_budget("4.5bpw"), job.recipe)
 
 
-def test_a_plan_survives_its_file(job: Job, tmp_path: Path) -> None:
-    plan = make_plan(job)
+@pytest.mark.parametrize("name", ["org/model", "a: b", "modèle \N{ROCKET}"])
+def test_a_plan_survives_its_file(job: Job, tmp_path: Path, name: str) -> None:
+    plan = replace(make_plan(job), source=name)
     write_plan(plan, job.inventory, tmp_path / "p.yaml")
     read = read_plan(tmp_path / "p.yaml")
+    assert read.source == plan.source
     assert read.choice == plan.choice and read.structure == plan.structure and read.content == plan.content
     assert (read.objective, read.recipe, read.budget) == (plan.objective, plan.recipe, plan.budget)
     check_plan(read, job.inventory)
@@ -60,6 +63,7 @@ def test_an_edit_is_carried_out(job: Job, tmp_path: Path) -> None:
         ("mint_mlx_plan: 1\nlayers:\n- {layer: a, as: keep}\n- {layer: a, as: keep}", "line 4.*twice"),
         ("mint_mlx_plan: 1\nlayers:\n- {layer: a, as: 4bits}", "line 3.*4bits"),
         ("mint_mlx_plan: 1\nlayers:\n- {layer: a, as: [keep}", "not a readable plan"),
+        ("mint_mlx_plan: 1\nsource: {{name}}\nlayers: []", "line 2.*a key is"),
         ("mint_mlx_plan: &x 1\nlayers: *x", "aliases"),
         ("\tmint", "not a readable plan"),
     ],

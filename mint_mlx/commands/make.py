@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
+from ..ranks import ranks
 from . import (
     EVERYDAY,
     BudgetOpt,
@@ -129,6 +130,7 @@ def convert(
         sample=sample,
         allow_nonfinite=allow_nonfinite,
         low_disk=low_disk,
+        called=upload_repo,
     )
     if budget is None and fit is None and plan is None and uniform is None:
         _print_sizes(output, *overview.size_table(request), context)
@@ -145,7 +147,7 @@ def convert(
         output.table(*overview.config_rows(chosen, order.job.inventory))
         output.result(asdict(run))
         return
-    if upload_repo:
+    if upload_repo and ranks().first:
         hub.check_upload(upload_repo, private=not public)
     if order.job.inventory.parameters > LARGE:
         output.note(overview.time_note(order))
@@ -158,7 +160,7 @@ def convert(
     output.line(pipeline.describe(result))
     if result.sentence:
         output.line(f"it writes: {result.sentence}")
-    if upload_repo:
+    if upload_repo and ranks().first:
         output.stage("upload")
         try:
             data["uploaded"] = hub.upload(result.path, upload_repo, private=not public)

@@ -101,7 +101,7 @@ def compare(
     if suite is not None:
         entries = read_suite(suite)
     else:
-        names = tuple(methods.split(",")) if methods else None
+        names = tuple(methods.split(",")) if methods is not None else None
         single = {"model": model, "budgets": budget or [], "with": given or [], "methods": names}
         entries = [Entry.model_validate(single)]
     for entry in entries:
@@ -113,7 +113,7 @@ def compare(
     found, failed = [], False
     for number, entry in enumerate(entries):
         name = Path(entry.model).name
-        twice = sum(e.model == entry.model for e in entries) > 1
+        twice = sum(Path(e.model).name == name for e in entries) > 1
         folder = Path(f"{name}-compare") if out is None else out
         if suite is not None:
             folder = (out or Path("compare")) / (f"{name}-{number + 1}" if twice else name)
