@@ -34,10 +34,10 @@ def find_kept(place: str | Path, name: str) -> Path:
 
 
 def kept_sensitivity(profile: str | Path, given: str | Path | None = None) -> Sensitivity | None:
-    """The sensitivity that is given, else the one that is kept beside a profile; None where there is none.
+    """The sensitivity that is given, else the one that a checkpoint or repository keeps beside its profile, else None.
 
     Args:
-        profile: a profile's file, or a checkpoint or repository that keeps one.
+        profile: such a checkpoint or repository, or a profile's file, which stands for itself alone.
         given: the same of a sensitivity.
 
     Raises:
@@ -45,10 +45,9 @@ def kept_sensitivity(profile: str | Path, given: str | Path | None = None) -> Se
     """
     if given is not None:
         return load_sensitivity(find_kept(given, SENSITIVITY_FILE))[1]
-    place = Path(profile)
-    if place.is_file() and (place.name != PROFILE_FILE or not place.with_name(SENSITIVITY_FILE).is_file()):
+    if Path(profile).is_file():
         return None
     try:
-        return load_sensitivity(find_kept(place.parent if place.is_file() else profile, SENSITIVITY_FILE))[1]
+        return load_sensitivity(find_kept(profile, SENSITIVITY_FILE))[1]
     except NotKept:  # a checkpoint of the level `fast` keeps none
         return None

@@ -82,7 +82,7 @@ def sweep(profile: str | Path, sensitivity: str | Path | None = None, measured: 
 
     Args:
         profile: a profile's file, or a checkpoint or repository that keeps one.
-        sensitivity: the same of a sensitivity; by default the one that is kept beside the profile, if there is one.
+        sensitivity: the same of a sensitivity; by default the one that the checkpoint or repository keeps, if any.
         measured: `SIZE:PPL`, what was measured.
 
     Raises:
