@@ -18,6 +18,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
+from ..ldl import root
 from .pack import Codes
 
 STEPS = 200
@@ -66,8 +67,8 @@ def metric_root(metric: np.ndarray) -> mx.array:
         ridge = RIDGE * float(metric.mean()) or 1.0
         return mx.array(np.sqrt(metric / ridge + 1))
     ridge = RIDGE * float(np.mean(np.diagonal(metric))) or 1.0
-    root = np.linalg.cholesky(metric.astype(np.float64) + ridge * np.eye(len(metric))).T
-    return mx.array((root / np.sqrt(ridge)).astype(np.float32))
+    upper = root(metric.astype(np.float64) + ridge * np.eye(len(metric)), ridge).T
+    return mx.array((upper / np.sqrt(ridge)).astype(np.float32))
 
 
 def metric_cost(root: mx.array, out: mx.array, target: mx.array) -> mx.array:

@@ -6,6 +6,7 @@ H = L D L^T (Chee et al., "QuIP", 2023). Rounding to nearest costs the trace of 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,8 +45,20 @@ def factor(moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # MLX's is several times as fast as numpy's; LAPACK's failure is silent in it.
     lower = np.asarray(mx.linalg.cholesky(mx.array(damped), stream=mx.cpu))
     if not (np.diagonal(lower) > 0).all():
-        lower = np.linalg.cholesky(damped.astype(np.float64)).astype(np.float32)
+        lower = root(damped, DAMPING * mean).astype(np.float32)
     return order, lower
+
+
+def root(matrix: np.ndarray, damping: float) -> np.ndarray:
+    """The lower Cholesky factor, float64, of a symmetric matrix that has been damped already.
+
+    Where one direction holds nearly everything, rounding to 16 bits leaves a matrix that has none: it is damped more.
+    """
+    exact, step = matrix.astype(np.float64), damping * np.eye(len(matrix))
+    for more in (0, 9, 99):
+        with suppress(np.linalg.LinAlgError):
+            return np.asarray(np.linalg.cholesky(exact + more * step))
+    return np.asarray(np.linalg.cholesky(exact + 999 * step))
 
 
 def remaining(moments: list[np.ndarray]) -> float:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from mint_mlx import ldl
-from mint_mlx.converters import gptq, rtn
+from mint_mlx.converters import gptq, learn, rtn
 from mint_mlx.ldl import EXPERTS, WIDE, SampledMoments, factor, remaining
 from mint_mlx.quant import QuantConfig
+from mint_mlx.sensitivity import _compact
 
 
 def correlated(columns: int, fall: float, seed: int = 0) -> np.ndarray:
@@ -40,6 +41,17 @@ def test_the_factor_gives_the_damped_moment_back() -> None:
     assert (np.diff(diagonal[order]) >= 0).all()
     damped = moment + 0.01 * diagonal.mean() * np.eye(32)
     np.testing.assert_allclose(lower @ lower.T, damped[order][:, order], rtol=1e-3, atol=1e-2 * diagonal.mean())
+
+
+def test_a_moment_that_rounding_leaves_without_a_factor() -> None:
+    """One direction holds nine tenths of the trace, as in hidden states; 16 bits are too few for the rest."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((1024, 512)) / np.sqrt(np.arange(1, 513)) + 3 * rng.standard_normal(512)
+    moment = _compact((rows.T @ rows).astype(np.float32))
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.cholesky(moment.astype(np.float64) + 1e-4 * np.trace(moment) / 512 * np.eye(512))
+    assert 0 < remaining([moment]) <= 1
+    assert np.isfinite(np.array(learn.metric_root(moment))).all()
 
 
 def test_moments_are_bounded_and_an_expert_that_nobody_chose_borrows(monkeypatch: pytest.MonkeyPatch) -> None:
