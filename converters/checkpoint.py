@@ -166,7 +166,9 @@ def write(
         sentence = None
         if smoke:
             report.stage("generate")
-            sentence = mlxlm.generate_sentence(work)
+            sentence = mlxlm.generate_sentence(work) or None
+            if sentence is None:
+                report.note("mlx-lm has parts of this model for Metal only: no sentence is generated here")
         for path in (*work.glob(f"{SCRATCH}*"), *work.glob(".*.part")):  # the latter of a run that was killed
             path.unlink()
         put_in_place(work, target, force)

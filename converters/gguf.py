@@ -27,7 +27,7 @@ def original_repo(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             found = _origins(file)
-    except (OSError, struct.error, ValueError, KeyError):  # a damaged file names nothing
+    except (OSError, struct.error, ValueError, KeyError, RecursionError):  # a damaged file names nothing
         return None
     for key in ORIGINS:
         match = re.fullmatch(r"(?:https?://huggingface\.co/)?([\w.-]+/[\w.-]+?)/?", found.get(key, ""))

@@ -103,6 +103,10 @@ class Writer:
             for path in self.work.iterdir():
                 if path.name != LOCK:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+        named = {f"{name}{end}" for name in self.layout.names for end in ("", ".part")}
+        for path in self.work.glob("model*.safetensors*"):  # of an earlier run with another number of shards
+            if path.name not in named:
+                path.unlink()
         for name in self.layout.names:  # finished in full before the end was cut short
             if (self.work / name).is_file():
                 (self.work / name).replace(self.work / f"{name}.part")

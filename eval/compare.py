@@ -299,15 +299,18 @@ class _Bench:
             return Made(task, None, home, task.size, note["seconds"], note["reason"])
         return Made(task, folder, home, peers.stored_bytes(folder), note["seconds"])
 
-    def _build_new(self, task: Task, build: Callable[[Path], Any], home: Path) -> dict[str, Any]:
+    def _build_new(self, task: Task, build: Callable[[Path], Any] | None, home: Path) -> dict[str, Any]:
         self.report.stage(f"build {task.method} ({task.about})")
-        if task.foreign:  # ours goes on from what an interrupted run left
+        if (home / "checkpoint").is_dir():  # it was whole when it got this name; the note was not written any more
+            build = None
+        elif task.foreign:  # ours goes on from what an interrupted run left
             shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True, exist_ok=True)
         started, reason, lasts = time.monotonic(), None, True
         try:
-            build(home / "unfinished")
-            (home / "unfinished").rename(home / "checkpoint")
+            if build is not None:
+                build(home / "unfinished")
+                (home / "unfinished").rename(home / "checkpoint")
         except MintError as error:
             reason, lasts = str(error), False
         except Exception as error:

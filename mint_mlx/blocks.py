@@ -56,14 +56,14 @@ def walk(runner: Runner, tokens: np.ndarray) -> Generator[Step, Any, None]:
     """Yield each block with its arguments; send back what it returned (`run` computes that).
 
     Raises:
-        NoChain: a block takes anything else than the output of the one before.
+        NoChain: a block takes anything else than the output of the one before, or takes it by keyword.
     """
     out: Any = None
     for index, block in enumerate(runner.trunk[runner.blocks]):
         args, kwargs = _arguments(runner, tokens, index, out)
         large = [a for a in (*args, *kwargs.values()) if _is_large(a, len(tokens))]
-        if len(large) != 1 or not _is_large(args[0], len(tokens)) or (index and args[0] is not out):
-            raise NoChain(f"block {index} takes more than the output of the one before")
+        if len(large) != 1 or not args or not _is_large(args[0], len(tokens)) or (index and args[0] is not out):
+            raise NoChain(f"block {index} takes something else than the output of the one before")
         out = yield Step(index, block, args, kwargs)
 
 

@@ -48,6 +48,7 @@ LEFT = {
     "fisher-gptq": {"gptq": 1.2, "learn": 0.6},
 }
 SPREAD = (0.2, 5.5)
+LEAST = 1024  # tokens that say anything
 TOKENS = 16_384  # of the model's own, that a sensitivity is measured on
 
 
@@ -86,3 +87,9 @@ def effort_name(name: str | None) -> str:
     if name not in EFFORTS:
         raise UsageError(f"--effort {name} is unknown: there are {', '.join(EFFORTS)}")
     return name
+
+
+def check_tokens(count: int | None) -> None:
+    """Refuse to look at too little text (a UsageError)."""
+    if count is not None and count < LEAST:
+        raise UsageError(f"{count} tokens are too few to learn anything from: give --tokens {LEAST} or more")

@@ -17,6 +17,8 @@ FULL = (
     "is kept"
 )
 
+NO_METAL = "No Metal back-end"  # in what MLX says of a kernel that exists for Metal alone
+
 
 class MintError(Exception):
     """A refusal or a failure with a known cause. Its text is one sentence for the user."""
@@ -37,6 +39,8 @@ def explain(error: BaseException) -> str | None:
     written = type(error).__name__ == "SafetensorError" and "os error 28" in str(error)
     if written or (isinstance(error, RuntimeError) and "Unable to write" in str(error)):  # the latter by MLX
         return FULL.format("")
+    if isinstance(error, RuntimeError) and NO_METAL in str(error):
+        return "mlx-lm has parts of this model for Metal only: run this on a Mac"
     return _explain_hub(error)
 
 

@@ -49,7 +49,7 @@ def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> 
     if found is not None:
         return found
     try:
-        check_chain(job.source)
+        check_chain(job.source, job.inventory)
         report.stage("write tokens")
         first = first_token(job)
         place = cache.sensitivity_path(job.source, count)

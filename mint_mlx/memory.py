@@ -6,7 +6,9 @@ macOS lets the GPU wire about two thirds of the memory of a Mac with up to 32 Gi
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .errors import MintError, UsageError
@@ -22,6 +24,7 @@ CONTEXT = 8192  # tokens, where nothing else is said
 SYSTEM = 8 * GIB  # what a raised limit leaves to macOS
 FUSED = (64, 80, 128)  # sizes of a head for which MLX's Metal kernels read a prompt without writing the scores out
 HERE = "this-mac"
+CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # Linux's limits, both kinds
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,14 @@ def gpu_limit(memory: int) -> int:
 
 
 def machine_memory() -> int:
-    """Bytes of memory of this machine."""
+    """Bytes of memory of this machine, or of the container that this runs in."""
     import os
 
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in CONTAINER:
+        with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+            most = min(most, int(Path(file).read_text()))
+    return most
 
 
 def machine_limit() -> tuple[int, bool]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import mlxlm
 from .allocate import Override, apply_overrides, check_feasible, list_candidates, parse_override, uniform
-from .efforts import EFFORTS, effort_name
+from .efforts import EFFORTS, check_tokens, effort_name
 from .errors import MintError, UsageError
 from .files import PLAN_FILE, check_target
 from .kept import SENSITIVITY_FILE, find_kept
@@ -272,6 +272,8 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         fixed = replace(uniform(source, inventory, config, forced, request.ignore_guards), parts=parts)
     if fixed is not None:
         _warn_of_size(fixed.layout(inventory).total, job, request, report)
+    if request.low_disk and source.has_weights:
+        report.note("the weights are here already: --low-disk has nothing to fetch")
     silent = mlxlm.why_no_sentence(source.path)
     if silent is not None:
         report.note(f"{silent}: no sentence is generated")
@@ -286,6 +288,7 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         raise UsageError("--low-disk goes with --effort fast, or with a plan and --quantizer rtn: nothing is run then")
     if request.tokens is not None and not runs:
         raise UsageError("--tokens is of no use where only weights are looked at: leave it out")
+    check_tokens(request.tokens)
     own = None
     if request.sensitivity is not None:
         if request.tokens is not None:

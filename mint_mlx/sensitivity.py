@@ -240,20 +240,39 @@ def _put_together(
     return Sensitivity(source.name, source.structure, source.content, tokens, how, trace, weights, metric, kept, left)
 
 
-def check_chain(source: Source) -> None:
-    """Walk through the first blocks with a handful of tokens, before anything costs time.
+def check_chain(source: Source, inventory: Inventory) -> None:
+    """Walk through the first blocks and the head with a handful of tokens, forward and back, before it costs time.
 
     Raises:
-        NoChain: the model is built in a way that can't be walked through.
+        NoChain: the model is built in a way that can't be walked through, or mlx-lm can't run it here.
     """
-    from .blocks import NoChain, forward_blocks
+    import mlx.core as mx
+
+    from .blocks import NoChain, forward_blocks, from_logits, names_of, pull_back, to_embedding
     from .runner import load_runner
+
+    tokens, seen = np.zeros((2, 4), dtype=np.int32), set[str]()
+
+    def visit(rows: Rows) -> None:
+        seen.add(rows.path)
 
     try:
         runner = load_runner(source.path, True)
-        for _ in islice(forward_blocks(runner, np.zeros((2, 4), dtype=np.int32), 2), 3):
+        runner.model.train()
+        names = names_of(runner, {layer.path for layer in inventory.layers})
+        first = grad = None
+        for step, out, _ in islice(forward_blocks(runner, tokens, 2), 3):
+            names = names_of(runner, {layer.path for layer in inventory.layers})
+            back = pull_back(step, mx.zeros(out.shape), 2, visit, names)
+            first, grad, last = first or step, back if grad is None else grad, out
+        seen.clear()
+        from_logits(runner, tokens, last, 2, mx.random.key(0), visit, names)
+        if not seen:
+            raise NoChain("its head is no layer that can be followed")
+        assert first is not None and grad is not None
+        for _ in to_embedding(runner, tokens, first, grad, 2, names):
             pass
-    except ValueError as error:  # no list of blocks, or one that is never called
+    except (ValueError, RuntimeError) as error:  # no list of blocks, one that is never called, a kernel that isn't here
         raise NoChain(str(error).splitlines()[0]) from error
 
 

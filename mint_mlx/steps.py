@@ -84,6 +84,7 @@ def write_sensitivity(
         MintError: the model or the file is wrong, or the model can't be walked through.
     """
     report = report or Silent()
+    efforts.check_tokens(tokens)
     job = prepare(model)
     announce(job, report)
     path = out or Path(f"{job.source.name.rpartition('/')[2]}.sensitivity.npz")

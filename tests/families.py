@@ -245,6 +245,15 @@ NESTED: dict[str, dict[str, Any]] = {
 }
 
 
+SMALL = {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": 128, "layer_norm_epsilon": 1e-5}
+DENSE: dict[str, dict[str, Any]] = {  # of which one calls its blocks by keyword, two add positions, one needs Metal
+    "gptj": SMALL | {"rotary_dim": 16},
+    "gpt2": SMALL | {"n_ctx": 128},
+    "gpt_bigcode": SMALL | {"n_inner": 128},
+    "bitnet": {},
+}
+
+
 def config_of(family: str) -> dict[str, Any]:
     """The family's tiny config.json."""
     if family in NESTED:
@@ -252,7 +261,7 @@ def config_of(family: str) -> dict[str, Any]:
     module = importlib.import_module(f"mlx_lm.models.{family}")
     names = {field.name for field in dataclasses.fields(module.ModelArgs)}
     common = {k: v for k, v in COMMON.items() if k in names}
-    return common | FAMILIES[family] | {"model_type": family}
+    return common | (FAMILIES | DENSE)[family] | {"model_type": family}
 
 
 def write_family(folder: Path, family: str, **more: Any) -> Path:

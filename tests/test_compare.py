@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import OLD_MLX_LM, Maker, llama, qwen3_moe
 
-from mint_mlx import cli, pipeline
+from mint_mlx import cache, cli, pipeline
 from mint_mlx.commands import measure as command
 from mint_mlx.converters import checkpoint
 from mint_mlx.converters.writer import Writer
@@ -83,6 +83,15 @@ def test_what_was_interrupted_goes_on(make: Maker, settings: Settings, monkeypat
         compare(folder, ["5bpw"], ["balanced"], settings=settings, speed=False)
     compare(folder, ["5bpw"], ["balanced"], settings=settings, speed=False)
     assert sorted(written) == sorted([*set(written), written[4]])  # but for the one that was cut short, each once
+
+
+def test_what_was_made_but_not_noted_is_taken(make: Maker, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(make(llama(1)))
+    first = compare(folder, ["5bpw"], ["nmse"], settings=settings, speed=False)
+    for note in cache.cache_dir().rglob("made.json"):
+        note.unlink()
+    monkeypatch.setattr(Writer, "put", lambda *_: pytest.fail("it was made anew"))
+    assert compare(folder, ["5bpw"], ["nmse"], settings=settings, speed=False).rows[0]["kl"] == first.rows[0]["kl"]
 
 
 def test_a_full_disk_is_no_lasting_reason(

@@ -17,6 +17,7 @@ from conftest import Maker, llama, mixtral, qwen3_moe
 from mlx_lm import convert as mlx_lm_convert
 from mlx_lm import load
 
+from mint_mlx import layout
 from mint_mlx.converters import checkpoint, writer
 from mint_mlx.errors import MintError, explain
 from mint_mlx.pipeline import convert
@@ -179,6 +180,19 @@ def test_a_killed_run_is_resumed(make: Maker, tmp_path: Path) -> None:
     convert(folder, "5bpw", tmp_path / "out", smoke=False)
     convert(folder, "5bpw", tmp_path / "whole", smoke=False)
     assert raw(tmp_path / "out")["model.safetensors"] == raw(tmp_path / "whole")["model.safetensors"]
+
+
+def test_shards_of_an_earlier_layout_do_not_stay(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(make(llama(2)))
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 8, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            convert(folder, uniform="4bit-g64", out=tmp_path / "out", smoke=False)
+    assert (tmp_path / "out.partial" / "model.safetensors.part").is_file()
+    monkeypatch.setattr(layout, "MAX_SHARD", 100_000)
+    convert(folder, uniform="4bit-g64", out=tmp_path / "out", smoke=False)
+    shards = sorted(f.name for f in (tmp_path / "out").glob("model*") if f.suffix != ".json")
+    assert len(shards) > 1 and all("-of-0000" in name and name.endswith(".safetensors") for name in shards)
 
 
 def test_bytes_lost_since_the_journal_are_written_again(

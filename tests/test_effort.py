@@ -11,7 +11,7 @@ import pytest
 from conftest import DEFAULT, TOKENS, Maker, Notes, llama, qwen3_moe
 
 from mint_mlx import efforts, measured, overview, pipeline, refine, runner, steps
-from mint_mlx.errors import MintError
+from mint_mlx.errors import MintError, UsageError
 from mint_mlx.inputs import Moments
 from mint_mlx.order import Request, place_order, prepare
 from mint_mlx.sensitivity import Sensitivity, load_sensitivity, measure
@@ -56,6 +56,15 @@ def test_what_is_said_before_a_sensitivity_is_what_comes_after_it(demo_model: Pa
         assert overview.dry_run(fixed)[1].settled and "Gaussian" not in str(overview.dry_lines(fixed.job, made, said))
     sizes = overview.size_table(Request(str(demo_model), effort="balanced"))[1]
     assert sizes[0].bytes < 880_000
+
+
+@pytest.mark.parametrize("tokens", [-5, 256, 1023])
+def test_too_little_text_is_refused(make: Maker, tmp_path: Path, tokens: int) -> None:
+    folder = str(make(llama(1)))
+    with pytest.raises(UsageError, match="too few"):
+        pipeline.convert(folder, "5bpw", tmp_path / "out", effort="balanced", tokens=tokens)
+    with pytest.raises(UsageError, match="too few"):
+        steps.write_sensitivity(folder, tmp_path / "s.npz", tokens=tokens)
 
 
 def test_a_sensitivity_is_measured_once(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

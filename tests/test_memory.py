@@ -224,3 +224,12 @@ def test_experts_are_learned_in_as_few_turns_as_memory_allows(monkeypatch: pytes
     assert [turns for turns, _ in found.values()] == [128, 4, 2, 1]
     assert all(needed <= gib * 2**30 for gib, (_, needed) in found.items() if gib > 16)
     assert found[16][1] > 16 * 2**30  # refused: one expert after the other is still too much
+
+
+def test_a_container_has_what_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, without = tmp_path / "memory.max", tmp_path / "none"
+    whole = memory.machine_memory()
+    monkeypatch.setattr(memory, "CONTAINER", (str(without), str(limit)))
+    for text, most in (("max\n", whole), (f"{GIB}\n", min(GIB, whole)), (f"{2**63}\n", whole)):
+        limit.write_text(text)
+        assert memory.machine_memory() == most

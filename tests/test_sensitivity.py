@@ -12,7 +12,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import TOKENS, Maker, Notes, llama, qwen3_moe
-from families import write_family
+from families import DENSE, write_family
 from released import known, released
 
 from mint_mlx import begun, blocks, measured, pipeline, runner
@@ -23,7 +23,7 @@ from mint_mlx.errors import MintError
 from mint_mlx.inputs import Moments
 from mint_mlx.load import load_source
 from mint_mlx.order import prepare
-from mint_mlx.sensitivity import load_sensitivity, measure, save_sensitivity
+from mint_mlx.sensitivity import check_chain, load_sensitivity, measure, save_sensitivity
 from mint_mlx.tokens import resample, write_tokens
 from mint_mlx.units import parse_budget
 
@@ -228,16 +228,39 @@ def test_the_prediction_is_near_the_divergence(demo_model: Path, tmp_path: Path)
     assert plan.loss is not None and plan.loss / 2 < divergence < plan.loss * 2
 
 
-@pytest.mark.parametrize("family", ["gemma4_text", "hunyuan"])
+@pytest.mark.parametrize("family", ["gemma4_text", "hunyuan", *DENSE])
 def test_a_model_that_is_no_chain_falls_back_to_its_weights(tmp_path: Path, family: str) -> None:
+    if family == "bitnet" and mx.metal.is_available():
+        pytest.skip("its kernels are here")
     folder = write_family(tmp_path / family, family)
     job = prepare(str(folder))
-    with pytest.raises(NoChain):
-        measure(job.source, job.inventory, TOKENS, "random")
+    with pytest.raises(NoChain):  # before it costs time
+        check_chain(job.source, job.inventory)
     notes = Notes()
-    result = pipeline.convert(str(folder), "6bpw", tmp_path / "out", effort="balanced", smoke=False, report=notes)
+    result = pipeline.convert(str(folder), "9bpw", tmp_path / "out", effort="balanced", smoke=False, report=notes)
     assert result.plan.objective == "prior" and result.plan.quantizer == "rtn"
     assert any("cannot be walked through" in note for note in notes.said)
+    if family == "bitnet":
+        told = pipeline.convert(str(folder), "9bpw", tmp_path / "spoken", effort="fast", report=notes)
+        assert told.sentence is None and any("for Metal only" in note for note in notes.said)
+
+
+def test_one_direction_that_holds_nearly_everything(make: Maker, tmp_path: Path) -> None:
+    """Rounding to 16 bits leaves such an embedding's moment without a factor."""
+    config, shapes = llama(1)
+    config |= {"tie_word_embeddings": True}
+    folder = make((config, {name: shape for name, shape in shapes.items() if not name.startswith("lm_head")}))
+    weights = dict(mx.load(str(folder / "model.safetensors")))
+    table = np.array(weights["model.embed_tokens.weight"].astype(mx.float32))
+    table[:, :8] = 1 + 1e-3 * np.random.default_rng(0).standard_normal((len(table), 8))
+    weights["model.embed_tokens.weight"] = mx.array(table).astype(mx.bfloat16)
+    for name in weights:
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weights[name] = weights[name] * 0.05
+    mx.eval(weights)
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    result = pipeline.convert(str(folder), "6bpw", tmp_path / "out", effort="balanced", smoke=False)
+    assert result.plan.objective == "fisher-gptq"
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "deepseek_v3", "qwen3_next", "llama4", "gemma3_text", "kimi_k2"])

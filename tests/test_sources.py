@@ -386,6 +386,12 @@ def test_a_damaged_gguf_file_names_nothing(tmp_path: Path, size: int) -> None:
     assert original_repo(path) is None
 
 
+def test_arrays_in_arrays_without_end_name_nothing(tmp_path: Path) -> None:
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"x" + struct.pack("<I", 9)
+    (tmp_path / "model.gguf").write_bytes(head + struct.pack("<IQ", 9, 1) * 5000)
+    assert original_repo(tmp_path / "model.gguf") is None
+
+
 def test_fp8_is_said_aloud(tmp_path: Path) -> None:
     if not known("minimax_m2"):
         pytest.skip("this mlx-lm has no such family")

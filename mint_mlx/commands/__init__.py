@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..efforts import LEAST
 from ..errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ TokensOpt = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        min=1024,
+        min=LEAST,
         help="Text that the model writes for itself to be looked at: 16,384 tokens (best: 65,536); fewer are faster.",
     ),
 ]
