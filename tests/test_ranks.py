@@ -53,7 +53,7 @@ def test_two_processes_measure_what_one_does(make: Maker, tmp_path: Path, monkey
 
 @pytest.mark.parametrize("effort", ["fast", "balanced"])
 def test_two_processes_write_the_bytes_of_one(make: Maker, tmp_path: Path, effort: str) -> None:
-    source = DEMO if effort == "balanced" else make(qwen3_moe(2), shards=2)
+    source = make(qwen3_moe(2), shards=2)
     plan, alone = tmp_path / "plan.yaml", tmp_path / "alone"
     command = ["convert", str(source), "--no-smoke"]
     if effort == "balanced":  # a sensitivity that both are given: measuring it has tests of its own
