@@ -18,7 +18,8 @@ from .profile import Profile, load_profile, save_profile
 from .quant import QuantConfig
 from .report import Report
 from .sample import EXACT
-from .sensitivity import Sensitivity, load_sensitivity, save_sensitivity
+from .sensitivity import Sensitivity
+from .sensitivity_file import load_sensitivity, save_sensitivity
 
 
 def cache_dir() -> Path:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from .files import PLAN_FILE
 from .hub import NotKept, download_file, parse_repo
-from .sensitivity import Sensitivity, load_sensitivity
+from .sensitivity import Sensitivity
+from .sensitivity_file import load_sensitivity
 
 PROFILE_FILE = "mint-profile.json"
 SENSITIVITY_FILE = "mint-sensitivity.npz"

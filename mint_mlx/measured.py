@@ -18,7 +18,8 @@ from .quant import QuantConfig
 from .ranks import ranks
 from .report import Report, Silent
 from .sample import parse_sample
-from .sensitivity import Sensitivity, load_sensitivity, save_sensitivity
+from .sensitivity import Sensitivity
+from .sensitivity_file import load_sensitivity, save_sensitivity
 
 
 def get_sensitivity(

@@ -31,7 +31,8 @@ from .ranks import ranks
 from .recipes import Recipe, find_recipe
 from .report import Report, Silent
 from .sample import parse_sample
-from .sensitivity import Sensitivity, load_sensitivity
+from .sensitivity import Sensitivity
+from .sensitivity_file import load_sensitivity
 from .units import Budget, both, parse_budget
 from .versions import versions
 

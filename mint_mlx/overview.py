@@ -1,4 +1,4 @@
-"""What a person asks before converting: which sizes there are, what a plan would write, which layer got what."""
+"""What a person asks before converting: which sizes there are, what a memory leaves room for, which layer got what."""
 
 from __future__ import annotations
 
@@ -7,28 +7,20 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import efforts, lowdisk
-from .allocate import above_floor, list_candidates, size_range
-from .cache import cached_sensitivity
+from .allocate import list_candidates, size_range
 from .converters.card import config_table
-from .converters.quantizers import NEEDS_INPUTS
 from .doctor import Finding
-from .errors import MintError
+from .forecast import assumed_profile, known_sensitivity
 from .layers import Inventory
-from .measured import known_profile, profile_candidates
+from .measured import known_profile
 from .memory import RESERVE, Fit, Needs, smallest_mac
-from .objectives import NEEDS_SENSITIVITY
 from .order import Job, Order, Request, needs_of, place_order
-from .peak import turns
 from .pipeline import choose_plan
 from .plan import Plan
-from .profile import Profile, assumed, sqnr_db
-from .quant import KEEP, QuantConfig
-from .roles import EXPERTS, block_of
-from .sample import first_share, parse_sample
-from .sensitivity import Sensitivity
-from .uniform import active_ratio
-from .units import Budget, both, count, duration, human, parse_budget
+from .profile import sqnr_db
+from .quant import KEEP
+from .roles import block_of
+from .units import Budget, both, count, human, parse_budget
 from .versions import versions
 
 SIZES = ("3.5bpw", "4.5bpw", "5.5bpw", "6.5bpw")
@@ -45,19 +37,6 @@ class SizeRow:
     loss: float | None
     active_bytes: int
     mac: int | None
-
-
-def known_sensitivity(order: Order) -> Sensitivity | None:
-    """The source's sensitivity as it was given, else from the cache, if an earlier run left one."""
-    found = order.own or cached_sensitivity(order.job.source, order.tokens)
-    return found[1] if found else None
-
-
-def assumed_profile(job: Job) -> Profile:
-    """A profile as Gaussian weights would give it, for sizes before any weight is read."""
-    curves = assumed(job.inventory, profile_candidates(job))
-    s = job.source
-    return Profile(s.name, s.revision, s.structure, s.content, job.inventory, curves, job.recipe, weighting="assumed")
 
 
 def size_table(request: Request) -> tuple[Job, list[SizeRow]]:
@@ -230,177 +209,3 @@ def stored_plan(job: Job) -> Plan:
     choice = {layer.path: layer.stored or KEEP for layer in job.inventory.layers}
     s = job.source
     return Plan(s.name, s.revision, s.structure, s.content, choice, recipe="as stored", versions=versions())
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """What a conversion would do.
-
-    Which layer gets what is `settled` once the model is `profiled` and, where the objective needs one, its sensitivity
-    is measured; until then `bytes` may be a little more or less, within the budget. They are `assumed` of the smallest
-    size before any weight is read.
-    """
-
-    bytes: int
-    assumed: bool
-    bits_per_weight: float
-    range: tuple[int, int]
-    active_bytes: int
-    active_bytes_ratio: float
-    download: int
-    disk: int
-    memory: int
-    seconds: dict[str, float]
-    profiled: bool
-    settled: bool
-
-
-def dry_run(order: Order) -> tuple[Plan, DryRun]:
-    """What `convert` would do with an order, from headers and a cached profile alone."""
-    request, job = order.request, order.job
-    known = known_profile(job, request.sample) if order.fixed is None else None
-    weights = known_sensitivity(order) if known else None
-    try:
-        plan = choose_plan(order, lambda: known or assumed_profile(job), lambda: weights, ahead=True)
-    except MintError as error:
-        if known is not None or order.fixed is not None:
-            raise
-        raise MintError(f"{error} (if weights were Gaussian; `mint-mlx profile` measures what they are)") from None
-    options = list_candidates(job.inventory, job.recipe, order.forced, request.ignore_guards)
-    if known is not None:
-        weighed = order.objective in NEEDS_SENSITIVITY
-        options = above_floor(job.inventory, known.curves, options, job.recipe, order.forced, weighed)
-    total = plan.layout(job.inventory).total
-    needs_profile = order.fixed is None and known is None
-    download = room = 0 if job.source.has_weights else job.source.weight_bytes
-    if download and request.low_disk:
-        download, room = download * (1 + needs_profile), lowdisk.room(job.source, job.inventory)
-    run = DryRun(
-        bytes=total,
-        assumed=request.budget == "smallest" and known is None,
-        bits_per_weight=total * 8 / job.inventory.parameters,
-        range=size_range(job.inventory, options),
-        active_bytes=job.inventory.active_bytes(plan.choice),
-        active_bytes_ratio=active_ratio(job.inventory, plan.choice),
-        download=download,
-        disk=total + room,
-        memory=order.peak,
-        seconds=_stage_seconds(order, total, needs_profile) | _look_seconds(order),
-        profiled=known is not None,
-        settled=order.fixed is not None
-        or (known is not None and (order.objective not in NEEDS_SENSITIVITY or weights is not None)),
-    )
-    return plan, run
-
-
-def _stage_seconds(order: Order, total: int, needs_profile: bool) -> dict[str, float]:
-    """Seconds of each stage: disks at 1 GB/s, MLX's quantizer as measured here in a fraction of a second."""
-    job, sample = order.job, parse_sample(order.request.sample)
-    quantize, measure = _quantizer_rates()
-    reading = job.source.weight_bytes / 1e9
-    seconds = {"convert": reading + total / 1e9 + sum(layer.size for layer in job.inventory.layers) / quantize}
-    if needs_profile:
-        wanted = profile_candidates(job)
-        measured = read = 0.0
-        for layer in job.inventory.layers:
-            weights = layer.size * first_share(layer.as_experts, sample)
-            measured += weights * sum(c.quantized for c in wanted[layer.path])
-            read += 2 * (layer.size if layer.stored else weights)
-        seconds = {"profile": read / 1e9 + measured / measure} | seconds
-    return seconds
-
-
-def _look_seconds(order: Order) -> dict[str, float]:
-    """Seconds of what looks at the model's own text: by the count of multiplications and a product timed here.
-
-    A token costs two operations for each weight that it reads: once when it is written, and seven times in the walk
-    (forward, forward again for the gradients and for the inputs' shapes, twice that back, and forward for the inputs).
-    Learning and refining take six for each weight and token of a step, three times that with all that isn't a product,
-    and each further turn of learning (peak.py) four: its products, made again.
-    Error feedback costs a row and column of each second moment for every weight, and the moments their tokens.
-    """
-    from . import refine as refining
-    from .converters import learn as learning
-
-    layers = [layer for layer in order.job.inventory.layers if layer.kind != "embedding"]
-    active = sum(layer.size * layer.reads for layer in layers)
-    rate, seconds = _product_rate(), {}
-    if order.runs and known_sensitivity(order) is None:
-        seconds["tokens and sensitivity"] = 2 * 8 * active * order.tokens / rate
-    if order.quantizer in NEEDS_INPUTS:
-        each = sum(2 * layer.size * layer.shape[-1] for layer in layers)
-        copies = sum(layer.reads * layer.experts * layer.shape[-1] ** 2 for layer in layers)
-        seconds["error feedback"] = (each + 2 * copies * order.tokens) / rate
-    if order.quantizer == "learn":
-        further = turns(order.job.inventory, order.tokens) - 1
-        seconds["learning"] = (3 * 6 + 4 * further) * active * learning.STEPS * learning.TOKENS / rate
-        seconds["refining"] = 3 * 6 * active * refining.STEPS * refining.TOKENS / rate
-    return seconds
-
-
-def _product_rate() -> float:
-    """Operations per second of a float32 matrix product."""
-    import time
-
-    import mlx.core as mx
-
-    a = mx.random.normal((1024, 1024))
-    mx.eval(a @ a)
-    start = time.perf_counter()
-    mx.eval(a @ a)
-    return 2 * 1024**3 / (time.perf_counter() - start)
-
-
-def _quantizer_rates() -> tuple[float, float]:
-    """Weights per second of `mx.quantize`, and of quantizing, dequantizing and the squared error together."""
-    import time
-
-    import mlx.core as mx
-
-    from .distortion import measure
-
-    w = mx.random.normal((256, 4096)).astype(mx.bfloat16)
-    mx.eval(mx.quantize(w, 64, 4))
-    start = time.perf_counter()
-    mx.eval(mx.quantize(w, 64, 4))
-    middle = time.perf_counter()
-    measure(w, [QuantConfig(4, 64)] * 4)
-    end = time.perf_counter()
-    return w.size / (middle - start), 4 * w.size / (end - middle)
-
-
-def time_note(order: Order) -> str:
-    """What a conversion will take, said before it starts."""
-    inventory = order.job.inventory
-    size = order.budget.resolve(inventory.parameters) if order.budget else None  # only the time to write it follows
-    known = order.fixed or known_profile(order.job, order.request.sample)
-    seconds = _stage_seconds(order, size or inventory.parameters // 2, known is None) | _look_seconds(order)
-    stages = ", ".join(f"{stage} about {duration(s)}" for stage, s in seconds.items())
-    return f"about {duration(sum(seconds.values()))} on this machine ({stages}); memory about {both(order.peak)}"
-
-
-def dry_lines(job: Job, plan: Plan, run: DryRun) -> list[str]:
-    """A dry run for people."""
-    least, most = run.range
-    exact = "exact" if run.settled or plan.budget == "smallest" else "a little more or less, within the budget"
-    if run.assumed:
-        exact = "about, until the safety floor is measured"
-    experts = any(layer.role in EXPERTS for layer in job.inventory.layers)
-    expected = efforts.expected_kl(plan.objective, plan.quantizer, plan.loss) if run.profiled else None
-    floor = "" if run.profiled or run.settled else " (before the safety floor)"
-    lines = [
-        f"would write   {both(run.bytes)}, {run.bits_per_weight:.2f} bits per weight ({exact})",
-        *([f"expected KL   {expected:.2g} nats a token from the source"] if expected is not None else []),
-        f"possible      {both(least)} to {both(most)}{floor}",
-        f"read a token  {both(run.active_bytes)}, {run.active_bytes_ratio:.2f}x of uniform 4bit-g64"
-        + (" (k of E experts)" if experts else ""),
-        f"download      {both(run.download) if run.download else 'nothing'}",
-        f"disk          {both(run.disk)}",
-        f"memory        about {both(run.memory)} at the peak",
-        "time          " + ", ".join(f"{stage} about {duration(s)}" for stage, s in run.seconds.items()),
-    ]
-    if not run.settled and not run.profiled:
-        lines.append("the choice of layers below assumes Gaussian weights: `mint-mlx profile` measures them first")
-    elif not run.settled:
-        lines.append("the choice of layers below is by errors alone: `mint-mlx sensitivity` measures what they cost")
-    return lines

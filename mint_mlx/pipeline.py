@@ -29,7 +29,8 @@ from .order import Job, Order, Request, default_target, place_order
 from .plan import Plan
 from .profile import Profile, save_profile
 from .report import Report, Silent
-from .sensitivity import Sensitivity, save_sensitivity
+from .sensitivity import Sensitivity
+from .sensitivity_file import save_sensitivity
 from .uniform import active_ratio
 from .units import both, human
 

@@ -15,23 +15,16 @@ One pass forward and one back, a block in memory at a time; block inputs wait on
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import walked
 from .errors import MintError
-from .files import whole
 from .layers import Inventory
 from .ldl import WIDE, SampledMoments, remaining
 from .load import Source
@@ -42,7 +35,6 @@ if TYPE_CHECKING:
     from .taps import Rows
 
 SCHEMA = 3
-MARKER = "mint_mlx_sensitivity"  # in every file of ours
 FULL = 1024  # the hidden size up to which a block's whole metric is kept
 Progress = Callable[[str, int, int], None]
 
@@ -287,11 +279,11 @@ def _metric(grad: object) -> np.ndarray:
 
 def _compact(matrix: np.ndarray) -> np.ndarray:
     """Rounded so that it is kept exactly in 16 bits."""
-    half, scale = _halved(matrix)
+    half, scale = halved(matrix)
     return half.astype(np.float32) * scale
 
 
-def _halved(matrix: np.ndarray) -> tuple[np.ndarray, np.float32]:
+def halved(matrix: np.ndarray) -> tuple[np.ndarray, np.float32]:
     """As float16, and the power of two that it was divided by."""
     most = float(np.abs(matrix).max())
     scale = np.float32(2.0 ** np.ceil(np.log2(most))) if 0 < most < np.inf else np.float32(1)
@@ -319,93 +311,3 @@ def _by_token(rows: list[Found], count: int) -> TokenWeights:
     return TokenWeights(
         _compact(weight[order].reshape(count, slots)), part[order].astype(np.int32).reshape(count, slots)
     )
-
-
-def save_sensitivity(tokens: np.ndarray, made: Sensitivity, path: Path) -> None:
-    """Write tokens and sensitivity as one .npz, whole or not at all."""
-    head = {
-        MARKER: SCHEMA,
-        "source": made.source,
-        "structure": made.structure,
-        "content": made.content,
-        "how": made.how,
-        "layers": list(made.trace),
-        "followed": list(made.weights),
-        "left": made.left,
-    }
-    arrays: dict[str, np.ndarray] = {"head": np.array(json.dumps(head)), "tokens": tokens}
-    arrays |= {f"trace.{i}": trace for i, trace in enumerate(made.trace.values())}
-    routes: dict[bytes, int] = {}
-    for i, weights in enumerate(made.weights.values()):
-        arrays[f"weight.{i}"], scale = _halved(weights.weight)
-        arrays[f"weight.{i}.by"] = np.array(scale)
-        if weights.part is not None:
-            route = weights.part.astype(np.min_scalar_type(int(weights.part.max())))
-            first = routes.setdefault(route.tobytes(), i)  # gate, up and down are routed alike
-            arrays[f"route.{i}"] = np.array(first)
-            arrays[f"part.{first}"] = route
-    matrices = {f"metric.{block}": matrix for block, matrix in made.metric.items()}
-    if made.embedding is not None:
-        matrices["embedding"] = made.embedding
-    for name, matrix in matrices.items():
-        arrays[name], scale = _halved(matrix)
-        arrays[f"{name}.scale"] = np.array(scale)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-_DAMAGED = (  # all that zip, zlib and numpy raise
-    *(ValueError, KeyError, TypeError, EOFError, NotImplementedError, SyntaxError, OverflowError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, struct.error),
-)
-
-
-def is_sensitivity(path: Path) -> bool:
-    """Whether a file was written by `save_sensitivity`, of whatever version."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return MARKER in json.loads(str(arrays["head"]))
-    except (OSError, *_DAMAGED):
-        return False
-
-
-def load_sensitivity(path: Path) -> tuple[np.ndarray, Sensitivity]:
-    """Read what `save_sensitivity` wrote.
-
-    Raises:
-        MintError: the file is missing, damaged, or of another version of this program.
-    """
-    if path.is_dir():
-        raise MintError(f"{path} is a folder: give a file")
-    wrong = MintError(
-        f"{path} is not a sensitivity of this version: make one with `mint-mlx sensitivity MODEL -o {path}`"
-    )
-    if not path.is_file():
-        raise MintError(f"there is no sensitivity {path}: make one with `mint-mlx sensitivity MODEL -o {path}`")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            head = json.loads(str(arrays["head"]))
-            if head[MARKER] != SCHEMA:
-                raise wrong
-            count = len(head["followed"])
-            trace = {layer: arrays[f"trace.{i}"] for i, layer in enumerate(head["layers"])}
-            parts = {name: arrays[name].astype(np.int32) for name in arrays if name.startswith("part.")}
-            routes = {i: parts[f"part.{arrays[f'route.{i}']}"] for i in range(count) if f"route.{i}" in arrays}
-            weights = {
-                layer: TokenWeights(arrays[f"weight.{i}"].astype(np.float32) * arrays[f"weight.{i}.by"], routes.get(i))
-                for i, layer in enumerate(head["followed"])
-            }
-            matrices = {
-                name.removesuffix(".scale"): arrays[name.removesuffix(".scale")].astype(np.float32) * arrays[name]
-                for name in arrays
-                if name.endswith(".scale")
-            }
-            embedding = matrices.pop("embedding", None)
-            metric = {int(name.removeprefix("metric.")): matrix for name, matrix in matrices.items()}
-            tokens = arrays["tokens"]
-            facts = head["source"], head["structure"], head["content"], int(tokens.size), head["how"]
-            left = {str(layer): float(share) for layer, share in dict(head["left"]).items()}
-    except _DAMAGED:
-        raise wrong from None
-    return tokens, Sensitivity(*facts, trace, weights, metric, embedding, left)

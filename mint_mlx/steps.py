@@ -27,7 +27,8 @@ from .ranks import ranks
 from .recipes import find_recipe
 from .report import Report, Silent
 from .sample import parse_sample
-from .sensitivity import Sensitivity, is_sensitivity, save_sensitivity
+from .sensitivity import Sensitivity
+from .sensitivity_file import is_sensitivity, save_sensitivity
 from .units import parse_budget
 
 if TYPE_CHECKING:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from conftest import DEFAULT, TOKENS, Maker, Notes, llama, qwen3_moe
 
-from mint_mlx import efforts, measured, overview, pipeline, refine, runner, steps
+from mint_mlx import efforts, forecast, measured, overview, pipeline, refine, runner, steps
 from mint_mlx.errors import MintError, UsageError
 from mint_mlx.inputs import Moments
 from mint_mlx.order import Request, place_order, prepare
-from mint_mlx.sensitivity import Sensitivity, load_sensitivity, measure
+from mint_mlx.sensitivity import Sensitivity, measure
+from mint_mlx.sensitivity_file import load_sensitivity
 
 
 def test_balanced_is_what_people_get(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,14 +47,14 @@ def test_what_is_said_before_a_sensitivity_is_what_comes_after_it(demo_model: Pa
     weights = Sensitivity(profile.source, profile.structure, profile.content, 1, "", traces)
     for budget in ("smallest", "0.88MB"):
         order = place_order(Request(str(demo_model), budget, out=tmp_path / "out", effort="balanced"))
-        plan, said = overview.dry_run(order)
+        plan, said = forecast.dry_run(order)
         made = pipeline.choose_plan(order, lambda: profile, lambda: weights)
         assert said.profiled and not said.settled and plan.objective == "prior"
         assert said.bytes <= 880_000 and (budget != "smallest" or said.bytes == made.layout(profile.inventory).total)
-        text = "\n".join(overview.dry_lines(order.job, plan, said))
+        text = "\n".join(forecast.dry_lines(order.job, plan, said))
         assert "by errors alone" in text and ("(exact)" in text) == (budget == "smallest")
         fixed = place_order(Request(str(demo_model), plan=made, out=tmp_path / "out"))
-        assert overview.dry_run(fixed)[1].settled and "Gaussian" not in str(overview.dry_lines(fixed.job, made, said))
+        assert forecast.dry_run(fixed)[1].settled and "Gaussian" not in str(forecast.dry_lines(fixed.job, made, said))
     sizes = overview.size_table(Request(str(demo_model), effort="balanced"))[1]
     assert sizes[0].bytes < 880_000
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import Notes
 from released import RELEASED, known, released
 
-from mint_mlx import overview, pipeline
+from mint_mlx import forecast, pipeline
 from mint_mlx.doctor import examine
 from mint_mlx.errors import MintError
 from mint_mlx.headers import TensorInfo, read_folder
@@ -125,7 +125,7 @@ def test_a_profile_of_other_parts_gives_the_true_size(tmp_path: Path) -> None:
     model = source("llama4", tmp_path / "llama4")
     get_profile(prepare(str(model)))
     order = place_order(Request(str(model), "5bpw", out=tmp_path / "out", parts="all"))
-    _, promised = overview.dry_run(order)
+    _, promised = forecast.dry_run(order)
     made = pipeline.carry_out(order, smoke=False)
     assert promised.profiled and promised.bytes == made.bytes
     assert made.bytes == sum(f.stat().st_size for f in made.path.glob("*.safetensors"))

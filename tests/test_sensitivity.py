@@ -23,7 +23,8 @@ from mint_mlx.errors import MintError
 from mint_mlx.inputs import Moments
 from mint_mlx.load import load_source
 from mint_mlx.order import prepare
-from mint_mlx.sensitivity import check_chain, load_sensitivity, measure, save_sensitivity
+from mint_mlx.sensitivity import check_chain, measure
+from mint_mlx.sensitivity_file import load_sensitivity, save_sensitivity
 from mint_mlx.tokens import resample, write_tokens
 from mint_mlx.units import parse_budget
 

@@ -77,7 +77,8 @@ def _text(model: Path, count: int) -> dict[str, float]:
 
 def _sensitivity(model: Path, count: int) -> dict[str, float]:
     from mint_mlx.order import prepare
-    from mint_mlx.sensitivity import measure, save_sensitivity
+    from mint_mlx.sensitivity import measure
+    from mint_mlx.sensitivity_file import save_sensitivity
 
     job, tokens, clock = prepare(str(model)), _tokens(count), Clock()
     made = measure(job.source, job.inventory, tokens, "random", progress=clock.step, streamed=True)
@@ -97,7 +98,7 @@ def _feedback(model: Path, count: int) -> dict[str, float]:
     from mint_mlx.converters import checkpoint
     from mint_mlx.order import prepare
     from mint_mlx.quant import QuantConfig
-    from mint_mlx.sensitivity import load_sensitivity
+    from mint_mlx.sensitivity_file import load_sensitivity
 
     runner.fits_here = lambda model_bytes: False  # so that two layers are streamed, as all of them are
     job, own = prepare(str(model)), load_sensitivity(_kept(model, count))

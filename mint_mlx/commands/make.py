@@ -101,7 +101,7 @@ def convert(
     Without a budget it lists the possible sizes.
     """
     output = start(as_json, work_dir, long=True, shared=True)
-    from .. import hub, overview, pipeline
+    from .. import forecast, hub, overview, pipeline
     from ..order import Request, place_order
 
     if public and not upload_repo:
@@ -141,8 +141,8 @@ def convert(
         if hint := overview.raise_hint(order):
             output.note(hint)
     if dry_run:
-        chosen, run = overview.dry_run(order)
-        for line in overview.dry_lines(order.job, chosen, run):
+        chosen, run = forecast.dry_run(order)
+        for line in forecast.dry_lines(order.job, chosen, run):
             output.line(line)
         output.table(*overview.config_rows(chosen, order.job.inventory))
         output.result(asdict(run))
@@ -150,7 +150,7 @@ def convert(
     if upload_repo and ranks().first:
         hub.check_upload(upload_repo, private=not public)
     if order.job.inventory.parameters > LARGE:
-        output.note(overview.time_note(order))
+        output.note(forecast.time_note(order))
     result = pipeline.carry_out(order, smoke=not no_smoke, report=output)
     output.close()
     data = pipeline.summary(result)
