@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..errors import MintError
+from ..errors import UsageError
 from . import gptq, rtn
 from .work import Quantizer, Work
 
@@ -35,8 +35,8 @@ def find_quantizer(name: str) -> Callable[[Work], Quantizer]:
     """A quantizer by name; it is asked for layers in the model's order.
 
     Raises:
-        MintError: there is none of that name.
+        UsageError: there is none of that name.
     """
     if name not in QUANTIZERS:
-        raise MintError(f"no quantizer is called {name!r}: there are {', '.join(QUANTIZERS)}")
+        raise UsageError(f"no quantizer is called {name!r}: there are {', '.join(QUANTIZERS)}")
     return QUANTIZERS[name]

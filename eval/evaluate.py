@@ -103,7 +103,7 @@ def evaluate(
     settings, report = settings or Settings(), report or Silent()
     if save is not None:
         if source is None or source.endswith(".safetensors"):
-            raise MintError("--save-reference keeps the source's predictions: give the source with --source")
+            raise UsageError("--save-reference keeps the source's predictions: give the source with --source")
         check_reference_file(save)
     candidate = load_source(model)
     tokenizer = mlxlm.load_tokenizer(candidate.path)
@@ -122,7 +122,7 @@ def evaluate(
         parts, control = cut_text(origin, settings, report)
         reference = get_reference(origin, parts, control, settings, report)
     elif settings.chat:
-        raise MintError("--chat compares with the source's own replies: give it with --source")
+        raise UsageError("--chat compares with the source's own replies: give it with --source")
     else:
         parts, _ = cut_text(candidate, settings, report)
     if save is not None and reference is not None:

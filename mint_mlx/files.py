@@ -32,6 +32,13 @@ def whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def usual_mode() -> int:
+    """The rights that a new file has here."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
 @contextmanager
 def alone(place: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Work on a place that no other process works on; `waiting` is called where one does, until which is done."""

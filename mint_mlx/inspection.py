@@ -73,10 +73,14 @@ def _show_plan(path: Path, plan: Plan, output: Output) -> None:
         f"{path}: plan for {plan.source or 'any source'}, {len(plan.choice)} layers, quantizer {plan.quantizer}"
     )
     columns, rows = overview.layer_table(layers)
-    output.table(["weights" if column == "shape" else column for column in columns], rows)
+    columns = ["weights" if column == "shape" else column for column in columns]
+    sums: list[list[Any]] = [[str(c), n, count(w), human(b)] for c, (n, w, b) in sorted(table.items())]
+    shown = 4 if plan.edited else len(columns)  # up to what was chosen: sizes and errors are those of before
+    if plan.edited:
+        output.note("it was edited: `mint-mlx convert MODEL --plan FILE --dry-run` says what it makes")
+    output.table(columns[:shown], [row[:shown] for row in rows])
     output.table(
-        ["as", "layers", "weights", "bytes"],
-        [[str(c), n, count(w), human(b)] for c, (n, w, b) in sorted(table.items())],
+        ["as", "layers", "weights", "bytes"][: shown - plan.edited], [row[: shown - plan.edited] for row in sums]
     )
     output.result(
         {"source": plan.source, "quantizer": plan.quantizer, "layers": {p: str(c) for p, c in plan.choice.items()}}

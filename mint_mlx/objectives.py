@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .errors import MintError
+from .errors import UsageError
 from .layers import Layer
 from .roles import DOWN
 
@@ -118,8 +118,8 @@ def find_objective(name: str) -> Objective:
     """An objective by name.
 
     Raises:
-        MintError: there is none of that name.
+        UsageError: there is none of that name.
     """
     if name not in OBJECTIVES:
-        raise MintError(f"no objective is called {name!r}: there are {', '.join(OBJECTIVES)}")
+        raise UsageError(f"no objective is called {name!r}: there are {', '.join(OBJECTIVES)}")
     return OBJECTIVES[name]

@@ -248,6 +248,12 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     room = None
     if request.fit is not None:
         wanted = needs(source.config, inventory, request.context, request.kv_bits)
+        more = wanted.total - needs(source.config, inventory, request.context).total
+        if more > 0:
+            report.note(
+                f"MLX reads a quantized cache without its fused attention, and the scores take more than it saves: "
+                f"without --kv-bits {both(more)} more are left"
+            )
         room = fit(request.fit, wanted)
         budget = Budget(f"fit {request.fit}, context {request.context}", bytes=room.budget)
     if budget is not None and (limit := budget.resolve(inventory.parameters)) is not None:
@@ -255,7 +261,7 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         if room is None:
             _warn_of_size(limit, job, request, report)
         else:
-            why = f" (it is what --fit {request.fit} leaves: a shorter --context or fewer --kv-bits leave more)"
+            why = f" (it is what --fit {request.fit} leaves: a shorter --context leaves more)"
         check_feasible(limit, inventory, options, why)
     fixed = None
     if given is not None:
@@ -269,6 +275,8 @@ def place_order(request: Request, report: Report | None = None) -> Order:
             content=source.content,
             versions=versions(),
         )
+        if request.quantizer not in (None, given.quantizer):  # the loss was that of another rounding
+            fixed = replace(fixed, loss=None, gap=None)
     elif config is not None:
         fixed = replace(uniform(source, inventory, config, forced, request.ignore_guards), parts=parts)
     if fixed is not None:
@@ -278,8 +286,6 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     silent = mlxlm.why_no_sentence(source.path)
     if silent is not None:
         report.note(f"{silent}: no sentence is generated")
-    if fixed is not None and request.out is None:
-        check_target(default_target(job, fixed), source.path, request.force)
     quantizer = request.quantizer or by_default
     objective = request.objective or job.recipe.objective or effort.objective_for(quantizer)
     runs = quantizer in NEEDS_INPUTS or (fixed is None and objective in NEEDS_SENSITIVITY)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import efforts
-from .allocate import allocate, safe_candidates
+from .allocate import allocate, measured_errors, safe_candidates
 from .efforts import effort_name
 from .files import check_target
 from .kept import PROFILE_FILE, SENSITIVITY_FILE
@@ -122,6 +122,8 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     started = time.monotonic()
     request, job = order.request, order.job
     order.check_memory()
+    if order.fixed is not None and request.out is None:
+        check_target(default_target(job, order.fixed), job.source.path, request.force)
     waves: Waves = at_once
     if not job.source.has_weights and request.low_disk:
         reads = order.fixed is None and known_profile(job, request.sample) is None
@@ -154,6 +156,8 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
         report.note(
             f"layers in a mode that error feedback doesn't know (mxfp4 and its like) are rounded to nearest: {plain}"
         )
+    if plan.edited and (known := known_profile(job, request.sample)) is not None:
+        plan = replace(plan, errors=measured_errors(plan.choice, known.curves))
     target = Path(request.out) if request.out is not None else default_target(job, plan)
     check_target(target, job.source.path, request.force)
     total = plan.layout(job.inventory).total

@@ -5,6 +5,7 @@ One line a layer; `layer` and `as` decide, the rest is for the reader (sizes are
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -43,6 +44,7 @@ class Plan:
         budget: as the user wrote it, or None.
         loss, gap: the objective's value and its distance to the knapsack's bound, where an objective was used.
         errors: measured error by layer path, where a profile was used.
+        edited: whether its file was changed by hand: what was said of the choice (budget, loss, errors) is left out.
     """
 
     source: str
@@ -61,6 +63,7 @@ class Plan:
     gap: float | None = None
     errors: dict[str, LayerError] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    edited: bool = False
 
     def layout(self, inventory: Inventory) -> Layout:
         """Shards, headers and places of the checkpoint that this plan makes."""
@@ -148,6 +151,7 @@ def plan_text(plan: Plan, inventory: Inventory) -> str:
         f"active_bytes: {inventory.active_bytes(plan.choice)}",
         f"active_bytes_ratio: {active_ratio(inventory, plan.choice):.4f}  # to uniform 4bit-g64",
         f"versions: {_flow(**plan.versions)}",
+        f"choice: {_scalar(_digest(plan.choice))}  # of the lines below, to tell an edit",
         "layers:",
     ]
     for layer in inventory.layers:
@@ -159,6 +163,11 @@ def plan_text(plan: Plan, inventory: Inventory) -> str:
             entry |= {"nmse": _round(error.mean), "worst": _round(error.worst)}
         lines.append(f"- {_flow(**entry)}")
     return "\n".join(lines) + "\n"
+
+
+def _digest(choice: dict[str, QuantConfig]) -> str:
+    lines = "\n".join(f"{path} {config}" for path, config in sorted(choice.items()))
+    return hashlib.blake2b(lines.encode(), digest_size=8).hexdigest()
 
 
 def _round(value: float) -> float:
@@ -221,6 +230,9 @@ def read_plan(path: Path | str) -> Plan:
         mean, worst = entry.get("nmse"), entry.get("worst")
         if isinstance(mean, float) and isinstance(worst, float):
             errors[entry["layer"]] = LayerError(mean, worst)
+    edited = data.get("choice") not in (None, _digest(choice))
+    figures = {} if edited else data
+    budget_bytes, loss, gap = (figures.get(key) for key in ("budget_bytes", "loss", "gap"))
     return Plan(
         source=str(source.get("name") or ""),
         revision=_text(source.get("revision")),
@@ -228,11 +240,12 @@ def read_plan(path: Path | str) -> Plan:
         content=str(source.get("content") or ""),
         choice=choice,
         objective=_text(data.get("objective")),
-        budget=_text(data.get("budget")),
-        budget_bytes=data["budget_bytes"] if isinstance(data.get("budget_bytes"), int) else None,
-        loss=data["loss"] if isinstance(data.get("loss"), float) else None,
-        gap=float(data["gap"]) if type(data.get("gap")) in (int, float) else None,
-        errors=errors,
+        budget=_text(figures.get("budget")),
+        budget_bytes=budget_bytes if isinstance(budget_bytes, int) else None,
+        loss=loss if isinstance(loss, float) else None,
+        gap=float(gap) if isinstance(gap, (int, float)) and type(gap) is not bool else None,
+        errors={} if edited else errors,
+        edited=edited,
         recipe=str(data.get("recipe") or "default"),
         quantizer=str(data.get("quantizer") or "rtn"),
         effort=str(data.get("effort") or "fast"),

@@ -157,6 +157,7 @@ def refine_checkpoint(
             then.
     """
     from .converters import checkpoint as writer
+    from .converters.card import refined_card
     from .refine import can_refine, put_refined, refine_own
     from .tokens import write_tokens
 
@@ -193,5 +194,9 @@ def refine_checkpoint(
         put_refined(work, found.tensors)
         mlxlm.build_model(work)
         facts = {"source": job.source.name, "kl_before": found.before, "kl_after": found.after}
+        card = work / "README.md"
+        if card.is_file():
+            told = refined_card(card.read_text(encoding="utf-8"), target.name, found.before, found.after)
+            write_whole(card, told)
         write_whole(work / REFINED_FILE, json.dumps(facts, indent=2) + "\n")
     return target, found

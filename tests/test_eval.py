@@ -202,6 +202,8 @@ def test_a_reference_is_portable(make: Maker, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("pack my box with five dozen jugs " * 20)
     settings, file = Settings(length=32, text=str(tmp_path / "t.txt")), tmp_path / "r.safetensors"
     first = evaluate(str(tmp_path / "out"), settings, source=str(source), save=file)
+    (usual := tmp_path / "usual").touch()
+    assert file.stat().st_mode == usual.stat().st_mode
     (source / "model.safetensors").unlink()
     with pytest.raises(UsageError, match="its own text"):
         evaluate(str(tmp_path / "out"), settings, source=str(file))

@@ -230,6 +230,10 @@ def test_refining_keeps_codes_and_bytes_and_comes_closer(
     assert {n: (a.shape, a.dtype) for n, a in one.items()} == {n: (a.shape, a.dtype) for n, a in two.items()}
     names = [sorted(f.name for f in (tmp_path / name).iterdir()) for name in ("uniform", "refined")]
     assert set(names[1]) - set(names[0]) == {"mint-refined.json"} and set(names[0]) <= set(names[1])
+    card = (path / "README.md").read_text()
+    assert (
+        'load("refined")' in card and "--model refined" in card and "then refined" in card and "# uniform" not in card
+    )
 
 
 def test_refining_that_gains_nothing_writes_nothing(
@@ -315,6 +319,8 @@ def test_a_sweep_goes_from_the_smallest_to_the_largest(make: Maker, tmp_path: Pa
     sizes, losses = [p.bytes for p in found.points], [p.loss for p in found.points]
     assert sizes == sorted(sizes) and losses == sorted(losses, reverse=True) and found.objective == "fisher-gptq"
     assert any("measured 7.5" in row[3] for row in sweep.sweep_rows(found)[1])
+    short = sweep.sweep(tmp_path / "made", measured=(f"{sizes[3] - 2}B:9",))  # a size that is nearly the fourth
+    assert "measured 9" in sweep.sweep_rows(short)[1][3][3]
     sweep.draw(found, tmp_path / "s.png")
     assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
     assert sweep.sweep(tmp_path / "made" / "mint-profile.json").objective == "prior"

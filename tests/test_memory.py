@@ -226,6 +226,15 @@ def test_experts_are_learned_in_as_few_turns_as_memory_allows(monkeypatch: pytes
     assert found[16][1] > 16 * 2**30  # refused: one expert after the other is still too much
 
 
+def test_a_quantized_cache_that_leaves_less_is_told_of(demo_model: Path) -> None:
+    """Its scores are written out, which the fused attention does without."""
+    notes = Notes()
+    for bits, told in ((None, 0), (8, 1)):
+        order = place_order(Request(str(demo_model), fit="8GiB", context=32768, kv_bits=bits), notes)
+        assert sum("without --kv-bits" in note for note in notes.said) == told
+        assert order.fit is not None
+
+
 def test_a_container_has_what_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit, without = tmp_path / "memory.max", tmp_path / "none"
     whole = memory.machine_memory()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import Maker, llama, qwen3_moe
 
-from mint_mlx import measured, pipeline
+from mint_mlx import forecast, measured, pipeline
 from mint_mlx.allocate import allocate
 from mint_mlx.errors import MintError
-from mint_mlx.order import Job, prepare
+from mint_mlx.order import Job, Request, place_order, prepare
 from mint_mlx.plan import Plan, check_plan, plan_text, read_plan, write_plan
 from mint_mlx.quant import QuantConfig
 from mint_mlx.units import parse_budget
@@ -49,6 +50,39 @@ def test_an_edit_is_carried_out(job: Job, tmp_path: Path) -> None:
     head = next(line for line in text.splitlines() if "layer: lm_head" in line)
     (tmp_path / "p.yaml").write_text(text.replace(head, "- {layer: lm_head, as: 8bit-g32}"))
     assert read_plan(tmp_path / "p.yaml").choice["lm_head"] == QuantConfig(8, 32)
+
+
+def test_what_was_said_of_a_plan_does_not_outlive_an_edit(make: Maker, tmp_path: Path) -> None:
+    """Loss, budget and errors are those of what was chosen; errors of the edited one come from the profile."""
+    folder = str(make(qwen3_moe(2)))
+    made = pipeline.convert(folder, "4.5bpw", tmp_path / "made", smoke=False).plan
+    text = (tmp_path / "made" / "mint-plan.yaml").read_text()
+    same = read_plan(tmp_path / "made" / "mint-plan.yaml")
+    assert (
+        not same.edited and same.loss == pytest.approx(made.loss, rel=1e-5) and same.errors.keys() == made.errors.keys()
+    )
+    head = next(line for line in text.splitlines() if "layer: lm_head" in line)
+    plan = tmp_path / "p.yaml"
+    plan.write_text(text.replace(head, re.sub('as: "[^"]*"', 'as: "2bit-g64"', head)))
+    read = read_plan(plan)
+    assert read.edited and (read.loss, read.gap, read.budget, read.budget_bytes, read.errors) == (None,) * 4 + ({},)
+    result = pipeline.convert(folder, plan=plan, out=tmp_path / "edited", smoke=False)
+    assert pipeline.summary(result)["loss"] is None and "KL" not in pipeline.describe(result)
+    assert result.plan.errors["lm_head"].worst > 2 * made.errors["lm_head"].worst
+    again = read_plan(tmp_path / "edited" / "mint-plan.yaml")
+    assert not again.edited and again.errors.keys() == result.plan.errors.keys()
+
+
+def test_a_plan_on_file_is_found_wanting_no_folder_until_it_is_carried_out(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = str(make(llama(1)))
+    made = pipeline.convert(folder, "5bpw", smoke=False)
+    order = place_order(Request(folder, plan=made.plan))
+    assert forecast.dry_run(order)[1].bytes == made.bytes
+    with pytest.raises(MintError, match="exists already"):
+        pipeline.carry_out(order)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def profile(
     path, made = steps.write_profile(model, out, recipe, parts or "text", output, sample)
     output.close()
     output.line(f"{path}: {len(made.curves)} layers{made.sampled}")
-    output.line(f"Next: mint-mlx allocate {path} --budget 4.5bpw -o plan.yaml")
+    output.line(f"Next: mint-mlx allocate {shlex.quote(str(path))} --budget 4.5bpw -o plan.yaml")
     output.result(
         {"profile": str(path), "layers": len(made.curves), "fingerprint": made.fingerprint, "sample": made.sample}
     )
@@ -70,7 +70,7 @@ def sensitivity(
     output.line(
         f"{path}: {len(made.trace)} layers on {made.tokens} tokens ({made.how}). Next: mint-mlx allocate PROFILE"
     )
-    output.line(f"  --sensitivity {path} --budget 4.5bpw -o plan.yaml")
+    output.line(f"  --sensitivity {shlex.quote(str(path))} --budget 4.5bpw -o plan.yaml")
     output.result({"sensitivity": str(path), "layers": len(made.trace), "tokens": made.tokens, "how": made.how})
 
 
@@ -122,8 +122,8 @@ def allocate(
         output.line(
             f"{out}: {both(total)}, {bits:.2f} bits per weight, within {plan.gap:.3%} of the best possible{expected}"
         )
-        own = f" --sensitivity {sensitivity}" if sensitivity is not None else ""
-        output.line(f"Next: mint-mlx convert MODEL --plan {out}{own}")
+        own = f" --sensitivity {shlex.quote(sensitivity)}" if sensitivity is not None else ""
+        output.line(f"Next: mint-mlx convert MODEL --plan {shlex.quote(str(out))}{own}")
     output.result(
         {
             "bytes": total,
