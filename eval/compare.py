@@ -293,24 +293,23 @@ class _Bench:
         folder = home / "checkpoint"
         with alone(home, lambda: self.report.stage(f"wait for another run that builds {task.method}")):
             note = read_json(home / "made.json")
+            if note is None and folder.is_dir():  # whole since it has this name; the note was not written any more
+                note = {"seconds": 0.0, "reason": None}
             if note is None or not (folder.is_dir() or note.get("reason")):
                 note = self._build_new(task, task.build, home)
         if note.get("reason"):
             return Made(task, None, home, task.size, note["seconds"], note["reason"])
         return Made(task, folder, home, peers.stored_bytes(folder), note["seconds"])
 
-    def _build_new(self, task: Task, build: Callable[[Path], Any] | None, home: Path) -> dict[str, Any]:
+    def _build_new(self, task: Task, build: Callable[[Path], Any], home: Path) -> dict[str, Any]:
         self.report.stage(f"build {task.method} ({task.about})")
-        if (home / "checkpoint").is_dir():  # it was whole when it got this name; the note was not written any more
-            build = None
-        elif task.foreign:  # ours goes on from what an interrupted run left
+        if task.foreign:  # ours goes on from what an interrupted run left
             shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True, exist_ok=True)
         started, reason, lasts = time.monotonic(), None, True
         try:
-            if build is not None:
-                build(home / "unfinished")
-                (home / "unfinished").rename(home / "checkpoint")
+            build(home / "unfinished")
+            (home / "unfinished").rename(home / "checkpoint")
         except MintError as error:
             reason, lasts = str(error), False
         except Exception as error:

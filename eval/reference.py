@@ -19,7 +19,7 @@ import numpy as np
 
 from ..cpu import exp, logsumexp
 from ..errors import MintError
-from ..files import check_file, usual_mode, whole
+from ..files import check_file, whole
 from ..runner import Routing, Runner, forward
 from .protocol import Windows
 
@@ -227,7 +227,6 @@ def save_reference(reference: Reference, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as partial:
         save_file(arrays, partial, metadata={MARKER: json.dumps(about)})
-        partial.chmod(usual_mode())  # safetensors' own files are for their owner alone
 
 
 def load_reference(path: Path) -> Reference:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,16 +27,12 @@ def whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{os.getpid()}.part")
     try:
         yield partial
+        mask = os.umask(0o022)
+        os.umask(mask)
+        partial.chmod(0o666 & ~mask)  # safetensors' own files are for their owner alone
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def usual_mode() -> int:
-    """The rights that a new file has here."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 @contextmanager
@@ -163,11 +159,12 @@ def lock_folder(folder: Path) -> IO[str] | None:
 
 def _lock(file: IO[str]) -> bool:
     """Lock a file until it is closed; False where another process has it."""
-    with suppress(OSError):  # a file system without locks
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
     return True
 
 
@@ -186,6 +183,6 @@ def put_in_place(work: Path, target: Path, force: bool) -> None:
         check_target(target, None, force)
         target.replace(target.with_name(f"{target.name}{OLD}-{os.getpid()}"))
     work.replace(target)
-    for old in target.parent.glob(f"{glob.escape(target.name)}{OLD}-[0-9]*"):  # also one that a killed run left
+    for old in target.parent.glob(f"{glob.escape(target.name)}{OLD}-*"):  # also one that a killed run left
         if old.name.rpartition("-")[2].isdigit() and (_is_ours(old) or not any(old.iterdir())):
             shutil.rmtree(old)

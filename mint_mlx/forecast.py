@@ -79,7 +79,8 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
     needs_profile = order.fixed is None and known is None
     download = room = 0 if job.source.has_weights else job.source.weight_bytes
     if download and request.low_disk:
-        download, room = download * (1 + needs_profile), lowdisk.room(job.source, job.inventory)
+        download *= 1 + needs_profile
+        room = lowdisk.room(job.source, lowdisk.needed(job.source, job.inventory))
     run = DryRun(
         bytes=total,
         assumed=request.budget == "smallest" and known is None,

@@ -145,11 +145,12 @@ def headers(repo: RepoId) -> tuple[Path, str, dict[str, str], int]:
         ):
             local = hf_hub_download(repo.name, name, revision=commit)
             shutil.copyfile(local, folder / name)
-    if not any(re.fullmatch(r"model[^/]*\.safetensors", name) for name in siblings):
+    shards = [name for name in siblings if re.fullmatch(r"model[^/]*\.safetensors", name)]
+    if not shards:
         raise MintError(_no_weights(repo.name, info))
     files = api.get_safetensors_metadata(repo.name, revision=commit).files_metadata
-    for name in siblings.keys() - files.keys():  # what its index doesn't name, but mlx-lm would read
-        if re.fullmatch(r"model[^/]*\.safetensors", name):
+    for name in shards:
+        if name not in files:  # its index doesn't name it, but mlx-lm would read it
             files[name] = api.parse_safetensors_file_metadata(repo.name, name, revision=commit)
     hashes, total = {}, 0
     for name, file in sorted(files.items()):

@@ -75,13 +75,12 @@ def _show_plan(path: Path, plan: Plan, output: Output) -> None:
     columns, rows = overview.layer_table(layers)
     columns = ["weights" if column == "shape" else column for column in columns]
     sums: list[list[Any]] = [[str(c), n, count(w), human(b)] for c, (n, w, b) in sorted(table.items())]
-    shown = 4 if plan.edited else len(columns)  # up to what was chosen: sizes and errors are those of before
     if plan.edited:
         output.note("it was edited: `mint-mlx convert MODEL --plan FILE --dry-run` says what it makes")
-    output.table(columns[:shown], [row[:shown] for row in rows])
-    output.table(
-        ["as", "layers", "weights", "bytes"][: shown - plan.edited], [row[: shown - plan.edited] for row in sums]
-    )
+    stale = ("bytes", "SQNR dB") if plan.edited else ()  # those of what was chosen before
+    for names, body in ((columns, rows), (["as", "layers", "weights", "bytes"], sums)):
+        shown = [i for i, name in enumerate(names) if name not in stale]
+        output.table([names[i] for i in shown], [[row[i] for i in shown] for row in body])
     output.result(
         {"source": plan.source, "quantizer": plan.quantizer, "layers": {p: str(c) for p, c in plan.choice.items()}}
     )

@@ -186,8 +186,7 @@ def list_layers(model: Any, config: dict[str, Any]) -> Inventory:
         layer = _make_layer(path, module, kind, role_of(path, kind, has_experts, owner), owned[path])
         if layer.role in EXPERTS:
             layer = replace(layer, reads=_experts_read(model, config, path, layer.shape[0]))
-        layer = _guard(layer, predicate(path, module) if predicate else True)
-        layers.append(replace(layer, keep="it belongs to a tower") if TOWER.search(path) else layer)
+        layers.append(_guard(layer, predicate(path, module) if predicate else True))
     if not any(layer.role == "head" for layer in layers):  # tied: the embedding is the head, read whole
         layers = [replace(layer, reads=1.0) if layer.role == "embedding" else layer for layer in layers]
     others = {owner: tuple(specs.values()) for owner, specs in owned.items() if owner not in found}
@@ -278,6 +277,8 @@ def _make_layer(path: str, module: Any, kind: str, role: str, owned: dict[str, T
 
 def _guard(layer: Layer, wanted: bool | dict[str, Any]) -> Layer:
     """Apply the guards. `wanted` is what the model class's own quant_predicate returned for the layer."""
+    if TOWER.search(layer.path):
+        return replace(layer, keep="it belongs to a tower")
     few = layer.kind == "linear" and layer.shape[-2] < 8 and layer.role != "head"
     if few or (layer.role in GATES and layer.shape[-2] % 8):
         return replace(

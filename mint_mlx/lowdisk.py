@@ -71,10 +71,9 @@ def peak(need: Mapping[str, frozenset[str]], sizes: Mapping[str, int]) -> int:
     return most
 
 
-def room(source: Source, inventory: Inventory) -> int:
-    """Bytes of the shards of a model that isn't here that are needed at once, at most."""
-    sizes = {file: (source.path / file).stat().st_size for file in source.headers}
-    return peak(needed(source, inventory), sizes)
+def room(source: Source, need: Mapping[str, frozenset[str]]) -> int:
+    """Bytes of the shards of a model that isn't here that are needed at once, at most; `need` as of `needed`."""
+    return peak(need, {file: (source.path / file).stat().st_size for file in source.headers})
 
 
 def shard_by_shard(source: Source, inventory: Inventory, profiled: bool, report: Report) -> Waves:
@@ -93,7 +92,7 @@ def shard_by_shard(source: Source, inventory: Inventory, profiled: bool, report:
 
     hub.fetch_small_files(source.name, source.revision, source.path)
     need = needed(source, inventory)
-    most = room(source, inventory)
+    most = room(source, need)
     check_space(source.path, most)
     times = "twice, for the profile and for the result (a --plan needs one)" if profiled else "once"
     where = f"at most {both(most)} of them in {source.path.parent} at once"

@@ -248,11 +248,11 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     room = None
     if request.fit is not None:
         wanted = needs(source.config, inventory, request.context, request.kv_bits)
-        more = wanted.total - needs(source.config, inventory, request.context).total
-        if more > 0:
+        plain = wanted if request.kv_bits is None else needs(source.config, inventory, request.context)
+        if plain.total < wanted.total:
             report.note(
                 f"MLX reads a quantized cache without its fused attention, and the scores take more than it saves: "
-                f"without --kv-bits {both(more)} more are left"
+                f"without --kv-bits {both(wanted.total - plain.total)} more are left"
             )
         room = fit(request.fit, wanted)
         budget = Budget(f"fit {request.fit}, context {request.context}", bytes=room.budget)

@@ -231,8 +231,7 @@ def read_plan(path: Path | str) -> Plan:
         if isinstance(mean, float) and isinstance(worst, float):
             errors[entry["layer"]] = LayerError(mean, worst)
     edited = data.get("choice") not in (None, _digest(choice))
-    figures = {} if edited else data
-    budget_bytes, loss, gap = (figures.get(key) for key in ("budget_bytes", "loss", "gap"))
+    figures: dict[str, Any] = {} if edited else data
     return Plan(
         source=str(source.get("name") or ""),
         revision=_text(source.get("revision")),
@@ -241,9 +240,9 @@ def read_plan(path: Path | str) -> Plan:
         choice=choice,
         objective=_text(data.get("objective")),
         budget=_text(figures.get("budget")),
-        budget_bytes=budget_bytes if isinstance(budget_bytes, int) else None,
-        loss=loss if isinstance(loss, float) else None,
-        gap=float(gap) if isinstance(gap, (int, float)) and type(gap) is not bool else None,
+        budget_bytes=figures["budget_bytes"] if isinstance(figures.get("budget_bytes"), int) else None,
+        loss=figures["loss"] if isinstance(figures.get("loss"), float) else None,
+        gap=float(figures["gap"]) if type(figures.get("gap")) in (int, float) else None,
         errors={} if edited else errors,
         edited=edited,
         recipe=str(data.get("recipe") or "default"),

@@ -243,26 +243,19 @@ def check_chain(source: Source, inventory: Inventory) -> None:
     from .blocks import NoChain, forward_blocks, from_logits, names_of, pull_back, to_embedding
     from .runner import load_runner
 
-    tokens, seen = np.zeros((2, 4), dtype=np.int32), set[str]()
-
-    def visit(rows: Rows) -> None:
-        seen.add(rows.path)
-
+    tokens, known = np.zeros((2, 4), dtype=np.int32), {layer.path for layer in inventory.layers}
     try:
         runner = load_runner(source.path, True)
         runner.model.train()
-        names = names_of(runner, {layer.path for layer in inventory.layers})
-        first = grad = None
+        steps = []
         for step, out, _ in islice(forward_blocks(runner, tokens, 2), 3):
-            names = names_of(runner, {layer.path for layer in inventory.layers})
-            back = pull_back(step, mx.zeros(out.shape), 2, visit, names)
-            first, grad, last = first or step, back if grad is None else grad, out
-        seen.clear()
-        from_logits(runner, tokens, last, 2, mx.random.key(0), visit, names)
+            grad = pull_back(step, mx.zeros(out.shape), 2, lambda _: None, names_of(runner, known))
+            steps.append(step)
+        seen: list[Rows] = []
+        from_logits(runner, tokens, out, 2, mx.random.key(0), seen.append, names_of(runner, known))
         if not seen:
             raise NoChain("its head is no layer that can be followed")
-        assert first is not None and grad is not None
-        for _ in to_embedding(runner, tokens, first, grad, 2, names):
+        for _ in to_embedding(runner, tokens, steps[0], mx.zeros(grad.shape), 2, names_of(runner, known)):
             pass
     except (ValueError, RuntimeError) as error:  # no list of blocks, one that is never called, a kernel that isn't here
         raise NoChain(str(error).splitlines()[0]) from error

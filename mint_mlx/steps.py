@@ -127,13 +127,13 @@ def plan_profile(
         check_file(out, PLAN_MARKER, force)
     curves = load_profile(find_kept(path, PROFILE_FILE))
     chosen = find_recipe(recipe, {}) if recipe is not None else curves.recipe
-    weights = kept_sensitivity(path, sensitivity)
-    objective = objective or chosen.objective or efforts.EFFORTS[efforts.level_with(weights is not None)].objective
-    if objective not in NEEDS_SENSITIVITY:
-        if sensitivity is not None:
-            raise UsageError(f"the objective {objective} does not look at a sensitivity: leave --sensitivity out")
-        weights = None
+    objective, weights = objective or chosen.objective, None
+    if objective in (None, *NEEDS_SENSITIVITY):
+        weights = kept_sensitivity(path, sensitivity)
+    elif sensitivity is not None:
+        raise UsageError(f"the objective {objective} does not look at a sensitivity: leave --sensitivity out")
     level = efforts.level_with(weights is not None)
+    objective = objective or efforts.EFFORTS[level].objective
     plan = allocate(curves, size, chosen, objective, parsed, ignore_guards, weights)
     parts = "all" if curves.inventory.carried else "text"
     plan = replace(plan, effort=level, quantizer=efforts.EFFORTS[level].quantizer, parts=parts)

@@ -141,14 +141,12 @@ def sweep_rows(found: Sweep) -> tuple[list[str], list[list[str]]]:
     """The curve as a table: marks tell the knee, the Macs whose limit lies between a size and the next, and what
     was measured at about this size."""
     rows = []
-    near = [min(range(len(found.points)), key=lambda i: abs(found.points[i].bytes - m.bytes)) for m in found.measured]
+    nearest = {m: min(found.points, key=lambda point: abs(point.bytes - m.bytes)) for m in found.measured}
     for i, point in enumerate(found.points):
         after = found.points[i + 1].bytes if i + 1 < len(found.points) else math.inf
         marks = ["knee"] if i == found.knee else []
         marks += [f"{gib} GiB Mac" for gib, size in found.macs if point.bytes <= size < after]
-        marks += [
-            f"measured {m.perplexity:.4g}" for m, nearest in zip(found.measured, near, strict=True) if nearest == i
-        ]
+        marks += [f"measured {m.perplexity:.4g}" for m in found.measured if nearest[m] is point]
         rows.append([human(point.bytes), f"{point.bits_per_weight:.2f}", f"{point.loss:.3g}", ", ".join(marks)])
     what = "predicted KL" if found.objective in NEEDS_SENSITIVITY else "loss"
     return ["size", "bpw", what, ""], rows
