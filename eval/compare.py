@@ -1,6 +1,7 @@
 """`mint-mlx compare`: methods at the same bytes, scored against the same source, ranked by KL with error bars.
 
-The peer sets the size: each peer is built at its own sizes near the budgets, and ours is built to those exact bytes.
+The peer sets the size: each peer is built at its own sizes near the budgets, and ours is built to at most those bytes
+(of peers within SAME of each other to the smallest's).
 What is built or scored is kept in the cache, so that a second run does only what is new.
 """
 

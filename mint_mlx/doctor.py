@@ -1,4 +1,4 @@
-"""`mint-mlx doctor`: what is wrong with an MLX checkpoint, ours or anyone's, from config.json and headers alone.
+"""`mint-mlx doctor`: what is wrong with an MLX checkpoint, ours or anyone's, from its small files and headers alone.
 
 mint-mlx doctor mlx-community/Qwen3-30B-A3B-4bit
 """

@@ -121,7 +121,7 @@ def cached(repo: RepoId) -> Path | None:
 
 
 def headers(repo: RepoId) -> tuple[Path, str, dict[str, str], int]:
-    """A folder with the repo's small files and, for each shard, a file of its true size that holds only the header.
+    """A folder with the repo's small files and, for each shard, a file of about its size that holds only the header.
 
     The data of these files are holes: they take no space, and mlx-lm maps them as if they were whole.
 

@@ -34,8 +34,9 @@ class Source:
         config: config.json as it stands.
         revision: the commit on the Hub, or None for a folder.
         structure: hash of the config and of all headers.
-        content: hash of the weights: the Hub's own hashes, or samples of every tensor.
+        content: hash of the weights: the Hub's own hashes, else all bytes (up to WHOLE), else samples of every tensor.
         weight_bytes: bytes of all shards.
+        has_weights: whether the data are here, not only the headers.
         stamp: hash of the shards' sizes and times of change, for caches of what was measured.
         headers: of all shards, by file.
     """

@@ -1,4 +1,4 @@
-"""The one place that touches mlx-lm's internals: building a lazy model, its tokenizer, a generated sentence.
+"""What loading touches of mlx-lm's internals: building a lazy model, its tokenizer, a generated sentence.
 
 Everything is imported inside the functions, since `import mlx_lm` takes one to two seconds.
 """

@@ -40,7 +40,7 @@ class SizeRow:
 
 
 def size_table(request: Request) -> tuple[Job, list[SizeRow]]:
-    """Five or six sizes from the smallest to nearly lossless, the last the unquantized model.
+    """Two to six sizes from the smallest to nearly lossless, the last the unquantized model.
 
     Losses are known where a cached profile is; without one the smallest size assumes Gaussian weights.
 

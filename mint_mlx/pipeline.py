@@ -100,7 +100,7 @@ def convert(
 
     Args:
         model: a folder or a Hub id.
-        budget: the size, unless `plan` or `uniform` is given.
+        budget: the size, unless `fit`, `plan` or `uniform` is given.
         out: the folder to write.
         smoke: end with a sentence from the result, where it fits in memory.
         report: receives progress.

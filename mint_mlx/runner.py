@@ -4,7 +4,7 @@ MLX's CPU backend has no fast quantized matrix product, so on a CPU every quanti
 cpu.py stands in for what else is slow there. A model larger than memory is run block by block, all windows at once.
 
 No family's code is copied: the stock model runs, with the `__call__` of its trunk, its blocks or its experts wrapped
-for a moment. This file holds all that is patched of mlx-lm's modules.
+for a moment. cpu.py, taps.py, blocks.py and converters/turns.py patch likewise.
 """
 
 from __future__ import annotations

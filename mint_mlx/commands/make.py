@@ -85,7 +85,8 @@ def convert(
     low_disk: Annotated[
         bool,
         typer.Option(
-            "--low-disk", help="Of a Hub model, have a shard or two on the disk at a time (--effort fast, or a plan)."
+            "--low-disk",
+            help="Of a Hub model, have one or two shards on disk at a time (--effort fast, or a plan with rtn).",
         ),
     ] = False,
     no_smoke: Annotated[

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 TextOpt = Annotated[str | None, typer.Option("--text", metavar="FILE", help="UTF-8 text; WikiText-2 test otherwise.")]
 ProtocolOpt = Annotated[str, typer.Option(metavar="NAME", help="windows, or llama.cpp (see the README).")]
-LengthOpt = Annotated[int | None, typer.Option(metavar="L", help="Tokens a window; 2048, or the model's context.")]
+LengthOpt = Annotated[
+    int | None, typer.Option(metavar="L", help="Tokens a window; 2048 (llama.cpp: 512), at most its context.")
+]
 WindowsOpt = Annotated[
     int | None, typer.Option(metavar="N", help="Score the first N windows only; with --seed N at random.")
 ]
@@ -74,7 +76,9 @@ def compare(
         str | None,
         typer.Option(metavar="FILE", help="Text that calibrated peers may see; never the one that is scored."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Where results go.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="DIR", help="Where results go; NAME-compare otherwise.")
+    ] = None,
     suite: Annotated[Path | None, typer.Option(metavar="FILE", help="Several comparisons from a YAML file.")] = None,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Don't measure generation.")] = False,
     protocol: ProtocolOpt = "windows",
