@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import mlxlm
 from ..errors import MintError
-from ..files import PLAN_FILE, REFINED_FILE, put_in_place, work_folder
+from ..files import PLAN_FILE, REFINED_FILE, check_space, put_in_place, sync, work_folder
 from ..hub import SMALL_FILES
 from ..kept import KEPT
 from ..layers import Inventory, Layer
@@ -33,7 +33,6 @@ from ..report import Report, Silent
 from ..roles import TOWER
 from ..rows import Straight, straight_layers
 from ..stream import dense, stream
-from ..units import both
 from ..versions import versions
 from . import rowwise
 from .card import model_card
@@ -43,20 +42,6 @@ from .work import SCRATCH, Own, Quantizer, Work
 from .writer import JOURNAL, LOCK, Writer, check_work, lock, write_index
 
 NOT_COPIED = ("config.json", "*.index.json", "hf_quant_config.json", "quantize_config.json", REFINED_FILE, *KEPT)
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Refuse where the disk has too little room.
-
-    Raises:
-        MintError: with the figures.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise MintError(
-            f"the disk of {folder.resolve()} has {both(free)} free, but {both(needed)} are needed: free some space or "
-            "choose another folder with -o"
-        )
 
 
 def write(
@@ -125,6 +110,8 @@ def write(
     report.stage("convert")
     with Writer(work, layout, units, identity, force, group) as writer:
         learned = work / f"{SCRATCH}refined.safetensors"  # there once all layers were written and refined
+        if group.first and not writer.intact:  # the machine crashed: what was refined is no longer there
+            learned.unlink(missing_ok=True)
         todo = [] if learned.is_file() else [path for path in inventory.order if path not in writer.done]
         mine = group.share({path: sum(spec.nbytes for spec in units[path]) for path in todo})
         todo = [path for path in todo if path in mine]
@@ -200,6 +187,7 @@ def _refine(source: Source, tokens: np.ndarray, work: Path, learned: Path, repor
             return
         partial = learned.with_name(f"{SCRATCH}unfinished.safetensors")
         mx.save_safetensors(str(partial), found.tensors)
+        sync(partial)
         partial.replace(learned)
     with mx.stream(mx.cpu):
         tensors: dict[str, mx.array] = mx.load(str(learned))  # type: ignore[assignment]

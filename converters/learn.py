@@ -45,7 +45,7 @@ class Block:
         inputs: (windows, tokens, hidden), what the quantized blocks before it return.
         targets: (windows, tokens, hidden), what the source's block returns on the source's inputs.
         cost: what an output costs beside its target, a mean over tokens: `metric_cost`, or a divergence for the head.
-        tokens: a step.
+        most: tokens that a step may have, where TOKENS would be too many.
     """
 
     call: Callable[[mx.array], mx.array]
@@ -55,7 +55,7 @@ class Block:
     inputs: mx.array
     targets: mx.array
     cost: Callable[[mx.array, mx.array], mx.array]
-    tokens: int = TOKENS
+    most: int | None = None
 
 
 def metric_root(metric: np.ndarray) -> mx.array:
@@ -94,11 +94,11 @@ def learn(
 
     The last eighth of the windows is held out; error feedback's own codes are among those compared.
     """
-    steps = steps or STEPS
+    steps, tokens = steps or STEPS, min(TOKENS, block.most or TOKENS)
     count = len(block.inputs)
     held = max(1, count // 8)
     train, valid = np.arange(count - held), np.arange(count - held, count)
-    batch = max(1, min(len(train), block.tokens // block.inputs.shape[1]))
+    batch = max(1, min(len(train), tokens // block.inputs.shape[1]))
     latents, grids = _begin(block)
     best = {path: dict(grids[path], latent=latents[path]) for path in latents}
     best_loss = _total(block, latents, grids, valid, batch)

@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..blocks import Step, first_input, forward_blocks, logits_of, run
+from ..files import sync
 from ..inputs import embedding_moments, head_inputs, weigh
 from ..layers import MLX_DTYPES, Layer
 from ..peak import learns_head, turns
@@ -24,7 +25,7 @@ from ..runner import LOGITS, Runner, load_runner, make_dense, trunk_output_from
 from ..taps import Rows
 from . import gptq, rtn
 from .gptq import SecondMoments
-from .learn import TOKENS, Block, divergence, learn, metric_cost, metric_root
+from .learn import Block, divergence, learn, metric_cost, metric_root
 from .pack import Codes
 from .turns import learn_in_turns
 from .work import SCRATCH, Work
@@ -196,8 +197,8 @@ class Learner:
             module.weight = exact
             return divergence(ours, call(target))
 
-        step = min(TOKENS, 2 * LOGITS // layer.shape[0])
-        head = Block(call, {path: module}, {path: exact}, {path: start}, top, target, cost, step)
+        most = 2 * LOGITS // layer.shape[0]
+        head = Block(call, {path: module}, {path: exact}, {path: start}, top, target, cost, most)
         return {path: learn(head, progress=partial(self._say, "head"))[path].packed()}
 
     def _say(self, part: str, step: int, steps: int) -> None:
@@ -208,6 +209,7 @@ class Learner:
         path = self._file(block)
         partial = path.with_name(f"{SCRATCH}unfinished.safetensors")
         mx.save_safetensors(str(partial), {"hidden": hidden})
+        sync(partial)
         partial.replace(path)
         self._file(block - 2).unlink(missing_ok=True)
 

@@ -35,6 +35,7 @@ class Writer:
 
     Attributes:
         done: modules that an earlier run finished.
+        intact: whether all shards were found at their sizes.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Writer:
             self._lock: IO[str] | None = lock(work)
         else:
             self._lock = None
+        self.intact = True
         self._files: list[int] = []
         self._thread = ThreadPoolExecutor(1)
         self._writing: deque[Future[None]] = deque()
@@ -116,6 +118,7 @@ class Writer:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             self._files.append(file)
             if not whole:
+                self.intact = False
                 _reserve(file, size)
             _write_all(file, header, 0)
         done = {

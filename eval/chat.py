@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from .. import cache
+from ..cpu import on_cpu
 from ..errors import MintError
 from ..files import read_json, write_whole
 from ..load import Source
+from ..memory import fits_here
 from ..mlxlm import chat_prompt, generate_tokens
+from ..report import Report
 from .protocol import Windows
 
 PROMPTS = (
@@ -37,11 +40,11 @@ _MARKS = (
 )
 
 
-def replies(source: Source, tokenizer: Any) -> tuple[list[Windows], list[np.ndarray]]:
+def replies(source: Source, tokenizer: Any, report: Report) -> tuple[list[Windows], list[np.ndarray]]:
     """The source's replies as windows in which only the reply is scored, and which of its tokens are control tokens.
 
     Raises:
-        MintError: the model has no chat template.
+        MintError: the model has no chat template, or is too large for this machine.
     """
     if tokenizer.chat_template is None:
         raise MintError("--chat needs a model with a chat template, which this one lacks: leave it out")
@@ -49,19 +52,22 @@ def replies(source: Source, tokenizer: Any) -> tuple[list[Windows], list[np.ndar
     vocabulary = tokenizer.get_vocab()
     control = {vocabulary[mark] for mark in _MARKS if mark in vocabulary} | set(tokenizer.eos_token_ids)
     parts, marks = [], []
-    for prompt, reply in zip(prompts, _greedy(source, prompts), strict=True):
+    for prompt, reply in zip(prompts, _greedy(source, prompts, report), strict=True):
         tokens = np.array([prompt + reply], dtype=np.int32)
         parts.append(Windows(tokens, first=len(prompt)))
         marks.append(np.isin(np.array(reply), list(control)))
     return parts, marks
 
 
-def _greedy(source: Source, prompts: list[list[int]]) -> list[list[int]]:
+def _greedy(source: Source, prompts: list[list[int]], report: Report) -> list[list[int]]:
     """The replies, generated once: another run might break ties otherwise."""
     key = hashlib.blake2b(json.dumps([prompts, REPLY]).encode(), digest_size=6).hexdigest()
     path = cache.cache_dir() / "replies" / f"{source.fingerprint}-{key}.json"
     found = read_json(path)
     if found is None:
+        if not fits_here(source.weight_bytes * (2 if on_cpu() else 1)):  # a CPU runs it in float32
+            raise MintError("--chat lets the source write in memory, which this one is too large for: leave it out")
         found = generate_tokens(source.path, prompts, REPLY)
-        write_whole(path, json.dumps(found))
+        with cache.keeping("replies", report):
+            write_whole(path, json.dumps(found))
     return [[int(token) for token in reply] for reply in found]

@@ -180,20 +180,19 @@ def baseline(path: str, settings: Settings) -> str:
     """The text that calibrated peers may see.
 
     Raises:
-        MintError: it is the one that is scored, or shares its lines.
+        MintError: it is the one that is scored, or holds parts of it.
     """
     text = read_text(path)
-    scored = set() if settings.chat else _long_lines(read_text(settings.text))
-    shared = scored & _long_lines(text)
-    if len(shared) > 0.01 * len(scored):
+    scored = "" if settings.chat else read_text(settings.text)
+    if scored and max(_shared(text, scored), _shared(scored, text)) > 0.01:
         raise MintError(f"{path} holds the text that is scored, on which calibrating proves nothing: give another one")
     return text
 
 
-def _long_lines(text: str) -> set[str]:
-    """Its lines, short headings aside; a text without line breaks is cut into pieces."""
-    lines = text.splitlines() if text.count("\n") > 10 else [text[i : i + 100] for i in range(0, len(text), 100)]
-    return {line for line in lines if len(line) > 60}
+def _shared(text: str, other: str, pieces: int = 300, length: int = 80) -> float:
+    """The share of a text's pieces (so many, evenly spread, of so many characters) that another one holds as well."""
+    starts = range(0, max(1, len(text) - length), max(1, len(text) // pieces))
+    return sum(text[start : start + length] in other for start in starts) / len(starts)
 
 
 def _limit(job: Job, budget: Budget) -> int:
@@ -250,7 +249,8 @@ class _Bench:
     def given(self, sources: Sequence[Source]) -> Iterator[Task]:
         """Checkpoints that exist already."""
         for source in sources:
-            yield Task(source.name, "given", False, "as given", source.weight_bytes, source.stamp, folder=source.path)
+            key = f"{source.fingerprint} {source.stamp}"
+            yield Task(source.name, "given", False, "as given", source.weight_bytes, key, folder=source.path)
 
     def ours(self, names: Sequence[str], sizes: Sequence[int]) -> Iterator[Task]:
         """Our checkpoints by each method at each size."""

@@ -155,7 +155,7 @@ def cut_text(origin: Source, settings: Settings, report: Report) -> tuple[list[W
     tokenizer = mlxlm.load_tokenizer(origin.path)
     if settings.chat:
         report.stage("replies of the source")
-        parts, marks = chat.replies(origin, tokenizer)
+        parts, marks = chat.replies(origin, tokenizer, report)
         return parts, list(marks)
     text = read_text(settings.text)
     length = settings.length or default_length(settings.protocol, origin.config)

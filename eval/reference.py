@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -215,6 +217,7 @@ def check_reference_file(path: Path) -> None:
 
 def save_reference(reference: Reference, path: Path) -> None:
     """Write a reference as a safetensors file, whole or not at all."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     arrays: dict[str, np.ndarray] = {}
@@ -226,7 +229,12 @@ def save_reference(reference: Reference, path: Path) -> None:
     about = asdict(reference.about) | {"firsts": [part.windows.first for part in reference.parts]}
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as partial:
-        save_file(arrays, partial, metadata={MARKER: json.dumps(about)})
+        try:
+            save_file(arrays, partial, metadata={MARKER: json.dumps(about)})
+        except SafetensorError as error:
+            if number := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+            raise
 
 
 def load_reference(path: Path) -> Reference:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..converters.quantizers import NEEDS_INPUTS
-from ..files import whole
+from ..files import whole, write_whole
 from ..units import UNITS, decimal_unit, human
 from .compare import OURS, Comparison, Row
 
@@ -102,8 +102,8 @@ def save(comparison: Comparison, folder: Path, command: str) -> list[Path]:
         "noise_floor": comparison.noise_floor,
         "rows": comparison.rows,
     }
-    (folder / "results.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(markdown(comparison, command), encoding="utf-8")
+    write_whole(folder / "results.json", json.dumps(data, indent=1) + "\n")
+    write_whole(folder / "table.md", markdown(comparison, command))
     plot(comparison, folder / "plot.png")
     return [folder / name for name in ("results.json", "table.md", "plot.png")]
 

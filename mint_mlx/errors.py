@@ -36,8 +36,7 @@ def explain(error: BaseException) -> str | None:
         sentence = _explain_os(error)
         if sentence:
             return sentence
-    written = type(error).__name__ == "SafetensorError" and "os error 28" in str(error)
-    if written or (isinstance(error, RuntimeError) and "Unable to write" in str(error)):  # the latter by MLX
+    if isinstance(error, RuntimeError) and "Unable to write" in str(error):  # by MLX
         return FULL.format("")
     if isinstance(error, RuntimeError) and NO_METAL in str(error):
         return "mlx-lm has parts of this model for Metal only: run this on a Mac"

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 from .errors import MintError
+from .units import both
 
 PATTERN = "*?["  # mlx-lm looks for weights with a pattern made of the folder's name
 PLAN_FILE = "mint-plan.yaml"  # in every checkpoint that we wrote
@@ -24,15 +26,36 @@ LOCK = "lock"  # in a folder that a process works in
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A file to write beside `path`, which takes its place once it is whole; what fails leaves nothing."""
-    partial = path.with_name(f".{os.getpid()}.part")
+    partial = path.with_name(f".{os.getpid()}-{uuid4().hex[:8]}.part")  # containers may share a folder and have one pid
     try:
         yield partial
         mask = os.umask(0o022)
         os.umask(mask)
         partial.chmod(0o666 & ~mask)  # safetensors' own files are for their owner alone
+        sync(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk, so that a crash of the machine can't leave its name without its data."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def check_space(folder: Path, needed: int, instead: str = "choose another folder with -o") -> None:
+    """Refuse where the disk has too little room.
+
+    Raises:
+        MintError: with the figures, and what to do `instead` of freeing some.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise MintError(
+            f"the disk of {folder.resolve()} has {both(free)} free, but {both(needed)} are needed: free some space or "
+            f"{instead}"
+        )
 
 
 @contextmanager

@@ -34,6 +34,7 @@ SMALL_FILES = [
     "README.md",
 ]
 WEIGHTS = ["model*.safetensors"]
+REPLACED = (*WEIGHTS, INDEX, "mint-*")  # of a repository's files, what an upload takes away unless it brings it anew
 _TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -244,10 +245,13 @@ def check_upload(repo: str, private: bool) -> None:
 
 
 def upload(folder: Path, repo: str, private: bool) -> str:
-    """Upload a written checkpoint; returns its page. Chunks that arrived before an interruption are not sent again."""
+    """Upload a written checkpoint; returns its page. Chunks that arrived before an interruption are not sent again.
+
+    What an earlier upload left of another size goes: mlx-lm would load its shards as well.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi()
     url = api.create_repo(repo, private=private, exist_ok=True)
-    api.upload_folder(repo_id=repo, repo_type="model", folder_path=folder)
+    api.upload_folder(repo_id=repo, repo_type="model", folder_path=folder, delete_patterns=[*REPLACED])
     return str(url)

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from . import hub
+from .files import check_space
 from .layers import Inventory
 from .load import Source
 from .mlxlm import straight_parameters
@@ -88,12 +89,10 @@ def shard_by_shard(source: Source, inventory: Inventory, profiled: bool, report:
     Raises:
         MintError: the disk hasn't room for the shards that are needed at once.
     """
-    from .converters.checkpoint import check_space
-
     hub.fetch_small_files(source.name, source.revision, source.path)
     need = needed(source, inventory)
     most = room(source, need)
-    check_space(source.path, most)
+    check_space(source.path, most, "choose another folder with --work-dir")
     times = "twice, for the profile and for the result (a --plan needs one)" if profiled else "once"
     where = f"at most {both(most)} of them in {source.path.parent} at once"
     report.note(f"{both(source.weight_bytes)} are downloaded {times}, {where}")

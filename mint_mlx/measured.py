@@ -122,7 +122,9 @@ def get_profile(
     place = cache.profile_path(job.source, wanted, sample)
     beside = None if allow_nonfinite else place
     made = profile(job.source, job.inventory, wanted, job.recipe, report.step, sample, allow_nonfinite, waves, beside)
-    if ranks().first:
+    if (
+        ranks().first and not allow_nonfinite
+    ):  # such a profile would hide from the next run what was allowed in this one
         with cache.keeping("profile", report):
             cache.keep_profile(made, job.source, wanted)
             begun.clear(place)

@@ -7,6 +7,7 @@ every affine layer's scales and biases. Codes, shapes and bytes stay; norms and 
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ def refine(
     targets: Targets,
     steps: int | None = None,
     progress: Progress = lambda *_: None,
-    rate: float = RATE,
+    rate: float | None = None,
 ) -> Refined:
     """Distil a checkpoint's scales and biases; the best on the last eighth of the windows is returned.
 
@@ -174,12 +175,12 @@ def refine(
         targets: the source's predictions.
         steps: of Adam.
         progress: called with (what, done, total).
-        rate: Adam's first, of the size of scales and biases.
+        rate: Adam's first, of the size of scales and biases; RATE by default.
 
     Raises:
         MintError: it holds no affine layer.
     """
-    steps = steps or STEPS
+    steps, rate = steps or STEPS, RATE if rate is None else rate
     student = _Student(folder)
     student.check_names(folder)
     count, length = targets.tokens.shape
@@ -225,7 +226,7 @@ def refine_own(
     folder: Path,
     progress: Progress = lambda *_: None,
     steps: int | None = None,
-    rate: float = RATE,
+    rate: float | None = None,
 ) -> Refined | None:
     """What refining gains on the source's own tokens, for `put_refined` to write; None where it is nothing."""
     found = refine(folder, predict(source, tokens, progress), steps, progress, rate)
@@ -265,6 +266,8 @@ def put_refined(folder: Path, tensors: Mapping[str, mx.array]) -> None:
                     raise MintError(f"{name} takes {last - first} bytes in {shard.name}, {len(data)} once loaded")
                 file.seek(start + first)
                 file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         copy.replace(shard)
     if left:
         raise MintError(f"the checkpoint stores {next(iter(left))} under another name: it can't be refined")

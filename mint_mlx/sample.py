@@ -101,7 +101,8 @@ def measure_sample(
     drawn = _Drawn(read, rows, configs, _strata(rows, first, experts, rng))
     while sample == AUTO:
         few = drawn.of_energy() > OF_ENERGY * TOLERANCE
-        wide = np.nonzero(few | (drawn.of_ranges().max(axis=0) > OF_RANGES * TOLERANCE))[0]
+        unsure = few | (drawn.of_ranges().max(axis=0) > OF_RANGES * TOLERANCE)
+        wide = np.nonzero(unsure & (drawn.count < rows))[0]
         if not len(wide):
             break
         drawn.double(wide, rng)

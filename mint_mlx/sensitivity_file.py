@@ -53,8 +53,8 @@ def save_sensitivity(tokens: np.ndarray, made: Sensitivity, path: Path) -> None:
 
 
 _DAMAGED = (  # all that zip, zlib and numpy raise
-    *(ValueError, KeyError, TypeError, EOFError, NotImplementedError, SyntaxError, OverflowError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, struct.error),
+    *(ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError, SyntaxError, OverflowError),
+    *(MemoryError, zipfile.BadZipFile, zlib.error, tokenize.TokenError, struct.error),
 )
 
 

@@ -94,6 +94,11 @@ def has_hidden(folder: Path, index: int) -> bool:
     return (folder / f"hidden-{index}.npy").is_file()
 
 
+def spent(folder: Path) -> int:
+    """Bytes of what the blocks read that are there already."""
+    return sum(file.stat().st_size for file in folder.glob("hidden-*.npy"))
+
+
 def keep_hidden(folder: Path, index: int, array: np.ndarray) -> None:
     """Keep what a block reads, whole or not at all."""
     with whole(folder / f"hidden-{index}.npy") as partial, partial.open("wb") as file:

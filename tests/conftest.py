@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from mint_mlx import efforts  # noqa: E402
+from mint_mlx import cli, efforts  # noqa: E402
 from mint_mlx.order import prepare  # noqa: E402
 from mint_mlx.tokens import write_tokens  # noqa: E402
 
@@ -183,6 +184,14 @@ def write_checkpoint(
 
 
 Maker = Callable[..., Path]
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    """The exit code of a command line, in this process."""
+    monkeypatch.setattr(sys, "argv", ["mint-mlx", *args])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
 
 
 @pytest.fixture

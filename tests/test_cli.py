@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Maker, llama, qwen3_moe
+from conftest import Maker, llama, qwen3_moe, run_cli
 
 from mint_mlx import cli, walked
 
@@ -30,13 +30,6 @@ COMMANDS = (
 )
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["mint-mlx", *args])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
-
-
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['mint-mlx', '--help']\n"
@@ -55,7 +48,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
 def test_each_command_has_help(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    assert run(monkeypatch, command, "--help") == 0
+    assert run_cli(monkeypatch, command, "--help") == 0
     assert "Usage" in capsys.readouterr().out
 
 
@@ -112,7 +105,7 @@ def test_wrong_input_is_one_sentence_and_an_exit_code(
     folder = make(llama(1))
     monkeypatch.chdir(tmp_path)
     before = {p.name for p in tmp_path.iterdir()}
-    assert run(monkeypatch, *(a.replace("MODEL", str(folder)) for a in args)) == code
+    assert run_cli(monkeypatch, *(a.replace("MODEL", str(folder)) for a in args)) == code
     printed = capsys.readouterr()
     if args:
         assert printed.out == ""
@@ -132,7 +125,7 @@ def test_an_unforeseen_exception_is_an_internal_error(
 
     folder = str(make(llama(1)))
     monkeypatch.setattr(order, "prepare", bug)
-    assert run(monkeypatch, "convert", folder, "--budget", "5bpw") == 70
+    assert run_cli(monkeypatch, "convert", folder, "--budget", "5bpw") == 70
     error = capsys.readouterr().err
     assert "internal error" in error and "report" in error and "ZeroDivisionError" in error
     monkeypatch.setattr(sys, "argv", ["mint-mlx", "--debug", "convert", folder, "--budget", "5bpw"])
@@ -149,7 +142,7 @@ def test_an_interruption_says_that_work_is_kept(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint, "write", interrupt)
-    assert run(monkeypatch, "convert", str(make(llama(1))), "--budget", "5bpw", "-o", str(tmp_path / "out")) == 130
+    assert run_cli(monkeypatch, "convert", str(make(llama(1))), "--budget", "5bpw", "-o", str(tmp_path / "out")) == 130
     assert "goes on from there" in capsys.readouterr().err
 
 
@@ -177,7 +170,7 @@ def test_json_is_one_object_and_nothing_else(
         assert done.stderr == ""
         assert isinstance(json.loads(done.stdout), dict)
     for call in calls[2:]:
-        assert run(monkeypatch, *call) == 0
+        assert run_cli(monkeypatch, *call) == 0
         printed = capsys.readouterr()
         assert printed.err == ""
         assert isinstance(json.loads(printed.out), dict)
@@ -188,14 +181,14 @@ def test_the_steps_give_what_convert_gives(
 ) -> None:
     folder = str(make(qwen3_moe(2)))
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, "convert", folder, "--budget", "5bpw", "-o", "whole", "--no-smoke") == 0
+    assert run_cli(monkeypatch, "convert", folder, "--budget", "5bpw", "-o", "whole", "--no-smoke") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "mlx_lm.chat --model whole"
-    assert run(monkeypatch, "profile", folder, "-o", "p.json") == 0
-    assert run(monkeypatch, "allocate", "p.json", "--budget", "5bpw", "-o", "plan.yaml") == 0
-    assert run(monkeypatch, "convert", folder, "--plan", "plan.yaml", "-o", "steps", "--no-smoke") == 0
+    assert run_cli(monkeypatch, "profile", folder, "-o", "p.json") == 0
+    assert run_cli(monkeypatch, "allocate", "p.json", "--budget", "5bpw", "-o", "plan.yaml") == 0
+    assert run_cli(monkeypatch, "convert", folder, "--plan", "plan.yaml", "-o", "steps", "--no-smoke") == 0
     assert Path("whole/model.safetensors").read_bytes() == Path("steps/model.safetensors").read_bytes()
     capsys.readouterr()
-    assert run(monkeypatch, "allocate", "p.json", "--budget", "5bpw", "--emit", "mlx") == 0
+    assert run_cli(monkeypatch, "allocate", "p.json", "--budget", "5bpw", "--emit", "mlx") == 0
     assert json.loads(capsys.readouterr().out) == json.loads(Path("whole/config.json").read_text())["quantization"]
 
 
@@ -204,23 +197,23 @@ def test_a_stale_profile_and_a_plan_of_other_weights_are_pointed_out(
 ) -> None:
     folder = str(make(llama(1)))
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, "profile", folder, "-o", "p.json") == 0
-    assert run(monkeypatch, "allocate", "p.json", "--budget", "5bpw", "-o", "plan.yaml") == 0
+    assert run_cli(monkeypatch, "profile", folder, "-o", "p.json") == 0
+    assert run_cli(monkeypatch, "allocate", "p.json", "--budget", "5bpw", "-o", "plan.yaml") == 0
     make(llama(1), seed=3)
     capsys.readouterr()
-    assert run(monkeypatch, "convert", folder, "--plan", "plan.yaml", "--no-smoke") == 0
+    assert run_cli(monkeypatch, "convert", folder, "--plan", "plan.yaml", "--no-smoke") == 0
     assert "other weights" in capsys.readouterr().err
-    assert run(monkeypatch, "profile", folder, "-o", "p.json") == 0
+    assert run_cli(monkeypatch, "profile", folder, "-o", "p.json") == 0
     assert "stale" in capsys.readouterr().err
 
 
 def test_the_table_of_sizes(make: Maker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(make(qwen3_moe(2)))
-    assert run(monkeypatch, "convert", folder) == 2
+    assert run_cli(monkeypatch, "convert", folder) == 2
     table = capsys.readouterr().out
     assert "4.5bpw" in table and "unquantized" in table and "Mac" in table and "No weight has been read" in table
     assert table.rstrip().endswith("--budget 4.5bpw")
-    assert run(monkeypatch, "convert", folder, "--override", "_proj=8bit-g32") == 2
+    assert run_cli(monkeypatch, "convert", folder, "--override", "_proj=8bit-g32") == 2
     assert capsys.readouterr().out.rstrip().endswith("--budget smallest")  # all others are more than 4.5 bits
 
 
@@ -231,11 +224,13 @@ def test_inspect_draws_equal_blocks_together(
     out = str(tmp_path / "out")
     override = r"layers\.[01]\..*down_proj=8bit-g32"
     assert (
-        run(monkeypatch, "convert", folder, "--uniform", "4bit-g64", "--override", override, "-o", out, "--no-smoke")
+        run_cli(
+            monkeypatch, "convert", folder, "--uniform", "4bit-g64", "--override", override, "-o", out, "--no-smoke"
+        )
         == 0
     )
     capsys.readouterr()
-    assert run(monkeypatch, "inspect", out) == 0
+    assert run_cli(monkeypatch, "inspect", out) == 0
     lines = capsys.readouterr().out
     assert "model.layers.*.mlp.up_proj" in lines
     assert "model.layers.[0-1].mlp.down_proj" in lines and "model.layers.2.mlp.down_proj" in lines
@@ -243,7 +238,7 @@ def test_inspect_draws_equal_blocks_together(
 
 def test_the_demo_runs_the_whole_job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("mint_mlx.demo.WINDOWS", 4)
-    assert run(monkeypatch, "demo", "--json") == 0
+    assert run_cli(monkeypatch, "demo", "--json") == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     source, ours, uniform = rows["source (bf16)"], rows["mint-mlx"], rows["uniform 4bit-g64"]
     assert ours["bytes"] <= uniform["bytes"] < source["bytes"] / 3
@@ -253,24 +248,24 @@ def test_the_demo_runs_the_whole_job(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_the_cache_is_listed_and_dropped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make: Maker
 ) -> None:
-    run(monkeypatch, "cache", "--json")
+    run_cli(monkeypatch, "cache", "--json")
     assert json.loads(capsys.readouterr().out)["entries"] == []
     folder = make(llama(1))
-    run(monkeypatch, "profile", str(folder), "-o", str(folder.parent / "p.json"))
+    run_cli(monkeypatch, "profile", str(folder), "-o", str(folder.parent / "p.json"))
     capsys.readouterr()
-    run(monkeypatch, "cache", "--json")
+    run_cli(monkeypatch, "cache", "--json")
     listed = json.loads(capsys.readouterr().out)
     assert [e["kind"] for e in listed["entries"]] == ["profiles"] and listed["bytes"] > 1000
-    assert run(monkeypatch, "cache") == 0 and "model-" in capsys.readouterr().out
-    assert run(monkeypatch, "cache", "clear", "nonsense") == 2
-    assert run(monkeypatch, "cache", "clear", "compare") == 0 and "profiles" in str(list_cache(monkeypatch, capsys))
-    assert run(monkeypatch, "cache", "clear") == 0
+    assert run_cli(monkeypatch, "cache") == 0 and "model-" in capsys.readouterr().out
+    assert run_cli(monkeypatch, "cache", "clear", "nonsense") == 2
+    assert run_cli(monkeypatch, "cache", "clear", "compare") == 0 and "profiles" in str(list_cache(monkeypatch, capsys))
+    assert run_cli(monkeypatch, "cache", "clear") == 0
     assert list_cache(monkeypatch, capsys) == []
 
 
 def list_cache(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[object]:
     capsys.readouterr()
-    run(monkeypatch, "cache", "--json")
+    run_cli(monkeypatch, "cache", "--json")
     return list(json.loads(capsys.readouterr().out)["entries"])
 
 
@@ -282,7 +277,7 @@ def test_spills_go_where_they_are_told_to(
     folder = make(llama(1))
     spills = folder.parent / "spills"
     command = ("sensitivity", str(folder), "-o", str(folder.parent / "s.npz"), "--work-dir", str(spills))
-    assert run(monkeypatch, *command) == 2 and "make it first" in capsys.readouterr().err
+    assert run_cli(monkeypatch, *command) == 2 and "make it first" in capsys.readouterr().err
     spills.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", None)
     seen: list[Path] = []
@@ -293,5 +288,5 @@ def test_spills_go_where_they_are_told_to(
         keep(folder, *more)
 
     monkeypatch.setattr(walked, "keep_hidden", watched)
-    assert run(monkeypatch, *command) == 0
+    assert run_cli(monkeypatch, *command) == 0
     assert set(seen) == {spills} and not list(spills.iterdir())

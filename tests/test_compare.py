@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import OLD_MLX_LM, Maker, llama, qwen3_moe
+from conftest import OLD_MLX_LM, Maker, llama, qwen3_moe, run_cli
 
-from mint_mlx import cache, cli, pipeline
+from mint_mlx import cache, pipeline
 from mint_mlx.commands import measure as command
 from mint_mlx.converters import checkpoint
 from mint_mlx.converters.writer import Writer
 from mint_mlx.errors import MintError, UsageError
 from mint_mlx.eval import compare as comparing
 from mint_mlx.eval import peers, results, stats
-from mint_mlx.eval.compare import OURS, compare
+from mint_mlx.eval.compare import OURS, baseline, compare
 from mint_mlx.eval.evaluate import Settings
 from mint_mlx.eval.suite import read_suite
 from mint_mlx.order import prepare
@@ -54,6 +55,32 @@ def test_ours_meets_each_peer_at_its_bytes(make: Maker, tmp_path: Path, settings
     assert all(wanted <= row.keys() for row in rows)
     assert paths[1].read_text().count("\n| 1 |") == len({row["group"] for row in rows})
     assert paths[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_given_checkpoint_whose_config_changed_is_scored_anew(
+    make: Maker, tmp_path: Path, settings: Settings
+) -> None:
+    folder, given = str(make(llama(1))), tmp_path / "given"
+    pipeline.convert(folder, uniform="4bit-g64", out=given, smoke=False)
+    kl = []
+    for theta in (10_000.0, 10.0):
+        config = json.loads((given / "config.json").read_text()) | {"rope_theta": theta, "rope_parameters": None}
+        (given / "config.json").write_text(json.dumps(config))
+        kl += [compare(folder, [], ["fast"], [str(given)], settings=settings, speed=False).rows]
+    assert by_method(kl[0])["given"]["kl"] < 0.9 * by_method(kl[1])["given"]["kl"]
+
+
+def test_part_of_the_scored_text_is_no_baseline(tmp_path: Path, settings: Settings) -> None:
+    scored = (tmp_path / "scored.txt").read_text()
+    short_lines = "\n".join(scored[i : i + 50] for i in range(0, len(scored), 50))
+    (tmp_path / "short.txt").write_text(short_lines)
+    for text in ("x" + scored, scored[200:700], "y" * 100_000 + scored):
+        (tmp_path / "b.txt").write_text(text)
+        with pytest.raises(MintError, match="proves nothing"):
+            baseline(str(tmp_path / "b.txt"), settings)
+    with pytest.raises(MintError, match="proves nothing"):
+        baseline(str(tmp_path / "short.txt"), replace(settings, text=str(tmp_path / "short.txt")))
+    assert baseline(str(tmp_path / "baseline.txt"), settings)
 
 
 def test_a_second_run_does_only_what_is_new(make: Maker, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +223,7 @@ def test_a_float32_source_gives_no_peer_float32_scales(make: Maker, tmp_path: Pa
 def test_without_a_baseline_text_calibrated_peers_are_listed(
     make: Maker, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("best", "balanced", "fast", "nmse"):  # at every peer's size they would take minutes
+    for name in ("best", "balanced", "fast", "nmse", "mint"):  # at every peer's size they would take minutes
         monkeypatch.delitem(OURS, name)
     found = compare(str(make(llama(1))), ["5bpw"], settings=settings, speed=False)
     assert {row["method"] for row in found.rows if "reason" in row} >= set(peers.CALIBRATED)
@@ -233,9 +260,7 @@ def test_a_suite_gives_models_of_one_name_a_folder_each(tmp_path: Path, monkeypa
     monkeypatch.setattr(command, "_compare", lambda *args: folders.append(args[-1].name) or {})
     entries = "".join(f"- {{model: {model}, budgets: [5bpw]}}\n" for model in ("org/tiny", "mirror/tiny", "org/other"))
     (tmp_path / "s.yaml").write_text(entries)
-    monkeypatch.setattr("sys.argv", ["mint-mlx", "compare", "--suite", str(tmp_path / "s.yaml")])
-    with pytest.raises(SystemExit):
-        cli.main()
+    assert run_cli(monkeypatch, "compare", "--suite", str(tmp_path / "s.yaml")) == 0
     assert folders == ["tiny-1", "tiny-2", "other"]
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,21 @@ writer.Writer.put = stop
 from mint_mlx import convert
 convert(sys.argv[1], "5bpw", sys.argv[2], smoke=False, effort="fast")
 """
+
+
+def test_two_threads_of_a_program_convert(make: Maker, tmp_path: Path) -> None:
+    """MLX binds a stream to the thread that made it: the second thread may not get the first one's."""
+    source, made = str(make(llama(1))), []
+
+    def work(number: int) -> None:
+        convert(source, "5bpw", tmp_path / str(number), smoke=False)
+        made.append((tmp_path / str(number) / "model.safetensors").read_bytes())
+
+    for number in range(2):
+        thread = threading.Thread(target=work, args=(number,))
+        thread.start()
+        thread.join()
+    assert len(made) == 2 and made[0] == made[1]
 
 
 def test_a_killed_run_is_resumed(make: Maker, tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import Maker, llama, qwen3_moe
+from conftest import Maker, Notes, llama, qwen3_moe
+from safetensors import SafetensorError
 
 from mint_mlx import mlxlm, pipeline, runner
 from mint_mlx.errors import MintError, UsageError
@@ -332,6 +334,23 @@ def test_a_padded_vocabulary_is_compared(make: Maker) -> None:
     assert np.isfinite(found.kl).all() and 0 < found.kl.mean() < 0.5  # 32 tokens of logit 0 take their share
 
 
+def test_a_reference_that_cannot_be_kept_costs_nothing(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.numpy
+
+    def full(*args: Any, **more: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    (tmp_path / "t.txt").write_text("a text of its own " * 20)
+    source, settings, notes = str(make(llama(1))), Settings(length=32, text=str(tmp_path / "t.txt")), Notes()
+    assert evaluate(source, settings, source=source, report=notes)["kl"] >= 0
+    assert any("could not be kept" in said and "No space left" in said for said in notes.said)
+    with pytest.raises(OSError, match="No space left"):
+        evaluate(source, settings, source=source, save=tmp_path / "kept.safetensors")
+
+
 def test_chat_scores_the_sources_own_replies(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make(llama(1))
     (source / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
@@ -339,6 +358,10 @@ def test_chat_scores_the_sources_own_replies(make: Maker, monkeypatch: pytest.Mo
     monkeypatch.setattr(chat, "REPLY", 5)
     figures = evaluate(str(source), Settings(chat=True), source=str(source))
     assert 2 <= figures["tokens"] <= 10 and figures["kl"] < figures["noise_floor"] and figures["same_top1"] == 1
+    monkeypatch.setenv("MINT_MLX_CACHE", str(source.parent / "empty"))
+    monkeypatch.setattr(chat, "fits_here", lambda size: False)
+    with pytest.raises(MintError, match="too large for"):
+        evaluate(str(source), Settings(chat=True), source=str(source))
     for other in ({"length": 32}, {"windows": 2}, {"text": "t.txt"}, {"protocol": "llama.cpp"}):
         with pytest.raises(UsageError, match="--chat scores"):
             Settings(chat=True, **other)

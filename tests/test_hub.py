@@ -11,17 +11,18 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Maker, qwen3_moe
+from conftest import Maker, qwen3_moe, run_cli
 
-from mint_mlx import cli, pipeline
+from mint_mlx import pipeline
 from mint_mlx.errors import MintError, explain
-from mint_mlx.hub import check_upload
+from mint_mlx.hub import check_upload, upload
 from mint_mlx.kept import KEPT
 
 COMMIT = "c" * 40
@@ -253,6 +254,29 @@ def test_a_repository_is_as_private_as_it_is_said_to_be(
         check_upload("me/mine", private=wanted)
 
 
+def test_an_upload_leaves_no_shard_of_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    class Api:
+        def create_repo(self, repo: str, **more: Any) -> str:
+            return f"page-of-{repo}"
+
+        def upload_folder(self, **more: Any) -> None:
+            asked.update(more)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert upload(tmp_path, "me/mine", private=True) == "page-of-me/mine"
+    old = (
+        "model-00004-of-00004.safetensors",
+        "model.safetensors.index.json",
+        "mint-refined.json",
+        "README.md",
+        "own.txt",
+    )
+    gone = [name for name in old if any(fnmatch(name, pattern) for pattern in asked["delete_patterns"])]
+    assert gone == list(old[:3])
+
+
 def test_offline_and_unreachable_are_one_sentence(hub: FakeHub) -> None:
     for env in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
         done = hub.run("convert", "org/tiny", "--budget", "5bpw", **env)
@@ -294,11 +318,8 @@ def test_files_that_the_index_does_not_tell_of(hub: FakeHub) -> None:
 def test_names_that_are_none(
     command: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["mint-mlx", command, name])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    told = capsys.readouterr().err
-    assert stopped.value.code == 1 and len(told.splitlines()) == 1, told
+    code, told = run_cli(monkeypatch, command, name), capsys.readouterr().err
+    assert code == 1 and len(told.splitlines()) == 1, told
     assert "does not exist" in told or "check the spelling" in told
 
 

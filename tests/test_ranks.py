@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import DEMO, Maker, qwen3_moe
+from conftest import DEMO, Maker, qwen3_moe, run_cli
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,17 +52,16 @@ def test_two_processes_measure_what_one_does(make: Maker, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("effort", ["fast", "balanced"])
-def test_two_processes_write_the_bytes_of_one(make: Maker, tmp_path: Path, effort: str) -> None:
+def test_two_processes_write_the_bytes_of_one(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, effort: str
+) -> None:
     source = make(qwen3_moe(2), shards=2)
     plan, alone = tmp_path / "plan.yaml", tmp_path / "alone"
     command = ["convert", str(source), "--no-smoke"]
     if effort == "balanced":  # a sensitivity that both are given: measuring it has tests of its own
         made = steps.write_sensitivity(str(source), tmp_path / "s.npz", tokens=2048)[0]
         command += ["--sensitivity", str(made)]
-    subprocess.run(
-        [sys.executable, "-m", "mint_mlx", *command, "--budget", "5bpw", "--effort", effort, "-o", str(alone)],
-        check=True,
-    )
+    assert run_cli(monkeypatch, *command, "--budget", "5bpw", "--effort", effort, "-o", str(alone)) == 0
     plan.write_bytes((alone / "mint-plan.yaml").read_bytes())
     together = launch(*command, "--plan", str(plan), "-o", str(tmp_path / "together"))
     assert together.returncode == 0, together.stderr
@@ -71,7 +70,9 @@ def test_two_processes_write_the_bytes_of_one(make: Maker, tmp_path: Path, effor
     assert not list((tmp_path / "together").glob("*journal*")) and not (tmp_path / "together" / "lock").exists()
 
 
-def test_what_one_rank_wrote_is_kept_when_another_is_lost(make: Maker, tmp_path: Path) -> None:
+def test_what_one_rank_wrote_is_kept_when_another_is_lost(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, out = make(qwen3_moe(3)), tmp_path / "out"
     script = tmp_path / "lost.py"
     script.write_text(
@@ -94,17 +95,20 @@ def test_what_one_rank_wrote_is_kept_when_another_is_lost(make: Maker, tmp_path:
     assert not out.exists(), lost.stdout
     lines = [len(f.read_text().splitlines()) for f in (tmp_path / "out.partial").glob("*journal.jsonl")]
     assert len(lines) == 2 and min(lines) >= 2
-    subprocess.run([sys.executable, "-m", "mint_mlx", *command], check=True)
+    assert run_cli(monkeypatch, *command) == 0
     whole = [*command[:-1], str(tmp_path / "whole")]
-    subprocess.run([sys.executable, "-m", "mint_mlx", *whole], check=True)
+    assert run_cli(monkeypatch, *whole) == 0
     assert weights(out)["model.safetensors"] == weights(tmp_path / "whole")["model.safetensors"]
 
 
-def test_eval_splits_the_model_and_agrees(make: Maker, tmp_path: Path) -> None:
+def test_eval_splits_the_model_and_agrees(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (text := tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
     source, script = str(make(qwen3_moe(2))), tmp_path / "own_cache.py"
     command = ["eval", source, "--windows", "2", "--length", "64", "--json", "--text", str(text), "--source", source]
-    alone = subprocess.run([sys.executable, "-m", "mint_mlx", *command], capture_output=True, text=True, check=True)
+    assert run_cli(monkeypatch, *command) == 0
+    alone = capsys.readouterr().out
     script.write_text(  # the first one's cache holds the source's predictions, the other's is empty
         "import os\n"
         "os.environ['MINT_MLX_CACHE'] += '' if os.environ['MLX_RANK'] == '0' else '-other'\n"
@@ -113,7 +117,7 @@ def test_eval_splits_the_model_and_agrees(make: Maker, tmp_path: Path) -> None:
     )
     together = launch(*command, program=[str(script)])
     assert together.returncode == 0, together.stderr
-    one, two = (json.loads(text.strip().splitlines()[-1]) for text in (alone.stdout, together.stdout))
+    one, two = (json.loads(text.strip().splitlines()[-1]) for text in (alone, together.stdout))
     assert two["perplexity"] == pytest.approx(one["perplexity"], rel=1e-4)
     assert two["kl"] < 1e-5 and two["same_top1"] == 1
     cannot = launch("eval", str(DEMO), "--windows", "2")  # one key-value head, and no index

@@ -78,6 +78,22 @@ def test_a_share_is_drawn_as_it_is_and_a_whole_one_is_exact() -> None:
     np.testing.assert_allclose(whole.nmse, measure(weight, CONFIGS)[0])
 
 
+def test_an_expert_whose_rows_are_all_drawn_draws_no_more() -> None:
+    """One of them is sure while the sum over both isn't: what is left to draw is the other's."""
+    rng, (rows, columns) = np.random.default_rng(0), (31, 32768)
+    weight = rng.normal(size=(2, rows, columns)).astype(np.float32)
+    weight *= 0.02 / np.sqrt(np.square(weight).mean(-1, keepdims=True))
+    weight[0, 1::2] = np.sign(weight[0, 1::2]) * 0.02  # the same energy, other ranges
+    weight[0, 3::4] *= 1e-3
+    weight[1] *= np.sqrt(1 + 0.062 * rng.normal(size=(rows, 1))).astype(np.float32)
+
+    def read(experts: np.ndarray, places: np.ndarray) -> mx.array:
+        return mx.array(weight[experts[:, None], places])
+
+    made = measure_sample(read, weight.shape, [QuantConfig(4, 64)], AUTO, np.random.default_rng(6))
+    assert np.isfinite(made.nmse).all()
+
+
 def test_an_expert_of_zeros_is_no_trouble() -> None:
     weight = mx.concatenate([mx.zeros((1, 2000, 128)), heavy(1, 2000, 128).astype(mx.float32)]).astype(mx.bfloat16)
     read = partial(rows.picked, weight)
@@ -207,6 +223,7 @@ def test_a_row_that_is_not_finite_is_refused_unless_allowed(make: Maker) -> None
         with pytest.raises(MintError, match=r"o_proj\.weight holds NaN"):
             measured.get_profile(job, sample=how)
     made = measured.get_profile(job, sample="1", allow_nonfinite=True)
+    assert measured.known_profile(job, "1") is None  # it would hide them from the next run
     assert all(np.isfinite(curve.nmse).all() for curve in made.curves.values())
     command = ["convert", str(folder), "--budget", "5bpw", "-o", str(folder.parent / "out"), "--no-smoke"]
     refused = CliRunner().invoke(app, [*command, "--effort", "balanced", "--allow-nonfinite"])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import TOKENS, Maker, Notes, llama, qwen3_moe
+from conftest import HIDDEN, TOKENS, Maker, Notes, llama, qwen3_moe
 from families import DENSE, write_family
 from released import known, released
 
@@ -211,6 +212,13 @@ def test_experts_are_told_apart_and_streaming_changes_nothing(make: Maker) -> No
     for path in whole.trace:
         np.testing.assert_allclose(whole.trace[path], streamed.trace[path], rtol=1e-4)
         assert whole.trace[path].sum() > 0
+
+
+def test_what_blocks_read_must_fit_on_the_disk(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, free = prepare(str(make(qwen3_moe(2)))), TOKENS.size * HIDDEN * 4 * 3 - 1
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+    with pytest.raises(MintError, match="--work-dir"):
+        measure(job.source, job.inventory, TOKENS, "random", batch=2)
 
 
 def test_the_prediction_is_near_the_divergence(demo_model: Path, tmp_path: Path) -> None:
