@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that `--help` is instant.
 
 from __future__ import annotations
 
+import signal
 import sys
 from io import TextIOWrapper
 
@@ -22,6 +23,7 @@ def main() -> None:
 
     Exit codes: 0 done, 1 refused or failed, 2 usage, 70 an exception that nobody foresaw, 130 interrupted.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a `kill` is an interruption: what is temporary goes
     debug = "--debug" in sys.argv
     argv = [a for a in sys.argv[1:] if a != "--debug"]
     for stream in (sys.stdout, sys.stderr):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -138,12 +140,11 @@ def test_an_interruption_says_that_work_is_kept(
 ) -> None:
     from mint_mlx.converters import checkpoint
 
-    def interrupt(*args: object, **kwargs: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "write", interrupt)
-    assert run_cli(monkeypatch, "convert", str(make(llama(1))), "--budget", "5bpw", "-o", str(tmp_path / "out")) == 130
-    assert "goes on from there" in capsys.readouterr().err
+    command = ("convert", str(make(llama(1))), "--budget", "5bpw", "-o", str(tmp_path / "out"))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        monkeypatch.setattr(checkpoint, "write", lambda *args, n=number, **more: os.kill(os.getpid(), n))
+        assert run_cli(monkeypatch, *command) == 130
+        assert "goes on from there" in capsys.readouterr().err
 
 
 def test_json_is_one_object_and_nothing_else(
