@@ -8,7 +8,7 @@ error e at the block's output costs the whole model by second order, `1/2 E[(g .
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -79,7 +79,10 @@ def metric_cost(root: mx.array, out: mx.array, target: mx.array) -> mx.array:
 
 
 def divergence(out: mx.array, target: mx.array) -> mx.array:
-    """Mean over tokens of the KL divergence of the target's next-token distribution from the output's, both logits."""
+    """Mean over tokens of the KL divergence of the target's next-token distribution from the output's.
+
+    Both are logits, float32 (windows, tokens, vocabulary).
+    """
     ours, theirs = (x - mx.logsumexp(x, axis=-1, keepdims=True) for x in (out, target))
     return mx.mean(mx.sum(mx.exp(theirs) * (theirs - ours), axis=-1))
 
@@ -93,11 +96,15 @@ def learn(
     """Learn a block's codes, scales and biases; what is best on windows that it isn't trained on is returned.
 
     The last eighth of the windows is held out; error feedback's own codes are among those compared.
+
+    Args:
+        block: what is learned, on what.
+        seed: of the order of the windows.
+        steps: of Adam; STEPS by default.
+        progress: called with (steps done, steps in all).
     """
     steps, tokens = steps or STEPS, min(TOKENS, block.most or TOKENS)
-    count = len(block.inputs)
-    held = max(1, count // 8)
-    train, valid = np.arange(count - held), np.arange(count - held, count)
+    train, valid = hold_out(len(block.inputs))
     batch = max(1, min(len(train), tokens // block.inputs.shape[1]))
     latents, grids = _begin(block)
     best = {path: dict(grids[path], latent=latents[path]) for path in latents}
@@ -106,11 +113,8 @@ def learn(
         optim.Adam(learning_rate=partial(_rate, first, steps), bias_correction=True) for first in (LATENT, GRID)
     ]
     slope = mx.value_and_grad(partial(_loss, block), argnums=(0, 1))
-    rng, order = np.random.default_rng(seed), np.empty(0, dtype=np.int64)
-    for step in range(steps):
-        if len(order) < batch:
-            order = rng.permutation(train)
-        chosen, order = mx.array(order[:batch]), order[batch:]
+    for step, windows in enumerate(batches(train, batch, steps, seed)):
+        chosen = mx.array(windows)
         _, (to_latents, to_grids) = slope(latents, grids, block.inputs[chosen], block.targets[chosen])
         latents = optimizers[0].apply_gradients(to_latents, latents)
         grids = optimizers[1].apply_gradients(to_grids, grids)
@@ -122,6 +126,22 @@ def learn(
             if loss < best_loss:
                 best_loss, best = loss, {path: dict(grids[path], latent=latents[path]) for path in latents}
     return {path: _finish(block.start[path], found) for path, found in best.items()}
+
+
+def hold_out(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The windows to learn on and the last eighth of them, on which is seen what was learned: both int (windows,)."""
+    held = max(1, count // 8)
+    return np.arange(count - held), np.arange(count - held, count)
+
+
+def batches(train: np.ndarray, size: int, steps: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """The windows of each step, int (size,): all of them in random order before one comes again."""
+    rng, order = np.random.default_rng(seed), train[:0]
+    for _ in range(steps):
+        if len(order) < size:
+            order = rng.permutation(train)
+        yield order[:size]
+        order = order[size:]
 
 
 def _rate(first: float, steps: int, step: mx.array) -> mx.array:
@@ -150,14 +170,13 @@ def _by_group(array: mx.array, start: Codes) -> mx.array:
     return array.reshape(*array.shape[:-1], -1, start.config.group_size)
 
 
-def _moved(start: Codes, grid: dict[str, mx.array]) -> tuple[mx.array, mx.array]:
-    """Scales and biases after their offsets, as they will be written."""
-    scales, biases = _grid(start)
+def moved(
+    scales: mx.array, biases: mx.array, offsets: dict[str, mx.array], dtype: mx.Dtype
+) -> tuple[mx.array, mx.array]:
+    """Scales and biases, float32 (..., groups), after offsets in units of their size, rounded to `dtype`."""
     size = mx.maximum(mx.abs(biases), mx.abs(scales))
-    return tuple(
-        _straight(a, a.astype(start.scales.dtype))
-        for a in (scales * (1 + grid["scales"]), biases + size * grid["biases"])
-    )  # type: ignore[return-value]
+    scales, biases = scales * (1 + offsets["scales"]), biases + size * offsets["biases"]
+    return _straight(scales, scales.astype(dtype)), _straight(biases, biases.astype(dtype))
 
 
 def _straight(value: mx.array, rounded: mx.array) -> mx.array:
@@ -175,7 +194,7 @@ def _bounded(latent: mx.array, start: Codes) -> mx.array:
 
 
 def _weight(latent: mx.array, grid: dict[str, mx.array], start: Codes) -> mx.array:
-    scales, biases = _moved(start, grid)
+    scales, biases = moved(*_grid(start), grid, start.scales.dtype)
     codes = _by_group(_straight(latent, _codes(latent, start)), start)
     return (codes * scales[..., None] + biases[..., None]).reshape(latent.shape)
 
@@ -198,6 +217,6 @@ def _total(block: Block, latents: dict[str, mx.array], grids: Params, windows: n
 
 
 def _finish(start: Codes, found: dict[str, mx.array]) -> Codes:
-    scales, biases = (a.astype(start.scales.dtype) for a in _moved(start, found))
+    scales, biases = (a.astype(start.scales.dtype) for a in moved(*_grid(start), found, start.scales.dtype))
     codes = np.array(_codes(found["latent"], start)).astype(np.uint8)
     return Codes(start.config, codes, scales, biases)

@@ -20,6 +20,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from . import mlxlm
+from .converters.learn import batches, hold_out, moved
 from .cpu import logsumexp, on_cpu
 from .errors import MintError
 from .headers import read_folder, read_header
@@ -46,8 +47,8 @@ class Targets:
 
     Attributes:
         tokens: int32 (windows, tokens).
-        ids: int32 (windows, tokens, TOP), its most likely tokens.
-        logp: float32 (windows, tokens, TOP), their log-probabilities.
+        ids: int32 (windows, tokens, K), its K most likely tokens: TOP, or the whole vocabulary where that is less.
+        logp: float32 (windows, tokens, K), their log-probabilities.
     """
 
     tokens: np.ndarray
@@ -70,7 +71,13 @@ class Refined:
 
 
 def predict(source: Source, tokens: np.ndarray, progress: Progress = lambda *_: None) -> Targets:
-    """The source's predictions on windows of tokens."""
+    """The source's predictions.
+
+    Args:
+        source: a checkpoint whose weights are here.
+        tokens: int (windows, tokens).
+        progress: called with (what, windows done, windows in all).
+    """
     runner = load_runner(source.path)
     count, length = tokens.shape
     shape, width = None, TOP
@@ -93,7 +100,7 @@ def divergence(logits: mx.array, ids: mx.array, logp: mx.array) -> mx.array:
 
     Args:
         logits: float32 (windows, tokens, vocabulary) of the checkpoint.
-        ids, logp: (windows, tokens, TOP) of the source.
+        ids, logp: (windows, tokens, K) of the source.
     """
     ours = mx.take_along_axis(logits, ids, axis=-1) - mx.logsumexp(logits, axis=-1, keepdims=True)
     p, q = mx.exp(logp), mx.exp(ours)
@@ -140,11 +147,9 @@ class _Student:
         """Scales and biases after their offsets, rounded to the types that they are stored in."""
         out: Params = {}
         for path, offsets in params.items():
-            scales, biases = self.start[path]["scales"], self.start[path]["biases"]
-            size = mx.maximum(mx.abs(biases), mx.abs(scales))
-            new = {"scales": scales * (1 + offsets["scales"]), "biases": biases + size * offsets["biases"]}
             kind = self.stored[path]["scales"].dtype
-            out[path] = {n: a + mx.stop_gradient(a.astype(kind).astype(a.dtype) - a) for n, a in new.items()}
+            scales, biases = moved(self.start[path]["scales"], self.start[path]["biases"], offsets, kind)
+            out[path] = {"scales": scales, "biases": biases}
         return out
 
     def logits(self, params: Params, tokens: mx.array) -> mx.array:
@@ -183,15 +188,13 @@ def refine(
     steps, rate = steps or STEPS, RATE if rate is None else rate
     student = _Student(folder)
     student.check_names(folder)
-    count, length = targets.tokens.shape
-    held = max(1, count // 8)
-    train, valid = np.arange(count - held), np.arange(count - held, count)
-    size = TOKENS // length
+    train, valid = hold_out(len(targets.tokens))
+    length = targets.tokens.shape[1]
     params: Params = {
         path: {name: mx.zeros_like(array) for name, array in start.items()} for path, start in student.start.items()
     }
     vocabulary = int(student.logits(params, mx.array(targets.tokens[:1, :1])).shape[-1])
-    size = max(1, min(size, 2 * LOGITS // (length * vocabulary), len(train)))
+    size = max(1, min(TOKENS // length, 2 * LOGITS // (length * vocabulary), len(train)))
 
     def loss(params: Params, rows: np.ndarray) -> mx.array:
         tokens, ids, logp = (mx.array(a[rows]) for a in (targets.tokens, targets.ids, targets.logp))
@@ -204,12 +207,9 @@ def refine(
     optimizer = optim.Adam(learning_rate=optim.linear_schedule(rate, 0.0, steps), bias_correction=True)
     slope = mx.value_and_grad(loss)
     before = lowest = total(params)
-    best, rng, order = params, np.random.default_rng(0), np.empty(0, dtype=np.int64)
-    for step in range(steps):
+    best = params
+    for step, rows in enumerate(batches(train, size, steps)):
         progress("distil", step, steps)
-        if len(order) < size:
-            order = rng.permutation(train)
-        rows, order = order[:size], order[size:]
         _, grads = slope(params, rows)
         params = optimizer.apply_gradients(grads, params)
         mx.eval(params, optimizer.state)

@@ -104,11 +104,12 @@ def experts_block(config: QuantConfig) -> Block:
     }
     targets = call(mx.array(x))
     cost = partial(learn.metric_cost, mx.array(np.ones(32, dtype=np.float32)))
-    return Block(call, modules, exact, start, mx.array(x), targets, cost, tokens=512)
+    return Block(call, modules, exact, start, mx.array(x), targets, cost)
 
 
 def test_learning_in_turns_learns_all_experts_about_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learn, "STEPS", 60)
+    monkeypatch.setattr(learn, "TOKENS", 512)
     monkeypatch.setattr(learn, "LATENT", 0.03)
     found = {}
     for count in (1, 3):
