@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import mlxlm
 from ..errors import MintError
-from ..files import PLAN_FILE, REFINED_FILE, check_space, put_in_place, sync, work_folder
+from ..files import PLAN_FILE, REFINED_FILE, check_space, put_in_place, work_folder
 from ..hub import SMALL_FILES
 from ..kept import KEPT
 from ..layers import Inventory, Layer
@@ -54,7 +54,7 @@ def write(
     report: Report | None = None,
     own: Own | None = None,
     kept: Mapping[str, Callable[[Path], None]] | None = None,
-    refine: bool = False,
+    refine: Callable[[Path, Path], None] | None = None,
     allow_nonfinite: bool = False,
     waves: Waves = at_once,
     called: str | None = None,
@@ -73,7 +73,8 @@ def write(
         report: receives progress.
         own: the model's own tokens and its sensitivity, for quantizers that look at a layer's inputs.
         kept: writers of the other files that it keeps of its making (kept.py), by name.
-        refine: distil scales and biases on the own tokens before it gets its name (refine.py).
+        refine: called with the work folder, and with a file of its own there for what it found, once all is written;
+            if that file exists, nothing is quantized anew.
         allow_nonfinite: don't refuse NaN and infinite weights.
         waves: hands modules over as their shards come (lowdisk.py).
         called: its name in its model card; the folder's by default.
@@ -147,8 +148,8 @@ def write(
         )
         (work / "config.json").write_text(config_text, encoding="utf-8")
         verify(work, plan, inventory, layout)
-        if refine and own is not None:
-            _refine(source, own[0], work, learned, report)
+        if refine is not None:
+            refine(work, learned)
             verify(work, plan, inventory, layout)
         sentence = None
         if smoke:
@@ -173,26 +174,6 @@ def _by_row(
         return {}
     places = straight_layers(source, [layer for layer in layers if rowwise.can_be(layer, units[layer.path])])
     return {layer.path: places[layer.path] for layer in layers if layer.path in places}
-
-
-def _refine(source: Source, tokens: np.ndarray, work: Path, learned: Path, report: Report) -> None:
-    """Refine what was written. The result is kept first, so that an interruption between two shards loses nothing."""
-    from ..refine import LEARNED_RATE, put_refined, refine_own
-
-    if not learned.is_file():
-        report.stage("refine")
-        found = refine_own(source, tokens, work, report.step, rate=LEARNED_RATE)
-        if found is None:
-            report.note("distilling scales and biases gained nothing: they stay as they were")
-            return
-        partial = learned.with_name(f"{SCRATCH}unfinished.safetensors")
-        mx.save_safetensors(str(partial), found.tensors)
-        sync(partial)
-        partial.replace(learned)
-    with mx.stream(mx.cpu):
-        tensors: dict[str, mx.array] = mx.load(str(learned))  # type: ignore[assignment]
-        mx.eval(tensors)
-    put_refined(work, tensors)
 
 
 @contextmanager

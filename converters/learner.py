@@ -16,7 +16,6 @@ from typing import Any
 import mlx.core as mx
 
 from ..blocks import Step, first_input, forward_blocks, logits_of, run
-from ..files import sync
 from ..inputs import embedding_moments, head_inputs, weigh
 from ..layers import MLX_DTYPES, Layer
 from ..peak import learns_head, turns
@@ -28,7 +27,7 @@ from .gptq import SecondMoments
 from .learn import Block, divergence, learn, metric_cost, metric_root
 from .pack import Codes
 from .turns import learn_in_turns
-from .work import SCRATCH, Work
+from .work import SCRATCH, Work, keep_tensors, kept_tensors
 
 BATCH = 8  # windows at once
 Packed = dict[str, mx.array]
@@ -206,11 +205,7 @@ class Learner:
 
     def _keep(self, block: int, hidden: mx.array) -> None:
         """Keep what a block will read. What the block before it read is still needed: its layers aren't written yet."""
-        path = self._file(block)
-        partial = path.with_name(f"{SCRATCH}unfinished.safetensors")
-        mx.save_safetensors(str(partial), {"hidden": hidden})
-        sync(partial)
-        partial.replace(path)
+        keep_tensors(self._file(block), {"hidden": hidden})
         self._file(block - 2).unlink(missing_ok=True)
 
     def _resume(self, runner: Runner, first: int | None) -> tuple[int, mx.array | None]:
@@ -218,10 +213,7 @@ class Learner:
         depth = len(runner.trunk[runner.blocks])
         for block in range(depth if first is None else first, 0, -1):
             if self._file(block).is_file():
-                with mx.stream(mx.cpu):
-                    loaded: dict[str, mx.array] = mx.load(str(self._file(block)))  # type: ignore[assignment]
-                    mx.eval(loaded)
-                return block, loaded["hidden"]
+                return block, kept_tensors(self._file(block))["hidden"]
         return 0, None
 
     def _file(self, block: int) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from ..files import sync
 from ..layers import Inventory, Layer
 from ..load import Source
 from ..quant import QuantConfig
@@ -36,6 +37,22 @@ class Work:
     folder: Path
     own: Own | None
     say: Callable[[str], None] = lambda _: None
+
+
+def keep_tensors(path: Path, tensors: dict[str, mx.array]) -> None:
+    """Write tensors into a file of a work folder, a .safetensors, so that it is there as a whole or not at all."""
+    partial = path.with_name(f"{SCRATCH}unfinished.safetensors")  # MLX adds that ending to any other name
+    mx.save_safetensors(str(partial), tensors)
+    sync(partial)
+    partial.replace(path)
+
+
+def kept_tensors(path: Path) -> dict[str, mx.array]:
+    """Read them, at once: the file may go."""
+    with mx.stream(mx.cpu):
+        tensors: dict[str, mx.array] = mx.load(str(path))  # type: ignore[assignment]
+        mx.eval(tensors)
+    return tensors
 
 
 Quantizer = Callable[[Layer, mx.array, QuantConfig], dict[str, mx.array]]

@@ -278,10 +278,12 @@ class _Bench:
                 yield Task(name, kind, False, plan.quantizer, size, key, partial(self._write, plan, inputs, refine))
 
     def _write(self, plan: Plan, own: Own | None, refine: bool, out: Path) -> None:
-        from ..refine import can_refine
+        from ..refine import can_refine, refine_written
 
-        refine = refine and can_refine(self.job.inventory, plan.choice)
-        checkpoint.write(self.job.source, self.job.inventory, plan, out, force=True, own=own, refine=refine)
+        source, inventory, distil = self.job.source, self.job.inventory, None
+        if refine and own is not None and can_refine(inventory, plan.choice):
+            distil = partial(refine_written, source, own[0], self.report)
+        checkpoint.write(source, inventory, plan, out, force=True, own=own, refine=distil)
 
     def build(self, task: Task) -> Made:
         """Build a checkpoint, or find it in the cache. What fails in mlx-lm's code is a row of its own, not an end."""

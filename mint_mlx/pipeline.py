@@ -116,7 +116,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     """Do what a request asks for that was found possible (see `convert`)."""
     from .converters import checkpoint
     from .converters.quantizers import NEEDS_INPUTS
-    from .refine import can_refine
+    from .refine import can_refine, refine_written
 
     report = report or Silent()
     started = time.monotonic()
@@ -163,10 +163,12 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     total = plan.layout(job.inventory).total
     say = smoke and fits_here(total) and order.speaks
     mine = own() if looks else None
-    refine = mine is not None and efforts.refines(plan.effort, plan.quantizer)
-    if refine and not can_refine(job.inventory, plan.choice):
-        report.note("there is too little memory here to distil scales and biases end to end: they stay as learned")
-        refine = False
+    refine = None
+    if mine is not None and efforts.refines(plan.effort, plan.quantizer):
+        refine = partial(refine_written, job.source, mine[0], report)
+        if not can_refine(job.inventory, plan.choice):
+            report.note("there is too little memory here to distil scales and biases end to end: they stay as learned")
+            refine = None
     write = partial(
         checkpoint.write, job.source, job.inventory, plan, target, request.force, say, report, called=request.called
     )

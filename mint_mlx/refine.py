@@ -21,6 +21,7 @@ from mlx.utils import tree_flatten
 
 from . import mlxlm
 from .converters.learn import batches, hold_out, moved
+from .converters.work import keep_tensors, kept_tensors
 from .cpu import logsumexp, on_cpu
 from .errors import MintError
 from .headers import read_folder, read_header
@@ -28,6 +29,7 @@ from .layers import Inventory
 from .load import Source
 from .memory import fits_here
 from .quant import QuantConfig
+from .report import Report
 from .runner import LOGITS, forward, load_runner
 from .stream import flat_view
 
@@ -231,6 +233,26 @@ def refine_own(
     """What refining gains on the source's own tokens, for `put_refined` to write; None where it is nothing."""
     found = refine(folder, predict(source, tokens, progress), steps, progress, rate)
     return found if found.after < found.before else None
+
+
+def refine_written(source: Source, tokens: np.ndarray, report: Report, work: Path, learned: Path) -> None:
+    """Refine what was learned block by block and written, before it gets its name (converters/checkpoint.py).
+
+    Args:
+        source: what it was made from.
+        tokens: int (windows, tokens), the source's own.
+        report: receives progress.
+        work: the folder.
+        learned: where the result is kept first, so that an interruption between two shards loses nothing.
+    """
+    if not learned.is_file():
+        report.stage("refine")
+        found = refine_own(source, tokens, work, report.step, rate=LEARNED_RATE)
+        if found is None:
+            report.note("distilling scales and biases gained nothing: they stay as they were")
+            return
+        keep_tensors(learned, found.tensors)
+    put_refined(work, kept_tensors(learned))
 
 
 def can_refine(inventory: Inventory, choice: Mapping[str, QuantConfig]) -> bool:
