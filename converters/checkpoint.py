@@ -123,6 +123,7 @@ def write(
             for name, place in by_row.items():
                 report.step(name, next(step), len(todo))
                 writer.put(name, rowwise.pieces(source, place, layers[name], plan.choice[name], allow_nonfinite))
+                mx.clear_cache()
             others = [name for name in wave if name not in by_row]
             for name, tensors in stream(source, inventory, others, allow_nonfinite):
                 report.step(name, next(step), len(todo))

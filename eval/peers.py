@@ -22,6 +22,7 @@ import numpy as np
 
 from .. import mlxlm
 from ..allocate import uniform
+from ..config import stated_dtype
 from ..converters import checkpoint
 from ..errors import MintError
 from ..layers import Inventory
@@ -29,6 +30,7 @@ from ..layout import weight_tensors
 from ..load import Source, open_model
 from ..quant import AFFINE_BITS, AFFINE_GROUPS, KEEP, QuantConfig
 from ..sensitivity import Sensitivity, TokenWeights
+from .protocol import context_of
 
 RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
 CALIBRATED = ("gptq", "gptq-guarded", "feedback", "awq", "dwq", "dynamic_quant")
@@ -160,8 +162,7 @@ def _load(source: Source) -> Any:
 
 def calibration(source: Source, text: str, length: int = 512) -> np.ndarray:
     """Windows of the baseline text, int (windows, tokens), no longer than the model's context."""
-    context = source.config.get("max_position_embeddings")
-    length = min(length, context) if isinstance(context, int) else length
+    length = min(length, context_of(source.config) or length)
     ids = mlxlm.encode(mlxlm.load_tokenizer(source.path), text[: 16 * CALIBRATION])[:CALIBRATION]
     count = len(ids) // length
     if count < 2:
@@ -171,9 +172,7 @@ def calibration(source: Source, text: str, length: int = 512) -> np.ndarray:
 
 def _dtype(source: Source) -> str:
     """The 16-bit type of a source, as mlx-lm calls it."""
-    texts = (source.config, source.config.get("text_config") or {})
-    stated = [str(t[key]) for t in texts for key in ("dtype", "torch_dtype") if t.get(key)]
-    return "float16" if stated and stated[0].endswith("float16") and "bfloat16" not in stated[0] else "bfloat16"
+    return "float16" if stated_dtype(source.config) == "F16" else "bfloat16"
 
 
 def _save(source: Source, out: Path, model: Any, quantization: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from .errors import MintError, UsageError
 from .knapsack import solve
 from .layers import Inventory, Layer
-from .layout import SHARD_BYTES, make_layout
+from .layout import SHARD_BYTES
 from .ldl import takes_feedback
 from .load import Source
 from .objectives import NEEDS_SENSITIVITY, Context, find_objective
@@ -116,7 +116,7 @@ def size_range(inventory: Inventory, options: Candidates) -> tuple[int, int]:
     ends = []
     for pick in (min, max):
         choice = {layer.path: pick(options[layer.path], key=layer.bytes) for layer in inventory.layers}
-        ends.append(make_layout(specs for _, specs in inventory.units(choice)).total)
+        ends.append(inventory.layout(choice).total)
     return ends[0], ends[1]
 
 
@@ -280,7 +280,7 @@ def _solve(
             picks = [int(np.argmin(c)) for c in costs]
             return picks, sum(float(v[k]) for v, k in zip(losses, picks, strict=True)), 0.0
         choice = {p.path: options[p.path][k] for p, k in zip(inventory.layers, solution.choice, strict=True)}
-        over = make_layout(specs for _, specs in inventory.units(choice)).total - limit
+        over = inventory.layout(choice).total - limit
         if over <= 0:
             return list(solution.choice), solution.loss, solution.gap
         reserve += over

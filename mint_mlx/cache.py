@@ -14,12 +14,12 @@ import numpy as np
 
 from .errors import MintError, UsageError
 from .load import Source
-from .profile import Profile, load_profile, save_profile
+from .profile import Profile, load_profile
 from .quant import QuantConfig
 from .report import Report
 from .sample import EXACT
 from .sensitivity import Sensitivity
-from .sensitivity_file import load_sensitivity, save_sensitivity
+from .sensitivity_file import load_sensitivity
 
 
 def cache_dir() -> Path:
@@ -67,13 +67,6 @@ def keeping(what: str, report: Report) -> Iterator[None]:
         report.note(f"the {what} could not be kept in {cache_dir()} ({error.strerror}): set MINT_MLX_CACHE")
 
 
-def keep_profile(profile: Profile, source: Source, candidates: dict[str, tuple[QuantConfig, ...]]) -> Path:
-    """Keep a profile for later runs."""
-    path = profile_path(source, candidates, profile.sample)
-    save_profile(profile, path)
-    return path
-
-
 def sensitivity_path(source: Source, tokens: int) -> Path:
     """Where a source's sensitivity lies, with the tokens that it was measured on."""
     return cache_dir() / "sensitivities" / f"{file_name(source.name)}-{source.fingerprint}-{tokens}.npz"
@@ -85,13 +78,6 @@ def cached_sensitivity(source: Source, tokens: int) -> tuple[np.ndarray, Sensiti
         return load_sensitivity(sensitivity_path(source, tokens))
     except (MintError, OSError):
         return None
-
-
-def keep_sensitivity(source: Source, count: int, tokens: np.ndarray, made: Sensitivity) -> Path:
-    """Keep tokens and sensitivity for later runs. `count` is how many tokens were asked for."""
-    path = sensitivity_path(source, count)
-    save_sensitivity(tokens, made, path)
-    return path
 
 
 KINDS = {  # folders of the cache, and what lies there

@@ -101,6 +101,11 @@ def _file_findings(folder: Path, headers: dict[str, dict[str, TensorInfo]]) -> I
         yield Finding("files", f"there are {len(headers)} shards, but no {INDEX}")
     if not mlxlm.has_tokenizer(folder):
         yield Finding("files", "there is no tokenizer")
+    if (folder / PLAN_FILE).is_file():
+        try:
+            read_plan(folder / PLAN_FILE)
+        except MintError as error:
+            yield Finding("files", str(error))
 
 
 def _meant_to_stay(folder: Path) -> set[str]:

@@ -139,11 +139,7 @@ def headers(repo: RepoId) -> tuple[Path, str, dict[str, str], int]:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     siblings = {s.rfilename: s for s in info.siblings or []}
     for name in siblings:
-        if (
-            "/" not in name
-            and Path(name).suffix in (".json", ".jinja", ".model", ".txt", ".tiktoken")
-            and name != INDEX
-        ):
+        if "/" not in name and Path(name).suffix in _TEXTS and name != INDEX:
             local = hf_hub_download(repo.name, name, revision=commit)
             shutil.copyfile(local, folder / name)
     shards = [name for name in siblings if re.fullmatch(r"model[^/]*\.safetensors", name)]

@@ -12,8 +12,9 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
+from .config import stated_dtype
 from .errors import MintError
-from .layout import TensorSpec, weight_tensors
+from .layout import Layout, TensorSpec, make_layout, weight_tensors
 from .quant import KEEP, QuantConfig
 from .roles import EXPERTS, GATES, TOWER, block_of, role_of
 
@@ -144,6 +145,10 @@ class Inventory:
             layer = layers.get(path)
             yield path, layer.tensors(choice.get(path, KEEP)) if layer else self.others[path]
 
+    def layout(self, choice: dict[str, QuantConfig]) -> Layout:
+        """Shards, headers and places of a checkpoint with these configurations."""
+        return make_layout(specs for _, specs in self.units(choice))
+
     def active_bytes(self, choice: dict[str, QuantConfig]) -> int:
         """Bytes that decoding one token reads: all dense layers, k of E experts, one row of an untied embedding."""
         idle = set(self.carried)  # no text token reads a tower
@@ -221,9 +226,7 @@ def _target_dtype(model: Any, config: dict[str, Any]) -> Any:
 
     The decay of a linear attention (`A_log`, a handful of numbers) keeps its float32 whether or not mlx-lm says so.
     """
-    texts = [config, config.get("text_config") or {}]
-    stated = next((t[key] for t in texts for key in ("dtype", "torch_dtype") if isinstance(t.get(key), str)), None)
-    wanted = {"float16": "F16", "bfloat16": "BF16"}.get(str(stated).removeprefix("torch."))
+    wanted = stated_dtype(config)
     cast = getattr(model, "cast_predicate", None) or (lambda _: True)
 
     def target(name: str, dtype: str) -> str:

@@ -10,10 +10,11 @@ import numpy as np
 
 from . import begun, cache, efforts, mlxlm
 from .allocate import list_candidates
+from .config import text_config
 from .kept import SENSITIVITY_FILE
 from .lowdisk import Waves, at_once
 from .order import Job
-from .profile import Profile, profile
+from .profile import Profile, profile, save_profile
 from .quant import QuantConfig
 from .ranks import ranks
 from .report import Report, Silent
@@ -61,7 +62,7 @@ def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> 
         report.note(f"{job.source.name} cannot be walked through ({error}): it is converted as with --effort fast")
         return None
     with cache.keeping("sensitivity", report):
-        cache.keep_sensitivity(job.source, count, tokens, made)
+        save_sensitivity(tokens, made, place)
         begun.clear(place)
     return tokens, made
 
@@ -85,7 +86,7 @@ def _first_measures(job: Job, report: Report | None, count: int | None) -> tuple
 def vocabulary(job: Job) -> int:
     """How many tokens the model knows: what its config says, or the rows of its embedding."""
     rows = next(layer.shape[0] for layer in job.inventory.layers if layer.role == "embedding")
-    said = (job.source.config.get("text_config") or job.source.config).get("vocab_size")
+    said = text_config(job.source.config).get("vocab_size")
     return min(said, rows) if type(said) is int and said > 0 else rows
 
 
@@ -119,14 +120,12 @@ def get_profile(
     if all(ranks().gather(found is not None)) and found is not None:
         return found
     report.stage("profile")
-    place = cache.profile_path(job.source, wanted, sample)
-    beside = None if allow_nonfinite else place
-    made = profile(job.source, job.inventory, wanted, job.recipe, report.step, sample, allow_nonfinite, waves, beside)
-    if (
-        ranks().first and not allow_nonfinite
-    ):  # such a profile would hide from the next run what was allowed in this one
+    # What is kept would hide from the next run what was allowed in this one.
+    place = None if allow_nonfinite else cache.profile_path(job.source, wanted, sample)
+    made = profile(job.source, job.inventory, wanted, job.recipe, report.step, sample, allow_nonfinite, waves, place)
+    if place is not None and ranks().first:
         with cache.keeping("profile", report):
-            cache.keep_profile(made, job.source, wanted)
+            save_profile(made, place)
             begun.clear(place)
     return made
 

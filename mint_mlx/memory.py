@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .config import text_config
 from .errors import MintError, UsageError
 from .kvcache import KV_BITS, PREFILL, CacheSize, cache_size
 from .layers import Inventory
@@ -122,7 +123,7 @@ def scores(config: dict[str, Any], inventory: Inventory, cache: CacheSize, kv_bi
     their softmax then stand side by side, 16 bits each.
     """
     fused = kv_bits is None and cache.size in FUSED and not any(layer.role == "mla" for layer in inventory.layers)
-    heads = (config.get("text_config") or config).get("num_attention_heads")
+    heads = text_config(config).get("num_attention_heads")
     if fused or not cache.tokens or type(heads) is not int:
         return 0
     return 2 * 2 * heads * min(cache.tokens, PREFILL) * cache.tokens

@@ -11,9 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .config import text_config
 from .errors import NO_METAL, MintError
 
 PROMPT = "The history of the city"
+SENTENCE = 40  # tokens that are written after it
 _BUILD_ERRORS = (
     ValueError,
     KeyError,
@@ -138,7 +140,7 @@ def sharded_model(folder: Path) -> Any:
     from mlx_lm.utils import load_config, sharded_load
 
     config = load_config(folder)
-    heads = config.get("text_config", config).get("num_key_value_heads")
+    heads = text_config(config).get("num_key_value_heads")
     group = mx.distributed.init()
     by_tensors = heads is None or heads % group.size() == 0
     try:
@@ -310,7 +312,7 @@ def chat_prompt(folder: Path, tokenizer: Any, text: str) -> list[int]:
         raise MintError(f"the chat template of {folder.name} fails: {_first_line(error)}") from error
 
 
-def generate_sentence(folder: Path, max_tokens: int = 40) -> str:
+def generate_sentence(folder: Path) -> str:
     """Load a written checkpoint with stock mlx-lm and let it go on greedily from a short prompt.
 
     '' where the model has parts that mlx-lm runs on Metal only, and there is none.
@@ -326,7 +328,7 @@ def generate_sentence(folder: Path, max_tokens: int = 40) -> str:
         model.set_dtype(mx.float32)
     prompt = _prompt(folder, tokenizer)
     try:
-        text: str = generate(model, tokenizer, prompt=prompt, max_tokens=max_tokens, verbose=False)
+        text: str = generate(model, tokenizer, prompt=prompt, max_tokens=SENTENCE, verbose=False)
     # The forward pass is mlx-lm's, on values of the user's config.json: these are its ways to fail on bad ones.
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         if NO_METAL in str(error):

@@ -23,7 +23,7 @@ from .layers import Inventory, list_layers
 from .load import Source, load_source, open_model
 from .memory import CONTEXT, Fit, Needs, check_context, fit, machine_limit, needs
 from .objectives import NEEDS_SENSITIVITY, find_objective
-from .parts import PARTS, Beside, find_beside, remarks, with_towers
+from .parts import Beside, check_parts, find_beside, remarks, with_towers
 from .peak import check_room, peak
 from .plan import Plan, check_plan, read_plan
 from .quant import QuantConfig, parse_config
@@ -234,8 +234,7 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         check_target(Path(request.out), None, request.force)
     parse_sample(request.sample)
     parts = request.parts or (given.parts if given else "text")
-    if parts not in PARTS:
-        raise UsageError(f"--parts {parts} is unknown: there are {' and '.join(PARTS)}")
+    check_parts(parts)
     if given is not None and parts != given.parts:
         raise UsageError(f"the plan was made for --parts {given.parts}: leave --parts out, or make another plan")
     job = prepare(request.model, request.recipe, weights=False, parts=parts)

@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .errors import MintError
+from .config import text_config
+from .errors import MintError, UsageError
 from .headers import TensorInfo
 from .layers import MLX_DTYPES, Inventory
 from .layout import TensorSpec
@@ -32,6 +33,16 @@ PROCESSOR_FILES = ("*processor_config.json", "image_processor*.json", "feature_e
 _TOWER_KEY = re.compile(
     r"(use_unified_)?(vision|visual|video|image|img|media|audio|speech|boi|eoi|boa|eoa|multi_?modal|mm|projector)_\w+"
 )
+
+
+def check_parts(parts: str) -> None:
+    """Refuse what is no choice of parts.
+
+    Raises:
+        UsageError: saying which there are.
+    """
+    if parts not in PARTS:
+        raise UsageError(f"--parts {parts} is unknown: there are {' and '.join(PARTS)}")
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ def is_mtp(name: str, config: dict[str, Any]) -> bool:
     """Whether a tensor belongs to multi-token prediction: by name, or by a block number beyond the model's depth."""
     if re.search(r"(^|\.)mtp", name):
         return True
-    table = config.get("text_config") or config
+    table = text_config(config)
     depth, block = table.get("num_hidden_layers"), re.search(r"(?:^|\.)layers\.(\d+)\.", name)
     return type(depth) is int and block is not None and int(block[1]) >= depth and not TOWER.search(name)
 

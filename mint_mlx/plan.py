@@ -17,7 +17,7 @@ from typing import Any
 from .errors import MintError, UsageError
 from .files import write_whole
 from .layers import Inventory
-from .layout import Layout, make_layout
+from .layout import Layout
 from .quant import QuantConfig, parse_config
 from .uniform import active_ratio
 from .yamlfile import line_of, read_yaml
@@ -67,7 +67,7 @@ class Plan:
 
     def layout(self, inventory: Inventory) -> Layout:
         """Shards, headers and places of the checkpoint that this plan makes."""
-        return make_layout(specs for _, specs in inventory.units(self.choice))
+        return inventory.layout(self.choice)
 
     def quantization(self) -> dict[str, Any]:
         """The `quantization` block of a config.json: mlx-lm's three global keys, then one entry per quantized layer."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from .lowdisk import Waves, at_once
 from .quant import QuantConfig, parse_config
 from .ranks import ranks
 from .recipes import Recipe
+from .report import Progress
 from .sample import EXACT, SEED, Read, measure_sample
 
 SCHEMA = 3
@@ -108,9 +109,6 @@ class Profile:
         return f", measured on {share:.2%} of the weights (standard errors up to {worst:.2%})"
 
 
-Progress = Callable[[str, int, int], None]
-
-
 def profile(
     source: Source,
     inventory: Inventory,
@@ -138,6 +136,8 @@ def profile(
     Raises:
         MintError: weights aren't finite.
     """
+    import mlx.core as mx
+
     from .versions import versions
 
     wanted = {p: tuple(c for c in configs if c.quantized) for p, configs in candidates.items()}
@@ -160,6 +160,7 @@ def profile(
         if place is not None:
             add(place, layer.path, _curve_to_json(curves[layer.path]))
         del read  # it may hold the whole layer
+        mx.clear_cache()
     progress("", len(mine), len(mine))
     if ranks().size > 1:
         own = {path: _curve_to_json(curves[path]) for path in mine}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from .layers import Inventory
 from .load import Source
 from .memory import fits_here
 from .quant import QuantConfig
-from .report import Report
+from .report import Progress, Report
 from .runner import LOGITS, forward, load_runner
 from .stream import flat_view
 
@@ -39,7 +39,6 @@ RATE = 1e-3  # of their size, Adam's first rate for scales and biases
 LEARNED_RATE = 3e-4  # the same where they were learned block by block before
 TOKENS = 1024  # a step
 CHECKS = 6  # looks at the held-out windows
-Progress = Callable[[str, int, int], None]
 Params = dict[str, dict[str, mx.array]]
 
 

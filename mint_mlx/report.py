@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
+
+Progress = Callable[[str, int, int], None]  # called with what is done, how far it is, and how far it goes
 
 
 class Report(Protocol):

@@ -29,6 +29,7 @@ from .files import check_space
 from .layers import Inventory
 from .ldl import WIDE, SampledMoments, remaining
 from .load import Source
+from .report import Progress
 from .versions import stamp
 from .walked import Found, Part
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 3
 FULL = 1024  # the hidden size up to which a block's whole metric is kept
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from . import cache, efforts, mlxlm
 from .allocate import allocate, parse_override
+from .config import text_config
 from .errors import MintError, UsageError
 from .files import REFINED_FILE, check_file, check_target, write_whole
 from .kept import PROFILE_FILE, find_kept, kept_sensitivity
@@ -18,7 +19,7 @@ from .load import load_source
 from .measured import first_token, get_profile, get_sensitivity, vocabulary
 from .objectives import NEEDS_SENSITIVITY
 from .order import announce, prepare
-from .parts import PARTS
+from .parts import check_parts
 from .peak import check_room, peak
 from .plan import Plan, write_plan
 from .profile import Profile, load_profile, save_profile
@@ -53,8 +54,7 @@ def write_profile(
     report = report or Silent()
     if out is not None:
         check_file(out, PROFILE_MARKER, force=True)
-    if parts not in PARTS:
-        raise UsageError(f"--parts {parts} is unknown: there are {' and '.join(PARTS)}")
+    check_parts(parts)
     sample = parse_sample(sample)
     job = prepare(model, recipe, parts=parts)
     announce(job, report)
@@ -172,7 +172,7 @@ def refine_checkpoint(
         raise MintError(f"refining {given.name} takes more memory than this machine has: do it on a larger one")
     job = prepare(model)
     check_target(target, job.source.path, force)
-    same = [source.config.get("text_config") or source.config for source in (given, job.source)]
+    same = [text_config(source.config) for source in (given, job.source)]
     for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
         one, two = (text.get(key) for text in same)
         if one != two:

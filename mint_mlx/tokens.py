@@ -16,12 +16,12 @@ import numpy as np
 
 from . import begun
 from .load import Source
+from .report import Progress
 from .runner import Runner, forward, load_runner
 
 PASSES = 4
 LENGTH = 256  # tokens a window
 WINDOWS = 64  # sampled at once
-Progress = Callable[[str, int, int], None]
 
 
 def write_tokens(

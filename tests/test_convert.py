@@ -68,9 +68,7 @@ def test_uniform_is_bit_identical_to_mlx_lm(make: Maker, tmp_path: Path, model: 
 
 
 def test_shards_and_index_agree(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mint_mlx import layout, plan
-
-    monkeypatch.setattr(plan, "make_layout", lambda units: layout.make_layout(units, 60_000))
+    monkeypatch.setattr(layout, "MAX_SHARD", 60_000)
     result = convert(str(make(qwen3_moe(2), shards=3)), "6bpw", tmp_path / "out", smoke=False)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     files = {f.name: set(mx.load(str(f))) for f in (tmp_path / "out").glob("*.safetensors")}

@@ -14,6 +14,7 @@ from mlx_lm import convert as mlx_lm_convert
 
 from mint_mlx.doctor import examine
 from mint_mlx.errors import MintError
+from mint_mlx.files import PLAN_FILE
 from mint_mlx.pipeline import convert
 
 PROJ = "model.layers.0.self_attn.q_proj"
@@ -135,6 +136,11 @@ def test_nothing_is_found_in_good_checkpoints(make: Maker, tmp_path: Path, good:
     assert examine(str(source)).findings == []
     with pytest.raises(MintError, match="an original"):
         examine(str(tmp_path / "mixtral"))
+
+
+def test_a_damaged_plan_is_one_of_the_things_that_are_wrong(good: Path) -> None:
+    (good / PLAN_FILE).write_text("layers: [")
+    assert any(PLAN_FILE in finding.problem for finding in examine(str(good)).findings)
 
 
 def test_the_exit_code_says_whether_something_is_wrong(

@@ -243,7 +243,7 @@ def test_what_cannot_be_kept_is_measured_once(make: Maker, tmp_path: Path, monke
     measured: list[int] = []
     true = module.measure
     monkeypatch.setattr(module, "measure", lambda *a, **k: measured.append(1) or true(*a, **k))
-    monkeypatch.setattr("mint_mlx.cache.keep_sensitivity", _full)
+    monkeypatch.setattr("mint_mlx.measured.save_sensitivity", _full)
     pipeline.convert(str(make(llama(1))), "5bpw", tmp_path / "out", effort="balanced", smoke=False)
     assert measured == [1]
 

@@ -9,6 +9,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import mlx.core as mx
+import pytest
+from conftest import Maker, llama
+
+from mint_mlx.pipeline import convert
+
 ROOT = Path(__file__).parent.parent
 SOURCES = [
     p
@@ -45,5 +51,11 @@ def test_what_metal_lacks_is_not_used_there() -> None:
                 assert "mx.cpu" in line, f"{path}:{number}: {line}"
 
 
-def test_the_stream_releases_each_layer() -> None:
-    assert "mx.clear_cache()" in (ROOT / "mint_mlx/stream.py").read_text()
+@pytest.mark.parametrize("sample", ["1", "0.5"])  # layers whole, and row by row
+def test_what_a_layer_took_is_released(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: str
+) -> None:
+    released: list[int] = []
+    monkeypatch.setattr(mx, "clear_cache", lambda: released.append(1))
+    result = convert(str(make(llama(2))), "5bpw", tmp_path / "out", effort="fast", sample=sample, smoke=False)
+    assert len(released) >= 2 * len(result.inventory.layers)  # profiled and written

@@ -174,7 +174,9 @@ def refine(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Any MLX checkpoint: a folder or org/name.")],
     source: Annotated[str, typer.Option(metavar="MODEL", help="The unquantized model that it was made from.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write; NAME-refined otherwise.")] = None,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of at most 1,024 tokens.")] = 200,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Steps of at most 1,024 tokens; 200 otherwise.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
     work_dir: WorkDirOpt = None,
     as_json: JsonOpt = False,
