@@ -22,7 +22,10 @@ Values = list[np.ndarray]  # one array (windows, tokens) for each part
 
 
 def student(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t; from 5 degrees on by its expansion around the normal one (within 0.1 %)."""
+    """The 97.5 % quantile of Student's t; from 5 degrees on by its expansion around the normal one (within 0.1 %).
+
+    The expansion is 26.7.5 of Abramowitz and Stegun, "Handbook of Mathematical Functions", 1964.
+    """
     z = NormalDist().inv_cdf(0.975)
     if degrees < 1:
         return math.nan
@@ -38,7 +41,7 @@ def student(degrees: int) -> float:
 
 
 def mean_and_se(values: Values) -> tuple[float, float | None, int]:
-    """Token-weighted mean, standard error over windows, number of windows."""
+    """Token-weighted mean, standard error over windows (that of a ratio estimator), number of windows."""
     sums = np.concatenate([v.sum(axis=1) for v in values])
     sizes = np.concatenate([np.full(len(v), v.shape[1], dtype=np.float64) for v in values])
     mean = sums.sum() / sizes.sum()

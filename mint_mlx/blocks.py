@@ -55,6 +55,10 @@ class _Reached(Exception):
 def walk(runner: Runner, tokens: np.ndarray) -> Generator[Step, Any, None]:
     """Yield each block with its arguments; send back what it returned (`run` computes that).
 
+    Args:
+        runner: the loaded model.
+        tokens: int (windows, tokens).
+
     Raises:
         NoChain: a block takes anything else than the output of the one before, or takes it by keyword.
     """
@@ -239,7 +243,10 @@ def from_logits(
     information.
 
     Args:
+        runner: the loaded model.
+        tokens: int (windows, tokens).
         hidden: (windows, tokens, hidden), the last block's output.
+        batch: windows at once.
         key: for the labels.
         visit, names: for the layers after the blocks (the head).
     """
@@ -309,8 +316,12 @@ def to_embedding(
     """The gradient at the output of the embedding: its path, and the gradients, float32 (tokens, hidden).
 
     Args:
+        runner: the loaded model.
+        tokens: int (windows, tokens).
         first: the first block's step.
-        grad: the gradient at its input.
+        grad: the gradient at its input, (windows, tokens, hidden).
+        batch: windows at once.
+        names: of modules, by id.
     """
     for start in range(0, len(tokens), batch):
         found: list[nn.Module] = []

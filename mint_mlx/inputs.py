@@ -28,7 +28,7 @@ POOLED = 16  # tokens that the pool is measured on, at most about twice as many,
 
 @dataclass(frozen=True)
 class Batch:
-    """What one layer read in some windows: x float32 (rows, columns), a weight a row, and its expert or None."""
+    """What one layer read in some windows: x (rows, columns) float32, each row's weight float32, its expert or None."""
 
     x: mx.array
     weight: np.ndarray

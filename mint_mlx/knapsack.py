@@ -2,7 +2,8 @@
 
 Greedy over the lower convex hulls by loss saved per byte (the optimum of the linear relaxation up to one fractional
 item: Sinha and Zoltners, 1979), then a fill pass over all options with the bytes that are left, then, for problems
-small enough, an exact search: Pareto states layer by layer, cut by the relaxation's bound. Deterministic throughout.
+small enough, an exact search: Pareto states layer by layer (Nemhauser and Ullmann, 1969), cut by the relaxation's
+bound. Deterministic throughout.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the commands print: tables and sentences for people on stdout, or one JSON object; progress on stderr.
 
-`out` is made once by the command line. Progress appears on a terminal only.
+An `Output` is made once by the command line. Progress appears on a terminal only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.table import Table
 
 
 class Output:
-    """Prints for people, or one JSON object and nothing else. It is a `pipeline.Report` too."""
+    """Prints for people, or one JSON object and nothing else. It is a `report.Report` too."""
 
     def __init__(self, as_json: bool = False, silent: bool = False) -> None:
         """Make one; `silent` for a process that works beside the one that prints."""

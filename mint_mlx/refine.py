@@ -1,8 +1,9 @@
 """Scales and biases of a finished checkpoint, distilled end to end on text that the source wrote itself.
 
 The source's predictions are computed once, streamed where it is larger than memory; after that only the quantized model
-is needed. What is learned is the divergence of the checkpoint's predictions from them, by Adam on relative offsets of
-every affine layer's scales and biases. Codes, shapes and bytes stay; norms and everything unquantized as well.
+is needed. What is learned is the divergence of the checkpoint's predictions from them (distillation: Hinton, Vinyals
+and Dean, 2015; of scales and biases as mlx-lm's DWQ does), by Adam on relative offsets of every affine layer's scales
+and biases. Codes, shapes and bytes stay; norms and everything unquantized as well.
 """
 
 from __future__ import annotations

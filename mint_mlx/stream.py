@@ -1,7 +1,8 @@
 """One module after another: read, hand over, release.
 
-Everything that passes over a model's weights (profile, convert) goes through here, so that memory holds one layer at a
-time, and the next one on its way. An evaluated array never becomes lazy again, so every pass opens the model anew.
+What passes over a model's weights (profile, convert) goes through here where it can't go row by row (rows.py,
+converters/rowwise.py), so that memory holds one layer at a time, and the next one on its way. An evaluated array never
+becomes lazy again, so every pass opens the model anew.
 """
 
 from __future__ import annotations

@@ -81,7 +81,8 @@ def sample(
 ) -> np.ndarray:
     """Every token but each window's first drawn one after the other, given all those before it.
 
-    WINDOWS windows are drawn at once; `done` such parts are there already, and `keep` is called after each.
+    WINDOWS windows are drawn at once; `done` such parts are there already, and `keep` is called after each. Tokens are
+    int32 (windows, tokens).
     """
     from mlx_lm.models.cache import make_prompt_cache
 
