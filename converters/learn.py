@@ -3,8 +3,8 @@
 AutoRound's idea (Cheng et al., "Optimize Weight Rounding via Signed Gradient Descent", 2023) on the model's own text.
 Each weight has a latent code, a real number whose nearest integer is the code; the gradient passes the rounding as if
 it weren't there (the straight-through estimator of Bengio, Léonard and Courville, 2013). It starts from error
-feedback's code, plus how far the weight itself lies from it. The loss is what an error e at the block's output costs the
-whole model by second order, `1/2 E[(g . e)^2]` (sensitivity.py).
+feedback's code, plus how far the weight itself lies from it. The loss is what an error e at the block's output costs
+the whole model by second order, `1/2 E[(g . e)^2]` (sensitivity.py).
 """
 
 from __future__ import annotations
