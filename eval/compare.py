@@ -27,7 +27,7 @@ from ..errors import MintError, UsageError, explain
 from ..files import alone, read_json, write_whole
 from ..load import Source, load_source
 from ..objectives import NEEDS_SENSITIVITY
-from ..order import Job, prepare, refuse_quantized
+from ..order import Job, prepare
 from ..plan import Plan
 from ..quant import QuantConfig
 from ..report import Report, Silent
@@ -161,7 +161,7 @@ def compare(
     text = baseline(baseline_text, settings) if baseline_text is not None else None
     existing = [load_source(repo) for repo in dict.fromkeys(given)]
     job = prepare(model)
-    refuse_quantized(job)
+    peers.refuse_quantized(job)
     bench = _Bench(job, settings, report)
     limits = [_limit(job, size) for size in sizes]
     made = [bench.build(task) for task in (*bench.peers(names, limits, text), *bench.given(existing))]

@@ -24,10 +24,12 @@ from .. import mlxlm
 from ..allocate import uniform
 from ..config import stated_dtype
 from ..converters import checkpoint
+from ..converters.sources import read_layout
 from ..errors import MintError
 from ..layers import Inventory
 from ..layout import weight_tensors
 from ..load import Source, open_model
+from ..order import Job
 from ..quant import AFFINE_BITS, AFFINE_GROUPS, KEEP, QuantConfig
 from ..sensitivity import Sensitivity, TokenWeights
 from .protocol import context_of
@@ -158,6 +160,21 @@ def _load(source: Source) -> Any:
         model.set_dtype(mx.float32)
     mx.eval(model.parameters())
     return model
+
+
+def refuse_quantized(job: Job) -> None:
+    """Refuse a source that is quantized already.
+
+    Raises:
+        MintError: naming the first such layer.
+    """
+    stored = [layer for layer in job.inventory.layers if layer.stored]
+    if stored or read_layout(job.source.config, job.source.path):
+        how = f"{stored[0].path} is {stored[0].stored}" if stored else "config.json has a quantization_config"
+        raise MintError(
+            f"{job.source.name} is quantized already ({how}), which mlx-lm's own methods don't take: give the original "
+            "checkpoint in bf16, fp16 or fp32"
+        )
 
 
 def calibration(source: Source, text: str, length: int = 512) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import mlxlm
 from .allocate import Override, apply_overrides, check_feasible, list_candidates, parse_override, uniform
-from .efforts import EFFORTS, check_tokens, effort_name
+from .efforts import EFFORTS, Effort, check_tokens, effort_name
 from .errors import MintError, UsageError
 from .files import PLAN_FILE, check_target
 from .kept import SENSITIVITY_FILE, find_kept
@@ -176,32 +176,23 @@ def announce(job: Job, report: Report) -> None:
         )
 
 
-def refuse_quantized(job: Job) -> None:
-    """Refuse a source that is quantized already.
+@dataclass(frozen=True)
+class _Asked:
+    """What a request says by itself, whatever its model is."""
 
-    Raises:
-        MintError: naming the first such layer.
-    """
-    from .converters.sources import read_layout
-
-    stored = [layer for layer in job.inventory.layers if layer.stored]
-    if stored or read_layout(job.source.config, job.source.path):
-        how = f"{stored[0].path} is {stored[0].stored}" if stored else "config.json has a quantization_config"
-        raise MintError(
-            f"{job.source.name} is quantized already ({how}), which mlx-lm's own methods don't take: give the original "
-            "checkpoint in bf16, fp16 or fp32"
-        )
+    budget: Budget | None
+    config: QuantConfig | None
+    overrides: list[Override]
+    given: Plan | None
+    effort: Effort
+    quantizer: str
+    parts: str
 
 
-def place_order(request: Request, report: Report | None = None) -> Order:
-    """Check all that a request says, from headers alone.
+def _read(request: Request) -> _Asked:
+    """Read a request and refuse what contradicts itself (a MintError)."""
+    from .converters.quantizers import find_quantizer
 
-    Raises:
-        MintError: for everything that is wrong with it.
-    """
-    from .converters.quantizers import NEEDS_INPUTS, find_quantizer
-
-    report = report or Silent()
     if sum(x is not None for x in (request.budget, request.fit, request.plan, request.uniform)) != 1:
         raise UsageError("give exactly one of --budget, --fit, --plan and --uniform")
     check_context(request.context, request.kv_bits)
@@ -226,9 +217,9 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         given = read_plan(find_kept(given, PLAN_FILE))
     if given is not None and given.effort in EFFORTS:
         effort = EFFORTS[given.effort]
-    by_default = given.quantizer if given else "rtn" if config else effort.quantizer
-    find_quantizer(request.quantizer or by_default)
-    if (request.quantizer or by_default) == "learn" and ranks().size > 1:
+    quantizer = request.quantizer or (given.quantizer if given else "rtn" if config else effort.quantizer)
+    find_quantizer(quantizer)
+    if quantizer == "learn" and ranks().size > 1:
         raise UsageError("learning goes from block to block, which machines can't share: give --effort balanced")
     if request.out is not None:
         check_target(Path(request.out), None, request.force)
@@ -237,23 +228,28 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     check_parts(parts)
     if given is not None and parts != given.parts:
         raise UsageError(f"the plan was made for --parts {given.parts}: leave --parts out, or make another plan")
-    job = prepare(request.model, request.recipe, weights=False, parts=parts)
+    return _Asked(budget, config, overrides, given, effort, quantizer, parts)
+
+
+def place_order(request: Request, report: Report | None = None) -> Order:
+    """Check all that a request says, from headers alone.
+
+    Raises:
+        MintError: for everything that is wrong with it.
+    """
+    from .converters.quantizers import NEEDS_INPUTS
+
+    report = report or Silent()
+    asked = _read(request)
+    job = prepare(request.model, request.recipe, weights=False, parts=asked.parts)
     source, inventory = job.source, job.inventory
     announce(job, report)
     if request.out is not None:
         check_target(Path(request.out), source.path, request.force)
-    forced = apply_overrides(overrides, inventory, request.ignore_guards)
+    forced = apply_overrides(asked.overrides, inventory, request.ignore_guards)
     options = list_candidates(inventory, job.recipe, forced, request.ignore_guards)
-    room = None
-    if request.fit is not None:
-        wanted = needs(source.config, inventory, request.context, request.kv_bits)
-        plain = wanted if request.kv_bits is None else needs(source.config, inventory, request.context)
-        if plain.total < wanted.total:
-            report.note(
-                f"MLX reads a quantized cache without its fused attention, and the scores take more than it saves: "
-                f"without --kv-bits {both(wanted.total - plain.total)} more are left"
-            )
-        room = fit(request.fit, wanted)
+    budget, room = asked.budget, _room(request, job, report)
+    if room is not None:
         budget = Budget(f"fit {request.fit}, context {request.context}", bytes=room.budget)
     if budget is not None and (limit := budget.resolve(inventory.parameters)) is not None:
         why = ""
@@ -262,32 +258,14 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         else:
             why = f" (it is what --fit {request.fit} leaves: a shorter --context leaves more)"
         check_feasible(limit, inventory, options, why)
-    fixed = None
-    if given is not None:
-        _check_source(given, source, report)
-        check_plan(given, inventory, request.ignore_guards)
-        fixed = replace(
-            given,
-            source=source.name,
-            revision=source.revision,
-            structure=source.structure,
-            content=source.content,
-            versions=versions(),
-        )
-        if request.quantizer not in (None, given.quantizer):  # the loss was that of another rounding
-            fixed = replace(fixed, loss=None, gap=None)
-    elif config is not None:
-        fixed = replace(uniform(source, inventory, config, forced, request.ignore_guards), parts=parts)
-    if fixed is not None:
-        _warn_of_size(fixed.layout(inventory).total, job, request, report)
+    fixed = _fixed(asked, request, job, forced, report)
     if request.low_disk and source.has_weights:
         report.note("the weights are here already: --low-disk has nothing to fetch")
     silent = mlxlm.why_no_sentence(source.path)
     if silent is not None:
         report.note(f"{silent}: no sentence is generated")
-    quantizer = request.quantizer or by_default
-    objective = request.objective or job.recipe.objective or effort.objective_for(quantizer)
-    runs = quantizer in NEEDS_INPUTS or (fixed is None and objective in NEEDS_SENSITIVITY)
+    objective = request.objective or job.recipe.objective or asked.effort.objective_for(asked.quantizer)
+    runs = asked.quantizer in NEEDS_INPUTS or (fixed is None and objective in NEEDS_SENSITIVITY)
     if request.allow_nonfinite and runs:
         raise UsageError("--allow-nonfinite goes with --effort fast: a model with such weights can't be run")
     if request.low_disk and runs:
@@ -295,21 +273,78 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     if request.tokens is not None and not runs:
         raise UsageError("--tokens is of no use where only weights are looked at: leave it out")
     check_tokens(request.tokens)
-    own = None
-    if request.sensitivity is not None:
-        if request.tokens is not None:
-            raise UsageError("a sensitivity has its tokens: give either --sensitivity or --tokens")
-        if not runs:
-            what = f"the objective {objective} and {quantizer}" if fixed is None else quantizer
-            raise UsageError(f"--sensitivity is of no use for {what}: leave it out")
-        own = load_sensitivity(find_kept(request.sensitivity, SENSITIVITY_FILE))
-        if (own[1].structure, own[1].content) != (source.structure, source.content):
-            raise MintError(
-                f"the sensitivity in {request.sensitivity} is that of another model ({own[1].source}): leave it out"
-            )
-    tokens = request.tokens or effort.tokens
-    says = silent is None
-    return Order(request, job, budget, room, objective, quantizer, tokens, overrides, forced, fixed, runs, own, says)
+    return Order(
+        request,
+        job,
+        budget,
+        room,
+        objective,
+        asked.quantizer,
+        request.tokens or asked.effort.tokens,
+        asked.overrides,
+        forced,
+        fixed,
+        runs,
+        _given_sensitivity(request, source, objective if fixed is None else None, asked.quantizer, runs),
+        silent is None,
+    )
+
+
+def _room(request: Request, job: Job, report: Report) -> Fit | None:
+    """What --fit leaves for the weights."""
+    if request.fit is None:
+        return None
+    wanted = needs(job.source.config, job.inventory, request.context, request.kv_bits)
+    plain = wanted if request.kv_bits is None else needs(job.source.config, job.inventory, request.context)
+    if plain.total < wanted.total:
+        report.note(
+            f"MLX reads a quantized cache without its fused attention, and the scores take more than it saves: "
+            f"without --kv-bits {both(wanted.total - plain.total)} more are left"
+        )
+    return fit(request.fit, wanted)
+
+
+def _fixed(asked: _Asked, request: Request, job: Job, forced: dict[str, QuantConfig], report: Report) -> Plan | None:
+    """The plan, where nothing is left to choose: the one that was given, or a uniform one."""
+    source, inventory = job.source, job.inventory
+    if asked.given is not None:
+        _check_source(asked.given, source, report)
+        check_plan(asked.given, inventory, request.ignore_guards)
+        fixed = replace(
+            asked.given,
+            source=source.name,
+            revision=source.revision,
+            structure=source.structure,
+            content=source.content,
+            versions=versions(),
+        )
+        if request.quantizer not in (None, fixed.quantizer):  # the loss was that of another rounding
+            fixed = replace(fixed, loss=None, gap=None)
+    elif asked.config is not None:
+        fixed = replace(uniform(source, inventory, asked.config, forced, request.ignore_guards), parts=asked.parts)
+    else:
+        return None
+    _warn_of_size(fixed.layout(inventory).total, job, request, report)
+    return fixed
+
+
+def _given_sensitivity(
+    request: Request, source: Source, objective: str | None, quantizer: str, runs: bool
+) -> tuple[np.ndarray, Sensitivity] | None:
+    """The sensitivity that a request names, with its tokens. `objective`: where a plan is to be chosen."""
+    if request.sensitivity is None:
+        return None
+    if request.tokens is not None:
+        raise UsageError("a sensitivity has its tokens: give either --sensitivity or --tokens")
+    if not runs:
+        what = quantizer if objective is None else f"the objective {objective} and {quantizer}"
+        raise UsageError(f"--sensitivity is of no use for {what}: leave it out")
+    own = load_sensitivity(find_kept(request.sensitivity, SENSITIVITY_FILE))
+    if (own[1].structure, own[1].content) != (source.structure, source.content):
+        raise MintError(
+            f"the sensitivity in {request.sensitivity} is that of another model ({own[1].source}): leave it out"
+        )
+    return own
 
 
 def needs_of(job: Job, request: Request) -> Needs | None:
