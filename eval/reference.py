@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ import numpy as np
 
 from ..cpu import exp, logsumexp
 from ..errors import MintError
-from ..files import check_file, whole
+from ..files import check_file, write_arrays
 from ..runner import Routing, Runner, forward
 from .protocol import Windows
 
@@ -217,9 +215,6 @@ def check_reference_file(path: Path) -> None:
 
 def save_reference(reference: Reference, path: Path) -> None:
     """Write a reference as a safetensors file, whole or not at all."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     arrays: dict[str, np.ndarray] = {}
     for i, part in enumerate(reference.parts):
         for name in STORED:
@@ -227,14 +222,7 @@ def save_reference(reference: Reference, path: Path) -> None:
         arrays[f"{i}.tokens"] = part.windows.tokens
         arrays |= {f"{i}.routing.{j}": r for j, r in enumerate(part.routing)}
     about = asdict(reference.about) | {"firsts": [part.windows.first for part in reference.parts]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as partial:
-        try:
-            save_file(arrays, partial, metadata={MARKER: json.dumps(about)})
-        except SafetensorError as error:
-            if number := re.search(r"os error (\d+)", str(error)):
-                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-            raise
+    write_arrays(path, arrays, {MARKER: json.dumps(about)})
 
 
 def load_reference(path: Path) -> Reference:

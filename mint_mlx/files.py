@@ -6,6 +6,7 @@ import fcntl
 import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,6 +75,25 @@ def write_whole(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_arrays(path: Path, arrays: dict[str, Any], about: dict[str, str] | None = None) -> None:
+    """Write numpy arrays as a safetensors file, so that it is there as a whole or not at all.
+
+    Raises:
+        OSError: as of any other file (safetensors has an error of its own).
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as partial:
+        try:
+            save_file(arrays, partial, metadata=about)
+        except SafetensorError as error:
+            if number := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+            raise
 
 
 def read_json(path: Path) -> Any:

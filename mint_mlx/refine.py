@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
+from safetensors.numpy import load_file
 
 from . import mlxlm
 from .converters.learn import batches, hold_out, moved
-from .converters.work import keep_tensors, kept_tensors
+from .converters.work import SCRATCH, keep_tensors, kept_tensors
 from .cpu import logsumexp, on_cpu
 from .errors import MintError
+from .files import check_space, write_arrays
 from .headers import read_folder, read_header
 from .layers import Inventory
 from .load import Source
@@ -174,6 +177,7 @@ def refine(
     steps: int | None = None,
     progress: Progress = lambda *_: None,
     rate: float | None = None,
+    place: Path | None = None,
 ) -> Refined:
     """Distil a checkpoint's scales and biases; the best on the last eighth of the windows is returned.
 
@@ -183,6 +187,8 @@ def refine(
         steps: of Adam.
         progress: called with (what, done, total).
         rate: Adam's first, of the size of scales and biases; RATE by default.
+        place: a file, .safetensors, where it is kept at each look at the held-out windows how far this is; the same
+            call goes on from there.
 
     Raises:
         MintError: it holds no affine layer.
@@ -208,18 +214,55 @@ def refine(
 
     optimizer = optim.Adam(learning_rate=optim.linear_schedule(rate, 0.0, steps), bias_correction=True)
     slope = mx.value_and_grad(loss)
-    before = lowest = total(params)
-    best = params
-    for step, rows in enumerate(batches(train, size, steps)):
+    if place is not None and place.is_file():
+        done, before, lowest, params, best = _go_on(place, optimizer, params)
+    else:
+        done, before, best = 0, total(params), params
+        lowest = before
+    for step, rows in islice(enumerate(batches(train, size, steps)), done, None):
         progress("distil", step, steps)
         _, grads = slope(params, rows)
         params = optimizer.apply_gradients(grads, params)
         mx.eval(params, optimizer.state)
-        if (step + 1) % max(1, steps // CHECKS) == 0 and (now := total(params)) < lowest:
-            lowest, best = now, params
+        if (step + 1) % max(1, steps // CHECKS) == 0:
+            if (now := total(params)) < lowest:
+                lowest, best = now, params
+            if place is not None:
+                _note(place, optimizer, (step + 1, before, lowest), params, best)
     kinds = {path: module["scales"].dtype for path, module in student.stored.items()}
     moved = {path: {n: a.astype(kinds[path]) for n, a in new.items()} for path, new in student.moved(best).items()}
     return Refined(dict(tree_flatten(moved)), before, lowest)
+
+
+def _note(place: Path, optimizer: optim.Adam, figures: tuple[float, ...], params: Params, best: Params) -> None:
+    """Keep how far distilling is: (steps, divergence before, lowest), and all that Adam goes on with."""
+    kept = {"figures": np.array(figures)}
+    for path, offsets in params.items():
+        for name, array in offsets.items():
+            state = optimizer.state[path][name]
+            kept |= {f"{what}.{path}.{name}": np.array(a) for what, a in {"at": array, **state}.items()}
+            kept[f"best.{path}.{name}"] = np.array(best[path][name])
+    write_arrays(place, kept)
+
+
+def _go_on(place: Path, optimizer: optim.Adam, params: Params) -> tuple[int, float, float, Params, Params]:
+    """Steps done, divergence before, lowest, parameters and the best of them, as `_note` kept them."""
+    kept = load_file(place)
+    done, before, lowest = kept["figures"].tolist()
+    optimizer.init(params)
+    optimizer.state["step"] = mx.array(int(done), dtype=optimizer.state["step"].dtype)
+
+    def read(what: str) -> Params:
+        return {
+            path: {name: mx.array(kept[f"{what}.{path}.{name}"]) for name in offsets}
+            for path, offsets in params.items()
+        }
+
+    for what in ("m", "v"):
+        for path, offsets in read(what).items():
+            for name, array in offsets.items():
+                optimizer.state[path][name][what] = array
+    return int(done), before, lowest, read("at"), read("best")
 
 
 def refine_own(
@@ -247,12 +290,24 @@ def refine_written(source: Source, tokens: np.ndarray, report: Report, work: Pat
     """
     if not learned.is_file():
         report.stage("refine")
-        found = refine_own(source, tokens, work, report.step, rate=LEARNED_RATE)
-        if found is None:
+        targets = _kept_targets(source, tokens, report, work / f"{SCRATCH}targets.safetensors")
+        place = work / f"{SCRATCH}refining.safetensors"
+        found = refine(work, targets, None, report.step, LEARNED_RATE, place)
+        if found.after >= found.before:
             report.note("distilling scales and biases gained nothing: they stay as they were")
             return
         keep_tensors(learned, found.tensors)
     put_refined(work, kept_tensors(learned))
+
+
+def _kept_targets(source: Source, tokens: np.ndarray, report: Report, place: Path) -> Targets:
+    """The source's predictions, from a file that an interrupted run left or else made and kept there."""
+    if not place.is_file():
+        check_space(place.parent, 8 * TOP * tokens.size)
+        made = predict(source, tokens, report.step)
+        write_arrays(place, {"ids": made.ids, "logp": made.logp})
+        return made
+    return Targets(tokens, **load_file(place))
 
 
 def can_refine(inventory: Inventory, choice: Mapping[str, QuantConfig]) -> bool:

@@ -154,7 +154,7 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
     assert not list((tmp_path / "out").glob("scratch-*"))
 
 
-@pytest.mark.parametrize("when", ["refining", "rewriting", "verifying", "crashed"])
+@pytest.mark.parametrize("when", ["refining", "distilling", "rewriting", "verifying", "crashed"])
 def test_an_interruption_at_the_end_of_best_loses_nothing(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
@@ -167,12 +167,17 @@ def test_an_interruption_at_the_end_of_best_loses_nothing(
     monkeypatch.setattr("mint_mlx.refine.refine", gained)
     pipeline.convert(folder, "5bpw", tmp_path / "whole", effort="best", smoke=False)
 
+    looks: list[int] = []
+
     def stop(*args: Any, **more: Any) -> None:
         raise KeyboardInterrupt
 
     places = {"refining": "mint_mlx.refine.predict", "rewriting": "mint_mlx.refine.put_refined"}
     with monkeypatch.context() as patch:
-        if when in ("verifying", "crashed"):
+        if when == "distilling":
+            note = refine._note
+            patch.setattr("mint_mlx.refine._note", lambda *args: (note(*args), stop()))
+        elif when in ("verifying", "crashed"):
             put = refine.put_refined
             patch.setattr("mint_mlx.refine.put_refined", lambda *args: (put(*args), stop()))
         else:
@@ -185,9 +190,13 @@ def test_an_interruption_at_the_end_of_best_loses_nothing(
     else:
         for place in ("learner", "turns"):  # nothing is learned again
             monkeypatch.setattr(f"mint_mlx.converters.{place}.learn", stop)
+    if when == "distilling":  # nor does the source predict again, nor is the first step done again
+        monkeypatch.setattr("mint_mlx.refine.predict", stop)
+        monkeypatch.setattr("mint_mlx.refine._note", lambda place, optimizer, figures, *rest: looks.append(figures[0]))
     pipeline.convert(folder, "5bpw", tmp_path / "out", effort="best", smoke=False)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
-    assert files[0] == files[1]
+    assert files[0] == files[1] and looks == [2] * (when == "distilling")
+    assert not list((tmp_path / "out").glob("scratch-*"))
 
 
 def test_layers_that_no_block_follows_don_t_end_the_walk(make: Maker) -> None:
