@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -142,7 +141,7 @@ def test_an_interruption_says_that_work_is_kept(
 
     command = ("convert", str(make(llama(1))), "--budget", "5bpw", "-o", str(tmp_path / "out"))
     for number in (signal.SIGINT, signal.SIGTERM):
-        monkeypatch.setattr(checkpoint, "write", lambda *args, n=number, **more: os.kill(os.getpid(), n))
+        monkeypatch.setattr(checkpoint, "write", lambda *args, n=number, **more: signal.raise_signal(n))
         assert run_cli(monkeypatch, *command) == 130
         assert "goes on from there" in capsys.readouterr().err
 
