@@ -140,8 +140,8 @@ def test_an_interruption_says_that_work_is_kept(
     from mint_mlx.converters import checkpoint
 
     command = ("convert", str(make(llama(1))), "--budget", "5bpw", "-o", str(tmp_path / "out"))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        monkeypatch.setattr(checkpoint, "write", lambda *args, n=number, **more: signal.raise_signal(n))
+    for stop in (signal.default_int_handler, lambda *args, **more: signal.raise_signal(signal.SIGTERM)):
+        monkeypatch.setattr(checkpoint, "write", lambda *args, stop=stop, **more: stop(signal.SIGINT, None))
         assert run_cli(monkeypatch, *command) == 130
         assert "goes on from there" in capsys.readouterr().err
 
