@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import mlxlm
 from ..errors import MintError
-from ..files import PLAN_FILE, REFINED_FILE, check_space, put_in_place, work_folder
+from ..files import PARTIAL, PLAN_FILE, REFINED_FILE, check_space, put_in_place, work_folder
 from ..hub import SMALL_FILES
 from ..kept import KEPT
 from ..layers import Inventory, Layer
@@ -158,7 +158,7 @@ def write(
             sentence = mlxlm.generate_sentence(work) or None
             if sentence is None:
                 report.note("mlx-lm has parts of this model for Metal only: no sentence is generated here")
-        for path in (*work.glob(f"{SCRATCH}*"), *work.glob(".*.part")):  # the latter of a run that was killed
+        for path in (*work.glob(f"{SCRATCH}*"), *work.glob(f".*{PARTIAL}*")):  # the latter of a run that was killed
             path.unlink()
         put_in_place(work, target, force)
         for path in (*target.glob(f"*{JOURNAL}"), target / LOCK):  # kept until now: without them it is a stranger's

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..config import text_config
 from ..errors import MintError
 from ..headers import TensorInfo
 from . import fp8, gpt_oss
@@ -42,7 +43,7 @@ def read_layout(config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     """
     if isinstance(config.get("quantization"), dict):
         return None
-    found = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
+    found = config.get("quantization_config") or text_config(config).get("quantization_config")
     if not found and (folder / "hf_quant_config.json").is_file():  # NVIDIA's exports keep it apart
         try:
             found = {"quant_method": "modelopt"} | json.loads((folder / "hf_quant_config.json").read_text("utf-8"))

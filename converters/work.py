@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..files import sync
+from ..files import whole
 from ..layers import Inventory, Layer
 from ..load import Source
 from ..quant import QuantConfig
@@ -41,10 +41,8 @@ class Work:
 
 def keep_tensors(path: Path, tensors: dict[str, mx.array]) -> None:
     """Write tensors into a file of a work folder, a .safetensors, so that it is there as a whole or not at all."""
-    partial = path.with_name(f"{SCRATCH}unfinished.safetensors")  # MLX adds that ending to any other name
-    mx.save_safetensors(str(partial), tensors)
-    sync(partial)
-    partial.replace(path)
+    with whole(path) as partial:
+        mx.save_safetensors(str(partial), tensors)
 
 
 def kept_tensors(path: Path) -> dict[str, mx.array]:

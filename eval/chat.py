@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from .. import cache
-from ..cpu import on_cpu
 from ..errors import MintError
 from ..files import read_json, write_whole
 from ..load import Source
-from ..memory import fits_here
 from ..mlxlm import chat_prompt, generate_tokens
 from ..report import Report
+from ..runner import fits
 from .protocol import Windows
 
 PROMPTS = (
@@ -65,7 +64,7 @@ def _greedy(source: Source, prompts: list[list[int]], report: Report) -> list[li
     path = cache.cache_dir() / "replies" / f"{source.fingerprint}-{key}.json"
     found = read_json(path)
     if found is None:
-        if not fits_here(source.weight_bytes * (2 if on_cpu() else 1)):  # a CPU runs it in float32
+        if not fits(source.path):
             raise MintError("--chat lets the source write in memory, which this one is too large for: leave it out")
         found = generate_tokens(source.path, prompts, REPLY)
         with cache.keeping("replies", report):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..config import text_config
 from ..errors import MintError, UsageError
 
 PROTOCOLS = ("windows", "llama.cpp")
@@ -58,7 +59,7 @@ def default_length(protocol: str, config: dict[str, Any]) -> int:
 
 def context_of(config: dict[str, Any]) -> int | None:
     """The longest context that a model's config states, in tokens."""
-    for table in (config, config.get("text_config") or {}):
+    for table in (config, text_config(config)):
         for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length"):
             if type(table.get(key)) is int and table[key] > 0:
                 return int(table[key])

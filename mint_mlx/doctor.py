@@ -75,13 +75,12 @@ def examine(model: str) -> Examination:
     layers = tuple(layer for layer in inventory.layers if not loaded or f"{layer.path}.weight" in loaded)
     inventory = replace(inventory, layers=layers)  # (Gemma 3's class has a head that loading takes away)
     inventory = with_towers(inventory, find_beside(headers.values(), config, inventory).towers)
-    wrong = [
-        *_config_findings(config, inventory),
-        *_tensor_findings(config, inventory, tensors, _meant_to_stay(folder)),
-    ]
+    stay, damaged = _meant_to_stay(folder)
+    wrong = [*_config_findings(config, inventory), *_tensor_findings(config, inventory, tensors, stay)]
     if refusal and not wrong:
         wrong.append(Finding("files", f"mlx-lm cannot load them: {refusal}"))
-    findings = [*_file_findings(folder, headers), *wrong, *_tower_findings(folder, config, inventory, tensors)]
+    towers = _tower_findings(folder, config, inventory, tensors)
+    findings = [*_file_findings(folder, headers), *damaged, *wrong, *towers]
     bits = size * 8 / inventory.parameters
     findings += _claim_findings(name, bits)
     return Examination(name, size, bits, findings)
@@ -101,22 +100,17 @@ def _file_findings(folder: Path, headers: dict[str, dict[str, TensorInfo]]) -> I
         yield Finding("files", f"there are {len(headers)} shards, but no {INDEX}")
     if not mlxlm.has_tokenizer(folder):
         yield Finding("files", "there is no tokenizer")
-    if (folder / PLAN_FILE).is_file():
-        try:
-            read_plan(folder / PLAN_FILE)
-        except MintError as error:
-            yield Finding("files", str(error))
 
 
-def _meant_to_stay(folder: Path) -> set[str]:
-    """Layers that our own plan keeps unquantized on purpose."""
+def _meant_to_stay(folder: Path) -> tuple[set[str], list[Finding]]:
+    """Layers that our own plan keeps unquantized on purpose, and what is wrong with that plan."""
     path = folder / PLAN_FILE
     if not path.is_file():
-        return set()
+        return set(), []
     try:
-        return {layer for layer, config in read_plan(path).choice.items() if not config.quantized}
-    except MintError:
-        return set()
+        return {layer for layer, config in read_plan(path).choice.items() if not config.quantized}, []
+    except MintError as error:
+        return set(), [Finding("files", str(error))]
 
 
 def _entries(config: dict[str, Any]) -> dict[str, Any]:

@@ -21,13 +21,17 @@ PATTERN = "*?["  # mlx-lm looks for weights with a pattern made of the folder's 
 PLAN_FILE = "mint-plan.yaml"  # in every checkpoint that we wrote
 REFINED_FILE = "mint-refined.json"  # in every checkpoint that we refined
 OLD = ".replaced"
+PARTIAL = ".part"  # in the name of a file that isn't whole
 LOCK = "lock"  # in a folder that a process works in
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place once it is whole; what fails leaves nothing."""
-    partial = path.with_name(f".{os.getpid()}-{uuid4().hex[:8]}.part")  # containers may share a folder and have one pid
+    """A file to write beside `path`, which takes its place once it is whole; what fails leaves nothing.
+
+    It ends as `path` does, since some writers go by that or add it.
+    """
+    partial = path.with_name(f".{uuid4().hex}{PARTIAL}{path.suffix}")
     try:
         yield partial
         mask = os.umask(0o022)

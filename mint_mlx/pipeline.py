@@ -165,10 +165,10 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     mine = own() if looks else None
     refine = None
     if mine is not None and efforts.refines(plan.effort, plan.quantizer):
-        refine = partial(refine_written, job.source, mine[0], report)
-        if not can_refine(job.inventory, plan.choice):
+        if can_refine(job.inventory, plan.choice):
+            refine = partial(refine_written, job.source, mine[0], report)
+        else:
             report.note("there is too little memory here to distil scales and biases end to end: they stay as learned")
-            refine = None
     write = partial(
         checkpoint.write, job.source, job.inventory, plan, target, request.force, say, report, called=request.called
     )

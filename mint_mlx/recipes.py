@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from .config import text_config
 from .errors import MintError, UsageError
 from .layers import ROUTER_BITS, Layer
 from .objectives import OBJECTIVES
@@ -200,7 +201,7 @@ def find_recipe(name: str | None, config: dict[str, Any]) -> Recipe:
         if name.endswith((".yaml", ".yml")) or "/" in name:
             return read_recipe(Path(name).expanduser())
         raise UsageError(f"no recipe is called {name!r}: there are {', '.join(known)}, or give a YAML file")
-    types = {config.get("model_type"), (config.get("text_config") or {}).get("model_type")}
+    types = {config.get("model_type"), text_config(config).get("model_type")}
     for path in known.values():
         recipe = read_recipe(path)
         if types & set(recipe.serves):

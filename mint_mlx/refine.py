@@ -230,8 +230,8 @@ def refine(
             if place is not None:
                 _note(place, optimizer, (step + 1, before, lowest), params, best)
     kinds = {path: module["scales"].dtype for path, module in student.stored.items()}
-    moved = {path: {n: a.astype(kinds[path]) for n, a in new.items()} for path, new in student.moved(best).items()}
-    return Refined(dict(tree_flatten(moved)), before, lowest)
+    found = {path: {n: a.astype(kinds[path]) for n, a in new.items()} for path, new in student.moved(best).items()}
+    return Refined(dict(tree_flatten(found)), before, lowest)
 
 
 def _note(place: Path, optimizer: optim.Adam, figures: tuple[float, ...], params: Params, best: Params) -> None:

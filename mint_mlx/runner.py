@@ -77,11 +77,20 @@ def load_runner(folder: Path, streamed: bool | None = None) -> Runner:
     model = mlxlm.build_model(folder)
     trunk, name = _trunk(model)
     if streamed is None:
-        streamed = not fits_here(_bytes_needed(model))
+        streamed = not _fits(model)
     runner = Runner(model, trunk, name, streamed, folder)
     skip = {id(module) for block in trunk[name] for module in block.modules()} if streamed else set()
     _make_ready(model, skip)
     return runner
+
+
+def fits(folder: Path) -> bool:
+    """Whether a checkpoint's model is run whole here, not block by block."""
+    return _fits(mlxlm.build_model(folder))
+
+
+def _fits(model: Any) -> bool:
+    return fits_here(_bytes_needed(model))
 
 
 def load_shared(folder: Path) -> Runner:

@@ -359,7 +359,7 @@ def test_chat_scores_the_sources_own_replies(make: Maker, monkeypatch: pytest.Mo
     figures = evaluate(str(source), Settings(chat=True), source=str(source))
     assert 2 <= figures["tokens"] <= 10 and figures["kl"] < figures["noise_floor"] and figures["same_top1"] == 1
     monkeypatch.setenv("MINT_MLX_CACHE", str(source.parent / "empty"))
-    monkeypatch.setattr(chat, "fits_here", lambda size: False)
+    monkeypatch.setattr(chat, "fits", lambda folder: False)
     with pytest.raises(MintError, match="too large for"):
         evaluate(str(source), Settings(chat=True), source=str(source))
     for other in ({"length": 32}, {"windows": 2}, {"text": "t.txt"}, {"protocol": "llama.cpp"}):

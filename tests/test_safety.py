@@ -15,7 +15,7 @@ from conftest import Maker, Notes, llama, qwen3_moe
 from mint_mlx import pipeline
 from mint_mlx.converters import checkpoint, writer
 from mint_mlx.errors import MintError, UsageError, explain
-from mint_mlx.files import whole
+from mint_mlx.files import whole, write_arrays
 from mint_mlx.load import load_source
 from mint_mlx.pipeline import convert
 
@@ -331,10 +331,18 @@ def test_a_snapshot_is_called_by_its_repository(make: Maker) -> None:
     assert load_source(str(folder)).name == "org/some--name"
 
 
-def test_a_disk_that_is_full_says_so_whoever_writes() -> None:
+def test_a_disk_that_is_full_says_so_whoever_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors import SafetensorError
+
+    def full(*args: Any, **more: Any) -> None:
+        raise SafetensorError("I/O (os error 28)")
+
     by_mlx = RuntimeError("[write] Unable to write 4096 bytes to file.")
     by_numpy = OSError("524288 requested and 261088 written")
-    errors = (OSError(28, "x"), by_numpy, by_mlx)
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(OSError, match="No space left") as by_safetensors:
+        write_arrays(tmp_path / "x.safetensors", {})
+    errors = (OSError(28, "x"), by_numpy, by_safetensors.value, by_mlx)
     assert all(str(explain(error)).startswith("the disk is full") for error in errors)
 
 
