@@ -11,6 +11,7 @@ from io import TextIOWrapper
 
 from .commands import INTERRUPTED, app, keep, make, measure, steps
 from .errors import UsageError, explain
+from .ranks import launched
 
 __all__ = ["keep", "main", "make", "measure", "steps"]  # importing the four registers their commands
 
@@ -23,7 +24,10 @@ def main() -> None:
 
     Exit codes: 0 done, 1 refused or failed, 2 usage, 70 an exception that nobody foresaw, 130 interrupted.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a `kill` is an interruption: what is temporary goes
+    if (
+        not launched()
+    ):  # a `kill` is an interruption: what is temporary goes. A launcher's ends what waits for a lost rank
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     debug = "--debug" in sys.argv
     argv = [a for a in sys.argv[1:] if a != "--debug"]
     for stream in (sys.stdout, sys.stderr):

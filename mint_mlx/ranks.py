@@ -64,6 +64,11 @@ class Ranks:
 ALONE = Ranks(0, 1)
 
 
+def launched() -> bool:
+    """Whether a launcher started this process; nothing is imported or connected for it."""
+    return any(os.environ.get(name) for name in RANK)
+
+
 def launched_rank() -> int:
     """The rank that a launcher gave this process, 0 without one; nothing is imported or connected for it."""
     return next((int(os.environ[name]) for name in RANK if os.environ.get(name, "").isdigit()), 0)
@@ -72,7 +77,7 @@ def launched_rank() -> int:
 @lru_cache(maxsize=1)
 def ranks() -> Ranks:
     """The ranks that this process belongs to; ALONE where nothing launched it."""
-    if not any(os.environ.get(name) for name in RANK):
+    if not launched():
         return ALONE
     import mlx.core as mx
 

@@ -146,6 +146,19 @@ def test_an_interruption_says_that_work_is_kept(
         assert "goes on from there" in capsys.readouterr().err
 
 
+def test_a_launcher_can_end_a_process_that_waits_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of Python's runs in a process that waits in MLX: there a signal must do what it does by itself."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for rank, handler in (("1", signal.SIG_DFL), ("", signal.default_int_handler)):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            monkeypatch.setenv("MLX_RANK", rank)
+            assert run_cli(monkeypatch, "--help") == 0
+            assert signal.getsignal(signal.SIGTERM) == handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_json_is_one_object_and_nothing_else(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
