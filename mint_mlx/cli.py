@@ -24,9 +24,9 @@ def main() -> None:
 
     Exit codes: 0 done, 1 refused or failed, 2 usage, 70 an exception that nobody foresaw, 130 interrupted.
     """
-    if (
-        not launched()
-    ):  # a `kill` is an interruption: what is temporary goes. A launcher's ends what waits for a lost rank
+    # A `kill` is an interruption: what is temporary goes. But what a launcher ends may wait in MLX for a lost rank, where
+    # no handler of Python's runs.
+    if not launched():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     debug = "--debug" in sys.argv
     argv = [a for a in sys.argv[1:] if a != "--debug"]
