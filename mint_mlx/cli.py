@@ -24,8 +24,8 @@ def main() -> None:
 
     Exit codes: 0 done, 1 refused or failed, 2 usage, 70 an exception that nobody foresaw, 130 interrupted.
     """
-    # A `kill` is an interruption: what is temporary goes. But what a launcher ends may wait in MLX for a lost rank, where
-    # no handler of Python's runs.
+    # A `kill` is an interruption: what is temporary goes. But what a launcher ends may wait in MLX for a lost rank,
+    # where no handler of Python's runs.
     if not launched():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     debug = "--debug" in sys.argv
