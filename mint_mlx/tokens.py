@@ -30,7 +30,7 @@ def write_tokens(
     count: int,
     start: int | None = None,
     seed: int = 0,
-    length: int = LENGTH,
+    length: int | None = None,
     progress: Progress = lambda *_: None,
     streamed: bool | None = None,
     place: Path | None = None,
@@ -43,11 +43,12 @@ def write_tokens(
         count: tokens wanted.
         start: what each window starts with; a random token where a text of this model starts with none.
         seed: the same seed gives the same tokens.
-        length: tokens a window.
+        length: tokens a window; None is LENGTH.
         progress: called with (what, done, total).
         streamed: as in `runner.load_runner`.
         place: beside which finished parts or passes are noted (begun.py), for a run that goes on from there.
     """
+    length = length or LENGTH
     tokens = np.random.default_rng(seed).integers(0, vocabulary, (-(-count // length), length)).astype(np.int32)
     if start is not None:
         tokens[:, 0] = start

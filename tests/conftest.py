@@ -38,6 +38,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What looks at the model's own text has tests of its own (test_effort.py), on few tokens.
     monkeypatch.setattr(efforts, "DEFAULT", "fast")
     monkeypatch.setattr(efforts, "TOKENS", 512)
+    monkeypatch.setattr("mint_mlx.tokens.LENGTH", 64)  # sampled side by side: a quarter of the steps
     monkeypatch.setattr("mint_mlx.converters.learn.STEPS", 2)
     monkeypatch.setattr("mint_mlx.converters.learn.TOKENS", 256)
     monkeypatch.setattr("mint_mlx.refine.STEPS", 2)

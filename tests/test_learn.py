@@ -197,6 +197,7 @@ def test_best_in_turns_is_near_best(make: Maker, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(learn, "STEPS", 8)
     monkeypatch.setattr(learn, "TOKENS", 2048)  # so that every expert has some
     monkeypatch.setattr(efforts, "TOKENS", 2048)
+    monkeypatch.setattr("mint_mlx.tokens.LENGTH", 256)
     folder, notes = make(qwen3_moe(1, experts=8)), Notes()
     pipeline.convert(str(folder), "4bpw", tmp_path / "whole", effort="best", smoke=False)
     monkeypatch.setattr(learner, "turns", lambda inventory, tokens: 4)
