@@ -51,7 +51,7 @@ Visit = Callable[[Rows], None]
 
 @dataclass
 class Seen:
-    """One call of a layer: its input, its output's shape, and for experts which one each row went to."""
+    """One call of a layer: its input in float32, its output's shape, and for experts which one each row went to."""
 
     path: str
     x: mx.array
@@ -70,16 +70,16 @@ class Seen:
             x = whole.swapaxes(0, 1).reshape(-1, self.x.shape[-1])
             back = None if grad is None else grad.swapaxes(0, 1).reshape(-1, grad.shape[-1])
             each = np.tile(np.arange(len(x) // count), count)
-            return Rows(self.path, _f32(x), _f32(back), np.repeat(np.arange(count), len(x) // count), first + each)
+            return Rows(self.path, x, _f32(back), np.repeat(np.arange(count), len(x) // count), first + each)
         x = self.x.reshape(-1, self.x.shape[-1])
         back = None if grad is None else grad.reshape(-1, grad.shape[-1])
         token = self.token
         if token is None:
             token = np.arange(len(x)) * (shape[0] * shape[1]) // len(x)
-        return Rows(self.path, _f32(x), _f32(back), self.part, first + token)
+        return Rows(self.path, x, _f32(back), self.part, first + token)
 
 
-def _f32(array: Any) -> Any:
+def _f32(array: mx.array | None) -> mx.array | None:
     return None if array is None else array.astype(mx.float32)
 
 
@@ -87,6 +87,13 @@ def _f32(array: Any) -> Any:
 def watched(seen: list[Seen], names: dict[int, str], taps: tuple[mx.array, ...] | None = None) -> Iterator[None]:
     """Record the calls of the named layers, and add the taps to their outputs in the order of the calls."""
     routes: list[np.ndarray] = []
+    floats: dict[int, tuple[mx.array, mx.array]] = {}  # by identity what was read, and the same in float32
+
+    def cast(x: mx.array) -> mx.array:
+        """In float32: once, however many layers read it, as all are kept until the block is done."""
+        if id(x) not in floats:
+            floats[id(x)] = x, (x if taps is None else mx.stop_gradient(x)).astype(mx.float32)
+        return floats[id(x)][1]
 
     def route(call: Any) -> Any:
         def replaced(self: nn.Module, x: mx.array, indices: mx.array, *args: Any, **kwargs: Any) -> Any:
@@ -101,7 +108,7 @@ def watched(seen: list[Seen], names: dict[int, str], taps: tuple[mx.array, ...] 
             path = names.get(id(self))
             if path is None:
                 return out
-            kept = x if taps is None else mx.stop_gradient(x)
+            kept = cast(x)
             if isinstance(self, EXPERTS):
                 one = _expert_rows(kept, np.asarray(args[0]), routes[-1] if routes else None, **kwargs)
                 seen.append(Seen(path, one[0], out.shape, out.dtype, one[1], one[2]))
