@@ -89,6 +89,8 @@ def _only(stacks: Sequence[tuple[Any, slice]]) -> Iterator[None]:
             if id(self) not in own:
                 return call(self, x, indices, *args, **kwargs)
             lead, rows, expert = rows_and_experts(x, indices)
+            # An axis that an index inserts has a stride that MLX's sorted kernels misread (its issue 4253).
+            rows = rows.reshape(-1, 1, rows.shape[-1])
             whole, some = own[id(self)]
             inside = (expert >= some.start) & (expert < some.stop)
             given, bias = self.weight, self.get("bias")
@@ -101,7 +103,7 @@ def _only(stacks: Sequence[tuple[Any, slice]]) -> Iterator[None]:
                 if bias is not None:
                     self.bias = bias[experts]
                 number = mx.array(expert[chosen] - (experts.start or 0))
-                parts.append(call(self, rows[mx.array(chosen), None], number, *args, **kwargs))
+                parts.append(call(self, rows[mx.array(chosen)], number, *args, **kwargs))
                 order.append(chosen)
             self.weight = given
             if bias is not None:
