@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -9,6 +11,15 @@ from conftest import Maker, llama
 from conftest import qwen3_moe as moe
 
 from mint_mlx import cpu, runner
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu() -> Iterator[None]:
+    """On a Mac as well."""
+    device = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(device)
 
 
 @pytest.mark.parametrize("is_sorted", [True, False])

@@ -20,6 +20,7 @@ from mint_mlx import begun, blocks, measured, pipeline, runner
 from mint_mlx import tokens as tokens_module
 from mint_mlx.allocate import allocate
 from mint_mlx.blocks import NoChain
+from mint_mlx.cpu import on_cpu
 from mint_mlx.errors import MintError
 from mint_mlx.inputs import Moments
 from mint_mlx.load import load_source
@@ -200,7 +201,8 @@ def test_the_walk_gives_the_whole_models_gradient(make: Maker, monkeypatch: pyte
         "lm_head",
     ):
         expected = whole_model_trace(folder, TOKENS, path)
-        assert made.trace[path].sum() == pytest.approx(expected, rel=1e-3), path
+        rough = 1e-3 if on_cpu() else 0.02  # a GPU runs a model in the type that it is stored in, here bfloat16
+        assert made.trace[path].sum() == pytest.approx(expected, rel=rough), path
 
 
 def test_experts_are_told_apart_and_streaming_changes_nothing(make: Maker) -> None:
@@ -231,7 +233,7 @@ def test_the_prediction_is_near_the_divergence(demo_model: Path, tmp_path: Path)
     fresh, _ = write_tokens(job.source, 2048, 2048, seed=9, length=64)
     logp = []
     for folder in (demo_model, tmp_path / "out"):
-        logits = runner.load_runner(folder).model(mx.array(fresh))
+        logits = runner.load_runner(folder).model(mx.array(fresh)).astype(mx.float32)
         logp.append(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
     divergence = float(mx.mean(mx.sum(mx.exp(logp[0]) * (logp[0] - logp[1]), axis=-1)).item())
     assert plan.loss is not None and plan.loss / 2 < divergence < plan.loss * 2
