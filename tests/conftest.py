@@ -20,6 +20,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from mint_mlx import cli, efforts  # noqa: E402
+from mint_mlx.cpu import on_cpu  # noqa: E402
 from mint_mlx.order import prepare  # noqa: E402
 from mint_mlx.tokens import write_tokens  # noqa: E402
 
@@ -43,6 +44,15 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mint_mlx.converters.learn.TOKENS", 256)
     monkeypatch.setattr("mint_mlx.refine.STEPS", 2)
     monkeypatch.setattr("mint_mlx.refine.TOKENS", 256)
+
+
+@pytest.fixture
+def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU takes the ways of a GPU: quantized layers run themselves, in bfloat16 (dense ones; `gather_mm` can't)."""
+    if on_cpu():
+        stream = mx.default_stream(mx.cpu)
+        monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
+        monkeypatch.setattr(mx, "default_stream", lambda device: stream)
 
 
 @pytest.fixture

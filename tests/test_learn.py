@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import Maker, Notes, llama, qwen3_moe, run_cli
+from conftest import VOCAB, Maker, Notes, llama, qwen3_moe, run_cli
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from mint_mlx import efforts, pipeline, runner, steps, sweep
@@ -18,9 +18,11 @@ from mint_mlx.converters import gptq, learn, learner, turns
 from mint_mlx.converters.learn import Block
 from mint_mlx.converters.turns import learn_in_turns
 from mint_mlx.errors import MintError
+from mint_mlx.load import load_source
 from mint_mlx.quant import QuantConfig, affine
 from mint_mlx.refine import divergence
 from mint_mlx.sweep import Point
+from mint_mlx.tokens import write_tokens
 
 
 def small_block(config: QuantConfig, seed: int = 0) -> Block:
@@ -210,6 +212,18 @@ def test_best_streamed_is_best(make: Maker, tmp_path: Path, monkeypatch: pytest.
     for weights in zip(*((b.self_attn.v_proj.weight, b.mlp.switch_mlp.up_proj.weight) for b in blocks), strict=True):
         one, two = map(np.array, weights)
         np.testing.assert_allclose(one, two, atol=0.1 * one.std())
+
+
+def test_best_takes_the_ways_of_a_gpu(
+    like_a_gpu: None, make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learn, "STEPS", 6)
+    monkeypatch.setattr("mint_mlx.refine.STEPS", 6)
+    folder = make(llama(1))
+    for effort in ("balanced", "best"):
+        pipeline.convert(str(folder), "4bpw", tmp_path / effort, effort=effort, smoke=False)
+    tokens = write_tokens(load_source(str(folder)), VOCAB, 512, seed=5)[0]
+    assert kl(folder, tmp_path / "best", tokens) < 0.95 * kl(folder, tmp_path / "balanced", tokens)
 
 
 def test_best_in_turns_is_near_best(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

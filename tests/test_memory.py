@@ -197,8 +197,16 @@ def test_the_peak_follows_from_one_block_and_not_from_the_depth() -> None:
     assert peak.peak(inventory, 4096, False, "rtn") < 3e9
 
 
-@pytest.mark.parametrize("shapes", [llama(2), qwen3_moe(2, experts=8)], ids=["dense", "experts"])
-def test_what_layers_read_is_all_counted(make: Maker, shapes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("shapes", "device"),
+    [(llama(2), None), (llama(2), "like_a_gpu"), (qwen3_moe(2, experts=8), None)],
+    ids=["dense", "dense_on_a_gpu", "experts"],
+)
+def test_what_layers_read_is_all_counted(
+    make: Maker, shapes: dict[str, Any], device: str | None, request: pytest.FixtureRequest
+) -> None:
+    if device:
+        request.getfixturevalue(device)
     job = prepare(str(make(shapes)))
     made = measure(job.source, job.inventory, TOKENS, "random")
     block = [layer for layer in job.inventory.layers if layer.block == 1]
