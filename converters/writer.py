@@ -27,6 +27,7 @@ from ..ranks import ALONE, Ranks
 from ..stream import flat_view
 
 JOURNAL = "journal.jsonl"
+AT_ONCE = 1 << 30  # bytes of one write: macOS refuses more than 2 GiB - 1
 WAITING = 6  # tensors that may wait for the disk: a piece has up to three
 
 
@@ -282,7 +283,7 @@ def _together(digests: Iterable[Any]) -> str:
 def _write_all(file: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
     while len(view):
-        written = os.pwrite(file, view, offset)
+        written = os.pwrite(file, view[:AT_ONCE], offset)
         view, offset = view[written:], offset + written
 
 

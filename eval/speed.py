@@ -15,7 +15,7 @@ PROMPT, DECODE, RUNS = 128, 48, 3
 def speed(folder: Path) -> dict[str, float]:
     """Median of three runs: `prompt_tokens_per_second` and `decode_tokens_per_second`."""
     from mlx_lm import load
-    from mlx_lm.generate import generate_step
+    from mlx_lm.generate import generate_step, wired_limit
 
     model, tokenizer = load(str(folder))
     if mx.default_device() == mx.cpu and any(type(m).__name__ == "SwitchLinear" for m in model.modules()):
@@ -25,9 +25,10 @@ def speed(folder: Path) -> dict[str, float]:
     for _ in range(RUNS + 1):  # the first one warms up
         start = time.perf_counter()
         first = 0.0
-        for count, _ in enumerate(generate_step(prompt, model, max_tokens=DECODE + 1)):
-            if count == 0:
-                first = time.perf_counter()
+        with wired_limit(model):  # as mlx-lm generates: without it a Mac may page a large model out
+            for count, _ in enumerate(generate_step(prompt, model, max_tokens=DECODE + 1)):
+                if count == 0:
+                    first = time.perf_counter()
         prompts.append(PROMPT / (first - start))
         decodes.append(DECODE / (time.perf_counter() - first))
     return {

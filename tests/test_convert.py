@@ -79,6 +79,22 @@ def test_shards_and_index_agree(make: Maker, tmp_path: Path, monkeypatch: pytest
     load(str(tmp_path / "out"))
 
 
+def test_a_large_tensor_is_written_in_parts(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, write = str(make(llama(1))), os.pwrite
+    convert(folder, "5bpw", tmp_path / "whole", smoke=False)
+
+    def like_macos(file: int, data: Any, offset: int) -> int:
+        if len(data) > 1000:  # there 2^31 - 1
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return write(file, data, offset)
+
+    monkeypatch.setattr(writer, "AT_ONCE", 1000)
+    monkeypatch.setattr(writer.os, "pwrite", like_macos)
+    convert(folder, "5bpw", tmp_path / "out", smoke=False)
+    shards = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
+    assert shards[0] == shards[1]
+
+
 def test_small_files_and_a_card_come_along(make: Maker, tmp_path: Path) -> None:
     folder = make(llama(1))
     for name in ("chat_template.jinja", "generation_config.json", "added_tokens.json", "merges.txt", "LICENSE"):
