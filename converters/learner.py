@@ -142,6 +142,8 @@ class Learner:
         for path in start:
             self._put(path, modules[path], packed[path])
         done = run(replace(step, args=(hidden, *step.args[1:])), BATCH)
+        for module in modules.values():  # nothing runs them again, and dense ones would add up to the whole model
+            module.clear()
         mx.clear_cache()
         return packed, done
 

@@ -94,6 +94,12 @@ def machine_limit() -> tuple[int, bool]:
     return (int(told), True) if told else (gpu_limit(machine_memory()), False)
 
 
+def room() -> int:
+    """Bytes that a conversion may hold on this machine: what the GPU may use where a driver says so, else all memory."""
+    limit, measured = machine_limit()
+    return limit if measured else machine_memory()
+
+
 def check_context(context: int, kv_bits: int | None) -> None:
     """Refuse a context or bits that can't be (a UsageError)."""
     if context < 1:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .cpu import on_cpu
 from .errors import MintError
 from .layers import Inventory, Layer
 from .ldl import held_moments
-from .memory import fits_here, machine_memory
+from .memory import fits_here, machine_memory, room
+from .quant import KEEP
 from .roles import WRITES
 from .units import both
 
 BASE = 500_000_000  # Python, MLX, buffers that are read ahead
-FLOAT = 4  # bytes of a number while the model runs
+FLOAT = 4  # bytes of a number, of weights on a CPU and of what is kept of activations everywhere
 LOGITS = 6 * FLOAT * 2**25  # arrays of logits, side by side while they are differentiated (runner.py cuts them)
 LEARNED = 36  # for each weight that is learned: it, its latent code, gradients and moments, some of them old and new
 WINDOWS = 2048  # tokens that go through a block at once
@@ -38,11 +40,17 @@ def peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str) -> int:
 
 
 def turns(inventory: Inventory, tokens: int) -> int:
-    """In how many turns a block's experts are learned: the fewest of 1, 2, 4, ... with which memory suffices here."""
+    """In how many turns a block's experts are learned: the fewest of 1, 2, 4, ... with which memory suffices here.
+
+    Where it never does, the fewest with which the least is taken.
+    """
     most = max((layer.experts for layer in inventory.layers if layer.kind == "experts"), default=1)
-    count = 1
-    while 2 * count <= most and _peak(inventory, tokens, True, "learn", count) > machine_memory():
-        count *= 2
+    count, taken = 1, _peak(inventory, tokens, True, "learn", 1)
+    while 2 * count <= most and taken > room():
+        less = _peak(inventory, tokens, True, "learn", 2 * count)
+        if less == taken:
+            break
+        count, taken = 2 * count, less
     return count
 
 
@@ -54,20 +62,22 @@ def _peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str, turns: 
     if not runs:
         return found
     blocks = [[layer for layer in layers if layer.block == index] for index in range(inventory.blocks)]
-    largest = max(map(_weights, blocks), default=0)
-    ends = _weights([layer for layer in layers if layer.block is None])
-    whole, read = FLOAT * _weights(layers), FLOAT * max(map(_read, blocks), default=0)
+    largest = max(map(_held, blocks), default=0)
+    ends = _held([layer for layer in layers if layer.block is None])
+    whole, read = _held(layers), FLOAT * max(map(_read, blocks), default=0)
     batch = 2 * WINDOWS * read + max((sum(map(held_moments, block)) for block in blocks), default=0)
     rounding = max(map(held, layers), default=0) if quantizer != "rtn" else 0
     rows = tokens * read if quantizer != "rtn" else 0
     if fits_here(whole):
         found, block = found + LOGITS + whole, 0
     else:
-        found, block = found + LOGITS + FLOAT * ends, FLOAT * largest
+        found, block = found + LOGITS + ends, largest
     if quantizer != "learn":  # error feedback reads a block's weights again, when the block is gone
         return found + rows + max(block + batch, rounding)
     hidden = max((layer.shape[-1] for layer in layers if layer.role in ("embedding", "head")), default=0)
     heads = max((LEARNED * layer.size for layer in layers if layer.role == "head" and learns_head(layer)), default=0)
+    if not on_cpu():  # a quantized source's layers run as they are until they are learned
+        block += FLOAT * max((_weights([layer for layer in one if layer.stored]) for one in blocks), default=0)
     learning = block + max([rows + max(batch, rounding), *(_learned(one, turns) for one in blocks)])
     return found + 4 * FLOAT * tokens * hidden + max(learning, heads)  # the head comes last
 
@@ -81,6 +91,13 @@ def _learned(block: list[Layer], turns: int) -> int:
     if turns == 1 or not stacks:
         return LEARNED * _weights(block)
     return FLOAT * stacks + LEARNED * (_weights(block) - stacks + -(-stacks // turns))
+
+
+def _held(layers: Sequence[Layer]) -> int:
+    """Bytes of weights as the model is run: float32 on a CPU, else as they are stored."""
+    if on_cpu():
+        return FLOAT * _weights(layers)
+    return sum(layer.bytes(layer.stored or KEEP) for layer in layers)
 
 
 def _weights(layers: Sequence[Layer]) -> int:

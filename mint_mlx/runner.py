@@ -20,7 +20,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.mla import MultiLinear
-from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
+from mlx_lm.models.switch_layers import SwitchGLU, SwitchLinear, SwitchMLP
 
 from . import mlxlm
 from .cpu import GroupedSwitchLinear, fast_math, keep_freed_memory, on_cpu
@@ -190,12 +190,13 @@ def _is_float(array: mx.array) -> bool:
 
 def _dense(module: Any) -> Any:
     """A quantized or switch layer as a dense float32 one; any other module as it is."""
+    switch = GroupedSwitchLinear if on_cpu() else SwitchLinear
     target = {
         "QuantizedLinear": nn.Linear,
         "QuantizedEmbedding": nn.Embedding,
         "QuantizedMultiLinear": MultiLinear,
-        "QuantizedSwitchLinear": GroupedSwitchLinear,
-        "SwitchLinear": GroupedSwitchLinear,
+        "QuantizedSwitchLinear": switch,
+        "SwitchLinear": switch,
         "Linear": nn.Linear,
         "Embedding": nn.Embedding,
         "MultiLinear": MultiLinear,

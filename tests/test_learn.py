@@ -214,12 +214,15 @@ def test_best_streamed_is_best(make: Maker, tmp_path: Path, monkeypatch: pytest.
         np.testing.assert_allclose(one, two, atol=0.1 * one.std())
 
 
+@pytest.mark.parametrize("stored", [None, "8bit-g32"])
 def test_best_takes_the_ways_of_a_gpu(
-    like_a_gpu: None, make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    like_a_gpu: None, make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str | None
 ) -> None:
     monkeypatch.setattr(learn, "STEPS", 6)
     monkeypatch.setattr("mint_mlx.refine.STEPS", 6)
-    folder = make(llama(1))
+    folder = make(llama(2))
+    if stored:
+        folder = pipeline.convert(str(folder), None, tmp_path / "stored", uniform=stored, smoke=False).path
     for effort in ("balanced", "best"):
         pipeline.convert(str(folder), "4bpw", tmp_path / effort, effort=effort, smoke=False)
     tokens = write_tokens(load_source(str(folder)), VOCAB, 512, seed=5)[0]
