@@ -19,6 +19,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
+from ..exponential import logsumexp
 from ..ldl import root
 from .pack import Codes
 
@@ -84,7 +85,7 @@ def divergence(out: mx.array, target: mx.array) -> mx.array:
 
     Both are logits, float32 (windows, tokens, vocabulary).
     """
-    ours, theirs = (x - mx.logsumexp(x, axis=-1, keepdims=True) for x in (out, target))
+    ours, theirs = (x - logsumexp(x) for x in (out, target))
     return mx.mean(mx.sum(mx.exp(theirs) * (theirs - ours), axis=-1))
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..cpu import exp, logsumexp
 from ..errors import MintError
+from ..exponential import exp, logsumexp
 from ..files import check_file, write_arrays
 from ..runner import Routing, Runner, forward
 from .protocol import Windows

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
-from ..cpu import exp, logsumexp
 from ..errors import MintError
+from ..exponential import exp, logsumexp
 from ..runner import Routing, Runner, forward
 from .protocol import Windows
 from .reference import Part, Progress, places, rest_mass, take

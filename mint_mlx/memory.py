@@ -95,7 +95,7 @@ def machine_limit() -> tuple[int, bool]:
 
 
 def room() -> int:
-    """Bytes that a conversion may hold on this machine: what the GPU may use where a driver says so, else all memory."""
+    """Bytes that a conversion may hold here: what the GPU may use where a driver says so, else all memory."""
     limit, measured = machine_limit()
     return limit if measured else machine_memory()
 

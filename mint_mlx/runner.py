@@ -23,8 +23,9 @@ from mlx_lm.models.mla import MultiLinear
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchLinear, SwitchMLP
 
 from . import mlxlm
-from .cpu import GroupedSwitchLinear, fast_math, keep_freed_memory, on_cpu
+from .cpu import GroupedSwitchLinear, keep_freed_memory, on_cpu
 from .errors import MintError
+from .exponential import fast_math
 from .memory import fits_here
 from .ranks import ranks
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from conftest import Maker, llama
 from conftest import qwen3_moe as moe
 
-from mint_mlx import cpu, runner
+from mint_mlx import cpu, exponential, runner
 
 
 @pytest.fixture(autouse=True)
@@ -40,14 +41,44 @@ def test_grouped_experts_equal_mlx_lm(is_sorted: bool, bias: bool) -> None:
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
 def test_blockwise_attention_equals_mlx(make: Maker, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "BLOCK", 16)
+    monkeypatch.setattr(exponential, "QUERIES", 16)
     q, k, v = (mx.random.normal((2, h, 50, 8), key=mx.random.key(i)) for i, h in enumerate((*heads, heads[1])))
     stock = mx.fast.scaled_dot_product_attention
-    with cpu.fast_math(runner.load_runner(make(llama(1))).model):
+    with exponential.fast_math(runner.load_runner(make(llama(1))).model):
         assert mx.fast.scaled_dot_product_attention is not stock
         found = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask="causal")
     assert mx.fast.scaled_dot_product_attention is stock
     np.testing.assert_allclose(np.array(found), np.array(stock(q, k, v, scale=0.3, mask="causal")), atol=1e-5)
+
+
+def gradients(function: Callable[..., mx.array], *arrays: mx.array) -> list[np.ndarray]:
+    """Of a sum of the outputs, each weighted in its own way."""
+    weights = mx.random.normal(function(*arrays).shape, key=mx.random.key(9))
+    return [np.array(a) for a in mx.vjp(function, list(arrays), [weights])[1]]
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+def test_gradients_of_attention_equal_mlx(heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exponential, "QUERIES", 16)
+    arrays = [mx.random.normal((2, h, 50, 8), key=mx.random.key(i)) for i, h in enumerate((*heads, heads[1]))]
+    stock = partial(mx.fast.scaled_dot_product_attention, scale=0.3, mask="causal")
+    ours = partial(exponential.causal_attention, scale=0.3)
+    for found, expected in zip(gradients(ours, *arrays), gradients(stock, *arrays), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_swiglu_and_logsumexp_equal_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_lm.models import activations
+
+    monkeypatch.setattr(exponential, "PART", 100)  # several parts, the last one shorter
+    x, gate = (mx.random.normal((3, 5, 40), key=mx.random.key(i)) * 5 for i in range(2))
+    for found, expected in zip(
+        gradients(exponential.swiglu, gate, x), gradients(activations.swiglu, gate, x), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    stock = partial(mx.logsumexp, axis=-1, keepdims=True)
+    np.testing.assert_allclose(np.array(exponential.logsumexp(x)), np.array(stock(x)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(gradients(exponential.logsumexp, x)[0], gradients(stock, x)[0], rtol=1e-5, atol=1e-5)
 
 
 def test_swiglu_equals_mlx_lm() -> None:
@@ -55,7 +86,7 @@ def test_swiglu_equals_mlx_lm() -> None:
 
     gate = mx.concatenate([mx.random.normal((50,), key=mx.random.key(0)) * 5, mx.array([-300.0, 300.0, 0.0])])
     x = mx.random.normal(gate.shape, key=mx.random.key(1))
-    np.testing.assert_allclose(np.array(cpu._swiglu(gate, x)), np.array(activations.swiglu(gate, x)), atol=1e-5)
+    np.testing.assert_allclose(np.array(exponential.swiglu(gate, x)), np.array(activations.swiglu(gate, x)), atol=1e-5)
 
 
 def test_mlx_lm_is_as_it_was_afterwards(make: Maker) -> None:
@@ -63,7 +94,7 @@ def test_mlx_lm_is_as_it_was_afterwards(make: Maker) -> None:
 
     stock = activations.swiglu
     model = runner.load_runner(make(moe(1))).model  # its experts are of cpu.py's own class by now
-    with cpu.fast_math(model):
-        assert switch_layers.swiglu is cpu._swiglu
-        cpu._swiglu(mx.ones(3, dtype=mx.bfloat16), mx.ones(3, dtype=mx.bfloat16))
+    with exponential.fast_math(model):
+        assert switch_layers.swiglu is exponential.swiglu
+        exponential.swiglu(mx.ones(3, dtype=mx.bfloat16), mx.ones(3, dtype=mx.bfloat16))
     assert switch_layers.swiglu is stock and qwen3_moe.swiglu is stock
