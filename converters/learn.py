@@ -111,17 +111,21 @@ def learn(
     latents, grids = _begin(block)
     best = {path: dict(grids[path], latent=latents[path]) for path in latents}
     best_loss = _total(block, latents, grids, valid, batch)
-    optimizers = [
-        optim.Adam(learning_rate=partial(_rate, first, steps), bias_correction=True) for first in (LATENT, GRID)
-    ]
-    slope = mx.value_and_grad(partial(_loss, block), argnums=(0, 1))
+    optimizers = {
+        path: [optim.Adam(learning_rate=partial(_rate, first, steps), bias_correction=True) for first in (LATENT, GRID)]
+        for path in latents
+    }
+    slope = mx.grad(partial(_loss, block))
     for step, windows in enumerate(batches(train, batch, steps, seed)):
         chosen = mx.array(windows)
-        _, (to_latents, to_grids) = slope(latents, grids, block.inputs[chosen], block.targets[chosen])
-        latents = optimizers[0].apply_gradients(to_latents, latents)
-        grids = optimizers[1].apply_gradients(to_grids, grids)
-        latents = {path: _bounded(latent, block.start[path]) for path, latent in latents.items()}
-        mx.eval(latents, grids, [o.state for o in optimizers])
+        to_weights = slope(_weights(block, latents, grids), block.inputs[chosen], block.targets[chosen])
+        for path, start in block.start.items():  # one after the other, so that only one has old and new moments
+            block.modules[path].weight = block.exact[path]  # lets go of what this step ran with
+            to_latent, to_grid = _pull_back(start, latents[path], grids[path], to_weights.pop(path))
+            for_latent, for_grid = optimizers[path]
+            stepped = for_latent.apply_gradients({"latent": to_latent}, {"latent": latents[path]})["latent"]
+            latents[path], grids[path] = _bounded(stepped, start), for_grid.apply_gradients(to_grid, grids[path])
+            mx.eval(latents[path], grids[path], for_latent.state, for_grid.state)
         progress(step + 1, steps)
         if (step + 1) % max(1, steps // CHECKS) == 0:
             loss = _total(block, latents, grids, valid, batch)
@@ -176,9 +180,13 @@ def moved(
     scales: mx.array, biases: mx.array, offsets: dict[str, mx.array], dtype: mx.Dtype
 ) -> tuple[mx.array, mx.array]:
     """Scales and biases, float32 (..., groups), after offsets in units of their size, rounded to `dtype`."""
-    size = mx.maximum(mx.abs(biases), mx.abs(scales))
-    scales, biases = scales * (1 + offsets["scales"]), biases + size * offsets["biases"]
+    scales, biases = scales * (1 + offsets["scales"]), biases + _size(scales, biases) * offsets["biases"]
     return _straight(scales, scales.astype(dtype)), _straight(biases, biases.astype(dtype))
+
+
+def _size(scales: mx.array, biases: mx.array) -> mx.array:
+    """What an offset of a bias is counted in."""
+    return mx.maximum(mx.abs(biases), mx.abs(scales))
 
 
 def _straight(value: mx.array, rounded: mx.array) -> mx.array:
@@ -195,26 +203,45 @@ def _bounded(latent: mx.array, start: Codes) -> mx.array:
     return mx.clip(latent, -0.5, 2**start.config.bits - 0.5)
 
 
-def _weight(latent: mx.array, grid: dict[str, mx.array], start: Codes) -> mx.array:
-    scales, biases = moved(*_grid(start), grid, start.scales.dtype)
-    codes = _by_group(_straight(latent, _codes(latent, start)), start)
-    return (codes * scales[..., None] + biases[..., None]).reshape(latent.shape)
-
-
-def _loss(block: Block, latents: dict[str, mx.array], grids: Params, inputs: mx.array, targets: mx.array) -> mx.array:
-    """The block's cost, with the layers' weights as the parameters say."""
+def _weights(block: Block, latents: dict[str, mx.array], grids: Params) -> dict[str, mx.array]:
+    """The layers' weights as the parameters say."""
+    weights = {}
     for path, latent in latents.items():
+        start = block.start[path]
+        scales, biases = moved(*_grid(start), grids[path], start.scales.dtype)
+        weight = _by_group(_codes(latent, start), start) * scales[..., None] + biases[..., None]
+        weights[path] = weight.reshape(latent.shape).astype(block.exact[path].dtype)
+    return weights
+
+
+def _pull_back(
+    start: Codes, latent: mx.array, offsets: dict[str, mx.array], grad: mx.array
+) -> tuple[mx.array, dict[str, mx.array]]:
+    """The gradients at a layer's latent codes and offsets from that at its weight; roundings pass them on.
+
+    Written out, as MLX's own would hold every step from the latent codes to the weight until it is back.
+    """
+    first, other = _grid(start)
+    scales, _ = moved(first, other, offsets, start.scales.dtype)
+    slope = _by_group(grad.astype(mx.float32), start)
+    to_scales = mx.sum(slope * _by_group(_codes(latent, start), start), axis=-1)
+    to_offsets = {"scales": to_scales * first, "biases": mx.sum(slope, axis=-1) * _size(first, other)}
+    return (slope * scales[..., None]).reshape(latent.shape), to_offsets
+
+
+def _loss(block: Block, weights: dict[str, mx.array], inputs: mx.array, targets: mx.array) -> mx.array:
+    """The block's cost with these weights."""
+    for path, weight in weights.items():
         module: Any = block.modules[path]
-        module.weight = _weight(latent, grids[path], block.start[path]).astype(block.exact[path].dtype)
+        module.weight = weight
     return block.cost(block.call(inputs), targets)
 
 
 def _total(block: Block, latents: dict[str, mx.array], grids: Params, windows: np.ndarray, batch: int) -> float:
-    total = 0.0
+    weights, total = _weights(block, latents, grids), 0.0
     for first in range(0, len(windows), batch):
         chosen = mx.array(windows[first : first + batch])
-        loss = _loss(block, latents, grids, block.inputs[chosen], block.targets[chosen])
-        total += float(loss) * len(chosen)
+        total += float(_loss(block, weights, block.inputs[chosen], block.targets[chosen])) * len(chosen)
     return total / len(windows)
 
 

@@ -195,13 +195,12 @@ def pull_back(step: Step, grad: mx.array, batch: int, visit: Visit, names: dict[
     parts = []
     for start in range(0, len(grad), batch):
         h, cotangent = step.args[0][start : start + batch], grad[start : start + batch]
-        parts.append(_with_taps(step.block, block, h, cotangent, names, start, h.shape[:2], visit))
+        parts.append(_with_taps(block, h, cotangent, names, start, h.shape[:2], visit))
         mx.clear_cache()
     return mx.concatenate(parts)
 
 
 def _with_taps(
-    model: nn.Module,
     function: Callable[[mx.array], mx.array],
     h: mx.array,
     cotangent: mx.array | None,
@@ -210,7 +209,7 @@ def _with_taps(
     shape: tuple[int, ...],
     visit: Visit,
 ) -> mx.array:
-    """The gradient of what runs a model at `h`, after each layer's rows were visited; no cotangent: of a loss."""
+    """The gradient at `h`, after every layer's rows were visited. Without a cotangent the function is a loss."""
     shapes: list[Seen] = []
     with watched(shapes, names):
         function(h)
@@ -223,8 +222,10 @@ def _with_taps(
             return function(h)
 
     try:
-        with fast_math(model):
-            _, grads = mx.vjp(tapped, [h, *taps], [mx.array(1.0) if cotangent is None else cotangent.astype(h.dtype)])
+        if cotangent is None:
+            _, grads = mx.vjp(tapped, [h, *taps], [mx.array(1.0)])
+        else:
+            _, grads = mx.vjp(tapped, [h, *taps], [cotangent.astype(h.dtype)])
         mx.eval(grads, [s.x for s in seen])
     except ValueError as error:  # an operation without a gradient
         raise NoChain(str(error).splitlines()[0]) from error
@@ -280,7 +281,7 @@ def _head_gradient(
             window, offset = np.divmod(rows.token, wide)
             visit(replace(rows, token=first + window * length + start + offset))
 
-        pieces.append(_with_taps(runner.model, loss, top[:, columns], None, names, 0, (len(tokens), wide), moved))
+        pieces.append(_with_taps(loss, top[:, columns], None, names, 0, (len(tokens), wide), moved))
         column = columns.stop
         step = max(1, LOGITS // (len(tokens) * _vocabulary(runner, tokens, top)))
     return mx.concatenate(pieces, axis=1)

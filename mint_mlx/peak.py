@@ -16,7 +16,8 @@ from .units import both
 BASE = 500_000_000  # Python, MLX, buffers that are read ahead
 FLOAT = 4  # bytes of a number, of weights on a CPU and of what is kept of activations everywhere
 LOGITS = 6 * FLOAT * 2**25  # arrays of logits, side by side while they are differentiated (runner.py cuts them)
-LEARNED = 36  # for each weight that is learned: it, its latent code, gradients and moments, some of them old and new
+LEARNED = 24  # for each weight that is learned: it, its latent code, the best so far, its gradient and moments
+MOVED = 18  # more for each of the layer that takes a step: its new latent code and moments stand beside the old ones
 WINDOWS = 2048  # tokens that go through a block at once
 
 
@@ -65,7 +66,8 @@ def _peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str, turns: 
     largest = max(map(_held, blocks), default=0)
     ends = _held([layer for layer in layers if layer.block is None])
     whole, read = _held(layers), FLOAT * max(map(_read, blocks), default=0)
-    batch = 2 * WINDOWS * read + max((sum(map(held_moments, block)) for block in blocks), default=0)
+    arrays = 4 * WINDOWS * read  # with their gradients
+    batch = arrays + max((sum(map(held_moments, block)) for block in blocks), default=0)
     rounding = max(map(held, layers), default=0) if quantizer != "rtn" else 0
     rows = tokens * read if quantizer != "rtn" else 0
     if fits_here(whole):
@@ -75,22 +77,22 @@ def _peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str, turns: 
     if quantizer != "learn":  # error feedback reads a block's weights again, when the block is gone
         return found + rows + max(block + batch, rounding)
     hidden = max((layer.shape[-1] for layer in layers if layer.role in ("embedding", "head")), default=0)
-    heads = max((LEARNED * layer.size for layer in layers if layer.role == "head" and learns_head(layer)), default=0)
+    heads = max((_learned([layer], 1) for layer in layers if layer.role == "head" and learns_head(layer)), default=0)
     if not on_cpu():  # a quantized source's layers run as they are until they are learned
         block += FLOAT * max((_weights([layer for layer in one if layer.stored]) for one in blocks), default=0)
-    learning = block + max([rows + max(batch, rounding), *(_learned(one, turns) for one in blocks)])
+    arrays *= 3 if on_cpu() else 1  # numpy's exponential has all of them held until a step is done
+    learning = block + max([rows + max(batch, rounding), *(arrays + _learned(one, turns) for one in blocks)])
     return found + 4 * FLOAT * tokens * hidden + max(learning, heads)  # the head comes last
 
 
 def _learned(block: list[Layer], turns: int) -> int:
-    """What learning takes beside a block's weights: LEARNED bytes for each.
+    """What learning takes beside a block's weights.
 
     Of the experts only a part is learned in a turn; all are held once more, as they are quantized.
     """
-    stacks = _weights([layer for layer in block if layer.kind == "experts"])
-    if turns == 1 or not stacks:
-        return LEARNED * _weights(block)
-    return FLOAT * stacks + LEARNED * (_weights(block) - stacks + -(-stacks // turns))
+    stacks = _weights([layer for layer in block if layer.kind == "experts"]) if turns > 1 else 0
+    sizes = [-(-layer.size // turns) if layer.kind == "experts" else layer.size for layer in block]
+    return FLOAT * stacks + LEARNED * sum(sizes) + MOVED * max(sizes, default=0)
 
 
 def _held(layers: Sequence[Layer]) -> int:
@@ -106,7 +108,7 @@ def _weights(layers: Sequence[Layer]) -> int:
 
 def learns_head(head: Layer) -> bool:
     """Whether a head is learned: where that fits in memory."""
-    return fits_here(LEARNED * head.size)
+    return fits_here(_learned([head], 1))
 
 
 def check_room(needed: int, advice: str) -> None:

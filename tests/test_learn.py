@@ -296,6 +296,18 @@ def test_what_cannot_be_refined(make: Maker, tmp_path: Path, kind: str) -> None:
         steps.refine_checkpoint(str(given), str(source), tmp_path / "out")
 
 
+def test_an_operation_without_a_gradient_is_named(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(make(llama(1)))
+    pipeline.convert(folder, uniform="4bit-g32", out=tmp_path / "made", smoke=False)
+    monkeypatch.setattr("mint_mlx.efforts.TOKENS", 256)
+    norm = nn.RMSNorm.__call__
+    stiff = lambda self, x: norm(self, x) + 0 * mx.linalg.qr(x[0], stream=mx.cpu)[1].sum()  # noqa: E731
+    monkeypatch.setattr(nn.RMSNorm, "__call__", stiff)
+    with pytest.raises(MintError, match=r"no gradient in MLX .*QRF"):
+        steps.refine_checkpoint(str(tmp_path / "made"), folder, tmp_path / "out", steps=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_divergence_is_that_of_all_tokens() -> None:
     """Where every token is among the source's best, nothing is lumped together."""
     rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from conftest import TOKENS, VOCAB, Maker, Notes, llama, qwen3_moe
 from mlx_lm.models.cache import make_prompt_cache
 from released import RELEASED, known
 
-from mint_mlx import memory, mlxlm, overview, peak, pipeline, steps
+from mint_mlx import memory, mlxlm, overview, peak, pipeline, refine, steps
 from mint_mlx.errors import MintError
 from mint_mlx.eval.bench.shapes import COMMON, qwen3_30b
 from mint_mlx.inputs import block_inputs
@@ -22,6 +22,7 @@ from mint_mlx.kvcache import PREFILL, cache_size
 from mint_mlx.layers import list_layers
 from mint_mlx.memory import GIB, RESERVE, Fit, Needs, fit, gpu_limit, needs, smallest_mac, workspace
 from mint_mlx.order import Request, place_order, prepare
+from mint_mlx.quant import KEEP
 from mint_mlx.sensitivity import measure
 
 CONTEXT = PREFILL + 700
@@ -219,6 +220,7 @@ def test_what_layers_read_is_all_counted(
 def test_a_gpu_holds_weights_as_they_are_stored(
     make: Maker, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(peak, "WINDOWS", 0)  # no activations
     source = prepare(str(make(llama(2)))).inventory
     pipeline.convert(str(make(llama(2))), None, tmp_path / "q", uniform="4bit-g64", smoke=False)
     quantized = prepare(str(tmp_path / "q")).inventory
@@ -230,6 +232,19 @@ def test_a_gpu_holds_weights_as_they_are_stored(
     assert on_a_gpu[0] - on_a_gpu[1] == pytest.approx((2 - 4.5 / 8) * size, rel=0.1)
     monkeypatch.setattr(memory, "machine_limit", lambda: (6 * GIB, True))
     assert memory.room() == 6 * GIB
+
+
+def test_what_refining_holds_is_all_counted(demo_model: Path, tmp_path: Path) -> None:
+    pipeline.convert(str(demo_model), uniform="4bit-g64", out=tmp_path / "made", smoke=False)
+    inventory = prepare(str(tmp_path / "made")).inventory
+    estimate = refine.refining(inventory, {layer.path: layer.stored or KEEP for layer in inventory.layers})
+    tokens = np.random.default_rng(0).integers(0, 256, (16, 256)).astype(np.int32)
+    ids = np.broadcast_to(np.arange(256, dtype=np.int32), (*tokens.shape, 256))
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    refine.refine(tmp_path / "made", refine.Targets(tokens, ids, np.full(ids.shape, -np.log(256), np.float32)), steps=1)
+    held = mx.get_peak_memory() - before
+    assert 0.5 * estimate < held < estimate
 
 
 def test_a_model_without_blocks_has_a_peak(make: Maker) -> None:
