@@ -14,8 +14,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..runner import wrapped_all
 from ..switch import rows_and_experts
+from ..wrapping import wrapped_all
 from .learn import Block, learn
 from .pack import Codes
 

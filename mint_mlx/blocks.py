@@ -25,13 +25,11 @@ from .runner import (
     layer_names,
     load_block,
     release_block,
-    returning,
     trunk_output,
     trunk_output_from,
-    wrapped,
-    wrapped_all,
 )
 from .taps import Rows, Seen, Visit, watched
+from .wrapping import returning, wrapped, wrapped_all
 
 
 class NoChain(Exception):

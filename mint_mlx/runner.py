@@ -9,7 +9,7 @@ for a moment. cpu.py, taps.py, blocks.py and converters/turns.py patch likewise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +28,8 @@ from .errors import MintError
 from .exponential import fast_math
 from .memory import fits_here
 from .ranks import ranks
+from .wrapping import Call, returning, wrapped, wrapped_all
 
-Call = Callable[..., Any]
 LOGITS = 1 << 25  # logits computed at once: 128 MiB in float32
 
 
@@ -257,15 +257,6 @@ def _head(runner: Runner, tokens: np.ndarray, rows: slice, hidden: mx.array) -> 
         step = max(1, LOGITS // (logits.shape[0] * logits.shape[-1]))  # known after the first position
 
 
-def returning(trunk: nn.Module, value: Any) -> Callable[[Call], Call]:
-    """A wrapper that makes one module return a value that is known already."""
-
-    def wrap(call: Call) -> Call:
-        return lambda self, *args, **kwargs: value if self is trunk else call(self, *args, **kwargs)
-
-    return wrap
-
-
 class _Trunk(Exception):
     """Carries the trunk's output out of the model's own forward pass."""
 
@@ -378,26 +369,4 @@ def _recorded(routing: Routing | None) -> Iterator[None]:
         return replaced
 
     with wrapped_all({SwitchGLU, SwitchMLP}, record):
-        yield
-
-
-@contextmanager
-def wrapped(kind: type, wrap: Callable[[Call], Call], method: str = "__call__") -> Iterator[None]:
-    """Replace a class's `__call__` (or another method) for a moment."""
-    call = getattr(kind, method)
-    setattr(kind, method, wrap(call))
-    try:
-        yield
-    finally:
-        setattr(kind, method, call)
-
-
-@contextmanager
-def wrapped_all(kinds: set[type], wrap: Callable[[Call], Call]) -> Iterator[None]:
-    """Replace the `__call__` of several classes for a moment."""
-    if not kinds:
-        yield
-        return
-    first, *rest = kinds
-    with wrapped(first, wrap), wrapped_all(set(rest), wrap):
         yield

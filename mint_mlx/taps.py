@@ -18,8 +18,8 @@ from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, SwitchLinear, SwitchMLP
 
 from .cpu import GroupedSwitchLinear
-from .runner import wrapped, wrapped_all
 from .switch import rows_and_experts
+from .wrapping import wrapped, wrapped_all
 
 LINEAR = (nn.Linear, nn.QuantizedLinear)
 EXPERTS = (SwitchLinear, GroupedSwitchLinear, QuantizedSwitchLinear)
