@@ -1,7 +1,6 @@
 """Prints the README's table of results from the files here: `python eval/results/table.py`.
 
-A row is a size that `best` (of SmolLM2: `balanced`) was built at; it takes what the model's other tables hold at that
-size as well.
+A row is a size that `best` was built at; it takes what the model's other tables hold at that size as well.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 from mint_mlx.eval.compare import SAME
 
 HERE = Path(__file__).parent
-MODELS = {"demo-moe": "best", "moe-22m": "best", "stories15m": "best", "SmolLM2": "balanced"}
+MODELS = ("demo-moe", "moe-22m", "stories15m", "SmolLM2")
 HEAD = ("model", "size", "bpw", "uniform", "MINT as published", "sees text", "fast", "balanced", "best")
 Row = dict[str, Any]
 
@@ -26,7 +25,7 @@ def sizes(model: str) -> Iterator[list[Row]]:
     found: dict[int, tuple[int, int]] = {}  # of a size that two tables have, the first's
     for index, table in enumerate(tables):
         for row in table:
-            if row["method"] == MODELS[model]:
+            if row["method"] == "best":
                 found.setdefault(row["bytes"], (row["group"], index))
     for size, index in sorted(found.values()):
         here = [row for row in tables[index] if row["group"] == size]
@@ -38,7 +37,7 @@ def sizes(model: str) -> Iterator[list[Row]]:
 
 def line(model: str, rows: list[Row]) -> str:
     """A size's line."""
-    level = next(row for row in rows if row["method"] == MODELS[model])
+    level = next(row for row in rows if row["method"] == "best")
     peers = [row for row in rows if row["kind"] == "peer"]
     kinds = (
         [row for row in peers if not row["sees_text"] and row["method"] != "mint"],
@@ -51,8 +50,7 @@ def line(model: str, rows: list[Row]) -> str:
         columns.append("-" if first is None else figure(first["kl"]) + f" ({first['method']})" * named)
     ours = {row["method"]: row["kl"] for row in rows if row["kind"] == "ours"}
     columns += [figure(ours[name]) if name in ours else "-" for name in ("fast", "balanced")]
-    lowest = min(row["kl"] for row in peers)
-    columns += [f"**{figure(ours['best'])}**", f"{ours['best'] / lowest:.2f}"] if "best" in ours else ["-", "-"]
+    columns += [f"**{figure(ours['best'])}**", f"{ours['best'] / min(row['kl'] for row in peers):.2f}"]
     return f"| {' | '.join(columns)} |"
 
 
