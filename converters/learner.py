@@ -15,8 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..blocks import Step, first_input, forward_blocks, logits_of, run
-from ..exponential import fast_math
+from ..blocks import Step, call_block, first_input, forward_blocks, logits_of, run
 from ..inputs import embedding_moments, head_inputs, weigh
 from ..layers import MLX_DTYPES, Layer
 from ..peak import learns_head, turns
@@ -128,7 +127,7 @@ class Learner:
             self._put(path, modules[path], packed[path])
         if start:
             block = Block(
-                call=partial(_call, step),
+                call=partial(call_block, step),
                 modules={path: modules[path] for path in start},
                 exact=exact,
                 start=start,
@@ -221,9 +220,3 @@ class Learner:
 
     def _file(self, block: int) -> Path:
         return self.work.folder / f"{SCRATCH}hidden-{block}.safetensors"
-
-
-def _call(step: Step, hidden: mx.array) -> mx.array:
-    with fast_math(step.block):
-        out: mx.array = step.block(hidden, *step.args[1:], **step.kwargs)
-    return out

@@ -22,15 +22,15 @@ def speed(folder: Path) -> dict[str, float]:
         model.set_dtype(mx.float32)  # gather_mm takes float32 only there
     prompt = mx.array(np.random.default_rng(0).integers(0, min(1000, tokenizer.vocab_size), PROMPT))
     prompts, decodes = [], []
-    for _ in range(RUNS + 1):  # the first one warms up
-        start = time.perf_counter()
-        first = 0.0
-        with wired_limit(model):  # as mlx-lm generates: without it a Mac may page a large model out
+    with wired_limit(model):  # as mlx-lm generates: without it a Mac may page a large model out
+        for _ in range(RUNS + 1):  # the first one warms up
+            start = time.perf_counter()
+            first = 0.0
             for count, _ in enumerate(generate_step(prompt, model, max_tokens=DECODE + 1)):
                 if count == 0:
                     first = time.perf_counter()
-        prompts.append(PROMPT / (first - start))
-        decodes.append(DECODE / (time.perf_counter() - first))
+            prompts.append(PROMPT / (first - start))
+            decodes.append(DECODE / (time.perf_counter() - first))
     return {
         "prompt_tokens_per_second": statistics.median(prompts[1:]),
         "decode_tokens_per_second": statistics.median(decodes[1:]),

@@ -153,6 +153,12 @@ def _is_large(value: Any, windows: int) -> bool:
     return value.ndim > 2 and value.shape[0] == windows > 1
 
 
+def call_block(step: Step, hidden: mx.array) -> Any:
+    """What a block returns for some windows of its input; its weights are here."""
+    with fast_math(step.block):
+        return step.block(hidden, *step.args[1:], **step.kwargs)
+
+
 def run(step: Step, batch: int, visit: Visit | None = None, names: dict[int, str] | None = None) -> mx.array:
     """A block's output for all windows, `batch` at once.
 
@@ -165,8 +171,8 @@ def run(step: Step, batch: int, visit: Visit | None = None, names: dict[int, str
     parts = []
     for start in range(0, len(step.args[0]), batch):
         seen: list[Seen] = []
-        with watched(seen, names or {}), fast_math(step.block):
-            out = step.block(step.args[0][start : start + batch], *step.args[1:], **step.kwargs)
+        with watched(seen, names or {}):
+            out = call_block(step, step.args[0][start : start + batch])
         if not isinstance(out, mx.array):
             raise NoChain(f"block {step.index} returns more than one array")
         mx.eval(out, [s.x for s in seen])
