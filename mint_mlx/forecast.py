@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import efforts, lowdisk
+from . import efforts, lowdisk, walked
 from .allocate import above_floor, list_candidates, size_range
 from .cache import cached_sensitivity
 from .converters.quantizers import NEEDS_INPUTS
@@ -43,7 +43,7 @@ class DryRun:
 
     Which layer gets what is `settled` once the model is `profiled` and, where the objective needs one, its sensitivity
     is measured; until then `bytes` may be a little more or less, within the budget. They are `assumed` of the smallest
-    size before any weight is read.
+    size before any weight is read. What is `spilled` to the temporary folder goes when the sensitivity is measured.
     """
 
     bytes: int
@@ -54,6 +54,7 @@ class DryRun:
     active_bytes_ratio: float
     download: int
     disk: int
+    spilled: int
     memory: int
     seconds: dict[str, float]
     profiled: bool
@@ -90,6 +91,7 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
         active_bytes_ratio=active_ratio(job.inventory, plan.choice),
         download=download,
         disk=total + room,
+        spilled=_spilled(order),
         memory=order.peak,
         seconds=_stage_seconds(order, total, needs_profile) | _look_seconds(order),
         profiled=known is not None,
@@ -97,6 +99,15 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
         or (known is not None and (order.objective not in NEEDS_SENSITIVITY or weights is not None)),
     )
     return plan, run
+
+
+def _spilled(order: Order) -> int:
+    """Bytes of block inputs that wait on disk while a sensitivity is measured."""
+    if not order.runs or known_sensitivity(order) is not None:
+        return 0
+    inventory = order.job.inventory
+    hidden = max((layer.shape[-1] for layer in inventory.layers if layer.role == "embedding"), default=0)
+    return walked.needed(inventory.blocks, order.tokens * hidden)
 
 
 def _stage_seconds(order: Order, total: int, needs_profile: bool) -> dict[str, float]:
@@ -201,7 +212,7 @@ def dry_lines(job: Job, plan: Plan, run: DryRun) -> list[str]:
         f"read a token  {both(run.active_bytes)}, {run.active_bytes_ratio:.2f}x of uniform 4bit-g64"
         + (" (k of E experts)" if experts else ""),
         f"download      {both(run.download) if run.download else 'nothing'}",
-        f"disk          {both(run.disk)}",
+        f"disk          {both(run.disk)}" + (f", for a time {both(run.spilled)} in --work-dir" if run.spilled else ""),
         f"memory        about {both(run.memory)} at the peak",
         "time          " + ", ".join(f"{stage} about {duration(s)}" for stage, s in run.seconds.items()),
     ]

@@ -133,7 +133,8 @@ def measure(
         for step, out, _ in forward_blocks(runner, tokens, batch, known=lambda i: walked.hidden(folder, i + 1)):
             progress(f"block {step.index} forward", step.index, 2 * depth)
             if step.index == 0:  # what each block reads, in float32
-                check_space(folder, (depth + 1) * 4 * out.size - walked.spent(folder), "give --work-dir another folder")
+                spill = walked.needed(depth, out.size) - walked.spent(folder)
+                check_space(folder, spill, "give --work-dir another folder")
             for index, array in ((step.index, step.args[0]), (step.index + 1, out)):
                 if not walked.has_hidden(folder, index):
                     walked.keep_hidden(folder, index, _numpy(array))

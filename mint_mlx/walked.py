@@ -94,6 +94,11 @@ def has_hidden(folder: Path, index: int) -> bool:
     return (folder / f"hidden-{index}.npy").is_file()
 
 
+def needed(blocks: int, numbers: int) -> int:
+    """Bytes of what all blocks read and the last returns, each so many numbers."""
+    return (blocks + 1) * 4 * numbers
+
+
 def spent(folder: Path) -> int:
     """Bytes of what the blocks read that are there already."""
     return sum(file.stat().st_size for file in folder.glob("hidden-*.npy"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import DEFAULT, TOKENS, Maker, Notes, llama, qwen3_moe
 
-from mint_mlx import efforts, forecast, measured, overview, pipeline, refine, runner, steps
+from mint_mlx import efforts, forecast, measured, overview, pipeline, refine, runner, sensitivity, steps
 from mint_mlx.errors import MintError, UsageError
 from mint_mlx.inputs import Moments
 from mint_mlx.order import Request, place_order, prepare
@@ -57,6 +57,16 @@ def test_what_is_said_before_a_sensitivity_is_what_comes_after_it(demo_model: Pa
         assert forecast.dry_run(fixed)[1].settled and "Gaussian" not in str(forecast.dry_lines(fixed.job, made, said))
     sizes = overview.size_table(Request(str(demo_model), effort="balanced"))[1]
     assert sizes[0].bytes < 880_000
+
+
+def test_a_dry_run_says_what_is_spilled(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, needed = str(make(qwen3_moe(2, 4))), []
+    monkeypatch.setattr(sensitivity, "check_space", lambda folder, size, instead: needed.append(size))
+    request = Request(source, "5bpw", out=tmp_path / "out", effort="balanced", tokens=1024, force=True)
+    before = forecast.dry_run(place_order(request))[1].spilled
+    pipeline.carry_out(place_order(request), smoke=False)
+    assert needed == [before] and before > 0
+    assert forecast.dry_run(place_order(request))[1].spilled == 0
 
 
 @pytest.mark.parametrize("tokens", [-5, 256, 1023])
