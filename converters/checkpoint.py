@@ -22,7 +22,7 @@ from ..files import PARTIAL, PLAN_FILE, REFINED_FILE, check_space, put_in_place,
 from ..hub import SMALL_FILES
 from ..kept import KEPT
 from ..layers import Inventory, Layer
-from ..layout import TensorSpec
+from ..layout import Layout, TensorSpec
 from ..load import Source
 from ..lowdisk import Waves, at_once
 from ..parts import PROCESSOR_FILES, has_mtp, text_only, without_mtp
@@ -87,16 +87,10 @@ def write(
     """
     report, group = report or Silent(), ranks()
     layout = plan.layout(inventory)
-    units = dict(inventory.units(plan.choice))
     work = work_folder(target)
-    present = sum(f.stat().st_blocks * 512 for f in work.glob("model*.safetensors*")) if work.is_dir() else 0
-    beside = 50_000_000
-    if own is not None and plan.quantizer == "learn":  # two hidden states, and a shard's copy when it is refined
-        wide = max(layer.shape[-1] for layer in inventory.layers if layer.role == "embedding")
-        beside += 2 * 4 * own[0].size * wide + max(layout.sizes)
     if group.first:
         check_work(work)
-        check_space(target.absolute().parent, max(0, layout.total + beside - present))
+        check_space(target.absolute().parent, _room(inventory, plan, layout, own, work))
     identity = {
         "source": source.fingerprint,
         "quantizer": plan.quantizer,
@@ -104,36 +98,19 @@ def write(
         "inputs": digest(own) if own is not None else None,
         "choice": {path: str(config) for path, config in plan.choice.items()},
     }
-    layers = {layer.path: layer for layer in inventory.layers}
     config_text = _config_text(source, inventory, plan)
     with tempfile.TemporaryDirectory(prefix="mint-mlx-") as folder:
         rehearse(Path(folder), config_text, plan, inventory, layout)
     report.stage("convert")
-    with Writer(work, layout, units, identity, force, group) as writer:
+    with Writer(work, layout, dict(inventory.units(plan.choice)), identity, force, group) as writer:
         learned = work / f"{SCRATCH}refined.safetensors"  # there once all layers were written and refined
         if group.first and not writer.intact:  # the machine crashed: what was refined is no longer there
             learned.unlink(missing_ok=True)
-        todo = [] if learned.is_file() else [path for path in inventory.order if path not in writer.done]
-        mine = group.share({path: sum(spec.nbytes for spec in units[path]) for path in todo})
-        todo = [path for path in todo if path in mine]
-        quantize = find_quantizer(plan.quantizer)(Work(source, inventory, plan.choice, work, own, report.detail))
-        step = count()
-        for wave in waves(todo):
-            by_row = _by_row(source, plan, [layers[name] for name in wave if name in layers], units)
-            for name, place in by_row.items():
-                report.step(name, next(step), len(todo))
-                writer.put(name, rowwise.pieces(source, place, layers[name], plan.choice[name], allow_nonfinite))
-                mx.clear_cache()
-            others = [name for name in wave if name not in by_row]
-            for name, tensors in stream(source, inventory, others, allow_nonfinite):
-                report.step(name, next(step), len(todo))
-                config = plan.choice.get(name)
-                if config is not None and config != layers[name].stored:
-                    tensors = _requantized(layers[name], tensors, config, quantize)
-                writer.put(name, [tensors])
-        report.step("", len(todo), len(todo))
-        del quantize  # it holds the source's model
-        mx.clear_cache()
+        if not learned.is_file():
+            quantize = find_quantizer(plan.quantizer)(Work(source, inventory, plan.choice, work, own, report.detail))
+            _write_layers(source, inventory, plan, writer, quantize, report, allow_nonfinite, waves)
+            del quantize  # it holds the source's model
+            mx.clear_cache()
         writer.finish()
         if not group.first:
             group.wait()
@@ -144,26 +121,71 @@ def write(
         for name, save in (kept or {}).items():
             save(work / name)
         (work / PLAN_FILE).write_text(plan_text(plan, inventory), encoding="utf-8")
-        (work / "README.md").write_text(
-            model_card(plan, inventory, layout.total, source.path, called or target.name), encoding="utf-8"
-        )
+        card = model_card(plan, inventory, layout.total, source.path, called or target.name)
+        (work / "README.md").write_text(card, encoding="utf-8")
         (work / "config.json").write_text(config_text, encoding="utf-8")
         verify(work, plan, inventory, layout)
         if refine is not None:
             refine(work, learned)
             verify(work, plan, inventory, layout)
-        sentence = None
-        if smoke:
-            report.stage("generate")
-            sentence = mlxlm.generate_sentence(work) or None
-            if sentence is None:
-                report.note("mlx-lm has parts of this model for Metal only: no sentence is generated here")
+        sentence = _sentence(work, report) if smoke else None
         for path in (*work.glob(f"{SCRATCH}*"), *work.glob(f".*{PARTIAL}*")):  # the latter of a run that was killed
             path.unlink()
         put_in_place(work, target, force)
         for path in (*target.glob(f"*{JOURNAL}"), target / LOCK):  # kept until now: without them it is a stranger's
             path.unlink()
         group.wait()
+    return sentence
+
+
+def _room(inventory: Inventory, plan: Plan, layout: Layout, own: Own | None, work: Path) -> int:
+    """Bytes that the disk must still have beside what unfinished work there has written."""
+    present = sum(f.stat().st_blocks * 512 for f in work.glob("model*.safetensors*")) if work.is_dir() else 0
+    beside = 50_000_000
+    if own is not None and plan.quantizer == "learn":  # two hidden states, and a shard's copy when it is refined
+        wide = max(layer.shape[-1] for layer in inventory.layers if layer.role == "embedding")
+        beside += 2 * 4 * own[0].size * wide + max(layout.sizes)
+    return max(0, layout.total + beside - present)
+
+
+def _write_layers(
+    source: Source,
+    inventory: Inventory,
+    plan: Plan,
+    writer: Writer,
+    quantize: Quantizer,
+    report: Report,
+    allow_nonfinite: bool,
+    waves: Waves,
+) -> None:
+    """Quantize and write what of this rank's share isn't written yet."""
+    layers, units = {layer.path: layer for layer in inventory.layers}, writer.units
+    todo = [path for path in inventory.order if path not in writer.done]
+    mine = ranks().share({path: sum(spec.nbytes for spec in units[path]) for path in todo})
+    todo = [path for path in todo if path in mine]
+    step = count()
+    for wave in waves(todo):
+        by_row = _by_row(source, plan, [layers[name] for name in wave if name in layers], units)
+        for name, place in by_row.items():
+            report.step(name, next(step), len(todo))
+            writer.put(name, rowwise.pieces(source, place, layers[name], plan.choice[name], allow_nonfinite))
+            mx.clear_cache()
+        others = [name for name in wave if name not in by_row]
+        for name, tensors in stream(source, inventory, others, allow_nonfinite):
+            report.step(name, next(step), len(todo))
+            config = plan.choice.get(name)
+            if config is not None and config != layers[name].stored:
+                tensors = _requantized(layers[name], tensors, config, quantize)
+            writer.put(name, [tensors])
+    report.step("", len(todo), len(todo))
+
+
+def _sentence(work: Path, report: Report) -> str | None:
+    """What the result writes, where its model runs here."""
+    report.stage("generate")
+    sentence = mlxlm.generate_sentence(work) or None
+    if sentence is None:
+        report.note("mlx-lm has parts of this model for Metal only: no sentence is generated here")
     return sentence
 
 
