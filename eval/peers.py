@@ -25,6 +25,7 @@ from ..allocate import uniform
 from ..config import stated_dtype
 from ..converters import checkpoint
 from ..converters.sources import read_layout
+from ..cpu import dense_products
 from ..errors import MintError
 from ..layers import Inventory
 from ..layout import weight_tensors
@@ -39,6 +40,7 @@ CALIBRATED = ("gptq", "gptq-guarded", "feedback", "awq", "dwq", "dynamic_quant")
 NEAR = 0.55  # bits per weight around a budget in which uniform sizes are taken
 CALIBRATION = 65_536  # tokens of the baseline text at most
 DWQ_RATES = (1e-6, 1e-5, 1e-4, 1e-3)
+DWQ_PASSES = 5  # over the text, at most: as many steps and tokens as mlx-lm takes by itself, or `best` does
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def make_peers(name: str, source: Source, inventory: Inventory, budget: int, tex
         return [Peer(name, True, partial(_awq, source, config, text), str(config))]
     if name == "dwq":
         config = nearest(uniform_sizes(inventory, tuple(b for b in AFFINE_BITS if b < 8), AFFINE_GROUPS), budget)
-        return [Peer(name, True, partial(_dwq, source, config, text), str(config))]
+        return [Peer(name, True, partial(_dwq, source, config, text), f"{config}, up to {DWQ_PASSES} passes")]
     if name == "dynamic_quant":
         low = max((b for b in AFFINE_BITS if b + 0.7 <= bits_per_weight), default=2)
         high = min(b for b in AFFINE_BITS if b >= min(low + 2, 8))
@@ -237,7 +239,7 @@ def _awq(source: Source, config: QuantConfig, text: str, out: Path) -> None:
         raise MintError(f"mlx-lm's awq has no settings for {source.config['model_type']}")
     model = _load(source)
     data = mx.array(calibration(source, text))
-    with _quiet():
+    with _quiet(), dense_products():
         awq_quantize(
             model,
             data,
@@ -274,7 +276,7 @@ def _dynamic(source: Source, low: int, high: int, target: float, text: str, out:
 
 
 def _dwq(source: Source, config: QuantConfig, text: str, out: Path) -> None:
-    """DWQ at the best of several learning rates, chosen on a part of the baseline text that it isn't trained on."""
+    """DWQ at the best of several learning rates, then on as long as that helps, by a part of the text held out."""
     from mlx_lm.utils import quantize_model
 
     windows = calibration(source, text, 256)
@@ -283,15 +285,22 @@ def _dwq(source: Source, config: QuantConfig, text: str, out: Path) -> None:
     teacher = _load(source)
     with _quiet():
         start, full = quantize_model(open_model(source), dict(source.config), config.group_size, config.bits)
-    best: tuple[float, Any] | None = None
-    for rate in DWQ_RATES:
-        student = copy.deepcopy(start)
-        loss = _distil(student, teacher, train, valid, rate)
-        if np.isfinite(loss) and (best is None or loss < best[0]):
-            best = (loss, student)
+
+    def after(student: Any, rate: float) -> tuple[float, Any]:
+        """The loss on what is held out, and the student, once it has seen the text (again)."""
+        student = copy.deepcopy(student)
+        return _distil(student, teacher, train, valid, rate), student
+
+    tried = [(*after(start, rate), rate) for rate in DWQ_RATES]
+    loss, best, rate = min((t for t in tried if np.isfinite(t[0])), key=lambda t: t[0], default=(np.inf, None, 0.0))
     if best is None:
         raise MintError("mlx-lm's dwq diverged at every learning rate")
-    _save(source, out, best[1], full["quantization"])
+    for _ in range(DWQ_PASSES - 1):
+        now, student = after(best, rate)
+        if not now < loss:
+            break
+        loss, best = now, student
+    _save(source, out, best, full["quantization"])
 
 
 def _distil(student: Any, teacher: Any, train: list[Any], valid: list[Any], rate: float) -> float:
@@ -302,7 +311,7 @@ def _distil(student: Any, teacher: Any, train: list[Any], valid: list[Any], rate
 
     kind = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
     student.set_dtype(kind)
-    with _quiet():
+    with _quiet(), dense_products():
         dwq_quantize(
             student,
             lambda batch, index, split: teacher(batch),
@@ -314,9 +323,11 @@ def _distil(student: Any, teacher: Any, train: list[Any], valid: list[Any], rate
             seed=0,
             dtype=kind,
         )
-    tokens = mx.array([tokens for tokens, _ in valid])
-    loss = mx.mean(kl_div_loss(student(tokens).astype(mx.float32), teacher(tokens).astype(mx.float32)))
-    return float(loss)
+        losses = []
+        for tokens, _ in valid:
+            ours, theirs = (model(mx.array([tokens])).astype(mx.float32) for model in (student, teacher))
+            losses.append(mx.mean(kl_div_loss(ours, theirs)).item())
+    return float(np.mean(losses))
 
 
 def stored_bytes(folder: Path) -> int:

@@ -1,17 +1,21 @@
-"""What MLX's CPU backend on Linux needs: experts with dense products, as its `gather_mm` multiplies row by row."""
+"""What MLX's CPU backend on Linux needs: dense products in place of quantized ones, and of `gather_mm`'s row by row."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from .switch import rows_and_experts
+from .wrapping import Call, wrapped
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
@@ -31,6 +35,48 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+@contextmanager
+def dense_products() -> Iterator[None]:
+    """Let MLX's quantized products dequantize and multiply, on a CPU, for a moment.
+
+    The same but for rounding, gradients of scales and biases too, and 20 times as fast (a head of 32,000 by 288).
+    """
+    if not on_cpu():
+        yield
+        return
+
+    def linear(_: Call) -> Call:
+        def product(
+            x: mx.array, w: mx.array, scales: mx.array, biases: mx.array | None, transpose: bool, **how: Any
+        ) -> mx.array:
+            weight = mx.dequantize(w, scales, biases, **how)
+            return x @ (weight.T if transpose else weight)
+
+        return product
+
+    def experts(_: Call) -> Call:
+        def product(
+            x: mx.array,
+            w: mx.array,
+            scales: mx.array,
+            biases: mx.array | None,
+            *,
+            rhs_indices: mx.array,
+            transpose: bool,
+            sorted_indices: bool = False,
+            global_scale: mx.array | None = None,
+            **how: Any,
+        ) -> mx.array:
+            weight = mx.dequantize(w, scales, biases, **how)
+            weight = weight.swapaxes(-1, -2) if transpose else weight
+            return mx.gather_mm(x, weight, rhs_indices=rhs_indices, sorted_indices=sorted_indices)
+
+        return product
+
+    with wrapped(mx, linear, "quantized_matmul"), wrapped(mx, experts, "gather_qmm"):
+        yield
 
 
 class GroupedSwitchLinear(SwitchLinear):

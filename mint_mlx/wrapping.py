@@ -12,8 +12,8 @@ Call = Callable[..., Any]
 
 
 @contextmanager
-def wrapped(kind: type, wrap: Callable[[Call], Call], method: str = "__call__") -> Iterator[None]:
-    """Replace a class's `__call__` (or another method) for a moment."""
+def wrapped(kind: Any, wrap: Callable[[Call], Call], method: str = "__call__") -> Iterator[None]:
+    """Replace a class's `__call__` (or another method, or a function of a Python module) for a moment."""
     call = getattr(kind, method)
     setattr(kind, method, wrap(call))
     try:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import Maker, llama
@@ -98,3 +99,26 @@ def test_mlx_lm_is_as_it_was_afterwards(make: Maker) -> None:
         assert switch_layers.swiglu is exponential.swiglu
         exponential.swiglu(mx.ones(3, dtype=mx.bfloat16), mx.ones(3, dtype=mx.bfloat16))
     assert switch_layers.swiglu is stock and qwen3_moe.swiglu is stock
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4"])
+def test_dense_products_equal_quantized_ones(mode: str) -> None:
+    """Those of linear layers, experts and embeddings as heads, and their gradients."""
+    from mlx_lm.models.switch_layers import SwitchLinear
+
+    layers = [m.to_quantized(32, 4, mode=mode) for m in (nn.Linear(32, 8), SwitchLinear(32, 8, 4), nn.Embedding(8, 32))]
+    x = mx.random.normal((5, 1, 32), key=mx.random.key(0))
+
+    def outputs(scale: mx.array) -> mx.array:
+        linear, experts, embedding = layers
+        y = [linear(x * scale), experts(x * scale, mx.array([[0], [3], [1], [0], [2]])), embedding.as_linear(x * scale)]
+        return mx.concatenate([a.flatten() for a in y])
+
+    stock = mx.quantized_matmul
+    before = [np.array(outputs(mx.array(1.0))), *gradients(outputs, mx.array(1.0))]
+    with cpu.dense_products():
+        assert mx.quantized_matmul is not stock
+        after = [np.array(outputs(mx.array(1.0))), *gradients(outputs, mx.array(1.0))]
+    assert mx.quantized_matmul is stock
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
