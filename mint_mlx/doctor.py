@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -75,7 +76,7 @@ def examine(model: str) -> Examination:
     layers = tuple(layer for layer in inventory.layers if not loaded or f"{layer.path}.weight" in loaded)
     inventory = replace(inventory, layers=layers)  # (Gemma 3's class has a head that loading takes away)
     inventory = with_towers(inventory, find_beside(headers.values(), config, inventory).towers)
-    stay, damaged = _meant_to_stay(folder)
+    stay, damaged = _meant_to_stay(_plan_of(folder, found))
     wrong = [*_config_findings(config, inventory), *_tensor_findings(config, inventory, tensors, stay)]
     if refusal and not wrong:
         wrong.append(Finding("files", f"mlx-lm cannot load them: {refusal}"))
@@ -102,10 +103,17 @@ def _file_findings(folder: Path, headers: dict[str, dict[str, TensorInfo]]) -> I
         yield Finding("files", "there is no tokenizer")
 
 
-def _meant_to_stay(folder: Path) -> tuple[set[str], list[Finding]]:
+def _plan_of(folder: Path, model: Path | hub.RepoId) -> Path | None:
+    """Our own plan of a checkpoint, if it has one. What another program downloaded lacks it."""
+    if isinstance(model, hub.RepoId) and not (folder / PLAN_FILE).is_file():
+        with suppress(hub.NotKept, FileNotFoundError):  # none there, or no network
+            return hub.download_file(model, PLAN_FILE)
+    return folder / PLAN_FILE if (folder / PLAN_FILE).is_file() else None
+
+
+def _meant_to_stay(path: Path | None) -> tuple[set[str], list[Finding]]:
     """Layers that our own plan keeps unquantized on purpose, and what is wrong with that plan."""
-    path = folder / PLAN_FILE
-    if not path.is_file():
+    if path is None:
         return set(), []
     try:
         return {layer for layer, config in read_plan(path).choice.items() if not config.quantized}, []

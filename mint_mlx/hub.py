@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MintError
+from .files import PLAN_FILE
 from .headers import INDEX, parse_header, read_header, read_index
 from .mlxlm import has_tokenizer
 
@@ -32,6 +33,7 @@ SMALL_FILES = [
     "LICENSE*",
     "NOTICE*",
     "README.md",
+    PLAN_FILE,
 ]
 WEIGHTS = ["model*.safetensors"]
 REPLACED = (*WEIGHTS, INDEX, "mint-*")  # of a repository's files, what an upload takes away unless it brings it anew
@@ -139,7 +141,7 @@ def headers(repo: RepoId) -> tuple[Path, str, dict[str, str], int]:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     siblings = {s.rfilename: s for s in info.siblings or []}
     for name in siblings:
-        if "/" not in name and Path(name).suffix in _TEXTS and name != INDEX:
+        if "/" not in name and (Path(name).suffix in _TEXTS or name == PLAN_FILE) and name != INDEX:
             local = hf_hub_download(repo.name, name, revision=commit)
             shutil.copyfile(local, folder / name)
     shards = [name for name in siblings if re.fullmatch(r"model[^/]*\.safetensors", name)]

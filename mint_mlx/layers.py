@@ -193,7 +193,8 @@ def list_layers(model: Any, config: dict[str, Any]) -> Inventory:
             layer = replace(layer, reads=_experts_read(model, config, path, layer.shape[0]))
         layers.append(_guard(layer, predicate(path, module) if predicate else True))
     if not any(layer.role == "head" for layer in layers):  # tied: the embedding is the head, read whole
-        layers = [replace(layer, reads=1.0) if layer.role == "embedding" else layer for layer in layers]
+        tied = next((layer for layer in layers if layer.role == "embedding"), None)  # others: of positions, of blocks
+        layers = [replace(layer, reads=1.0) if layer is tied else layer for layer in layers]
     others = {owner: tuple(specs.values()) for owner, specs in owned.items() if owner not in found}
     return Inventory(tuple(layers), others, tuple(owned))
 

@@ -347,6 +347,19 @@ def test_a_repository_lends_what_it_keeps(hub: FakeHub, tmp_path: Path) -> None:
     assert offline.returncode == 1 and "holds no" not in offline.stderr and "Traceback" not in offline.stderr
 
 
+def test_the_doctor_knows_what_our_own_plan_keeps(hub: FakeHub, tmp_path: Path) -> None:
+    """Also where another program downloaded all but the plan."""
+    made = pipeline.convert(str(hub.folder), "12bpw", tmp_path / "made", effort="fast", smoke=False)
+    assert any(not config.quantized for config in made.plan.choice.values())
+    hub.folder = tmp_path / "made"
+    first = hub.run("doctor", "org/tiny")
+    shutil.rmtree(hub.home / "hub")
+    (hub.fill_cache() / "mint-plan.yaml").unlink()
+    second = hub.run("doctor", "org/tiny")
+    for found in (first, second):
+        assert "nothing is wrong" in found.stdout, found.stdout + found.stderr
+
+
 def test_low_disk_has_a_shard_or_two_at_a_time_and_writes_the_same(hub: FakeHub, make: Maker, tmp_path: Path) -> None:
     """Shard by shard, fast (two downloads) and with a plan (one); nothing of them stays, and the bytes are the same."""
     whole, low, planned = (tmp_path / name for name in ("whole", "low", "planned"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 from conftest import Maker, llama, mixtral, qwen3_moe
+from families import write_family
 
 from mint_mlx.layers import Inventory, Layer, list_layers
 from mint_mlx.load import load_source, open_model
@@ -48,6 +49,17 @@ def test_a_router_is_never_below_8_bits_even_where_its_class_does_not_care(make:
 def test_a_gate_whose_outputs_are_not_a_multiple_of_8_stays(make: Maker) -> None:
     router = by_path(inventory(make(mixtral(1, experts=6))))["model.layers.0.block_sparse_moe.gate"]
     assert router.keep and router.objection(QuantConfig(8, 64)) and not router.objection(KEEP)
+
+
+def test_only_the_embedding_of_tokens_is_a_tied_head(tmp_path: Path) -> None:
+    """Not one of positions, nor a table for every block."""
+    per_block = {"hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 96, "tie_word_embeddings": True}
+    for family, more in (("gpt2", {}), ("gemma4_text", per_block)):
+        layers = inventory(write_family(tmp_path / family, family, **more)).layers
+        reads = {layer.path.rpartition(".")[2]: layer.reads for layer in layers if layer.role == "embedding"}
+        first, second = reads
+        assert (first, second) in (("wte", "wpe"), ("embed_tokens", "embed_tokens_per_layer"))
+        assert reads[first] == 1 and reads[second] < 0.1
 
 
 def test_a_tied_embedding_is_the_head_and_counts_once(make: Maker) -> None:
