@@ -18,6 +18,7 @@ from .allocate import Override, apply_overrides, check_feasible, list_candidates
 from .efforts import EFFORTS, Effort, check_tokens, effort_name
 from .errors import MintError, UsageError
 from .files import PLAN_FILE, check_target
+from .hub import NotKept
 from .kept import SENSITIVITY_FILE, find_kept
 from .layers import Inventory, list_layers
 from .load import Source, load_source, open_model
@@ -215,8 +216,8 @@ def _read(request: Request) -> _Asked:
     given = request.plan
     if given is not None and not isinstance(given, Plan):
         given = read_plan(find_kept(given, PLAN_FILE))
-    if given is not None and given.effort in EFFORTS:
-        effort = EFFORTS[given.effort]
+    if given is not None:
+        effort = EFFORTS[effort_name(given.effort)]
     quantizer = request.quantizer or (given.quantizer if given else "rtn" if config else effort.quantizer)
     find_quantizer(quantizer)
     if quantizer == "learn" and ranks().size > 1:
@@ -331,9 +332,13 @@ def _fixed(asked: _Asked, request: Request, job: Job, forced: dict[str, QuantCon
 def _given_sensitivity(
     request: Request, source: Source, objective: str | None, quantizer: str, runs: bool
 ) -> tuple[np.ndarray, Sensitivity] | None:
-    """The sensitivity that a request names, with its tokens. `objective`: where a plan is to be chosen."""
+    """The sensitivity that a request names, with its tokens, else the one kept beside the plan that it names.
+
+    `objective`: where a plan is to be chosen.
+    """
     if request.sensitivity is None:
-        return None
+        beside = request.plan if runs and request.tokens is None and isinstance(request.plan, str | Path) else None
+        return None if beside is None else _beside(beside, source)
     if request.tokens is not None:
         raise UsageError("a sensitivity has its tokens: give either --sensitivity or --tokens")
     if not runs:
@@ -345,6 +350,18 @@ def _given_sensitivity(
             f"the sensitivity in {request.sensitivity} is that of another model ({own[1].source}): leave it out"
         )
     return own
+
+
+def _beside(plan: str | Path, source: Source) -> tuple[np.ndarray, Sensitivity] | None:
+    """The sensitivity that a checkpoint or repository keeps beside its plan, if it is that of this source."""
+    if Path(plan).is_file():
+        return None
+    try:
+        own = load_sensitivity(find_kept(plan, SENSITIVITY_FILE))
+    except NotKept:  # a checkpoint of the level `fast` keeps none
+        return None
+    same = (own[1].structure, own[1].content) == (source.structure, source.content)
+    return own if same else None
 
 
 def needs_of(job: Job, request: Request) -> Needs | None:

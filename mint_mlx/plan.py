@@ -165,6 +165,14 @@ def plan_text(plan: Plan, inventory: Inventory) -> str:
     return "\n".join(lines) + "\n"
 
 
+HEADER = (  # of a plan's file, as written above
+    *("mint_mlx_plan", "source", "budget", "budget_bytes", "recipe", "objective", "quantizer", "effort", "parts"),
+    *("loss", "gap", "bytes", "parameters", "bits_per_weight", "active_bytes", "active_bytes_ratio"),
+    *("versions", "choice", "layers"),
+)
+LINE = ("layer", "as", "role", "weights", "bytes", "nmse", "worst")
+
+
 def _digest(choice: dict[str, QuantConfig]) -> str:
     lines = "\n".join(f"{path} {config}" for path, config in sorted(choice.items()))
     return hashlib.blake2b(lines.encode(), digest_size=8).hexdigest()
@@ -211,6 +219,10 @@ def read_plan(path: Path | str) -> Plan:
         raise MintError(f"{path} is not a plan: make one with `mint-mlx allocate PROFILE --budget B -o {path}`")
     if data["mint_mlx_plan"] != SCHEMA:
         raise fail("this plan is of another version of mint-mlx: make it anew", "mint_mlx_plan")
+    if unknown := data.keys() - HEADER:
+        raise fail(
+            f"a plan has no key {min(map(str, unknown))!r}: there are {', '.join(HEADER)}", min(unknown, key=str)
+        )
     source = data.get("source") or {}
     if not isinstance(source, dict):
         raise fail("source must be a table", "source")
@@ -221,6 +233,8 @@ def read_plan(path: Path | str) -> Plan:
     for i, entry in enumerate(data["layers"]):
         if not isinstance(entry, dict) or not isinstance(entry.get("layer"), str) or "as" not in entry:
             raise fail("a layer's line must be {layer: PATH, as: CONFIG}", "layers", i)
+        if unknown := entry.keys() - LINE:
+            raise fail(f"a layer has no key {min(map(str, unknown))!r}: there are {', '.join(LINE)}", "layers", i)
         if entry["layer"] in choice:
             raise fail(f"the layer {entry['layer']} is named twice", "layers", i)
         try:

@@ -189,6 +189,16 @@ def test_json_is_one_object_and_nothing_else(
         assert isinstance(json.loads(printed.out), dict)
 
 
+def test_a_quantized_cache_is_asked_for_in_the_command_that_is_printed(
+    demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    more = ("--kv-bits", "8", "-o", "out", "--no-smoke", "--effort", "fast")
+    assert run_cli(monkeypatch, "convert", str(demo_model), "--budget", "5bpw", *more) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "mlx_lm.generate --model out --kv-bits 8 --quantized-kv-start 0 --prompt Hello"
+
+
 def test_the_steps_give_what_convert_gives(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +206,8 @@ def test_the_steps_give_what_convert_gives(
     monkeypatch.chdir(tmp_path)
     assert run_cli(monkeypatch, "convert", folder, "--budget", "5bpw", "-o", "whole", "--no-smoke") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "mlx_lm.chat --model whole"
+    assert run_cli(monkeypatch, "convert", folder, "--effort", "fast") == 2
+    assert f"Then: mint-mlx convert {folder} --effort fast --budget 4.5bpw" in capsys.readouterr().out
     assert run_cli(monkeypatch, "profile", folder, "-o", "p.json") == 0
     assert run_cli(monkeypatch, "allocate", "p.json", "--budget", "5bpw", "-o", "plan.yaml") == 0
     assert run_cli(monkeypatch, "convert", folder, "--plan", "plan.yaml", "-o", "steps", "--no-smoke") == 0

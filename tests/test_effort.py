@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import DEFAULT, TOKENS, Maker, Notes, llama, qwen3_moe
+from conftest import DEFAULT, TOKENS, Maker, Notes, llama, qwen3_moe, run_cli
 
 from mint_mlx import efforts, forecast, measured, overview, pipeline, refine, runner, sensitivity, steps
 from mint_mlx.errors import MintError, UsageError
@@ -57,6 +57,22 @@ def test_what_is_said_before_a_sensitivity_is_what_comes_after_it(demo_model: Pa
         assert forecast.dry_run(fixed)[1].settled and "Gaussian" not in str(forecast.dry_lines(fixed.job, made, said))
     sizes = overview.size_table(Request(str(demo_model), effort="balanced"))[1]
     assert sizes[0].bytes < 880_000
+
+
+def test_a_sensitivity_goes_along_with_its_plan(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From `allocate CHECKPOINT` by the command that it prints, and by `--plan CHECKPOINT`; not to another model."""
+    source, made = str(make(qwen3_moe(2, 4))), tmp_path / "made"
+    pipeline.convert(source, "5bpw", made, effort="balanced", tokens=1024, smoke=False)
+    assert run_cli(monkeypatch, "allocate", str(made), "--budget", "6bpw", "-o", str(tmp_path / "p.yaml")) == 0
+    assert f"--plan {tmp_path / 'p.yaml'} --sensitivity {made}" in capsys.readouterr().out
+    tokens, measured = load_sensitivity(made / "mint-sensitivity.npz")
+    own = place_order(Request(source, plan=str(made), out=tmp_path / "a")).own
+    assert own is not None and own[0].size == tokens.size == 1024 and own[1].content == measured.content
+    assert place_order(Request(source, plan=str(made / "mint-plan.yaml"), out=tmp_path / "b")).own is None
+    other = str(make(qwen3_moe(2, 4), "other", seed=1))
+    assert place_order(Request(other, plan=str(made), out=tmp_path / "c")).own is None
 
 
 def test_a_dry_run_says_what_is_spilled(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

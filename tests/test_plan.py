@@ -92,6 +92,8 @@ def test_a_plan_on_file_is_found_wanting_no_folder_until_it_is_carried_out(
         ("- 1", "not a plan"),
         ("mint_mlx_plan: 7\nlayers: []", "line 1.*another version"),
         ("mint_mlx_plan: 1\nlayers: 3", "line 2.*list"),
+        ("mint_mlx_plan: 1\nquantiser: gptq\nlayers: []", "line 2.*no key 'quantiser'.*quantizer"),
+        ("mint_mlx_plan: 1\nlayers:\n- {layer: a, as: keep, bits: 4}", "line 3.*no key 'bits'"),
         ("mint_mlx_plan: 1\nsource: 3\nlayers: []", "line 2.*table"),
         ("mint_mlx_plan: 1\nlayers:\n- {layer: a}", "line 3.*must be"),
         ("mint_mlx_plan: 1\nlayers:\n- {layer: a, as: keep}\n- {layer: a, as: keep}", "line 4.*twice"),

@@ -134,7 +134,9 @@ def convert(
         called=upload_repo,
     )
     if budget is None and fit is None and plan is None and uniform is None:
-        _print_sizes(output, *overview.size_table(request), context)
+        more = {"--parts": parts, "--recipe": recipe, "--objective": objective, "--effort": effort}
+        words = [model, *(word for name, value in more.items() if value for word in (name, value))]
+        _print_sizes(output, *overview.size_table(request), context, shlex.join(words))
         raise typer.Exit(2)
     order = place_order(request, output)
     if order.fit is not None:
@@ -172,10 +174,15 @@ def convert(
             raise
         output.line(f"uploaded to {data['uploaded']}")
     output.result(data)
-    output.line(f"mlx_lm.chat --model {shlex.quote(str(result.path))}")
+    if kv_bits is None:
+        output.line(f"mlx_lm.chat --model {shlex.quote(str(result.path))}")
+        return
+    output.note("of mlx-lm's commands only generate has a quantized cache: chat and server keep 16 bits")
+    cache = f"--kv-bits {kv_bits} --quantized-kv-start 0"
+    output.line(f"mlx_lm.generate --model {shlex.quote(str(result.path))} {cache} --prompt Hello")
 
 
-def _print_sizes(output: Output, job: Job, table: list[SizeRow], context: int) -> None:
+def _print_sizes(output: Output, job: Job, table: list[SizeRow], context: int, words: str) -> None:
     from .. import overview
     from ..units import both, count
 
@@ -189,7 +196,7 @@ def _print_sizes(output: Output, job: Job, table: list[SizeRow], context: int) -
     if table[0].loss is None:
         output.line("No weight has been read: sizes are exact, the smallest assumes a usual safety floor.")
     usual = "4.5bpw" if "4.5bpw" in [row.label for row in table] else table[0].label
-    output.line(f"Then: mint-mlx convert {job.source.name if '/' in job.source.name else 'MODEL'} --budget {usual}")
+    output.line(f"Then: mint-mlx convert {words} --budget {usual}")
     sizes = [asdict(row) for row in table]
     output.result({"source": job.source.name, "parameters": job.inventory.parameters, "sizes": sizes})
 

@@ -102,6 +102,7 @@ def allocate(
     import json
 
     from .. import efforts, steps
+    from ..objectives import NEEDS_SENSITIVITY
     from ..plan import plan_text
     from ..units import both
 
@@ -122,7 +123,8 @@ def allocate(
         output.line(
             f"{out}: {both(total)}, {bits:.2f} bits per weight, within {plan.gap:.3%} of the best possible{expected}"
         )
-        own = f" --sensitivity {shlex.quote(sensitivity)}" if sensitivity is not None else ""
+        weighed = sensitivity or (profile if plan.objective in NEEDS_SENSITIVITY else None)  # kept beside the profile
+        own = f" --sensitivity {shlex.quote(weighed)}" if weighed else ""
         output.line(f"Next: mint-mlx convert MODEL --plan {shlex.quote(str(out))}{own}")
     output.result(
         {
