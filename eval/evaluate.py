@@ -16,6 +16,7 @@ from .. import blas, cache, mlxlm
 from ..errors import MintError, UsageError
 from ..layers import list_layers
 from ..load import Source, load_source, open_model
+from ..parts import find_beside
 from ..ranks import ranks
 from ..report import Report, Silent
 from ..runner import Runner, load_shared
@@ -225,7 +226,8 @@ def score_model(
     `window_nll` and `window_kl` hold the means of each window, so that two checkpoints can be compared in pairs.
     """
     report.stage("evaluate")
-    parameters = list_layers(open_model(source), source.config).parameters
+    inventory = list_layers(open_model(source), source.config)
+    parameters = inventory.parameters + find_beside(source.headers.values(), source.config, inventory).parameters
     mx.reset_peak_memory()
     runner = load_shared(source.path)
     begun = time.monotonic()

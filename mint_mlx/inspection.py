@@ -47,12 +47,13 @@ def _show_model(target: str, output: Output) -> None:
             plan = replace(plan, errors=made.errors)
     inventory = job.inventory
     size = job.source.weight_bytes
+    bits = size * 8 / (inventory.parameters + job.beside.parameters)
     output.line(
         f"{job.source.name}: {job.source.config['model_type']}, {count(inventory.parameters)} parameters, "
-        f"{both(size)}, {size * 8 / inventory.parameters:.2f} bits per weight, {inventory.blocks} blocks"
+        f"{both(size)}, {bits:.2f} bits per weight, {inventory.blocks} blocks"
     )
     _show_layers(plan, inventory, output)
-    output.result(_data(plan, inventory) | {"bytes": size, "bits_per_weight": size * 8 / inventory.parameters})
+    output.result(_data(plan, inventory) | {"bytes": size, "bits_per_weight": bits})
 
 
 def _show_plan(path: Path, plan: Plan, output: Output) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from .config import text_config
@@ -51,6 +52,11 @@ class Beside:
 
     towers: dict[str, TensorInfo]
     mtp: dict[str, TensorInfo]
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in them, which count where all of a source's bytes do."""
+        return sum(prod(info.shape) for table in (self.towers, self.mtp) for info in table.values())
 
 
 def find_beside(headers: Iterable[dict[str, TensorInfo]], config: dict[str, Any], inventory: Inventory) -> Beside:

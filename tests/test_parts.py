@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx_lm.utils
 import numpy as np
 import pytest
-from conftest import Notes
+from conftest import Notes, run_cli
 from released import RELEASED, known, released
 
 from mint_mlx import forecast, pipeline
@@ -120,7 +120,9 @@ def test_blocks_for_multi_token_prediction_are_gone_from_the_config_too(tmp_path
     assert examine(str(tmp_path / "out")).findings == []
 
 
-def test_a_profile_of_other_parts_gives_the_true_size(tmp_path: Path) -> None:
+def test_a_profile_of_other_parts_gives_the_true_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The cache holds one profile for text and tower; what is said before is what is written."""
     model = source("llama4", tmp_path / "llama4")
     get_profile(prepare(str(model)))
@@ -129,6 +131,10 @@ def test_a_profile_of_other_parts_gives_the_true_size(tmp_path: Path) -> None:
     made = pipeline.carry_out(order, smoke=False)
     assert promised.profiled and promised.bytes == made.bytes
     assert made.bytes == sum(f.stat().st_size for f in made.path.glob("*.safetensors"))
+    capsys.readouterr()
+    assert run_cli(monkeypatch, "inspect", str(made.path), "--json") == 0
+    told = json.loads(capsys.readouterr().out)["bits_per_weight"]
+    assert told == pytest.approx(made.bits_per_weight) == pytest.approx(examine(str(made.path)).bits_per_weight)
 
 
 def test_parts_that_cannot_be(tmp_path: Path) -> None:
