@@ -34,7 +34,7 @@ from ..roles import TOWER
 from ..rows import Straight, straight_layers
 from ..stream import dense, stream
 from ..versions import versions
-from . import rowwise
+from . import rowwise, rtn
 from .card import model_card
 from .quantizers import find_quantizer
 from .verify import rehearse, verify
@@ -247,6 +247,7 @@ def _requantized(
     """A layer's tensors under another configuration than the source's."""
     weight = dense(layer, tensors)
     packed = quantize(layer, weight, config) if config.quantized else {"weight": weight}
+    rtn.check_scales(layer.path, weight, packed, config)
     return {name: a for name, a in tensors.items() if name not in ("weight", "scales", "biases")} | packed
 
 

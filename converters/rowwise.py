@@ -45,6 +45,7 @@ def pieces(
             raise MintError(f"{layer.path}.weight {NOT_FINITE}")
         with mx.stream(streams[number % len(streams)]):
             made = rtn.quantize(weight, config) if config.quantized else {"weight": weight}
+            rtn.check_scales(layer.path, weight, made, config)
         mx.async_eval(made)
         under_way.append(made)
         del weight, made

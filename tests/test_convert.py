@@ -307,3 +307,16 @@ def test_a_float32_source_gets_bfloat16_scales(make: Maker, tmp_path: Path) -> N
     convert(str(folder), "5bpw", tmp_path / "out", smoke=False)
     assert {a.dtype for a in tensors(tmp_path / "out").values()} == {mx.uint32, mx.bfloat16}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("experts", [False, True])  # rounded row by row, and whole
+def test_nvfp4_does_not_turn_small_weights_into_zeros(make: Maker, tmp_path: Path, experts: bool) -> None:
+    small = make(qwen3_moe(1) if experts else llama(1))
+    for file in small.glob("*.safetensors"):
+        tensors = mx.load(str(file))
+        tiny = {name: a * 0.01 if "down_proj" in name else a for name, a in tensors.items()}
+        mx.save_safetensors(str(file), tiny, metadata={"format": "pt"})
+    with pytest.raises(MintError, match=r"down_proj has weights too small.*down_proj=mxfp4"):
+        convert(str(small), uniform="nvfp4", out=tmp_path / "out", smoke=False)
+    fit = ["down_proj=mxfp4"]
+    convert(str(small), uniform="nvfp4", out=tmp_path / "out", overrides=fit, smoke=False, force=True)
