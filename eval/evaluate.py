@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..load import Source, load_source, open_model
 from ..parts import find_beside
 from ..ranks import ranks
 from ..report import Report, Silent
-from ..runner import Runner, load_shared
+from ..runner import Routing, Runner, load_shared
 from ..versions import versions
 from . import chat, stats
 from .protocol import Windows, bos_token, check_protocol, context_of, cut, default_length
@@ -180,7 +181,8 @@ def get_reference(
 ) -> Reference:
     """The source's predictions: from the cache, else computed and kept there; by all ranks together, or by none."""
     key = hashlib.blake2b(f"{origin.fingerprint} {origin.stamp} {versions()}".encode(), digest_size=8).hexdigest()
-    name = f"{cache.file_name(origin.name)}-{key}-{text_hash(parts)}-{device()}.safetensors"
+    split = f"-of{ranks().size}" if ranks().size > 1 else ""
+    name = f"{cache.file_name(origin.name)}-{key}-{text_hash(parts)}-{device()}{split}.safetensors"
     path = cache.cache_dir() / "references" / name
     kept: Reference | None = None
     if path.is_file():
@@ -200,7 +202,10 @@ def get_reference(
             runner = load_shared(origin.path)
         floor = noise_floor(runner, part) if not made else floor
         batch = batch_for(part, settings)
-        made.append(predict(runner, part, scored, batch, marks, lambda done, of: report.step(origin.name, done, of)))
+        # A rank that has some of the blocks sees what their routers choose, and no others.
+        routing = None if split and not mlxlm.splits_tensors(origin.config, ranks().size) else Routing()
+        told = partial(report.step, origin.name)
+        made.append(predict(runner, part, scored, batch, marks, told, routing))
     vocabulary = made[0].whole_logp.shape[-1]
     about = About(
         source=origin.name,

@@ -98,6 +98,7 @@ def predict(
     batch: int,
     control: np.ndarray | None = None,
     progress: Progress = lambda *_: None,
+    routing: Routing | None = None,
 ) -> Part:
     """Run the source over windows and keep its predictions.
 
@@ -108,11 +109,11 @@ def predict(
         batch: windows at once.
         control: which of the scored tokens are control tokens.
         progress: called with (windows finished, windows in all).
+        routing: takes the choice of experts, where it is kept as well.
 
     Raises:
         MintError: its logits aren't finite.
     """
-    routing = Routing()
     columns: dict[str, list[np.ndarray]] = {name: [] for name in (*PER_POSITION, "whole")}
     total = len(windows.tokens) * windows.per_window
     wanted = np.zeros(0, dtype=np.int64)
@@ -160,7 +161,7 @@ def predict(
         **found,
         whole=np.concatenate(whole_at),
         whole_logp=np.concatenate(columns["whole"]),
-        routing=tuple(_small(r) for r in routing.arrays(windows.tokens.shape)),
+        routing=tuple(_small(r) for r in routing.arrays(windows.tokens.shape)) if routing is not None else (),
         control=np.zeros(windows.scored, dtype=bool) if control is None else control,
     )
 

@@ -139,18 +139,21 @@ def sharded_model(folder: Path) -> Any:
     import mlx.core as mx
     from mlx_lm.utils import load_config, sharded_load
 
-    config = load_config(folder)
-    heads = text_config(config).get("num_key_value_heads")
     group = mx.distributed.init()
-    by_tensors = heads is None or heads % group.size() == 0
     try:
-        by = {"tensor_group" if by_tensors else "pipeline_group": group}
+        by = {"tensor_group" if splits_tensors(load_config(folder), group.size()) else "pipeline_group": group}
         model, _ = sharded_load(str(folder), tokenizer_config={"trust_remote_code": False}, **by)
     except (*_BUILD_ERRORS, FileNotFoundError) as error:  # it wants an index where it splits by blocks
         raise MintError(
             f"mlx-lm cannot split {folder.name} over several machines ({_first_line(error)}): run `eval` on one"
         ) from error
     return model
+
+
+def splits_tensors(config: dict[str, Any], count: int) -> bool:
+    """Whether `sharded_model` gives each of so many ranks a part of every tensor, not some of the blocks."""
+    heads = text_config(config).get("num_key_value_heads")
+    return heads is None or heads % count == 0
 
 
 def stock_parameters(folder: Path) -> tuple[set[str] | None, str | None]:

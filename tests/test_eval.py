@@ -101,7 +101,7 @@ def run(
 
 
 def predictions(folder: Path, windows: Windows, streamed: bool = False, scored: int = 1) -> Part:
-    return reference.predict(runner.load_runner(folder, streamed), windows, scored, batch=2)
+    return reference.predict(runner.load_runner(folder, streamed), windows, scored, batch=2, routing=runner.Routing())
 
 
 RANDOM = Windows(np.random.default_rng(0).integers(0, 96, (3, 24)).astype(np.int32))
@@ -279,7 +279,7 @@ def test_one_window_has_no_error_bar() -> None:
 
 def test_an_interruption_gives_the_figures_so_far(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = runner.load_runner(make(qwen3_moe(1)))
-    part = reference.predict(loaded, RANDOM, 1, batch=1)
+    part = reference.predict(loaded, RANDOM, 1, batch=1, routing=runner.Routing())
     calls = []
     hidden = runner.trunk_output
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pytest
 from conftest import DEMO, Maker, qwen3_moe, run_cli
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 
 from mint_mlx import steps
 from mint_mlx.ranks import ALONE, Ranks
@@ -114,6 +116,7 @@ def test_eval_splits_the_model_and_agrees(
     command = ["eval", source, "--windows", "2", "--length", "64", "--json", "--text", str(text), "--source", source]
     assert run_cli(monkeypatch, *command) == 0
     alone = capsys.readouterr().out
+    assert launch(*command).returncode == 0
     script.write_text(  # the first one's cache holds the source's predictions, the other's is empty
         "import os\n"
         "os.environ['MINT_MLX_CACHE'] += '' if os.environ['MLX_RANK'] == '0' else '-other'\n"
@@ -127,6 +130,23 @@ def test_eval_splits_the_model_and_agrees(
     assert two["kl"] < 1e-5 and two["same_top1"] == 1
     cannot = launch("eval", str(DEMO), "--windows", "2")  # one key-value head, and no index
     assert "run `eval` on one" in cannot.stdout + cannot.stderr
+
+
+def test_what_is_split_by_blocks_leaves_no_half_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of two processes sees the choices of its own blocks' routers; one alone, later, sees all."""
+    model = tmp_path / "model"
+    shutil.copytree(DEMO, model)
+    with safe_open(model / "model.safetensors", "numpy") as file:
+        index = {"weight_map": dict.fromkeys(file.keys(), "model.safetensors")}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    command = ["eval", str(model), "--windows", "2", "--length", "32", "--json", "--source", str(model)]
+    together = launch(*command)
+    assert together.returncode == 0, together.stderr
+    assert "router_changes" not in json.loads(together.stdout.strip().splitlines()[-1])
+    assert run_cli(monkeypatch, *command) == 0
+    assert json.loads(capsys.readouterr().out)["router_changes"] == 0
 
 
 def test_one_of_them_uploads(make: Maker, tmp_path: Path) -> None:
