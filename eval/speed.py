@@ -9,17 +9,19 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from .. import mlxlm
+
 PROMPT, DECODE, RUNS = 128, 48, 3
 
 
 def speed(folder: Path) -> dict[str, float]:
     """Median of three runs: `prompt_tokens_per_second` and `decode_tokens_per_second`."""
-    from mlx_lm import load
     from mlx_lm.generate import generate_step, wired_limit
 
-    model, tokenizer = load(str(folder))
+    model, tokenizer = mlxlm.build_model(folder), mlxlm.load_tokenizer(folder)
     if mx.default_device() == mx.cpu and any(type(m).__name__ == "SwitchLinear" for m in model.modules()):
         model.set_dtype(mx.float32)  # gather_mm takes float32 only there
+    mx.eval(model.parameters())
     prompt = mx.array(np.random.default_rng(0).integers(0, min(1000, tokenizer.vocab_size), PROMPT))
     prompts, decodes = [], []
     with wired_limit(model):  # as mlx-lm generates: without it a Mac may page a large model out

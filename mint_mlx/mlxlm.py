@@ -352,9 +352,10 @@ def _first_line(error: BaseException) -> str:
 def generate_tokens(folder: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
     """Greedy replies of a checkpoint to prompts of token ids, each with the token that ended it."""
     import mlx.core as mx
-    from mlx_lm import load, stream_generate
+    from mlx_lm import stream_generate
 
-    model, tokenizer = load(str(folder))
+    model, tokenizer = build_model(folder), load_tokenizer(folder)
     if mx.default_device() == mx.cpu:  # gather_mm takes float32 only there
         model.set_dtype(mx.float32)
+    mx.eval(model.parameters())
     return [[int(r.token) for r in stream_generate(model, tokenizer, p, max_tokens=max_tokens)] for p in prompts]

@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import Maker, Notes, llama, qwen3_moe
+from released import released
 from safetensors import SafetensorError
 
 from mint_mlx import mlxlm, pipeline, runner
@@ -20,6 +21,7 @@ from mint_mlx.eval import chat, reference, score, stats, text
 from mint_mlx.eval.evaluate import Settings, evaluate
 from mint_mlx.eval.protocol import Windows, cut
 from mint_mlx.eval.reference import Part
+from mint_mlx.eval.speed import speed
 
 
 def test_wikitext_is_the_real_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,8 +356,11 @@ def test_a_reference_that_cannot_be_kept_costs_nothing(
         evaluate(source, settings, source=source, save=tmp_path / "kept.safetensors")
 
 
-def test_chat_scores_the_sources_own_replies(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = make(llama(1))
+@pytest.mark.parametrize("fp8", [False, True])  # which mlx-lm doesn't load by itself
+def test_chat_scores_the_sources_own_replies(
+    fp8: bool, make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = released("qwen3_moe_fp8", tmp_path / "fp8") if fp8 else make(llama(1))
     (source / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     monkeypatch.setattr(chat, "PROMPTS", ("abc", "defg"))
     monkeypatch.setattr(chat, "REPLY", 5)
@@ -396,3 +401,8 @@ def test_the_json_of_eval_has_what_is_promised(
     wanted = {"perplexity", "perplexity_se", "median_perplexity", "trimmed_perplexity", "tokens", "seconds"}
     wanted |= {"tokens_per_second", "bytes", "bits_per_weight", "kl", "kl_se", "kl_median", "kl_p99", "same_top1"}
     assert wanted | {"ln_ppl_difference", "ln_ppl_difference_ci95"} <= found.keys()
+
+
+def test_the_speed_of_a_source_that_mlx_lm_does_not_load(tmp_path: Path) -> None:
+    found = speed(released("qwen3_moe_fp8", tmp_path / "fp8"))
+    assert found["prompt_tokens_per_second"] > 0 and found["decode_tokens_per_second"] > 0
