@@ -20,7 +20,7 @@ from ..load import Source, load_source, open_model
 from ..parts import find_beside
 from ..ranks import ranks
 from ..report import Report, Silent
-from ..runner import Routing, Runner, load_shared
+from ..runner import Routing, Runner, forward, load_shared
 from ..versions import versions
 from . import chat, stats
 from .protocol import Windows, bos_token, check_protocol, context_of, cut, default_length
@@ -294,10 +294,13 @@ def noise_floor(runner: Runner, windows: Windows) -> float | None:
         return None
     floor = float(np.finfo(np.float32).eps)
     tokens = windows.tokens[:1, :256]
-    alone = log_softmax(runner.model(mx.array(tokens)).astype(mx.float32))
-    several = mx.array(np.concatenate([tokens, tokens[:, ::-1], tokens]))
-    beside = log_softmax(runner.model(several).astype(mx.float32))[2:]
-    part = log_softmax(runner.model(mx.array(tokens[:, : 1 + tokens.shape[1] // 2])).astype(mx.float32))
+
+    def predicted(tokens: np.ndarray) -> mx.array:
+        return mx.concatenate([log_softmax(p.logits) for p in forward(runner, tokens, len(tokens))], axis=1)
+
+    alone = predicted(tokens)
+    beside = predicted(np.concatenate([tokens, tokens[:, ::-1], tokens]))[2:]
+    part = predicted(tokens[:, : 1 + tokens.shape[1] // 2])
     for other in (beside, part):
         same = alone[:, : other.shape[1]]
         floor = max(floor, float(mx.abs(mx.sum(mx.exp(same) * (same - other), axis=-1)).mean()))

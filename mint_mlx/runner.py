@@ -250,7 +250,8 @@ def _head(runner: Runner, tokens: np.ndarray, rows: slice, hidden: mx.array) -> 
     length, step, start = tokens.shape[1], 1, 0
     while start < length:
         columns = slice(start, min(start + step, length))
-        with wrapped(type(runner.trunk), returning(runner.trunk, hidden[:, columns])):
+        inside = hidden[:, columns].astype(mx.float32)  # logits of 16 bits would be rounded to an eighth and more
+        with wrapped(type(runner.trunk), returning(runner.trunk, inside)):
             logits = runner.model(mx.array(tokens[rows, columns])).astype(mx.float32)
         yield Piece(rows, columns, logits)
         start = columns.stop

@@ -274,6 +274,15 @@ def test_statistics_by_hand() -> None:
         assert stats.student(degrees) == pytest.approx(value, rel=0.01)
 
 
+def test_logits_of_a_model_in_16_bits_are_not_rounded_to_them(make: Maker) -> None:
+    """As models run on a GPU. A bfloat16 of 20 is off by up to .06, more than the whole divergence of 8 bits."""
+    loaded = runner.load_runner(make(llama(2)))
+    loaded.model.set_dtype(mx.bfloat16)
+    for piece in runner.forward(loaded, RANDOM.tokens, 2):
+        rounded = piece.logits.astype(mx.bfloat16).astype(mx.float32)
+        assert piece.logits.dtype == mx.float32 and mx.mean(rounded == piece.logits).item() < 0.1
+
+
 def test_one_window_has_no_error_bar() -> None:
     figures = stats.perplexity_figures([score.Score(np.ones((1, 5)), finished=1)])
     assert figures["perplexity_se"] is None
