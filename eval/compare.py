@@ -28,10 +28,11 @@ from ..files import alone, read_json, write_whole
 from ..load import Source, load_source
 from ..objectives import NEEDS_SENSITIVITY
 from ..order import Job, prepare
+from ..peak import check_room, peak
 from ..plan import Plan
 from ..quant import QuantConfig
 from ..report import Report, Silent
-from ..units import Budget, parse_budget
+from ..units import Budget, both, parse_budget
 from ..versions import versions
 from . import peers, stats
 from .evaluate import Settings, check_same_tokenizer, cut_text, device, get_reference, score_model
@@ -240,7 +241,10 @@ class _Bench:
                     reason = "calibrates on a text: give one with --baseline-text"
                     yield Task(name, "peer", True, "-", budget, reason=reason)
                     continue
-                for p in peers.make_peers(name, self.job.source, self.job.inventory, budget, text):
+                found = peers.make_peers(name, self.job.source, self.job.inventory, budget, text)
+                if not found:
+                    self.report.note(f"{name} has no size near {both(budget)}")
+                for p in found:
                     if (p.name, p.about) not in seen:
                         seen.add((p.name, p.about))
                         key = digest if p.text else ""
@@ -254,15 +258,23 @@ class _Bench:
 
     def ours(self, names: Sequence[str], sizes: Sequence[int]) -> Iterator[Task]:
         """Our checkpoints by each method at each size."""
-        curves = measured.get_profile(self.job, self.report)
+        if not names:
+            return
         own: dict[str, Own | None] = {}
+        why: dict[str, str] = {}
         for name in names:
-            looks = OURS[name].objective in NEEDS_SENSITIVITY or OURS[name].quantizer in NEEDS_INPUTS
-            own[name] = measured.get_sensitivity(self.job, self.report, OURS[name].tokens) if looks else None
+            try:
+                own[name] = self._own(OURS[name])
+            except MintError as error:
+                why[name] = str(error)
+        curves = measured.get_profile(self.job, self.report)
         for size in sizes:
             for name in names:
-                objective, quantizer, mine = OURS[name].objective, OURS[name].quantizer, own[name]
                 kind = "peer" if name in PUBLISHED else "ours"
+                if name in why:
+                    yield Task(name, kind, False, "-", size, reason=why[name])
+                    continue
+                objective, quantizer, mine = OURS[name].objective, OURS[name].quantizer, own[name]
                 try:
                     weights = mine[1] if mine else None
                     plan = allocate(curves, parse_budget(f"{size}B"), self.job.recipe, objective, sensitivity=weights)
@@ -277,12 +289,29 @@ class _Bench:
                 refine = OURS[name].refine and inputs is not None
                 yield Task(name, kind, False, plan.quantizer, size, key, partial(self._write, plan, inputs, refine))
 
+    def _own(self, level: Effort) -> Own | None:
+        """The model's own text and sensitivity, where a level looks at them.
+
+        Raises:
+            MintError: it would take too much memory, or the model can't be walked through.
+        """
+        if level.objective not in NEEDS_SENSITIVITY and level.quantizer not in NEEDS_INPUTS:
+            return None
+        needed = peak(self.job.inventory, level.tokens, True, level.quantizer)
+        check_room(needed, "leave it out of --methods, or take a larger machine")
+        found = measured.get_sensitivity(self.job, self.report, level.tokens)
+        if found is None:
+            raise MintError("no sensitivity can be measured of this model: `convert` makes the same of it as fast")
+        return found
+
     def _write(self, plan: Plan, own: Own | None, refine: bool, out: Path) -> None:
-        from ..refine import can_refine, refine_written
+        from ..refine import NO_ROOM, can_refine, refine_written
 
         source, inventory, distil = self.job.source, self.job.inventory, None
         if refine and own is not None and can_refine(inventory, plan.choice):
             distil = partial(refine_written, source, own[0], self.report)
+        elif refine:
+            self.report.note(NO_ROOM)
         checkpoint.write(source, inventory, plan, out, force=True, own=own, refine=distil)
 
     def build(self, task: Task) -> Made:

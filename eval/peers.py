@@ -27,7 +27,7 @@ from ..converters import checkpoint
 from ..converters.sources import read_layout
 from ..cpu import dense_products
 from ..errors import MintError
-from ..layers import Inventory
+from ..layers import Inventory, Layer
 from ..layout import weight_tensors
 from ..load import Source, open_model
 from ..order import Job
@@ -63,14 +63,35 @@ class Peer:
 def uniform_sizes(inventory: Inventory, bits: tuple[int, ...], groups: tuple[int, ...]) -> dict[QuantConfig, int]:
     """Bytes of all weights under each uniform configuration, roughly (guards and file headers aside)."""
 
-    def size(config: QuantConfig) -> int:
-        total = inventory.other_bytes
-        for layer in inventory.layers:
-            usable = config if config.divides(layer.shape[-1]) and not layer.keep else KEEP
-            total += sum(spec.nbytes for spec in weight_tensors(layer.path, layer.shape, layer.dtype, usable))
-        return total
+    configs = (QuantConfig(b, g) for b in bits for g in groups)
+    return {c: _size(inventory, lambda _, c=c: c) for c in configs}  # type: ignore[misc]
 
-    return {c: size(c) for c in (QuantConfig(b, g) for b in bits for g in groups)}
+
+def _size(inventory: Inventory, pick: Callable[[Layer], QuantConfig]) -> int:
+    total = inventory.other_bytes
+    for layer in inventory.layers:
+        config = pick(layer)
+        usable = config if config.divides(layer.shape[-1]) and not layer.keep else KEEP
+        total += sum(spec.nbytes for spec in weight_tensors(layer.path, layer.shape, layer.dtype, usable))
+    return total
+
+
+def recipe_size(source: Source, inventory: Inventory, recipe: str) -> int | None:
+    """Bytes of all weights under a recipe of mlx-lm, roughly; None where mlx-lm has none for this model."""
+    from mlx_lm.convert import mixed_quant_predicate_builder
+
+    model = open_model(source)
+    try:
+        predicate: Any = mixed_quant_predicate_builder(recipe, model)
+    except ValueError:
+        return None
+    modules = dict(model.named_modules())
+
+    def pick(layer: Layer) -> QuantConfig:
+        wanted = predicate(layer.path, modules[layer.path])
+        return QuantConfig(wanted["bits"], wanted["group_size"]) if wanted else KEEP
+
+    return _size(inventory, pick)
 
 
 def nearest(sizes: dict[QuantConfig, int], budget: int) -> QuantConfig:
@@ -97,6 +118,9 @@ def make_peers(name: str, source: Source, inventory: Inventory, budget: int, tex
         close = [c for c, size in sizes.items() if abs(size - budget) * 8 <= NEAR * inventory.parameters]
         return [Peer(name, False, partial(_convert, source, c), str(c)) for c in close]
     if name in RECIPES:
+        size = recipe_size(source, inventory, name)  # None: mlx-lm will say why, in a row
+        if size is not None and abs(size - budget) * 8 > NEAR * inventory.parameters:
+            return []
         return [Peer(name, False, partial(_recipe, source, name), "g64")]
     if text is None:
         raise MintError(f"{name} calibrates on a text: give one with --baseline-text (never the text that is scored)")

@@ -109,7 +109,7 @@ def _measure(
     place = places(rows, positions, windows)
     flat = (logits - norm).reshape(len(place), -1)
     ids, logp = mx.array(part.ids[place].astype(np.int32)), mx.array(part.logp[place])
-    if int(part.ids.max(initial=0)) >= flat.shape[-1]:
+    if part.whole_logp.shape[-1] > flat.shape[-1]:
         raise MintError("the model's vocabulary is smaller than the source's: they are not the same model")
     top = mx.take_along_axis(flat, ids, axis=-1)
     kl = mx.sum(exp(logp) * (logp - top), axis=-1)

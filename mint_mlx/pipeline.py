@@ -116,7 +116,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     """Do what a request asks for that was found possible (see `convert`)."""
     from .converters import checkpoint
     from .converters.quantizers import NEEDS_INPUTS
-    from .refine import can_refine, refine_written
+    from .refine import NO_ROOM, can_refine, refine_written
 
     report = report or Silent()
     started = time.monotonic()
@@ -168,7 +168,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
         if can_refine(job.inventory, plan.choice):
             refine = partial(refine_written, job.source, mine[0], report)
         else:
-            report.note("there is too little memory here to distil scales and biases end to end: they stay as learned")
+            report.note(NO_ROOM)
     write = partial(
         checkpoint.write, job.source, job.inventory, plan, target, request.force, say, report, called=request.called
     )

@@ -44,6 +44,7 @@ RATE = 1e-3  # of their size, Adam's first rate for scales and biases
 LEARNED_RATE = 3e-4  # the same where they were learned block by block before
 TOKENS = 1024  # a step
 CHECKS = 6  # looks at the held-out windows
+NO_ROOM = "there is too little memory here to distil scales and biases end to end: they stay as learned"
 Params = dict[str, dict[str, mx.array]]
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import OLD_MLX_LM, Maker, llama, qwen3_moe, run_cli
+from conftest import OLD_MLX_LM, Maker, Notes, llama, qwen3_moe, run_cli
+from families import write_family
 
-from mint_mlx import cache, pipeline
+from mint_mlx import cache, peak, pipeline
 from mint_mlx.commands import measure as command
 from mint_mlx.converters import checkpoint
 from mint_mlx.converters.writer import Writer
@@ -57,6 +58,38 @@ def test_ours_meets_each_peer_at_its_bytes(make: Maker, tmp_path: Path, settings
     assert paths[2].read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("where", [(), ("-o", "file/results")])
+def test_a_file_in_the_place_of_the_results_is_refused_at_once(
+    where: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "model-compare").touch()
+    assert run_cli(monkeypatch, "compare", "nowhere/model", "--budget", "5bpw", *where) == 1
+    assert "is a file: give a folder with -o" in capsys.readouterr().err
+
+
+def test_recipes_are_built_near_the_budget_only(make: Maker, settings: Settings) -> None:
+    folder, notes = str(make(qwen3_moe(2))), Notes()
+    names = ["mixed_2_6", "mixed_4_6"]
+    (row,) = compare(folder, ["4.8bpw"], names, settings=settings, speed=False, report=notes).rows
+    job = prepare(folder)
+    assert row["bytes"] == pytest.approx(peers.recipe_size(job.source, job.inventory, "mixed_4_6"), rel=0.03)
+    assert any("mixed_2_6 has no size near" in said for said in notes.said)
+
+
+def test_what_cannot_be_looked_at_is_a_row_that_says_so(
+    make: Maker, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too little memory, and blocks that form no chain."""
+    other = str(write_family(tmp_path / "gpt2", "gpt2"))
+    row = by_method(compare(other, ["6bpw"], ["fast", "balanced"], settings=settings, speed=False).rows)
+    assert "same of it as fast" in row["balanced"]["reason"] and "kl" in row["fast"]
+    monkeypatch.setattr(peak, "machine_memory", lambda: 10_000_000)
+    (small,) = compare(str(make(llama(1))), ["5bpw"], ["balanced"], settings=settings, speed=False).rows
+    assert "of memory" in small["reason"] and "--methods" in small["reason"]
+
+
 def test_a_given_checkpoint_whose_config_changed_is_scored_anew(
     make: Maker, tmp_path: Path, settings: Settings
 ) -> None:
@@ -89,8 +122,8 @@ def test_a_second_run_does_only_what_is_new(make: Maker, settings: Settings, mon
     scored: list[str] = []
     score = comparing.score_model
     monkeypatch.setattr(comparing, "score_model", lambda source, *a: scored.append(source.name) or score(source, *a))
-    second = compare(folder, ["5bpw"], ["nmse", "uniform-g64", "mixed_3_6"], settings=settings, speed=False)
-    assert sorted(scored) == ["mixed_3_6", "nmse"]  # the new peer, and ours at its size
+    second = compare(folder, ["5bpw"], ["nmse", "uniform-g64", "mixed_4_6"], settings=settings, speed=False)
+    assert sorted(scored) == ["mixed_4_6", "nmse"]  # the new peer, and ours at its size
     kl = by_method([r for r in first.rows if r["kind"] == "peer"])["uniform-g64"]["kl"]
     assert by_method([r for r in second.rows if r["kind"] == "peer"])["uniform-g64"]["kl"] == kl
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,15 @@ def test_logits_of_a_model_in_16_bits_are_not_rounded_to_them(make: Maker) -> No
     for piece in runner.forward(loaded, RANDOM.tokens, 2):
         rounded = piece.logits.astype(mx.bfloat16).astype(mx.float32)
         assert piece.logits.dtype == mx.float32 and mx.mean(rounded == piece.logits).item() < 0.1
+
+
+def test_a_vocabulary_smaller_than_the_sources_is_refused(make: Maker) -> None:
+    """Also where none of the missing tokens is among the likely ones that are kept."""
+    folder = make(llama(1))
+    part = predictions(folder, RANDOM)
+    more = np.pad(part.whole_logp, ((0, 0), (0, 8)), constant_values=-50)
+    with pytest.raises(MintError, match="vocabulary is smaller"):
+        run(folder, RANDOM, part=replace(part, whole_logp=more))
 
 
 def test_one_window_has_no_error_bar() -> None:

@@ -112,15 +112,19 @@ def compare(
         check_methods(entry.methods, baseline_text)
         for size in entry.budgets:
             parse_budget(size)
-    if out is not None and out.exists() and not out.is_dir():
-        raise MintError(f"{out} is a file: give a folder with -o")
-    found, failed = [], False
+    folders = []
     for number, entry in enumerate(entries):
         name = Path(entry.model).name
         twice = sum(Path(e.model).name == name for e in entries) > 1
         folder = Path(f"{name}-compare") if out is None else out
         if suite is not None:
             folder = (out or Path("compare")) / (f"{name}-{number + 1}" if twice else name)
+        for place in (folder, *folder.parents):
+            if place.exists() and not place.is_dir():
+                raise MintError(f"{place} is a file: give a folder with -o")
+        folders.append(folder)
+    found, failed = [], False
+    for entry, folder in zip(entries, folders, strict=True):
         try:
             found.append(_compare(output, entry, baseline_text, settings, not no_speed, folder))
         except Exception as error:
