@@ -15,12 +15,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..blocks import Step, call_block, first_input, forward_blocks, logits_of, run
+from ..blocks import Step, call_block, first_input, forward_blocks, run
 from ..inputs import embedding_moments, head_inputs, weigh
 from ..layers import MLX_DTYPES, Layer
 from ..peak import learns_head, turns
 from ..quant import QuantConfig
-from ..runner import LOGITS, Runner, load_runner, make_dense, trunk_output_from
+from ..runner import LOGITS, Runner, load_runner, logits_of, make_dense, trunk_output_from
 from ..taps import Rows
 from . import gptq, rtn
 from .gptq import SecondMoments

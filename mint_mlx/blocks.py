@@ -24,12 +24,13 @@ from .runner import (
     Runner,
     layer_names,
     load_block,
+    logits_of,
     release_block,
     trunk_output,
     trunk_output_from,
 )
 from .taps import Rows, Seen, Visit, watched
-from .wrapping import returning, wrapped, wrapped_all
+from .wrapping import wrapped, wrapped_all
 
 
 class NoChain(Exception):
@@ -289,13 +290,6 @@ def _head_gradient(
         column = columns.stop
         step = max(1, LOGITS // (len(tokens) * _vocabulary(runner, tokens, top)))
     return mx.concatenate(pieces, axis=1)
-
-
-def logits_of(runner: Runner, tokens: mx.array, top: mx.array) -> mx.array:
-    """What the head predicts from the trunk's output `top`, float32 (windows, tokens, vocabulary)."""
-    with wrapped(type(runner.trunk), returning(runner.trunk, top)):
-        logits: mx.array = runner.model(tokens).astype(mx.float32)
-    return logits
 
 
 def _vocabulary(runner: Runner, tokens: mx.array, top: mx.array) -> int:

@@ -64,6 +64,7 @@ def _peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str, turns: 
         return found
     blocks = [[layer for layer in layers if layer.block == index] for index in range(inventory.blocks)]
     largest = max(map(_held, blocks), default=0)
+    outer = [layer for layer in layers if layer.role in ("embedding", "head")]
     ends = _held([layer for layer in layers if layer.block is None])
     whole, read = _held(layers), FLOAT * max(map(_read, blocks), default=0)
     arrays = 4 * WINDOWS * read  # with their gradients
@@ -74,15 +75,16 @@ def _peak(inventory: Inventory, tokens: int, runs: bool, quantizer: str, turns: 
         found, block = found + LOGITS + whole, 0
     else:
         found, block = found + LOGITS + ends, largest
+    head = 0 if on_cpu() else FLOAT * max((layer.size for layer in outer if layer.reads == 1), default=0)  # in 32 bits
     if quantizer != "learn":  # error feedback reads a block's weights again, when the block is gone
-        return found + rows + max(block + batch, rounding)
-    hidden = max((layer.shape[-1] for layer in layers if layer.role in ("embedding", "head")), default=0)
+        return found + max(head, rows + max(block + batch, rounding))
+    hidden = max((layer.shape[-1] for layer in outer), default=0)
     heads = max((_learned([layer], 1) for layer in layers if layer.role == "head" and learns_head(layer)), default=0)
     if not on_cpu():  # a quantized source's layers run as they are until they are learned
         block += FLOAT * max((_weights([layer for layer in one if layer.stored]) for one in blocks), default=0)
     arrays *= 3 if on_cpu() else 1  # numpy's exponential has all of them held until a step is done
     learning = block + max([rows + max(batch, rounding), *(arrays + _learned(one, turns) for one in blocks)])
-    return found + 4 * FLOAT * tokens * hidden + max(learning, heads)  # the head comes last
+    return found + 4 * FLOAT * tokens * hidden + max(learning, heads, head)  # the head comes last
 
 
 def _learned(block: list[Layer], turns: int) -> int:

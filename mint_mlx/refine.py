@@ -35,7 +35,7 @@ from .load import Source
 from .memory import fits_here, workspace
 from .quant import QuantConfig
 from .report import Progress, Report
-from .runner import LOGITS, forward, load_runner
+from .runner import LOGITS, forward, load_runner, logits_of, trunk_output
 from .stream import flat_view
 
 TOP = 1024  # of the source's most likely tokens kept for each position
@@ -120,9 +120,9 @@ class _Student:
     """A checkpoint whose scales and biases can move. On a CPU its layers are dense and made anew from their codes."""
 
     def __init__(self, folder: Path) -> None:
-        self.model = load_runner(folder, False).model
-        self.model.train()
-        self.modules: dict[str, Any] = dict(self.model.named_modules())
+        self.runner = load_runner(folder, False)
+        self.runner.model.train()
+        self.modules: dict[str, Any] = dict(self.runner.model.named_modules())
         self.stored = {
             path: module
             for path, module in mlxlm.build_model(folder).named_modules()
@@ -169,9 +169,8 @@ class _Student:
                 )
             else:
                 module.scales, module.biases = (new[n].astype(stored[n].dtype) for n in ("scales", "biases"))
-        with fast_math(self.model):
-            out: mx.array = self.model(tokens).astype(mx.float32)
-        return out
+        with fast_math(self.runner.model):
+            return logits_of(self.runner, tokens, trunk_output(self.runner, tokens))
 
 
 def refine(

@@ -250,12 +250,20 @@ def _head(runner: Runner, tokens: np.ndarray, rows: slice, hidden: mx.array) -> 
     length, step, start = tokens.shape[1], 1, 0
     while start < length:
         columns = slice(start, min(start + step, length))
-        inside = hidden[:, columns].astype(mx.float32)  # logits of 16 bits would be rounded to an eighth and more
-        with wrapped(type(runner.trunk), returning(runner.trunk, inside)):
-            logits = runner.model(mx.array(tokens[rows, columns])).astype(mx.float32)
+        logits = logits_of(runner, mx.array(tokens[rows, columns]), hidden[:, columns])
         yield Piece(rows, columns, logits)
         start = columns.stop
         step = max(1, LOGITS // (logits.shape[0] * logits.shape[-1]))  # known after the first position
+
+
+def logits_of(runner: Runner, tokens: mx.array, top: mx.array) -> mx.array:
+    """What the head predicts from the trunk's output `top`, float32 (windows, tokens, vocabulary).
+
+    It is computed in 32 bits: logits of 16 would be rounded by up to a sixteenth.
+    """
+    with wrapped(type(runner.trunk), returning(runner.trunk, top.astype(mx.float32))):
+        logits: mx.array = runner.model(tokens).astype(mx.float32)
+    return logits
 
 
 class _Trunk(Exception):
