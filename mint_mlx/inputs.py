@@ -114,6 +114,7 @@ def block_inputs(
         batch: windows at once.
     """
     runner = load_runner(source.path)
+    runner.model.train()  # as the sensitivity ran it: DBRX else calls its experts token by token
     parts = {layer.path: layer.experts for layer in inventory.layers}
     wanted = {layer.path for layer in inventory.layers if layer.kind in ("linear", "experts")}
     wanted &= sensitivity.weights.keys()

@@ -205,7 +205,8 @@ def _measure(
 ) -> RateDistortion:
     """One layer's curve. Its draws depend on the seed and its name alone."""
     rng = np.random.default_rng([SEED, zlib.crc32(layer.path.encode())])
-    found = measure_sample(read, layer.as_experts, [c for c in configs if c != layer.stored], sample, rng)
+    others = [c for c in configs if c != layer.stored]
+    found = measure_sample(read, layer.as_experts, others, sample if others else EXACT, rng)
     if found.broken and not allow_nonfinite:
         raise MintError(f"{layer.path}.weight {NOT_FINITE}")
     nmse = found.nmse

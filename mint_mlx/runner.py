@@ -294,12 +294,22 @@ def trunk_output(runner: Runner, tokens: mx.array) -> Any:
 
 
 def trunk_output_from(runner: Runner, tokens: mx.array, hidden: mx.array) -> mx.array:
-    """The trunk's output from that of its last block: what comes between (a norm) is done."""
-    blocks = {id(block) for block in runner.trunk[runner.blocks]}
+    """The trunk's output from that of its last block: what comes between (a norm) is done.
+
+    Raises:
+        ValueError: the trunk calls a block twice.
+    """
+    left = {id(block) for block in runner.trunk[runner.blocks]}
+    blocks = left.copy()
 
     def stub(call: Call) -> Call:
         def replaced(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return hidden if id(self) in blocks else call(self, *args, **kwargs)
+            if id(self) not in blocks:
+                return call(self, *args, **kwargs)
+            if id(self) not in left:
+                raise ValueError("a block is called more than once")
+            left.remove(id(self))
+            return hidden
 
         return replaced
 
@@ -311,17 +321,18 @@ def trunk_output_from(runner: Runner, tokens: mx.array, hidden: mx.array) -> mx.
 def _streamed_hidden(runner: Runner, tokens: mx.array, batch: int) -> Any:
     """As `trunk_output` for all windows, each block read when it is called and dropped after its last window."""
     blocks = {id(block) for block in runner.trunk[runner.blocks]}
-    count = len(tokens)
+    count, gone = len(tokens), set()
 
     def by_block(call: Call) -> Call:
         def replaced(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if id(self) not in blocks:
                 return call(self, *args, **kwargs)
-            if not all(map(_plain, (*args, *kwargs.values()))):
+            if id(self) in gone or not all(map(_plain, (*args, *kwargs.values()))):
                 raise MintError(
-                    f"{runner.folder.name} keeps state between its blocks, so it cannot be run block by block: it "
-                    "needs a machine with memory for the whole model"
+                    f"{runner.folder.name} keeps state between its blocks or calls one twice, so it cannot be run "
+                    "block by block: it needs a machine with memory for the whole model"
                 )
+            gone.add(id(self))
             load_block(runner, self)
             parts = []
             for start in range(0, count, batch):

@@ -122,6 +122,7 @@ def measure(
     runner.model.train()  # some families' fused kernels have no gradient
     known = {layer.path: layer.shape[0] if len(layer.shape) > 2 else 1 for layer in inventory.layers}
     embeddings = {layer.path for layer in inventory.layers if layer.role == "embedding"}
+    plain = {layer.path for layer in inventory.layers if layer.kind == "multi-linear"}  # rounded to nearest: trace only
 
     def names() -> dict[int, str]:
         return names_of(runner, known)
@@ -143,7 +144,7 @@ def measure(
         parts, back = walked.parts(folder, depth)
         if back is None:
             made = parts[depth] = Part()
-            with _visitor(made, known, embeddings) as visit:
+            with _visitor(made, known, embeddings, plain) as visit:
                 grad = from_logits(runner, tokens, last, batch, mx.random.key(seed), visit, names())
             if not made.rows:
                 raise NoChain("its head is no layer that can be followed")
@@ -163,7 +164,7 @@ def measure(
             step.args = (mx.array(kept).astype(dtype), *step.args[1:])
             load_block(runner, step.block)
             made = parts[step.index] = Part(metric=_compact(_metric(grad)))
-            with _visitor(made, known, embeddings) as visit:
+            with _visitor(made, known, embeddings, plain) as visit:
                 grad = pull_back(step, grad, batch, visit, names())
             walked.keep_part(folder, step.index, made, _numpy(grad))
             release_block(runner, step.block)
@@ -178,8 +179,17 @@ def measure(
 
 
 @contextmanager
-def _visitor(made: Part, known: dict[str, int], embeddings: set[str]) -> Iterator[Callable[[Rows], None]]:
-    """Adds what layers read and their gradients to a part; `known` has the number of experts, `embeddings` names."""
+def _visitor(
+    made: Part, known: dict[str, int], embeddings: set[str], plain: set[str]
+) -> Iterator[Callable[[Rows], None]]:
+    """Adds what layers read and their gradients to a part.
+
+    Args:
+        made: the part.
+        known: the number of experts by layer.
+        embeddings: names of those.
+        plain: names of layers of which the cost alone is kept.
+    """
     import mlx.core as mx
 
     moments: dict[str, SampledMoments] = {}
@@ -191,12 +201,16 @@ def _visitor(made: Part, known: dict[str, int], embeddings: set[str]) -> Iterato
         part = np.zeros(len(energy), dtype=np.int64) if rows.part is None else rows.part
         cost = made.trace.setdefault(rows.path, np.zeros(known[rows.path]))
         cost += np.bincount(part, energy, minlength=len(cost))
+        if rows.path in plain:
+            return
         x, roots = np.asarray(rows.x), np.sqrt(squared).astype(np.float32)
         if rows.path not in embeddings:
             moments.setdefault(rows.path, SampledMoments()).add(x, roots, rows.part, known[rows.path])
         elif x.shape[-1] <= WIDE:
             made.embedding = _added(made.embedding, x * roots[:, None])
-        made.rows.setdefault(rows.path, []).append(Found(squared.astype(np.float32), rows.part, rows.token))
+        part = None if rows.part is None else rows.part.astype(np.int32)
+        found = Found(squared.astype(np.float32), part, rows.token.astype(np.int32))
+        made.rows.setdefault(rows.path, []).append(found)
 
     yield visit
     made.left = {path: found.remaining() for path, found in moments.items()}
@@ -261,7 +275,8 @@ def check_chain(source: Source, inventory: Inventory) -> None:
             raise NoChain("its head is no layer that can be followed")
         for _ in to_embedding(runner, tokens, steps[0], mx.zeros(grad.shape), 2, names_of(runner, known)):
             pass
-    except (ValueError, RuntimeError) as error:  # no list of blocks, one that is never called, a kernel that isn't here
+    # No list of blocks, one that is never called or twice, a kernel that isn't here, a cache that no block has filled.
+    except (ValueError, RuntimeError, AttributeError, TypeError, LookupError) as error:
         raise NoChain(str(error).splitlines()[0]) from error
 
 

@@ -246,11 +246,23 @@ NESTED: dict[str, dict[str, Any]] = {
 
 
 SMALL = {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": 128, "layer_norm_epsilon": 1e-5}
-DENSE: dict[str, dict[str, Any]] = {  # of which one calls its blocks by keyword, two add positions, one needs Metal
+# Of these one calls its blocks by keyword, two add positions, one needs Metal, one runs twice, two share their caches.
+DENSE: dict[str, dict[str, Any]] = {
     "gptj": SMALL | {"rotary_dim": 16},
     "gpt2": SMALL | {"n_ctx": 128},
     "gpt_bigcode": SMALL | {"n_inner": 128},
     "bitnet": {},
+    "nanbeige": {"num_loops": 2},
+    "afm7": {"hidden_dim": 64, "num_layers": 4, "num_kv_reuse_layers": 2, "num_heads": 4, "num_kv_heads": 2},
+}
+
+
+DBRX = {
+    "d_model": 64,
+    "n_layers": 5,
+    "n_heads": 4,
+    "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
+    "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
 }
 
 
@@ -261,7 +273,7 @@ def config_of(family: str) -> dict[str, Any]:
     module = importlib.import_module(f"mlx_lm.models.{family}")
     names = {field.name for field in dataclasses.fields(module.ModelArgs)}
     common = {k: v for k, v in COMMON.items() if k in names}
-    return common | (FAMILIES | DENSE)[family] | {"model_type": family}
+    return common | (FAMILIES | DENSE | {"dbrx": DBRX})[family] | {"model_type": family}
 
 
 def write_family(folder: Path, family: str, **more: Any) -> Path:

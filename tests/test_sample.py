@@ -9,13 +9,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import Maker, qwen3_moe, write_checkpoint
+from conftest import Maker, llama, qwen3_moe, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from released import FAMILIES, known, released
 from typer.testing import CliRunner
 
-from mint_mlx import measured, rows, sample, steps
+from mint_mlx import measured, pipeline, rows, sample, steps
 from mint_mlx.allocate import _fisher, allocate
 from mint_mlx.cli import app
 from mint_mlx.distortion import measure
@@ -230,3 +230,10 @@ def test_a_row_that_is_not_finite_is_refused_unless_allowed(make: Maker) -> None
     assert refused.exit_code and "--effort fast" in str(refused.exception)
     written = CliRunner().invoke(app, [*command, "--effort", "fast", "--allow-nonfinite"])
     assert written.exit_code == 0, written.output
+
+
+def test_a_source_with_nothing_left_to_measure_is_sampled_too(make: Maker, tmp_path: Path) -> None:
+    """Fewer than its two bits there are none: what a layer has is its only candidate."""
+    pipeline.convert(str(make(llama(1))), uniform="2bit-g128", out=tmp_path / "two", smoke=False)
+    made = measured.get_profile(prepare(str(tmp_path / "two")), sample="0.5")
+    assert any(curve.configs == (QuantConfig(2, 128),) for curve in made.curves.values())
