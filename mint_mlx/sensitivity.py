@@ -208,8 +208,8 @@ def _visitor(
             moments.setdefault(rows.path, SampledMoments()).add(x, roots, rows.part, known[rows.path])
         elif x.shape[-1] <= WIDE:
             made.embedding = _added(made.embedding, x * roots[:, None])
-        part = None if rows.part is None else rows.part.astype(np.int32)
-        found = Found(squared.astype(np.float32), part, rows.token.astype(np.int32))
+        expert = None if rows.part is None else rows.part.astype(np.int32)
+        found = Found(squared.astype(np.float32), expert, rows.token.astype(np.int32))
         made.rows.setdefault(rows.path, []).append(found)
 
     yield visit

@@ -13,9 +13,14 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
 from . import begun
+from .cpu import on_cpu
+from .errors import MintError
+from .kvcache import cache_size
 from .load import Source
+from .memory import RESERVE, room
 from .report import Progress
 from .runner import Runner, forward, load_runner
 
@@ -53,7 +58,8 @@ def write_tokens(
     if start is not None:
         tokens[:, 0] = start
     runner = load_runner(source.path, streamed)
-    kind = "resampled" if runner.streamed else "sampled"
+    windows = WINDOWS if runner.streamed else at_once(source, runner, length)
+    kind = "resampled" if runner.streamed else f"sampled-{windows}"
     tokens, done = (place and begun.text(place, kind)) or (tokens, 0)
 
     def keep(tokens: np.ndarray, done: int) -> None:
@@ -61,7 +67,7 @@ def write_tokens(
             begun.add_text(place, kind, tokens, done)
 
     if not runner.streamed:
-        return sample(runner, tokens, mx.random.key(seed), progress, done, keep), f"sampled, seed {seed}"
+        return sample(runner, tokens, mx.random.key(seed), progress, done, keep, windows), f"sampled, seed {seed}"
     for number in range(done, PASSES):
         progress(f"pass {number + 1}", number, PASSES)
         if number > done:
@@ -72,6 +78,19 @@ def write_tokens(
     return tokens, f"resampled {PASSES} times, seed {seed}"
 
 
+def at_once(source: Source, runner: Runner, length: int) -> int:
+    """How many windows are sampled at once: WINDOWS, or fewer where their caches would take half of what is left."""
+    try:
+        each = cache_size(source.config, length).bytes * (2 if on_cpu() else 1)  # float32 on a CPU
+    except MintError:  # a cache of an unknown kind
+        return WINDOWS
+    left = room() - RESERVE - sum(array.nbytes for _, array in tree_flatten(runner.model.parameters()))
+    windows = WINDOWS
+    while windows > 1 and windows * each > left / 2:
+        windows //= 2
+    return windows
+
+
 def sample(
     runner: Runner,
     tokens: np.ndarray,
@@ -79,22 +98,23 @@ def sample(
     progress: Progress = lambda *_: None,
     done: int = 0,
     keep: Callable[[np.ndarray, int], None] = lambda *_: None,
+    windows: int = WINDOWS,
 ) -> np.ndarray:
     """Every token but each window's first drawn one after the other, given all those before it.
 
-    WINDOWS windows are drawn at once; `done` such parts are there already, and `keep` is called after each. Tokens are
-    int32 (windows, tokens).
+    So many `windows` are drawn at once; `done` such parts are there already, and `keep` is called after each. Tokens
+    are int32 (windows, tokens).
     """
     from mlx_lm.models.cache import make_prompt_cache
 
     length, fresh = tokens.shape[1], tokens.copy()
-    for part, begin in enumerate(range(0, len(tokens), WINDOWS)):
+    for part, begin in enumerate(range(0, len(tokens), windows)):
         if part < done:
             for _ in range(1, length):  # what follows is drawn as if this had been
                 key = mx.random.split(key)[0]
             continue
         cache = make_prompt_cache(runner.model)
-        last = mx.array(tokens[begin : begin + WINDOWS, :1])
+        last = mx.array(tokens[begin : begin + windows, :1])
         drawn = [last]
         for position in range(1, length):
             progress("sample", begin * length + position * len(last), tokens.size)
@@ -103,7 +123,7 @@ def sample(
             last = mx.random.categorical(logits, key=draw)[:, None].astype(mx.int32)
             mx.eval(last)
             drawn.append(last)
-        fresh[begin : begin + WINDOWS] = np.array(mx.concatenate(drawn, axis=1))
+        fresh[begin : begin + windows] = np.array(mx.concatenate(drawn, axis=1))
         keep(fresh, part + 1)
     return fresh
 

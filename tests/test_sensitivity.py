@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from conftest import HIDDEN, TOKENS, Maker, Notes, llama, qwen3_moe
 from families import DENSE, write_family
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
 from released import known, released
 
 from mint_mlx import begun, blocks, measured, pipeline, runner
@@ -24,6 +26,7 @@ from mint_mlx.cpu import on_cpu
 from mint_mlx.errors import MintError
 from mint_mlx.inputs import Moments, block_inputs
 from mint_mlx.load import load_source
+from mint_mlx.memory import RESERVE
 from mint_mlx.order import prepare
 from mint_mlx.sensitivity import check_chain, measure
 from mint_mlx.sensitivity_file import load_sensitivity, save_sensitivity
@@ -73,14 +76,27 @@ def test_text_that_was_interrupted_goes_on_after_its_last_pass(
     assert begun.text(place, "resampled") is not None
     begun.clear(place)
     assert not list(place.parent.iterdir())
-    begun._text_file(place, "sampled").write_bytes(b"cut short")
-    assert begun.text(place, "sampled") is None
+    begun._text_file(place, "sampled-64").write_bytes(b"cut short")
+    assert begun.text(place, "sampled-64") is None
+
+
+def test_as_many_windows_are_sampled_at_once_as_memory_has_room_for(
+    demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, loaded = prepare(str(demo_model)).source, runner.load_runner(demo_model)
+    weights = sum(array.nbytes for _, array in tree_flatten(loaded.model.parameters()))
+    cache = make_prompt_cache(loaded.model)
+    mx.eval(loaded.model(mx.zeros((8, 256), dtype=mx.int32), cache=cache))
+    eight = sum(array.nbytes for block in cache for array in (block.keys, block.values))
+    for left, windows in ((200, 64), (1.01, 4), (0, 1)):
+        monkeypatch.setattr(tokens_module, "room", lambda left=left: RESERVE + weights + int(left * eight))
+        assert tokens_module.at_once(source, loaded, 256) == windows
 
 
 def test_text_that_was_interrupted_while_sampled_goes_on_after_its_last_part(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokens_module, "WINDOWS", 3)
+    monkeypatch.setattr(tokens_module, "at_once", lambda *_: 3)
     source, place, drawn = prepare(str(make(llama(1)))).source, tmp_path / "s.npz", []
     whole, how = write_tokens(source, 96, 160, length=16, streamed=False)
 
