@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..blocks import Step, call_block, first_input, forward_blocks, run
+from ..files import keep_tensors, kept_tensors
 from ..inputs import embedding_moments, head_inputs, weigh
 from ..layers import MLX_DTYPES, Layer
 from ..peak import learns_head, turns
@@ -27,7 +28,7 @@ from .gptq import SecondMoments
 from .learn import Block, divergence, learn, metric_cost, metric_root
 from .pack import Codes
 from .turns import learn_in_turns
-from .work import SCRATCH, Work, keep_tensors, kept_tensors
+from .work import SCRATCH, Work
 
 BATCH = 8  # windows at once
 Packed = dict[str, mx.array]

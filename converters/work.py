@@ -9,7 +9,6 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..files import whole
 from ..layers import Inventory, Layer
 from ..load import Source
 from ..quant import QuantConfig
@@ -37,20 +36,6 @@ class Work:
     folder: Path
     own: Own | None
     say: Callable[[str], None] = lambda _: None
-
-
-def keep_tensors(path: Path, tensors: dict[str, mx.array]) -> None:
-    """Write tensors into a file of a work folder, a .safetensors, so that it is there as a whole or not at all."""
-    with whole(path) as partial:
-        mx.save_safetensors(str(partial), tensors)
-
-
-def kept_tensors(path: Path) -> dict[str, mx.array]:
-    """Read them, at once: the file may go."""
-    with mx.stream(mx.cpu):
-        tensors: dict[str, mx.array] = mx.load(str(path))  # type: ignore[assignment]
-        mx.eval(tensors)
-    return tensors
 
 
 Quantizer = Callable[[Layer, mx.array, QuantConfig], dict[str, mx.array]]

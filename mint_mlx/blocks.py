@@ -77,7 +77,7 @@ def forward_blocks(
     batch: int,
     wanted: Collection[str] = (),
     first: int = 0,
-    known: Callable[[int], np.ndarray | None] = lambda _: None,
+    known: Callable[[int], mx.array | None] = lambda _: None,
 ) -> Generator[tuple[Step, mx.array, dict[str, list[Rows]]]]:
     """Each block with its output for all windows, and what its layers read; its weights are here until the next.
 
@@ -101,7 +101,7 @@ def forward_blocks(
             load_block(runner, step.block)
             out = run(step, batch, visit, names_of(runner, wanted if step.index >= first else ()))
         else:
-            out = mx.array(done).astype(step.args[0].dtype)
+            out = done
         yield step, out, rows
         release_block(runner, step.block)
         try:

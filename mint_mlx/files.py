@@ -11,11 +11,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 
 from .errors import MintError
 from .units import both
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 PATTERN = "*?["  # mlx-lm looks for weights with a pattern made of the folder's name
 PLAN_FILE = "mint-plan.yaml"  # in every checkpoint that we wrote
@@ -47,6 +50,24 @@ def sync(path: Path) -> None:
     """Wait until a file is on the disk, so that a crash of the machine can't leave its name without its data."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def keep_tensors(path: Path, tensors: dict[str, mx.array]) -> None:
+    """Write tensors into a .safetensors file, so that it is there as a whole or not at all."""
+    import mlx.core as mx
+
+    with whole(path) as partial:
+        mx.save_safetensors(str(partial), tensors)
+
+
+def kept_tensors(path: Path) -> dict[str, mx.array]:
+    """Read them, at once: the file may go."""
+    import mlx.core as mx
+
+    with mx.stream(mx.cpu):
+        tensors: dict[str, mx.array] = mx.load(str(path))  # type: ignore[assignment]
+        mx.eval(tensors)
+    return tensors
 
 
 def check_space(folder: Path, needed: int, instead: str = "choose another folder with -o") -> None:

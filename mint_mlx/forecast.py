@@ -8,6 +8,7 @@ from . import efforts, lowdisk, walked
 from .allocate import above_floor, list_candidates, size_range
 from .cache import cached_sensitivity
 from .converters.quantizers import NEEDS_INPUTS
+from .cpu import on_cpu
 from .errors import MintError
 from .measured import known_profile, profile_candidates
 from .objectives import NEEDS_SENSITIVITY
@@ -107,7 +108,7 @@ def _spilled(order: Order) -> int:
         return 0
     inventory = order.job.inventory
     hidden = max((layer.shape[-1] for layer in inventory.layers if layer.role == "embedding"), default=0)
-    return walked.needed(inventory.blocks, order.tokens * hidden)
+    return walked.needed(inventory.blocks, order.tokens * hidden, 4 if on_cpu() else 2)
 
 
 def _stage_seconds(order: Order, total: int, needs_profile: bool) -> dict[str, float]:

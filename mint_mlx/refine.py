@@ -24,11 +24,11 @@ from safetensors.numpy import load_file
 
 from . import mlxlm
 from .converters.learn import batches, hold_out, moved
-from .converters.work import SCRATCH, keep_tensors, kept_tensors
+from .converters.work import SCRATCH
 from .cpu import on_cpu
 from .errors import MintError
 from .exponential import fast_math, logsumexp
-from .files import check_space, write_arrays
+from .files import check_space, keep_tensors, kept_tensors, write_arrays
 from .headers import read_folder, read_header
 from .layers import Inventory
 from .load import Source

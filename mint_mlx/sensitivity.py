@@ -133,13 +133,13 @@ def measure(
         steps = []
         for step, out, _ in forward_blocks(runner, tokens, batch, known=lambda i: walked.hidden(folder, i + 1)):
             progress(f"block {step.index} forward", step.index, 2 * depth)
-            if step.index == 0:  # what each block reads, in float32
-                spill = walked.needed(depth, out.size) - walked.spent(folder)
+            if step.index == 0:
+                spill = walked.needed(depth, out.size, out.itemsize) - walked.spent(folder)
                 check_space(folder, spill, "give --work-dir another folder")
             for index, array in ((step.index, step.args[0]), (step.index + 1, out)):
                 if not walked.has_hidden(folder, index):
-                    walked.keep_hidden(folder, index, _numpy(array))
-            last, dtype = out, step.args[0].dtype
+                    walked.keep_hidden(folder, index, array)
+            last = out
             steps.append(Step(step.index, step.block, (None, *step.args[1:]), step.kwargs))
         parts, back = walked.parts(folder, depth)
         if back is None:
@@ -148,9 +148,9 @@ def measure(
                 grad = from_logits(runner, tokens, last, batch, mx.random.key(seed), visit, names())
             if not made.rows:
                 raise NoChain("its head is no layer that can be followed")
-            walked.keep_part(folder, depth, made, _numpy(grad))
+            walked.keep_part(folder, depth, made, grad)
         else:
-            grad = mx.array(back).astype(dtype)
+            grad = back
         if runner.streamed:
             runner = load_runner(source.path, True)
             runner.model.train()
@@ -161,12 +161,12 @@ def measure(
                 continue
             kept = walked.hidden(folder, step.index)
             assert kept is not None
-            step.args = (mx.array(kept).astype(dtype), *step.args[1:])
+            step.args = (kept, *step.args[1:])
             load_block(runner, step.block)
             made = parts[step.index] = Part(metric=_compact(_metric(grad)))
             with _visitor(made, known, embeddings, plain) as visit:
                 grad = pull_back(step, grad, batch, visit, names())
-            walked.keep_part(folder, step.index, made, _numpy(grad))
+            walked.keep_part(folder, step.index, made, grad)
             release_block(runner, step.block)
         made = parts[-1] = Part()
         for path, rows in to_embedding(runner, tokens, steps[0], grad, batch, names()):

@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from .files import lock_folder, whole
+from .files import keep_tensors, kept_tensors, lock_folder, whole
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 
 @dataclass
@@ -83,38 +86,37 @@ def _locked(folder: Path) -> IO[str] | None:
         return None
 
 
-def hidden(folder: Path, index: int) -> np.ndarray | None:
-    """What the block of this index reads, float32 (windows, tokens, hidden), where it was kept."""
-    file = folder / f"hidden-{index}.npy"
-    return np.load(file) if file.is_file() else None
+def hidden(folder: Path, index: int) -> mx.array | None:
+    """What the block of this index reads, (windows, tokens, hidden), where it was kept."""
+    file = folder / f"hidden-{index}.safetensors"
+    return kept_tensors(file)["array"] if file.is_file() else None
 
 
 def has_hidden(folder: Path, index: int) -> bool:
     """Whether that was kept."""
-    return (folder / f"hidden-{index}.npy").is_file()
+    return (folder / f"hidden-{index}.safetensors").is_file()
 
 
-def needed(blocks: int, numbers: int) -> int:
-    """Bytes of what all blocks read and the last returns, each so many numbers."""
-    return (blocks + 1) * 4 * numbers
+def needed(blocks: int, numbers: int, size: int = 4) -> int:
+    """Bytes of what all blocks read and the last returns, each so many numbers of so many bytes."""
+    return (blocks + 1) * size * numbers
 
 
 def spent(folder: Path) -> int:
     """Bytes of what the blocks read that are there already."""
-    return sum(file.stat().st_size for file in folder.glob("hidden-*.npy"))
+    return sum(file.stat().st_size for file in folder.glob("hidden-*"))
 
 
-def keep_hidden(folder: Path, index: int, array: np.ndarray) -> None:
-    """Keep what a block reads, whole or not at all."""
-    with whole(folder / f"hidden-{index}.npy") as partial, partial.open("wb") as file:
-        np.save(file, array)
+def keep_hidden(folder: Path, index: int, array: mx.array) -> None:
+    """Keep what a block reads, in the type that it has there."""
+    keep_tensors(folder / f"hidden-{index}.safetensors", {"array": array})
 
 
-def parts(folder: Path, depth: int) -> tuple[dict[int, Part], np.ndarray | None]:
+def parts(folder: Path, depth: int) -> tuple[dict[int, Part], mx.array | None]:
     """What blocks added on the way back, from the last (after it: `depth`) to the one that was reached.
 
     Returns:
-        By index, and the gradient at the input of the last one, float32; None where nothing was kept.
+        By index, and the gradient at the input of the last one; None where nothing was kept.
     """
     found: dict[int, Part] = {}
     for index in range(depth, -1, -1):
@@ -122,7 +124,7 @@ def parts(folder: Path, depth: int) -> tuple[dict[int, Part], np.ndarray | None]
         if one is None:
             break
         found[index] = one
-    return found, np.load(folder / f"grad-{min(found)}.npy") if found else None
+    return found, kept_tensors(folder / f"grad-{min(found)}.safetensors")["array"] if found else None
 
 
 def _part(folder: Path, index: int) -> Part | None:
@@ -140,7 +142,7 @@ def _part(folder: Path, index: int) -> Part | None:
     return made
 
 
-def keep_part(folder: Path, index: int, made: Part, grad: np.ndarray) -> None:
+def keep_part(folder: Path, index: int, made: Part, grad: mx.array) -> None:
     """Keep what a block added and the gradient at its input; the gradient after it is dropped."""
     arrays = {f"trace.{path}": trace for path, trace in made.trace.items()}
     arrays |= {f"left.{path}": np.array(share) for path, share in made.left.items()}
@@ -151,7 +153,7 @@ def keep_part(folder: Path, index: int, made: Part, grad: np.ndarray) -> None:
         if parts:
             arrays[f"part.{path}"] = np.concatenate(parts)
     arrays |= {name: array for name in ("metric", "embedding") if (array := getattr(made, name)) is not None}
-    np.save(folder / f"grad-{index}.npy", grad)
+    keep_tensors(folder / f"grad-{index}.safetensors", {"array": grad})
     with whole(folder / f"part-{index}.npz") as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    (folder / f"grad-{index + 1}.npy").unlink(missing_ok=True)
+    (folder / f"grad-{index + 1}.safetensors").unlink(missing_ok=True)

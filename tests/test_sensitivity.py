@@ -154,6 +154,29 @@ def test_a_walk_that_was_interrupted_goes_on_to_the_same_numbers(
     assert not list((tmp_path / "work").iterdir())
 
 
+@pytest.mark.usefixtures("like_a_gpu")
+def test_what_is_kept_of_a_walk_has_the_type_that_it_had(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Norms in float32 make all that comes after the first one float32, in a model of bfloat16."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = make(llama(3))
+    tensors = mx.load(str(folder / "model.safetensors"))
+    mixed = {name: a.astype(mx.float32) if "norm" in name else a for name, a in tensors.items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), mixed, metadata={"format": "pt"})
+    job = prepare(str(folder))
+
+    def stop(what: str, done: int, _: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    whole = measure(job.source, job.inventory, TOKENS, "r")
+    with pytest.raises(KeyboardInterrupt):
+        measure(job.source, job.inventory, TOKENS, "r", progress=stop, key="k")
+    again = measure(job.source, job.inventory, TOKENS, "r", key="k")
+    assert all((whole.trace[path] == again.trace[path]).all() for path in whole.trace)
+
+
 def test_resampled_tokens_are_the_same_streamed_or_not(demo_model: Path) -> None:
     source = prepare(str(demo_model)).source
     tokens = np.random.default_rng(0).integers(0, 2048, (4, 64)).astype(np.int32)
