@@ -20,6 +20,7 @@ from .report import Report
 from .sample import EXACT
 from .sensitivity import Sensitivity
 from .sensitivity_file import load_sensitivity
+from .walked import abandoned
 
 
 def cache_dir() -> Path:
@@ -86,6 +87,7 @@ KINDS = {  # folders of the cache, and what lies there
     "references": "a source's predictions (`eval --source`)",
     "replies": "a source's replies to prompts (`eval --chat`)",
     "compare": "checkpoints that `compare` built, and their scores",
+    "walks": "what an interrupted `sensitivity` goes on from, in the temporary folder",
 }
 
 
@@ -104,7 +106,7 @@ def entries() -> list[Entry]:
     found = []
     for kind in KINDS:
         folder = cache_dir() / kind
-        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        for path in abandoned() if kind == "walks" else sorted(folder.iterdir()) if folder.is_dir() else []:
             files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
             stats = [file.stat() for file in files]
             newest = max((s.st_mtime for s in stats), default=path.stat().st_mtime)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 
+NAME = "mint-mlx-walk-"  # how the folders begin
+
+
 @dataclass
 class Found:
     """Rows of one layer: their weights |g|^2, experts (or None) and tokens."""
@@ -59,7 +62,7 @@ def spilled(key: str | None, refused: tuple[type[Exception], ...] = ()) -> Itera
     With a key an interruption (Ctrl-C, a full disk, too little memory) leaves it for the next run of that key; what is
     `refused` does not.
     """
-    lock = None if key is None else _locked(Path(tempfile.gettempdir()) / f"mint-mlx-walk-{key}")
+    lock = None if key is None else _locked(Path(tempfile.gettempdir()) / f"{NAME}{key}")
     if lock is None:  # no key, or another run has it
         with tempfile.TemporaryDirectory(prefix="mint-mlx-") as name:
             yield Path(name)
@@ -74,11 +77,26 @@ def spilled(key: str | None, refused: tuple[type[Exception], ...] = ()) -> Itera
         shutil.rmtree(folder)
 
 
+def abandoned() -> list[Path]:
+    """Folders of interrupted walks in the temporary folder, which the same command would go on from."""
+    found = []
+    for folder in sorted(Path(tempfile.gettempdir()).glob(f"{NAME}*")):
+        if _own(folder) and (lock := lock_folder(folder)) is not None:
+            lock.close()
+            found.append(folder)
+    return found
+
+
+def _own(folder: Path) -> bool:
+    """Whether it is a folder, and this user's."""
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+
+
 def _locked(folder: Path) -> IO[str] | None:
     """A lock on a folder of this user's own that no other process can read."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+    if not _own(folder):
         return None
     try:
         return lock_folder(folder)

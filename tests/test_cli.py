@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from conftest import Maker, llama, qwen3_moe, run_cli
 
 from mint_mlx import cli, walked
+from mint_mlx.files import lock_folder
 
 COMMANDS = (
     "convert",
@@ -270,9 +272,27 @@ def test_the_demo_runs_the_whole_job(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert source["perplexity"] < ours["perplexity"] < 1.1 * source["perplexity"]
 
 
-def test_the_cache_is_listed_and_dropped(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make: Maker
+def test_what_interrupted_walks_left_is_listed_and_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """But not what another process is at."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    for name in ("left", "busy"):
+        (tmp_path / f"mint-mlx-walk-{name}").mkdir()
+        (tmp_path / f"mint-mlx-walk-{name}" / "hidden-0.safetensors").write_bytes(bytes(1000))
+    with lock_folder(tmp_path / "mint-mlx-walk-busy") as busy:
+        assert busy is not None
+        assert run_cli(monkeypatch, "cache", "--work-dir", str(tmp_path), "--json") == 0
+        (entry,) = json.loads(capsys.readouterr().out)["entries"]
+        assert entry == {"name": "mint-mlx-walk-left", "kind": "walks", "bytes": 1000}
+        assert run_cli(monkeypatch, "cache", "clear", "walks", "--work-dir", str(tmp_path)) == 0
+    assert [path.name for path in tmp_path.glob("mint-*")] == ["mint-mlx-walk-busy"]
+
+
+def test_the_cache_is_listed_and_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make: Maker
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run_cli(monkeypatch, "cache", "--json")
     assert json.loads(capsys.readouterr().out)["entries"] == []
     folder = make(llama(1))
@@ -297,8 +317,6 @@ def list_cache(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 def test_spills_go_where_they_are_told_to(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make: Maker
 ) -> None:
-    import tempfile
-
     folder = make(llama(1))
     spills = folder.parent / "spills"
     command = ("sensitivity", str(folder), "-o", str(folder.parent / "s.npz"), "--work-dir", str(spills))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import EVERYDAY, JsonOpt, app, start
+from . import EVERYDAY, JsonOpt, WorkDirOpt, app, start
 
 cache_app = typer.Typer(
     help="List what is kept between runs, with sizes; `cache clear` drops it.", invoke_without_command=True
@@ -15,11 +15,11 @@ app.add_typer(cache_app, name="cache", rich_help_panel=EVERYDAY)
 
 
 @cache_app.callback()
-def show(context: typer.Context, as_json: JsonOpt = False) -> None:
+def show(context: typer.Context, work_dir: WorkDirOpt = None, as_json: JsonOpt = False) -> None:
     """List what is kept between runs, with sizes; `cache clear` drops it."""
     if context.invoked_subcommand is not None:
         return
-    output = start(as_json)
+    output = start(as_json, work_dir)
     from datetime import date
 
     from .. import cache
@@ -40,10 +40,11 @@ def clear(
     kinds: Annotated[
         list[str] | None, typer.Argument(metavar="[KIND ...]", help="Only these, such as `compare`; all otherwise.")
     ] = None,
+    work_dir: WorkDirOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Drop what is kept. What a checkpoint keeps of its making, and downloads of the Hub, stay."""
-    output = start(as_json)
+    output = start(as_json, work_dir)
     from .. import cache
     from ..units import both
 
