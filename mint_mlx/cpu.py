@@ -49,10 +49,15 @@ def dense_products() -> Iterator[None]:
 
     def linear(_: Call) -> Call:
         def product(
-            x: mx.array, w: mx.array, scales: mx.array, biases: mx.array | None, transpose: bool, **how: Any
+            x: mx.array,
+            w: mx.array,
+            scales: mx.array,
+            biases: mx.array | None = None,
+            transpose: bool = True,
+            **how: Any,
         ) -> mx.array:
             weight = mx.dequantize(w, scales, biases, **how)
-            return x @ (weight.T if transpose else weight)
+            return x @ (weight.swapaxes(-1, -2) if transpose else weight)
 
         return product
 
@@ -61,10 +66,10 @@ def dense_products() -> Iterator[None]:
             x: mx.array,
             w: mx.array,
             scales: mx.array,
-            biases: mx.array | None,
+            biases: mx.array | None = None,
             *,
             rhs_indices: mx.array,
-            transpose: bool,
+            transpose: bool = True,
             sorted_indices: bool = False,
             global_scale: mx.array | None = None,
             **how: Any,

@@ -103,15 +103,18 @@ def test_mlx_lm_is_as_it_was_afterwards(make: Maker) -> None:
 
 @pytest.mark.parametrize("mode", ["affine", "mxfp4"])
 def test_dense_products_equal_quantized_ones(mode: str) -> None:
-    """Those of linear layers, experts and embeddings as heads, and their gradients."""
+    """Those of linear layers, experts, embeddings as heads and latent attention, and their gradients."""
+    from mlx_lm.models.mla import MultiLinear
     from mlx_lm.models.switch_layers import SwitchLinear
 
-    layers = [m.to_quantized(32, 4, mode=mode) for m in (nn.Linear(32, 8), SwitchLinear(32, 8, 4), nn.Embedding(8, 32))]
+    plain = (nn.Linear(32, 8), SwitchLinear(32, 8, 4), nn.Embedding(8, 32), MultiLinear(32, 8, 5))
+    layers = [m.to_quantized(32, 4, mode=mode) for m in plain]
     x = mx.random.normal((5, 1, 32), key=mx.random.key(0))
 
     def outputs(scale: mx.array) -> mx.array:
-        linear, experts, embedding = layers
+        linear, experts, embedding, heads = layers
         y = [linear(x * scale), experts(x * scale, mx.array([[0], [3], [1], [0], [2]])), embedding.as_linear(x * scale)]
+        y.append(heads(x * scale))
         return mx.concatenate([a.flatten() for a in y])
 
     stock = mx.quantized_matmul
