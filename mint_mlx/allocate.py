@@ -140,12 +140,13 @@ def check_feasible(
     bits = f"{least * 8 / inventory.parameters:.2f} bpw"
     if floor is None:
         raise MintError(
-            f"a budget of {both(budget)} is too small for this model{why}: sizes from {both(least)} ({bits}, {least}B) "
-            f"to {both(most)} can be written, and `--budget smallest` takes the least that the safety floor allows"
+            f"a budget of {both(budget)} is too small for this model{why}: before the safety floor sizes from "
+            f"{both(least, up=True)} ({bits}, {least}B) to {both(most)} are possible, and `--budget smallest` takes "
+            "the least that it allows"
         )
     raise MintError(
         f"a budget of {both(budget)} is too small for this model with the safety floor of {floor:g} dB SQNR: from "
-        f"{both(least)} ({bits}, `--budget {least}B`) to {both(most)} is possible"
+        f"{both(least, up=True)} ({bits}, `--budget {least}B`) to {both(most)} is possible"
     )
 
 

@@ -142,6 +142,7 @@ def check_file(path: Path, marker: str, force: bool = False) -> None:
     """
     if not path.name or path.is_dir() or not path.absolute().parent.is_dir():
         raise MintError(f"{path} cannot be written: give a file in an existing folder with -o")
+    check_rights(path.absolute().parent)
     if path.exists():
         with path.open("rb") as file:
             ours = marker.encode() in file.read(1000)
@@ -149,6 +150,12 @@ def check_file(path: Path, marker: str, force: bool = False) -> None:
             raise MintError(f"{path} exists and is something else: choose another file with -o")
         if not force:
             raise MintError(f"{path} exists already: choose another file with -o, or replace it with --force")
+
+
+def check_rights(folder: Path) -> None:
+    """Refuse a folder in which this user may not write (a MintError)."""
+    if not os.access(folder, os.W_OK):
+        raise MintError(f"the folder {folder} cannot be written to: check its rights, or choose another with -o")
 
 
 def check_picture(path: Path) -> None:
@@ -190,8 +197,7 @@ def check_target(target: Path, source: Path | None, force: bool) -> None:
     parent = target.absolute().parent
     if not parent.is_dir():
         raise MintError(f"the folder {parent} does not exist: make it, or choose another with -o")
-    if not os.access(parent, os.W_OK):
-        raise MintError(f"the folder {parent} cannot be written to: check its rights, or choose another with -o")
+    check_rights(parent)
     if target.is_symlink():
         raise MintError(f"{target} is a link: give the folder itself with -o")
     if not target.exists():

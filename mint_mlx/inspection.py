@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from . import overview
+from .converters.sources import describe
 from .errors import MintError
 from .files import PLAN_FILE
 from .layers import Inventory
 from .order import prepare
 from .output import Output
+from .parts import with_towers
 from .plan import Plan, read_plan
 from .profile import Profile, load_profile, sqnr_db
 from .quant import QuantConfig
@@ -45,13 +47,17 @@ def _show_model(target: str, output: Output) -> None:
     with suppress(MintError):  # none, or one that can't be read
         if (made := read_plan(written)).choice == plan.choice:
             plan = replace(plan, errors=made.errors)
-    inventory = job.inventory
-    size = job.source.weight_bytes
-    bits = size * 8 / (inventory.parameters + job.beside.parameters)
+    inventory = with_towers(job.inventory, job.beside.towers)
+    size, parameters = job.source.weight_bytes, job.inventory.parameters + job.beside.parameters
+    bits = size * 8 / parameters
     output.line(
-        f"{job.source.name}: {job.source.config['model_type']}, {count(inventory.parameters)} parameters, "
+        f"{job.source.name}: {job.source.config['model_type']}, {count(parameters)} parameters, "
         f"{both(size)}, {bits:.2f} bits per weight, {inventory.blocks} blocks"
     )
+    if told := describe(job.source.config, job.source.path, job.source.headers):
+        output.line(f"It {told}; the tables show what that becomes.")
+    if mtp := sum(info.end - info.start for info in job.beside.mtp.values()):
+        output.line(f"The tables lack {human(mtp)} for multi-token prediction, which mlx-lm leaves out.")
     _show_layers(plan, inventory, output)
     output.result(_data(plan, inventory) | {"bytes": size, "bits_per_weight": bits})
 
@@ -74,7 +80,7 @@ def _show_plan(path: Path, plan: Plan, output: Output) -> None:
         f"{path}: plan for {plan.source or 'any source'}, {len(plan.choice)} layers, quantizer {plan.quantizer}"
     )
     columns, rows = overview.layer_table(layers)
-    columns = ["weights" if column == "shape" else column for column in columns]
+    columns = ["weights each" if column == "shape" else column for column in columns]
     sums: list[list[Any]] = [[str(c), n, count(w), human(b)] for c, (n, w, b) in sorted(table.items())]
     if plan.edited:
         output.note("it was edited: `mint-mlx convert MODEL --plan FILE --dry-run` says what it makes")

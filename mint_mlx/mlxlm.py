@@ -346,7 +346,8 @@ def generate_sentence(folder: Path) -> str:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:3])[:300] or type(error).__name__
+    more = " ..." if len(lines) > 3 else ""
+    return " ".join(lines[:3])[:300].rstrip(",") + more or type(error).__name__
 
 
 def generate_tokens(folder: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:

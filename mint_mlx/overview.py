@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
+from . import efforts
 from .allocate import list_candidates, size_range
 from .converters.card import config_table
 from .doctor import Finding
@@ -35,6 +36,7 @@ class SizeRow:
     bytes: int
     bits_per_weight: float
     loss: float | None
+    expected_kl: float | None
     active_bytes: int
     mac: int | None
 
@@ -78,17 +80,21 @@ def _size_row(job: Job, label: str, plan: Plan, known: bool, beside: Needs | Non
     total = plan.layout(job.inventory).total
     bits = total * 8 / job.inventory.parameters
     active = job.inventory.active_bytes(plan.choice)
-    return SizeRow(label, total, bits, plan.loss if known else None, active, smallest_mac(total, beside))
+    loss = plan.loss if known else None
+    expected = efforts.expected_kl(plan.objective, plan.quantizer, loss)
+    return SizeRow(label, total, bits, loss, expected, active, smallest_mac(total, beside))
 
 
 def size_rows(table: list[SizeRow]) -> tuple[list[str], list[Row]]:
     """A size table as columns and rows to print."""
-    columns = ["--budget", "size", "bpw", "loss", "read/token", "Mac"]
+    known = any(row.expected_kl is not None for row in table)
+    columns = ["--budget", "size", "bpw", *(["expected KL"] if known else []), "read/token", "Mac"]
     rows: list[Row] = []
     for row in table:
-        loss = "-" if row.loss is None else f"{row.loss:.4g}"
-        mac = f"{row.mac} GiB" if row.mac else "-"
-        rows.append([row.label, human(row.bytes), f"{row.bits_per_weight:.2f}", loss, human(row.active_bytes), mac])
+        kl = "-" if row.expected_kl is None else f"{row.expected_kl:.2g}"
+        mac, size = f"{row.mac} GiB" if row.mac else "-", human(row.bytes, up=row.label == "smallest")
+        figures = [row.label, size, f"{row.bits_per_weight:.2f}", *([kl] if known else [])]
+        rows.append([*figures, human(row.active_bytes), mac])
     return columns, rows
 
 

@@ -239,7 +239,10 @@ def _put_together(
             rows.setdefault(path, []).extend(found)
     broken = next((path for path, cost in trace.items() if not np.isfinite(cost).all()), None)
     if broken is not None:
-        raise MintError(f"{broken} has activations or gradients that overflow: give --effort fast")
+        raise MintError(
+            f"activations or gradients are not finite (at {broken}, among others): they overflow, or a weight is "
+            "damaged, which `mint-mlx profile` would name; `convert --effort fast` runs no model"
+        )
     weights = {path: _by_token(found, tokens) for path, found in rows.items()}
     metric = {index: part.metric for index, part in parts.items() if part.metric is not None}
     moments = [part.embedding for part in parts.values() if part.embedding is not None]

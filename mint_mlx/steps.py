@@ -12,7 +12,7 @@ from . import cache, efforts, mlxlm
 from .allocate import allocate, parse_override
 from .config import text_config
 from .errors import MintError, UsageError
-from .files import REFINED_FILE, check_file, check_target, write_whole
+from .files import REFINED_FILE, check_file, check_rights, check_target, write_whole
 from .kept import PROFILE_FILE, find_kept, kept_sensitivity
 from .layers import Inventory
 from .load import load_source
@@ -93,6 +93,7 @@ def write_sensitivity(
         raise MintError(f"{path} exists and is something else: choose another file with -o")
     if not path.absolute().parent.is_dir():
         raise MintError(f"the folder of {path} does not exist: make it first")
+    check_rights(path.absolute().parent)
     check_room(peak(job.inventory, tokens or efforts.TOKENS, True, "rtn"), "take a larger machine")
     own = get_sensitivity(job, report, tokens)
     if own is None:

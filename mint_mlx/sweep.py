@@ -149,7 +149,7 @@ def sweep_rows(found: Sweep) -> tuple[list[str], list[list[str]]]:
         marks += [f"measured {m.perplexity:.4g}" for m in found.measured if nearest[m] is point]
         rows.append([human(point.bytes), f"{point.bits_per_weight:.2f}", f"{point.loss:.3g}", ", ".join(marks)])
     what = "predicted KL" if found.objective in NEEDS_SENSITIVITY else "loss"
-    return ["size", "bpw", what, ""], rows
+    return ["size", "bpw", what, "note"], rows
 
 
 def draw(found: Sweep, path: Path) -> None:

@@ -6,6 +6,7 @@ weight (all file bytes x 8 / parameters), or `smallest`.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from decimal import Decimal
@@ -66,8 +67,12 @@ def parse_budget(text: str) -> Budget:
         factor = UNITS[unit]
     elif unit == unit.lower() and unit in _LOWER:
         factor = _LOWER[unit]
+    elif unit == "kB":
+        factor = UNITS["KB"]
     elif not unit:
         raise UsageError(f"the budget {text!r} has no unit: {EXAMPLES}")
+    elif unit.lower() not in _LOWER:
+        raise UsageError(f"{text!r} has an unknown unit: {EXAMPLES}")
     else:
         raise UsageError(f"the unit of {text!r} is ambiguous (GB is 10^9 bytes, GiB is 2^30): {EXAMPLES}")
     size = number * factor
@@ -76,10 +81,14 @@ def parse_budget(text: str) -> Budget:
     return Budget(text, bytes=int(size))
 
 
-def human(size: float) -> str:
-    """A size in decimal units, e.g. `17.18 GB`."""
+def human(size: float, up: bool = False) -> str:
+    """A size in decimal units, e.g. `17.18 GB`; rounded `up` where less would be too little."""
     unit = decimal_unit(size)
-    return f"{size:.0f} B" if unit == "B" else f"{size / UNITS[unit]:.2f} {unit}"
+    return f"{size:.0f} B" if unit == "B" else f"{_places(size / UNITS[unit], up)} {unit}"
+
+
+def _places(value: float, up: bool) -> str:
+    return f"{math.ceil(value * 100) / 100 if up else value:.2f}"
 
 
 def decimal_unit(size: float) -> str:
@@ -87,12 +96,12 @@ def decimal_unit(size: float) -> str:
     return next((unit for unit in ("TB", "GB", "MB", "KB") if abs(size) >= UNITS[unit]), "B")
 
 
-def both(size: float) -> str:
-    """A size in decimal and binary units, e.g. `17.18 GB (16.00 GiB)`."""
+def both(size: float, up: bool = False) -> str:
+    """A size in decimal and binary units, e.g. `17.18 GB (16.00 GiB)`; rounded `up` where less would be too little."""
     for decimal, binary in (("TB", "TiB"), ("GB", "GiB"), ("MB", "MiB")):
         if abs(size) >= UNITS[decimal]:
-            return f"{size / UNITS[decimal]:.2f} {decimal} ({size / UNITS[binary]:.2f} {binary})"
-    return human(size)
+            return f"{_places(size / UNITS[decimal], up)} {decimal} ({_places(size / UNITS[binary], up)} {binary})"
+    return human(size, up)
 
 
 def count(number: float) -> str:

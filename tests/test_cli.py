@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import Maker, llama, qwen3_moe, run_cli
 
-from mint_mlx import cli, walked
+from mint_mlx import cli, steps, walked
 from mint_mlx.files import lock_folder
 
 COMMANDS = (
@@ -242,6 +243,18 @@ def test_the_table_of_sizes(make: Maker, monkeypatch: pytest.MonkeyPatch, capsys
     assert table.rstrip().endswith("--budget 4.5bpw")
     assert run_cli(monkeypatch, "convert", folder, "--override", "_proj=8bit-g32") == 2
     assert capsys.readouterr().out.rstrip().endswith("--budget smallest")  # all others are more than 4.5 bits
+
+
+@pytest.mark.parametrize("command", ["profile", "sensitivity"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    command: str, make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed")
+    monkeypatch.setattr(steps, "get_profile", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr(steps, "get_sensitivity", lambda *_: pytest.fail("it was measured"))
+    assert run_cli(monkeypatch, command, str(make(llama(1))), "-o", str(tmp_path / "closed" / "out.npz")) == 1
+    assert "cannot be written to: check its rights" in capsys.readouterr().err
 
 
 def test_inspect_draws_equal_blocks_together(

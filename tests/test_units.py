@@ -18,6 +18,7 @@ from mint_mlx.units import both, parse_budget
         ("123456B", 123456),
         ("1.5gb", 15 * 10**8),
         ("2gib", 2**31),
+        ("700kB", 700_000),
     ],
 )
 def test_sizes(text: str, size: float) -> None:
@@ -30,7 +31,7 @@ def test_bits_per_weight_count_the_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["19", "19G", "19Gb", "-3GB", "0GB", "", "GB", "nine GB", "1e9B", "1.5B", "4,5bpw", "nan"]
+    "text", ["19", "19G", "19Gb", "-3GB", "0GB", "", "GB", "nine GB", "1e9B", "1.5B", "4,5bpw", "nan", "4xb"]
 )
 def test_ambiguous_or_impossible_sizes_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="write it like"):
@@ -39,3 +40,9 @@ def test_ambiguous_or_impossible_sizes_are_refused(text: str) -> None:
 
 def test_sizes_are_printed_in_both_units() -> None:
     assert both(17_179_869_184) == "17.18 GB (16.00 GiB)"
+
+
+def test_a_smallest_size_is_one_that_can_be_typed() -> None:
+    """Rounded down it would be refused."""
+    text = both(6_720_992, up=True).split(" (")[0]
+    assert text == "6.73 MB" and parse_budget(text).bytes >= 6_720_992

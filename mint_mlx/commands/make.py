@@ -194,7 +194,11 @@ def _print_sizes(output: Output, job: Job, table: list[SizeRow], context: int, w
         "falls fast, above 6 little is left to gain."
     )
     if table[0].loss is None:
-        output.line("No weight has been read: sizes are exact, the smallest assumes a usual safety floor.")
+        output.line(
+            "No weight has been read: sizes are exact, but for the smallest, a guess that may be a third too low."
+        )
+    if any(row.expected_kl is not None for row in table):
+        output.line("Expected KL: divergence from the source in nats a token, as this model's sensitivity predicts it.")
     usual = "4.5bpw" if "4.5bpw" in [row.label for row in table] else table[0].label
     output.line(f"Then: mint-mlx convert {words} --budget {usual}")
     sizes = [asdict(row) for row in table]

@@ -67,10 +67,8 @@ def sensitivity(
 
     path, made = steps.write_sensitivity(model, out, output, tokens)
     output.close()
-    output.line(
-        f"{path}: {len(made.trace)} layers on {made.tokens} tokens ({made.how}). Next: mint-mlx allocate PROFILE"
-    )
-    output.line(f"  --sensitivity {shlex.quote(str(path))} --budget 4.5bpw -o plan.yaml")
+    output.line(f"{path}: {len(made.trace)} layers on {made.tokens} tokens ({made.how})")
+    output.line(f"Next: mint-mlx allocate PROFILE --sensitivity {shlex.quote(str(path))} --budget 4.5bpw -o plan.yaml")
     output.result({"sensitivity": str(path), "layers": len(made.trace), "tokens": made.tokens, "how": made.how})
 
 
@@ -164,7 +162,8 @@ def sweep(
         check_picture(plot)
     found = sweep(profile, sensitivity, tuple(measured or ()))
     output.table(*sweep_rows(found))
-    output.line("Mac: the GPU's limit by default less 1 GiB, without a cache; `convert --fit` counts that too.")
+    if found.macs:
+        output.line("Mac: the GPU's limit by default less 1 GiB, without a cache; `convert --fit` counts that too.")
     if plot is not None:
         draw(found, plot)
         output.line(f"{plot}: drawn")
