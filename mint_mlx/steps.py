@@ -172,6 +172,8 @@ def refine_checkpoint(
     if not can_refine(made, {layer.path: layer.stored or KEEP for layer in made.layers}):
         raise MintError(f"refining {given.name} takes more memory than this machine has: do it on a larger one")
     job = prepare(model)
+    if job.source.fingerprint == given.fingerprint:
+        raise MintError(f"{given.name} is its own source: give the model that it was made from with --source")
     check_target(target, job.source.path, force)
     same = [text_config(source.config) for source in (given, job.source)]
     for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
@@ -184,7 +186,9 @@ def refine_checkpoint(
         tokens = known[0]
     else:
         report.stage("write tokens")
-        tokens, _ = write_tokens(job.source, vocabulary(job), count, first_token(job), progress=report.step)
+        place = cache.sensitivity_path(job.source, count)
+        first = first_token(job)
+        tokens, _ = write_tokens(job.source, vocabulary(job), count, first, progress=report.step, place=place)
     with writer.copied(given.path, target, force) as work:
         report.stage("refine")
         found = refine_own(job.source, tokens, work, report.step, steps)

@@ -285,15 +285,16 @@ def test_refining_that_gains_nothing_writes_nothing(
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("out")) == []
 
 
-@pytest.mark.parametrize("kind", ["unquantized", "another"])
-def test_what_cannot_be_refined(make: Maker, tmp_path: Path, kind: str) -> None:
-    folder = make(llama(1))
-    given, source = folder, folder
-    if kind == "another":
-        pipeline.convert(str(folder), uniform="4bit-g32", out=tmp_path / "made", smoke=False)
-        given, source = tmp_path / "made", make(llama(2), "other")
-    with pytest.raises(MintError, match="no layer with scales" if kind == "unquantized" else "was not made from"):
-        steps.refine_checkpoint(str(given), str(source), tmp_path / "out")
+def test_what_cannot_be_refined(make: Maker, tmp_path: Path) -> None:
+    folder, other, made = make(llama(1)), make(llama(2), "other"), tmp_path / "made"
+    pipeline.convert(str(folder), uniform="4bit-g32", out=made, smoke=False)
+    for given, source, why in (
+        (folder, folder, "no layer with scales"),
+        (made, other, "was not made from"),
+        (made, made, "is its own source"),
+    ):
+        with pytest.raises(MintError, match=why):
+            steps.refine_checkpoint(str(given), str(source), tmp_path / "out")
 
 
 def test_an_operation_without_a_gradient_is_named(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
