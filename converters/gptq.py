@@ -144,6 +144,7 @@ def _feed_back(
     experts, rows, columns = weight.shape
     each = np.arange(experts)
     group = orders // config.group_size
+    scales = np.where(scales == 0, np.float32(1), scales)  # a group whose range is nothing in 16 bits: its bias is all
     by_group = [np.ascontiguousarray(array.transpose(2, 0, 1)) for array in (scales, biases)]
     exact = np.empty((columns, experts, rows), dtype=np.float32)
     for e in each:

@@ -90,3 +90,13 @@ def test_moments_are_those_of_the_layers_inputs(make: Maker) -> None:
     every = np.concatenate([np.array(batch.x) * np.sqrt(batch.weight)[:, None] for batch in found.batches])
     pooled = every.T @ every * (128 / len(every))  # a row a column: few rows, so all of them are looked at
     np.testing.assert_allclose(found[5:6][0], (rows * weight[:, None]).T @ rows + pooled, rtol=1e-3, atol=1e-6)
+
+
+def test_a_group_without_a_range_is_its_bias() -> None:
+    """As a GPU may make it of numbers below the smallest that 16 bits hold."""
+    weight = np.full((1, 2, 64), 1e-9, dtype=np.float32)
+    scales, biases = np.zeros((1, 2, 1), dtype=np.float32), np.full((1, 2, 1), 1e-9, dtype=np.float32)
+    orders, passed = np.arange(64)[None], np.eye(64, dtype=np.float32)[None]
+    with np.errstate(all="raise"):
+        codes = gptq._feed_back(weight, scales, biases, orders, passed, QuantConfig(4, 64))
+    assert not codes.any()
