@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from .files import PLAN_FILE
 from .hub import NotKept, download_file, parse_repo
 from .sensitivity import Sensitivity
@@ -46,9 +48,19 @@ def kept_sensitivity(profile: str | Path, given: str | Path | None = None) -> Se
     """
     if given is not None:
         return load_sensitivity(find_kept(given, SENSITIVITY_FILE))[1]
-    if Path(profile).is_file():
+    found = kept_with(profile)
+    return found[1] if found else None
+
+
+def kept_with(place: str | Path) -> tuple[np.ndarray, Sensitivity] | None:
+    """The sensitivity, with its tokens, that a checkpoint or repository keeps; None where it has none, or for a file.
+
+    Raises:
+        MintError: it is damaged.
+    """
+    if Path(place).is_file():
         return None
     try:
-        return load_sensitivity(find_kept(profile, SENSITIVITY_FILE))[1]
+        return load_sensitivity(find_kept(place, SENSITIVITY_FILE))
     except NotKept:  # a checkpoint of the level `fast` keeps none
         return None

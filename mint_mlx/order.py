@@ -18,8 +18,7 @@ from .allocate import Override, apply_overrides, check_feasible, list_candidates
 from .efforts import EFFORTS, Effort, check_tokens, effort_name
 from .errors import MintError, UsageError
 from .files import PLAN_FILE, check_target
-from .hub import NotKept
-from .kept import SENSITIVITY_FILE, find_kept
+from .kept import SENSITIVITY_FILE, find_kept, kept_with
 from .layers import Inventory, list_layers
 from .load import Source, load_source, open_model
 from .memory import CONTEXT, Fit, Needs, check_context, fit, machine_limit, needs
@@ -337,31 +336,25 @@ def _given_sensitivity(
     `objective`: where a plan is to be chosen.
     """
     if request.sensitivity is None:
-        beside = request.plan if runs and request.tokens is None and isinstance(request.plan, str | Path) else None
-        return None if beside is None else _beside(beside, source)
+        if not runs or request.tokens is not None or not isinstance(request.plan, str | Path):
+            return None
+        found = kept_with(request.plan)
+        return found if found and _is_of(found[1], source) else None
     if request.tokens is not None:
         raise UsageError("a sensitivity has its tokens: give either --sensitivity or --tokens")
     if not runs:
         what = quantizer if objective is None else f"the objective {objective} and {quantizer}"
         raise UsageError(f"--sensitivity is of no use for {what}: leave it out")
     own = load_sensitivity(find_kept(request.sensitivity, SENSITIVITY_FILE))
-    if (own[1].structure, own[1].content) != (source.structure, source.content):
+    if not _is_of(own[1], source):
         raise MintError(
             f"the sensitivity in {request.sensitivity} is that of another model ({own[1].source}): leave it out"
         )
     return own
 
 
-def _beside(plan: str | Path, source: Source) -> tuple[np.ndarray, Sensitivity] | None:
-    """The sensitivity that a checkpoint or repository keeps beside its plan, if it is that of this source."""
-    if Path(plan).is_file():
-        return None
-    try:
-        own = load_sensitivity(find_kept(plan, SENSITIVITY_FILE))
-    except NotKept:  # a checkpoint of the level `fast` keeps none
-        return None
-    same = (own[1].structure, own[1].content) == (source.structure, source.content)
-    return own if same else None
+def _is_of(made: Sensitivity, source: Source) -> bool:
+    return (made.structure, made.content) == (source.structure, source.content)
 
 
 def needs_of(job: Job, request: Request) -> Needs | None:
