@@ -10,7 +10,7 @@ import errno
 
 NOT_FINITE = (
     "holds NaN or infinite values: the checkpoint is damaged, download it again (or convert it as it is with "
-    "--allow-nonfinite)"
+    "--effort fast --allow-nonfinite)"
 )
 FULL = (
     "the disk is full{}: free some space (or choose another folder) and run the same command again; what was finished "

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from . import mlxlm
-from .allocate import Override, apply_overrides, check_feasible, list_candidates, parse_override, uniform
+from .allocate import Override, apply_overrides, check_feasible, list_candidates, parse_override, size_range, uniform
 from .efforts import EFFORTS, Effort, check_tokens, effort_name
 from .errors import MintError, UsageError
 from .files import PLAN_FILE, check_target
@@ -254,7 +254,7 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     if budget is not None and (limit := budget.resolve(inventory.parameters)) is not None:
         why = ""
         if room is None:
-            _warn_of_size(limit, job, request, report)
+            _warn_of_size(min(limit, size_range(inventory, options)[1]), job, request, report)
         else:
             why = f" (it is what --fit {request.fit} leaves: a shorter --context leaves more)"
         check_feasible(limit, inventory, options, why)
