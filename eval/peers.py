@@ -27,7 +27,7 @@ from ..converters import checkpoint
 from ..converters.sources import read_layout
 from ..cpu import dense_products
 from ..errors import MintError
-from ..layers import Inventory, Layer
+from ..layers import Inventory
 from ..layout import weight_tensors
 from ..load import Source, open_model
 from ..order import Job
@@ -62,15 +62,14 @@ class Peer:
 
 def uniform_sizes(inventory: Inventory, bits: tuple[int, ...], groups: tuple[int, ...]) -> dict[QuantConfig, int]:
     """Bytes of all weights under each uniform configuration, roughly (guards and file headers aside)."""
+    paths = [layer.path for layer in inventory.layers]
+    return {c: _size(inventory, dict.fromkeys(paths, c)) for c in (QuantConfig(b, g) for b in bits for g in groups)}
 
-    configs = (QuantConfig(b, g) for b in bits for g in groups)
-    return {c: _size(inventory, lambda _, c=c: c) for c in configs}  # type: ignore[misc]
 
-
-def _size(inventory: Inventory, pick: Callable[[Layer], QuantConfig]) -> int:
+def _size(inventory: Inventory, choice: dict[str, QuantConfig]) -> int:
     total = inventory.other_bytes
     for layer in inventory.layers:
-        config = pick(layer)
+        config = choice[layer.path]
         usable = config if config.divides(layer.shape[-1]) and not layer.keep else KEEP
         total += sum(spec.nbytes for spec in weight_tensors(layer.path, layer.shape, layer.dtype, usable))
     return total
@@ -86,12 +85,8 @@ def recipe_size(source: Source, inventory: Inventory, recipe: str) -> int | None
     except ValueError:
         return None
     modules = dict(model.named_modules())
-
-    def pick(layer: Layer) -> QuantConfig:
-        wanted = predicate(layer.path, modules[layer.path])
-        return QuantConfig(wanted["bits"], wanted["group_size"]) if wanted else KEEP
-
-    return _size(inventory, pick)
+    wanted = {layer.path: predicate(layer.path, modules[layer.path]) for layer in inventory.layers}
+    return _size(inventory, {p: QuantConfig(w["bits"], w["group_size"]) if w else KEEP for p, w in wanted.items()})
 
 
 def nearest(sizes: dict[QuantConfig, int], budget: int) -> QuantConfig:
@@ -310,21 +305,25 @@ def _dwq(source: Source, config: QuantConfig, text: str, out: Path) -> None:
     with _quiet():
         start, full = quantize_model(open_model(source), dict(source.config), config.group_size, config.bits)
 
-    def after(student: Any, rate: float) -> tuple[float, Any]:
-        """The loss on what is held out, and the student, once it has seen the text (again)."""
-        student = copy.deepcopy(student)
-        return _distil(student, teacher, train, valid, rate), student
+    best: tuple[float, Any, float] | None = None
 
-    tried = [(*after(start, rate), rate) for rate in DWQ_RATES]
-    loss, best, rate = min((t for t in tried if np.isfinite(t[0])), key=lambda t: t[0], default=(np.inf, None, 0.0))
+    def improve(student: Any, rate: float) -> bool:
+        """Let a student see the text (again); whether it is the best now, by what is held out."""
+        nonlocal best
+        student = copy.deepcopy(student)
+        loss = _distil(student, teacher, train, valid, rate)
+        better = np.isfinite(loss) and (best is None or loss < best[0])
+        best = (loss, student, rate) if better else best
+        return bool(better)
+
+    for rate in DWQ_RATES:
+        improve(start, rate)
     if best is None:
         raise MintError("mlx-lm's dwq diverged at every learning rate")
     for _ in range(DWQ_PASSES - 1):
-        now, student = after(best, rate)
-        if not now < loss:
+        if not improve(*best[1:]):
             break
-        loss, best = now, student
-    _save(source, out, best, full["quantization"])
+    _save(source, out, best[1], full["quantization"])
 
 
 def _distil(student: Any, teacher: Any, train: list[Any], valid: list[Any], rate: float) -> float:

@@ -47,36 +47,18 @@ def dense_products() -> Iterator[None]:
         yield
         return
 
-    def linear(_: Call) -> Call:
-        def product(
-            x: mx.array,
-            w: mx.array,
-            scales: mx.array,
-            biases: mx.array | None = None,
-            transpose: bool = True,
-            **how: Any,
-        ) -> mx.array:
-            weight = mx.dequantize(w, scales, biases, **how)
-            return x @ (weight.swapaxes(-1, -2) if transpose else weight)
+    def restored(
+        w: mx.array, scales: mx.array, biases: mx.array | None = None, transpose: bool = True, **how: Any
+    ) -> mx.array:
+        weight = mx.dequantize(w, scales, biases, **how)
+        return weight.swapaxes(-1, -2) if transpose else weight
 
-        return product
+    def linear(_: Call) -> Call:
+        return lambda x, *packed, **how: x @ restored(*packed, **how)
 
     def experts(_: Call) -> Call:
-        def product(
-            x: mx.array,
-            w: mx.array,
-            scales: mx.array,
-            biases: mx.array | None = None,
-            *,
-            rhs_indices: mx.array,
-            transpose: bool = True,
-            sorted_indices: bool = False,
-            global_scale: mx.array | None = None,
-            **how: Any,
-        ) -> mx.array:
-            weight = mx.dequantize(w, scales, biases, **how)
-            weight = weight.swapaxes(-1, -2) if transpose else weight
-            return mx.gather_mm(x, weight, rhs_indices=rhs_indices, sorted_indices=sorted_indices)
+        def product(x: mx.array, *packed: Any, rhs_indices: mx.array, sorted_indices: bool = False, **how: Any) -> Any:
+            return mx.gather_mm(x, restored(*packed, **how), rhs_indices=rhs_indices, sorted_indices=sorted_indices)
 
         return product
 

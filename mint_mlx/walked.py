@@ -115,7 +115,7 @@ def has_hidden(folder: Path, index: int) -> bool:
     return (folder / f"hidden-{index}.safetensors").is_file()
 
 
-def needed(blocks: int, numbers: int, size: int = 4) -> int:
+def needed(blocks: int, numbers: int, size: int) -> int:
     """Bytes of what all blocks read and the last returns, each so many numbers of so many bytes."""
     return (blocks + 1) * size * numbers
 
