@@ -353,7 +353,8 @@ def _given_sensitivity(
     return own
 
 
-def _is_of(made: Sensitivity, source: Source) -> bool:
+def _is_of(made: Plan | Sensitivity, source: Source) -> bool:
+    """Whether it was made from these weights."""
     return (made.structure, made.content) == (source.structure, source.content)
 
 
@@ -381,7 +382,7 @@ def _warn_of_size(size: int, job: Job, request: Request, report: Report) -> None
 
 def _check_source(plan: Plan, source: Source, report: Report) -> None:
     """Say so where a plan was made from other weights than these (another structure fails on its layers)."""
-    if plan.content and (plan.structure, plan.content) != (source.structure, source.content):
+    if plan.content and not _is_of(plan, source):
         report.note(
             f"the plan was made from other weights ({plan.source or 'unnamed'}) than {source.name}: its sizes hold, "
             "its errors may not; `mint-mlx profile` and `allocate` make a fresh one"
