@@ -1,4 +1,6 @@
-"""Chat text for a comparison: the source's own greedy replies to a few bundled prompts, through its chat template."""
+"""Chat text for a comparison: the source's own greedy replies to a few bundled prompts, through its
+chat template.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import cache
-from ..errors import MintError
-from ..files import read_json, write_whole
-from ..load import Source
-from ..mlxlm import chat_prompt, generate_tokens
-from ..report import Report
-from ..runner import fits
+from ..base.errors import MintError
+from ..base.files import read_json, write_whole
+from ..base.report import Report
+from ..checkpoint.mlxlm import generate_tokens
+from ..checkpoint.source import Source
+from ..checkpoint.tokenizer import chat_prompt
+from ..measure import cache
+from ..runtime.runner import fits
 from .protocol import Windows
 
 PROMPTS = (
@@ -39,17 +42,24 @@ _MARKS = (
 )
 
 
-def replies(source: Source, tokenizer: Any, report: Report) -> tuple[list[Windows], list[np.ndarray]]:
-    """The source's replies as windows in which only the reply is scored, and which of its tokens are control tokens.
+def replies(
+    source: Source, tokenizer: Any, report: Report
+) -> tuple[list[Windows], list[np.ndarray]]:
+    """The source's replies as windows in which only the reply is scored, and which of its tokens
+    are control tokens.
 
     Raises:
         MintError: the model has no chat template, or is too large for this machine.
     """
     if tokenizer.chat_template is None:
-        raise MintError("--chat needs a model with a chat template, which this one lacks: leave it out")
+        raise MintError(
+            "--chat needs a model with a chat template, which this one lacks: leave it out"
+        )
     prompts = [chat_prompt(source.path, tokenizer, text) for text in PROMPTS]
     vocabulary = tokenizer.get_vocab()
-    control = {vocabulary[mark] for mark in _MARKS if mark in vocabulary} | set(tokenizer.eos_token_ids)
+    control = {vocabulary[mark] for mark in _MARKS if mark in vocabulary} | set(
+        tokenizer.eos_token_ids
+    )
     parts, marks = [], []
     for prompt, reply in zip(prompts, _greedy(source, prompts, report), strict=True):
         tokens = np.array([prompt + reply], dtype=np.int32)
@@ -65,7 +75,10 @@ def _greedy(source: Source, prompts: list[list[int]], report: Report) -> list[li
     found = read_json(path)
     if found is None:
         if not fits(source.path):
-            raise MintError("--chat lets the source write in memory, which this one is too large for: leave it out")
+            raise MintError(
+                "--chat lets the source write in memory, which this one is too large for: leave "
+                "it out"
+            )
         found = generate_tokens(source.path, prompts, REPLY)
         with cache.keeping("replies", report):
             write_whole(path, json.dumps(found))

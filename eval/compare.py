@@ -1,7 +1,8 @@
-"""`mint-mlx compare`: methods at the same bytes, scored against the same source, ranked by KL with error bars.
+"""`mint-mlx compare`: methods at the same bytes, scored against the same source, ranked by KL with
+error bars.
 
-The peer sets the size: each peer is built at its own sizes near the budgets, and ours is built to at most those bytes
-(of peers within SAME of each other to the smallest's).
+The peer sets the size: each peer is built at its own sizes near the budgets, and ours is built to
+at most those bytes (of peers within SAME of each other to the smallest's).
 What is built or scored is kept in the cache, so that a second run does only what is new.
 """
 
@@ -17,23 +18,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import cache, measured, mlxlm
-from ..allocate import allocate
-from ..converters import checkpoint
-from ..converters.quantizers import NEEDS_INPUTS
-from ..converters.work import Own
-from ..efforts import EFFORTS, Effort
-from ..errors import MintError, UsageError, explain
-from ..files import alone, read_json, write_whole
-from ..load import Source, load_source
-from ..objectives import NEEDS_SENSITIVITY
-from ..order import Job, prepare
-from ..peak import check_room, peak
-from ..plan import Plan
-from ..quant import QuantConfig
-from ..report import Report, Silent
-from ..units import Budget, both, parse_budget
-from ..versions import versions
+from ..allocation.allocate import allocate
+from ..allocation.plan import Plan
+from ..base.errors import MintError, UsageError, explain
+from ..base.files import alone, read_json, write_whole
+from ..base.quant_config import QuantConfig
+from ..base.report import Report, Silent
+from ..base.units import Budget, both, parse_budget
+from ..base.versions import versions
+from ..checkpoint.source import Source, load_source
+from ..checkpoint.tokenizer import load_tokenizer
+from ..converters.output import write
+from ..converters.quantizers.memory_estimate import check_room, peak
+from ..converters.quantizers.protocol import Own
+from ..converters.quantizers.registry import NEEDS_INPUTS
+from ..jobs import measurements
+from ..jobs.model import Job, prepare
+from ..measure import cache
+from ..rules.efforts import EFFORTS, Effort
+from ..rules.objectives import NEEDS_SENSITIVITY
 from . import peers, stats
 from .evaluate import Settings, check_same_tokenizer, cut_text, device, get_reference, score_model
 from .reference import SCHEMA, text_hash
@@ -45,8 +48,12 @@ OURS = {  # the levels of `convert --effort`, and two objectives
     "nmse": Effort("weights only", "nmse", "rtn"),
     "mint": Effort("weights only", "mint", "rtn"),
 }
-PUBLISHED = ("mint",)  # built by us at every size, but somebody else's method: a peer like the others
-SAME = 0.003  # peers whose sizes differ by less than this share are met by one build of ours, at the smallest of them
+PUBLISHED = (
+    "mint",
+)  # built by us at every size, but somebody else's method: a peer like the others
+# peers whose sizes differ by less than this share are met by one build of ours, at the smallest of
+# them
+SAME = 0.003
 Row = dict[str, Any]
 
 
@@ -92,13 +99,17 @@ class Made:
 
     @property
     def group_size(self) -> int:
-        """The size by which its group is found: ours is built for a group's, and may be a little smaller."""
+        """The size by which its group is found: ours is built for a group's, and may be a little
+        smaller.
+        """
         return self.task.size if self.task.method in OURS else self.bytes
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A finished comparison: rows in the order of the table (size, then KL), and what they were measured on."""
+    """A finished comparison: rows in the order of the table (size, then KL), and what they were
+    measured on.
+    """
 
     source: str
     parameters: int
@@ -113,7 +124,8 @@ def known_methods() -> tuple[str, ...]:
 
 
 def check_methods(names: Sequence[str] | None, baseline_text: str | None) -> list[str]:
-    """The methods to run, each once; all by default (those that lack a text become rows that say so).
+    """The methods to run, each once; all by default (those that lack a text become rows that say
+    so).
 
     Raises:
         UsageError: a name is unknown, or one that was asked for needs a text.
@@ -123,9 +135,14 @@ def check_methods(names: Sequence[str] | None, baseline_text: str | None) -> lis
     chosen = list(dict.fromkeys(name.strip() for name in names))
     for name in chosen:
         if name not in known_methods():
-            raise UsageError(f"no method is called {name!r}: there are {', '.join(known_methods())}")
+            raise UsageError(
+                f"no method is called {name!r}: there are {', '.join(known_methods())}"
+            )
         if name in peers.CALIBRATED and baseline_text is None:
-            raise UsageError(f"{name} calibrates on a text: give one with --baseline-text (not the one that is scored)")
+            raise UsageError(
+                f"{name} calibrates on a text: give one with --baseline-text (not the one that is "
+                "scored)"
+            )
     return chosen
 
 
@@ -152,20 +169,25 @@ def compare(
         report: receives progress.
 
     Raises:
-        MintError: a name, a size or a text is wrong. (What mlx-lm can't run becomes a row with the reason.)
+        MintError: a name, a size or a text is wrong. (What mlx-lm can't run becomes a row with the
+            reason.)
     """
     settings, report = settings or Settings(), report or Silent()
     names = check_methods(methods, baseline_text)
     sizes = [parse_budget(b) for b in budgets]
     if not sizes and not given:
-        raise UsageError("give a --budget (several are allowed), or a checkpoint to meet with --with")
+        raise UsageError(
+            "give a --budget (several are allowed), or a checkpoint to meet with --with"
+        )
     text = baseline(baseline_text, settings) if baseline_text is not None else None
     existing = [load_source(repo) for repo in dict.fromkeys(given)]
     job = prepare(model)
     peers.refuse_quantized(job)
     bench = _Bench(job, settings, report)
     limits = [_limit(job, size) for size in sizes]
-    made = [bench.build(task) for task in (*bench.peers(names, limits, text), *bench.given(existing))]
+    made = [
+        bench.build(task) for task in (*bench.peers(names, limits, text), *bench.given(existing))
+    ]
     groups = _group(sorted({m.bytes for m in made if m.folder} | set(limits)))
     made += [bench.build(task) for task in bench.ours([n for n in names if n in OURS], groups)]
     rows = [bench.row(m) | {"group": _nearest(groups, m.group_size)} for m in made]
@@ -174,7 +196,9 @@ def compare(
     _rank(rows)
     rows.sort(key=lambda r: (r["group"], r.get("kl") is None, r.get("kl") or 0, r["method"]))
     about = bench.reference.about
-    return Comparison(job.source.name, job.inventory.parameters, rows, about.text, about.noise_floor)
+    return Comparison(
+        job.source.name, job.inventory.parameters, rows, about.text, about.noise_floor
+    )
 
 
 def baseline(path: str, settings: Settings) -> str:
@@ -186,12 +210,17 @@ def baseline(path: str, settings: Settings) -> str:
     text = read_text(path)
     scored = "" if settings.chat else read_text(settings.text)
     if scored and max(_shared(text, scored), _shared(scored, text)) > 0.01:
-        raise MintError(f"{path} holds the text that is scored, on which calibrating proves nothing: give another one")
+        raise MintError(
+            f"{path} holds the text that is scored, on which calibrating proves nothing: give "
+            "another one"
+        )
     return text
 
 
 def _shared(text: str, other: str, pieces: int = 300, length: int = 80) -> float:
-    """The share of a text's pieces (so many, evenly spread, of so many characters) that another one holds as well."""
+    """The share of a text's pieces (so many, evenly spread, of so many characters) that another one
+    holds as well.
+    """
     starts = range(0, max(1, len(text) - length), max(1, len(text) // pieces))
     return sum(text[start : start + length] in other for start in starts) / len(starts)
 
@@ -199,7 +228,7 @@ def _shared(text: str, other: str, pieces: int = 300, length: int = 80) -> float
 def _limit(job: Job, budget: Budget) -> int:
     limit = budget.resolve(job.inventory.parameters)
     if limit is None:
-        curves = measured.get_profile(job)
+        curves = measurements.get_profile(job)
         return allocate(curves, budget, job.recipe).layout(job.inventory).total
     return limit
 
@@ -224,12 +253,16 @@ class _Bench:
     def __init__(self, job: Job, settings: Settings, report: Report) -> None:
         self.job, self.settings, self.report = job, settings, report
         source = job.source
-        self.folder = cache.cache_dir() / "compare" / f"{cache.file_name(source.name)}-{source.fingerprint}"
+        self.folder = (
+            cache.cache_dir() / "compare" / f"{cache.file_name(source.name)}-{source.fingerprint}"
+        )
         self.parts, control = cut_text(source, settings, report)
         self.reference = get_reference(source, self.parts, control, settings, report)
         self.score_file = f"score{SCHEMA}-{text_hash(self.parts)}-{device()}.json"
 
-    def peers(self, names: Sequence[str], budgets: Sequence[int], text: str | None) -> Iterator[Task]:
+    def peers(
+        self, names: Sequence[str], budgets: Sequence[int], text: str | None
+    ) -> Iterator[Task]:
         """Every peer at its sizes near the budgets, each size once."""
         seen = set()
         digest = hashlib.blake2b((text or "").encode(), digest_size=4).hexdigest()
@@ -248,13 +281,23 @@ class _Bench:
                     if (p.name, p.about) not in seen:
                         seen.add((p.name, p.about))
                         key = digest if p.text else ""
-                        yield Task(p.name, "peer", p.text, p.about, budget, key, p.build, foreign=True)
+                        yield Task(
+                            p.name, "peer", p.text, p.about, budget, key, p.build, foreign=True
+                        )
 
     def given(self, sources: Sequence[Source]) -> Iterator[Task]:
         """Checkpoints that exist already."""
         for source in sources:
             key = f"{source.fingerprint} {source.stamp}"
-            yield Task(source.name, "given", False, "as given", source.weight_bytes, key, folder=source.path)
+            yield Task(
+                source.name,
+                "given",
+                False,
+                "as given",
+                source.weight_bytes,
+                key,
+                folder=source.path,
+            )
 
     def ours(self, names: Sequence[str], sizes: Sequence[int]) -> Iterator[Task]:
         """Our checkpoints by each method at each size."""
@@ -267,7 +310,7 @@ class _Bench:
                 own[name] = self._own(OURS[name])
             except MintError as error:
                 why[name] = str(error)
-        curves = measured.get_profile(self.job, self.report)
+        curves = measurements.get_profile(self.job, self.report)
         for size in sizes:
             for name in names:
                 kind = "peer" if name in PUBLISHED else "ours"
@@ -277,17 +320,33 @@ class _Bench:
                 objective, quantizer, mine = OURS[name].objective, OURS[name].quantizer, own[name]
                 try:
                     weights = mine[1] if mine else None
-                    plan = allocate(curves, parse_budget(f"{size}B"), self.job.recipe, objective, sensitivity=weights)
-                    plan = replace(plan, quantizer=quantizer, effort=name if name in EFFORTS else plan.effort)
+                    plan = allocate(
+                        curves,
+                        parse_budget(f"{size}B"),
+                        self.job.recipe,
+                        objective,
+                        sensitivity=weights,
+                    )
+                    plan = replace(
+                        plan, quantizer=quantizer, effort=name if name in EFFORTS else plan.effort
+                    )
                 except MintError as error:
                     yield Task(name, kind, False, "-", size, reason=str(error))
                     continue
                 key = json.dumps({path: str(c) for path, c in plan.choice.items()})
                 inputs = mine if quantizer in NEEDS_INPUTS else None
                 if inputs is not None:
-                    key += checkpoint.digest(inputs)
+                    key += write.digest(inputs)
                 refine = OURS[name].refine and inputs is not None
-                yield Task(name, kind, False, plan.quantizer, size, key, partial(self._write, plan, inputs, refine))
+                yield Task(
+                    name,
+                    kind,
+                    False,
+                    plan.quantizer,
+                    size,
+                    key,
+                    partial(self._write, plan, inputs, refine),
+                )
 
     def _own(self, level: Effort) -> Own | None:
         """The model's own text and sensitivity, where a level looks at them.
@@ -299,33 +358,44 @@ class _Bench:
             return None
         needed = peak(self.job.inventory, level.tokens, True, level.quantizer)
         check_room(needed, "leave it out of --methods, or take a larger machine")
-        found = measured.get_sensitivity(self.job, self.report, level.tokens)
+        found = measurements.get_sensitivity(self.job, self.report, level.tokens)
         if found is None:
-            raise MintError("no sensitivity can be measured of this model: `convert` makes the same of it as fast")
+            raise MintError(
+                "no sensitivity can be measured of this model: `convert` makes the same of it as "
+                "fast"
+            )
         return found
 
     def _write(self, plan: Plan, own: Own | None, refine: bool, out: Path) -> None:
-        from ..refine import NO_ROOM, can_refine, refine_written
+        from ..converters.quantizers.distil import NO_ROOM, can_refine, refine_written
 
         source, inventory, distil = self.job.source, self.job.inventory, None
         if refine and own is not None and can_refine(inventory, plan.choice):
             distil = partial(refine_written, source, own[0], self.report)
         elif refine:
             self.report.note(NO_ROOM)
-        checkpoint.write(source, inventory, plan, out, force=True, own=own, refine=distil)
+        write.write(source, inventory, plan, out, force=True, own=own, refine=distil)
 
     def build(self, task: Task) -> Made:
-        """Build a checkpoint, or find it in the cache. What fails in mlx-lm's code is a row of its own, not an end."""
-        digest = hashlib.blake2b(f"{task.method}|{task.about}|{task.key}|{versions()}".encode(), digest_size=6)
+        """Build a checkpoint, or find it in the cache. What fails in mlx-lm's code is a row of its
+        own, not an end.
+        """
+        digest = hashlib.blake2b(
+            f"{task.method}|{task.about}|{task.key}|{versions()}".encode(), digest_size=6
+        )
         home = self.folder / f"{cache.file_name(task.method)}-{digest.hexdigest()}"
         if task.folder is not None:
             return Made(task, task.folder, home, task.size, 0.0)
         if task.build is None:
             return Made(task, None, home, task.size, 0.0, task.reason)
         folder = home / "checkpoint"
-        with alone(home, lambda: self.report.stage(f"wait for another run that builds {task.method}")):
+        with alone(
+            home, lambda: self.report.stage(f"wait for another run that builds {task.method}")
+        ):
             note = read_json(home / "made.json")
-            if note is None and folder.is_dir():  # whole since it has this name; the note was not written any more
+            if (
+                note is None and folder.is_dir()
+            ):  # whole since it has this name; the note was not written any more
                 note = {"seconds": 0.0, "reason": None}
             if note is None or not (folder.is_dir() or note.get("reason")):
                 note = self._build_new(task, task.build, home)
@@ -348,7 +418,9 @@ class _Bench:
             if not task.foreign or explain(error):  # a fault of ours, or one of disk and network
                 raise
             reason = f"mlx-lm fails here: {type(error).__name__}: {error}"
-            lasts = not isinstance(error, (MemoryError, RuntimeError))  # too little memory may be enough next time
+            lasts = not isinstance(
+                error, (MemoryError, RuntimeError)
+            )  # too little memory may be enough next time
         if reason is not None:
             shutil.rmtree(home / "unfinished", ignore_errors=True)
         note = {"seconds": time.monotonic() - started, "reason": reason}
@@ -357,7 +429,9 @@ class _Bench:
         return note
 
     def row(self, made: Made) -> Row:
-        """A checkpoint's figures: from the cache, else measured and kept. One that can't be scored says why."""
+        """A checkpoint's figures: from the cache, else measured and kept. One that can't be scored
+        says why.
+        """
         task = made.task
         row: Row = {
             "method": task.method,
@@ -377,13 +451,27 @@ class _Bench:
             except MintError as error:
                 return row | {"reason": str(error)}
             write_whole(made.home / self.score_file, json.dumps(figures))
-        skip = ("model", "text", "protocol", "length", "source", "seconds", "bytes", "bits_per_weight", "interrupted")
-        return row | {"eval_seconds": figures["seconds"]} | {k: v for k, v in figures.items() if k not in skip}
+        skip = (
+            "model",
+            "text",
+            "protocol",
+            "length",
+            "source",
+            "seconds",
+            "bytes",
+            "bits_per_weight",
+            "interrupted",
+        )
+        return (
+            row
+            | {"eval_seconds": figures["seconds"]}
+            | {k: v for k, v in figures.items() if k not in skip}
+        )
 
     def _score(self, folder: Path, name: str) -> dict[str, Any]:
         source = replace(load_source(str(folder)), name=name)
         about = self.reference.about
-        check_same_tokenizer(about.source, about.tokenizer, mlxlm.load_tokenizer(folder))
+        check_same_tokenizer(about.source, about.tokenizer, load_tokenizer(folder))
         figures = score_model(source, self.parts, self.reference, self.settings, self.report)
         if figures["interrupted"]:
             raise KeyboardInterrupt
@@ -396,13 +484,17 @@ class _Bench:
         tasks = [t for t in self.peers(["uniform-g64"], [size], None) if t.about == str(config)]
         base = self.build(tasks[0])
         if base.folder is None:
-            self.report.note(f"no speeds: uniform 4bit-g64, their measure, was not built ({base.reason})")
+            self.report.note(
+                f"no speeds: uniform 4bit-g64, their measure, was not built ({base.reason})"
+            )
             return
         reference = self._speed(base.folder, base.task)
         for row, entry in zip(rows, made, strict=True):
             if entry.folder is not None and "kl" in row:
                 row |= self._speed(entry.folder, entry.task)
-                row["decode_ratio"] = row["decode_tokens_per_second"] / reference["decode_tokens_per_second"]
+                row["decode_ratio"] = (
+                    row["decode_tokens_per_second"] / reference["decode_tokens_per_second"]
+                )
 
     def _speed(self, folder: Path, task: Task) -> dict[str, float]:
         from .speed import speed
@@ -412,9 +504,13 @@ class _Bench:
 
 
 def _rank(rows: list[Row]) -> None:
-    """Within each size: ranks by KL, and each row's paired difference in KL from the best peer of that size."""
+    """Within each size: ranks by KL, and each row's paired difference in KL from the best peer of
+    that size.
+    """
     for group in {row["group"] for row in rows}:
-        scored = sorted((r for r in rows if r["group"] == group and "kl" in r), key=lambda r: r["kl"])
+        scored = sorted(
+            (r for r in rows if r["group"] == group and "kl" in r), key=lambda r: r["kl"]
+        )
         best = next((r for r in scored if r["kind"] != "ours"), None)
         for rank, row in enumerate(scored, start=1):
             row["rank"] = rank

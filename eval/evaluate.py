@@ -1,4 +1,6 @@
-"""`mint-mlx eval`: perplexity of a checkpoint and its divergence from its source, one model in memory at a time."""
+"""`mint-mlx eval`: perplexity of a checkpoint and its divergence from its source, one model in
+memory at a time.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,18 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .. import blas, cache, mlxlm
-from ..errors import MintError, UsageError
-from ..layers import list_layers
-from ..load import Source, load_source, open_model
-from ..parts import find_beside
-from ..ranks import ranks
-from ..report import Report, Silent
-from ..runner import Routing, Runner, forward, load_shared
-from ..versions import versions
+from ..base import blas
+from ..base.distributed import ranks
+from ..base.errors import MintError, UsageError
+from ..base.report import Report, Silent
+from ..base.versions import versions
+from ..checkpoint import mlxlm
+from ..checkpoint.layers import list_layers
+from ..checkpoint.source import Source, load_source, open_model
+from ..checkpoint.tokenizer import encode, load_tokenizer
+from ..checkpoint.towers import find_beside
+from ..measure import cache
+from ..runtime.runner import Routing, Runner, forward, load_shared
 from . import chat, stats
 from .protocol import Windows, bos_token, check_protocol, context_of, cut, default_length
 from .reference import (
@@ -71,13 +76,19 @@ class Settings:
         chosen = (self.length, self.windows, self.seed, self.text)
         if self.chat and (self.protocol != "windows" or any(value is not None for value in chosen)):
             raise UsageError(
-                "--chat scores the source's own replies, whole: leave --text, --protocol, --length, --windows and "
-                "--seed out"
+                "--chat scores the source's own replies, whole: leave --text, --protocol, "
+                "--length, --windows and --seed out"
             )
 
     @property
     def text_name(self) -> str:
-        return "its own replies" if self.chat else Path(self.text).name if self.text else "WikiText-2 test"
+        return (
+            "its own replies"
+            if self.chat
+            else Path(self.text).name
+            if self.text
+            else "WikiText-2 test"
+        )
 
 
 def evaluate(
@@ -92,7 +103,8 @@ def evaluate(
     Args:
         model: a folder or Hub id.
         settings: what is scored and how.
-        source: the model it was made from, or a file that `save` wrote; None scores perplexity alone.
+        source: the model it was made from, or a file that `save` wrote; None scores perplexity
+            alone.
         save: keep the source's predictions in this file.
         report: receives progress.
 
@@ -100,27 +112,35 @@ def evaluate(
         The figures by name (see `mint-mlx eval --json`).
 
     Raises:
-        MintError: the text is too short, the tokenizers differ, logits aren't finite, or a model can't be loaded.
+        MintError: the text is too short, the tokenizers differ, logits aren't finite, or a model
+            can't be loaded.
     """
     settings, report = settings or Settings(), report or Silent()
     if save is not None:
         if source is None or source.endswith(".safetensors"):
-            raise UsageError("--save-reference keeps the source's predictions: give the source with --source")
+            raise UsageError(
+                "--save-reference keeps the source's predictions: give the source with --source"
+            )
         check_reference_file(save)
     candidate = load_source(model)
-    tokenizer = mlxlm.load_tokenizer(candidate.path)
+    tokenizer = load_tokenizer(candidate.path)
     reference: Reference | None = None
     if source is not None and source.endswith(".safetensors"):
         if settings != Settings(batch=settings.batch):
-            raise UsageError("a saved reference brings its own text and windows: leave those options out")
+            raise UsageError(
+                "a saved reference brings its own text and windows: leave those options out"
+            )
         reference = load_reference(Path(source).expanduser())
         check_same_tokenizer(reference.about.source, reference.about.tokenizer, tokenizer)
         if reference.about.device != device():
-            report.note(f"the source ran on {reference.about.device}, this model on {device()}: rounding differs")
+            report.note(
+                f"the source ran on {reference.about.device}, this model on {device()}: rounding "
+                "differs"
+            )
         parts = [part.windows for part in reference.parts]
     elif source is not None:
         origin = load_source(source)
-        check_same_tokenizer(origin.name, tokenizer_key(mlxlm.load_tokenizer(origin.path)), tokenizer)
+        check_same_tokenizer(origin.name, tokenizer_key(load_tokenizer(origin.path)), tokenizer)
         parts, control = cut_text(origin, settings, report)
         reference = get_reference(origin, parts, control, settings, report)
     elif settings.chat:
@@ -134,7 +154,7 @@ def evaluate(
 
 def tokenizer_key(tokenizer: Any) -> str:
     """Names what a tokenizer does to text, whatever file it came from."""
-    ids = mlxlm.encode(tokenizer, wikitext()[:200_000])
+    ids = encode(tokenizer, wikitext()[:200_000])
     return hashlib.blake2b(ids.astype("<i8").tobytes(), digest_size=8).hexdigest()
 
 
@@ -145,16 +165,21 @@ def check_same_tokenizer(source: str, key: str, tokenizer: Any) -> None:
         MintError: the tokenizers differ.
     """
     if tokenizer_key(tokenizer) != key:
-        raise MintError(f"the tokenizers of the model and of {source} differ: they cannot be compared token by token")
+        raise MintError(
+            f"the tokenizers of the model and of {source} differ: they cannot be compared token by "
+            "token"
+        )
 
 
-def cut_text(origin: Source, settings: Settings, report: Report) -> tuple[list[Windows], list[np.ndarray | None]]:
+def cut_text(
+    origin: Source, settings: Settings, report: Report
+) -> tuple[list[Windows], list[np.ndarray | None]]:
     """The windows to score, in the tokens of `origin`.
 
     Raises:
         MintError: the text is too short.
     """
-    tokenizer = mlxlm.load_tokenizer(origin.path)
+    tokenizer = load_tokenizer(origin.path)
     if settings.chat:
         report.stage("replies of the source")
         parts, marks = chat.replies(origin, tokenizer, report)
@@ -163,24 +188,39 @@ def cut_text(origin: Source, settings: Settings, report: Report) -> tuple[list[W
     length = settings.length or default_length(settings.protocol, origin.config)
     context = context_of(origin.config)
     if context is not None and length > context:
-        report.note(f"windows of {length} tokens are longer than the context of {context} that the model states")
+        report.note(
+            f"windows of {length} tokens are longer than the context of {context} that the model "
+            "states"
+        )
     bos = bos_token(tokenizer) if settings.protocol == "llama.cpp" else None
     ids = np.zeros(0, dtype=np.int64)
-    if settings.windows is not None and settings.seed is None:  # the beginning of the text is enough, usually
-        ids = mlxlm.encode(tokenizer, text[: (settings.windows + 1) * length * 16])
+    if (
+        settings.windows is not None and settings.seed is None
+    ):  # the beginning of the text is enough, usually
+        ids = encode(tokenizer, text[: (settings.windows + 1) * length * 16])
     if len(ids) < (settings.windows or 0) * length or not len(ids):
-        ids = mlxlm.encode(tokenizer, text)
+        ids = encode(tokenizer, text)
     windows = cut(ids, settings.protocol, length, settings.windows, settings.seed, bos)
     if settings.windows is not None and len(windows.tokens) < settings.windows:
-        report.note(f"the text has {len(windows.tokens)} windows of {length} tokens, not {settings.windows}")
+        report.note(
+            f"the text has {len(windows.tokens)} windows of {length} tokens, not {settings.windows}"
+        )
     return [windows], [None]
 
 
 def get_reference(
-    origin: Source, parts: list[Windows], control: Sequence[np.ndarray | None], settings: Settings, report: Report
+    origin: Source,
+    parts: list[Windows],
+    control: Sequence[np.ndarray | None],
+    settings: Settings,
+    report: Report,
 ) -> Reference:
-    """The source's predictions: from the cache, else computed and kept there; by all ranks together, or by none."""
-    key = hashlib.blake2b(f"{origin.fingerprint} {origin.stamp} {versions()}".encode(), digest_size=8).hexdigest()
+    """The source's predictions: from the cache, else computed and kept there; by all ranks
+    together, or by none.
+    """
+    key = hashlib.blake2b(
+        f"{origin.fingerprint} {origin.stamp} {versions()}".encode(), digest_size=8
+    ).hexdigest()
     split = f"-of{ranks().size}" if ranks().size > 1 else ""
     name = f"{cache.file_name(origin.name)}-{key}-{text_hash(parts)}-{device()}{split}.safetensors"
     path = cache.cache_dir() / "references" / name
@@ -203,7 +243,9 @@ def get_reference(
         floor = noise_floor(runner, part) if not made else floor
         batch = batch_for(part, settings)
         # A rank that has some of the blocks sees what their routers choose, and no others.
-        routing = None if split and not mlxlm.splits_tensors(origin.config, ranks().size) else Routing()
+        routing = (
+            None if split and not mlxlm.splits_tensors(origin.config, ranks().size) else Routing()
+        )
         told = partial(report.step, origin.name)
         made.append(predict(runner, part, scored, batch, marks, told, routing))
     vocabulary = made[0].whole_logp.shape[-1]
@@ -213,7 +255,7 @@ def get_reference(
         protocol=settings.protocol,
         text=settings.text_name,
         vocabulary=vocabulary,
-        tokenizer=tokenizer_key(mlxlm.load_tokenizer(origin.path)),
+        tokenizer=tokenizer_key(load_tokenizer(origin.path)),
         noise_floor=floor,
         device=device(),
     )
@@ -224,15 +266,22 @@ def get_reference(
 
 
 def score_model(
-    source: Source, parts: list[Windows], reference: Reference | None, settings: Settings, report: Report
+    source: Source,
+    parts: list[Windows],
+    reference: Reference | None,
+    settings: Settings,
+    report: Report,
 ) -> dict[str, Any]:
     """Load a checkpoint, score it on windows, and gather the figures.
 
-    `window_nll` and `window_kl` hold the means of each window, so that two checkpoints can be compared in pairs.
-    """
+    `window_nll` and `window_kl` hold the means of each window, so that two checkpoints can be
+    compared in pairs."""
     report.stage("evaluate")
     inventory = list_layers(open_model(source), source.config)
-    parameters = inventory.parameters + find_beside(source.headers.values(), source.config, inventory).parameters
+    parameters = (
+        inventory.parameters
+        + find_beside(source.headers.values(), source.config, inventory).parameters
+    )
     mx.reset_peak_memory()
     runner = load_shared(source.path)
     begun = time.monotonic()
@@ -241,7 +290,13 @@ def score_model(
     for i, part in enumerate(parts):
         known = reference.parts[i] if reference else None
         try:
-            done = score(runner, part, batch_for(part, settings), known, lambda n, of: report.step(source.name, n, of))
+            done = score(
+                runner,
+                part,
+                batch_for(part, settings),
+                known,
+                lambda n, of: report.step(source.name, n, of),
+            )
         except KeyboardInterrupt:
             if not scores:
                 raise
@@ -266,7 +321,9 @@ def score_model(
     if reference is not None:
         figures["source"] = reference.about.source
         figures |= stats.divergence_figures(scores, list(reference.parts[: len(scores)]))
-        figures["window_kl"] = [float(x) for s in scores if s.kl is not None for x in s.kl.mean(axis=1)]
+        figures["window_kl"] = [
+            float(x) for s in scores if s.kl is not None for x in s.kl.mean(axis=1)
+        ]
         figures["noise_floor"] = reference.about.noise_floor
     return figures | {
         "seconds": seconds,
@@ -286,7 +343,8 @@ def batch_for(windows: Windows, settings: Settings) -> int:
 
 
 def noise_floor(runner: Runner, windows: Windows) -> float | None:
-    """The KL of the source against itself when only the arithmetic differs: the same tokens in other batch shapes.
+    """The KL of the source against itself when only the arithmetic differs: the same tokens in
+    other batch shapes.
 
     None for a streamed source, which would have to be read again for it.
     """
@@ -296,7 +354,9 @@ def noise_floor(runner: Runner, windows: Windows) -> float | None:
     tokens = windows.tokens[:1, :256]
 
     def predicted(tokens: np.ndarray) -> mx.array:
-        return mx.concatenate([log_softmax(p.logits) for p in forward(runner, tokens, len(tokens))], axis=1)
+        return mx.concatenate(
+            [log_softmax(p.logits) for p in forward(runner, tokens, len(tokens))], axis=1
+        )
 
     alone = predicted(tokens)
     beside = predicted(np.concatenate([tokens, tokens[:, ::-1], tokens]))[2:]

@@ -1,7 +1,8 @@
-"""The peers: quantizers of mlx-lm, each called by its own functions and written as a checkpoint like ours.
+"""The peers: quantizers of mlx-lm, each called by its own functions and written as a checkpoint
+like ours.
 
-Those that calibrate see the baseline text and nothing else. Their scales are cast to the source's 16-bit type before
-bytes are counted, since on a CPU some of them leave float32 behind.
+Those that calibrate see the baseline text and nothing else. Their scales are cast to the source's
+16-bit type before bytes are counted, since on a CPU some of them leave float32 behind.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .. import mlxlm
-from ..allocate import uniform
-from ..config import stated_dtype
-from ..converters import checkpoint
-from ..converters.sources import read_layout
-from ..cpu import dense_products
-from ..errors import MintError
-from ..layers import Inventory
-from ..layout import weight_tensors
-from ..load import Source, open_model
-from ..order import Job
-from ..quant import AFFINE_BITS, AFFINE_GROUPS, KEEP, QuantConfig
-from ..sensitivity import Sensitivity, TokenWeights
+from ..allocation.allocate import uniform
+from ..base.errors import MintError
+from ..base.hf_config import stated_dtype
+from ..base.quant_config import AFFINE_BITS, AFFINE_GROUPS, KEEP, QuantConfig
+from ..checkpoint.layers import Inventory
+from ..checkpoint.layout import weight_tensors
+from ..checkpoint.source import Source, open_model
+from ..checkpoint.tokenizer import encode, load_tokenizer
+from ..converters.output import write
+from ..converters.sources.layouts import read_layout
+from ..jobs.model import Job
+from ..measure.sensitivity import Sensitivity, TokenWeights
+from ..runtime.cpu_ops import dense_products
 from .protocol import context_of
 
 RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
@@ -40,7 +41,9 @@ CALIBRATED = ("gptq", "gptq-guarded", "feedback", "awq", "dwq", "dynamic_quant")
 NEAR = 0.55  # bits per weight around a budget in which uniform sizes are taken
 CALIBRATION = 65_536  # tokens of the baseline text at most
 DWQ_RATES = (1e-6, 1e-5, 1e-4, 1e-3)
-DWQ_PASSES = 5  # over the text, at most: as many steps and tokens as mlx-lm takes by itself, or `best` does
+DWQ_PASSES = (
+    5  # over the text, at most: as many steps and tokens as mlx-lm takes by itself, or `best` does
+)
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,17 @@ class Peer:
     about: str
 
 
-def uniform_sizes(inventory: Inventory, bits: tuple[int, ...], groups: tuple[int, ...]) -> dict[QuantConfig, int]:
-    """Bytes of all weights under each uniform configuration, roughly (guards and file headers aside)."""
+def uniform_sizes(
+    inventory: Inventory, bits: tuple[int, ...], groups: tuple[int, ...]
+) -> dict[QuantConfig, int]:
+    """Bytes of all weights under each uniform configuration, roughly (guards and file headers
+    aside).
+    """
     paths = [layer.path for layer in inventory.layers]
-    return {c: _size(inventory, dict.fromkeys(paths, c)) for c in (QuantConfig(b, g) for b in bits for g in groups)}
+    return {
+        c: _size(inventory, dict.fromkeys(paths, c))
+        for c in (QuantConfig(b, g) for b in bits for g in groups)
+    }
 
 
 def _size(inventory: Inventory, choice: dict[str, QuantConfig]) -> int:
@@ -71,12 +81,16 @@ def _size(inventory: Inventory, choice: dict[str, QuantConfig]) -> int:
     for layer in inventory.layers:
         config = choice[layer.path]
         usable = config if config.divides(layer.shape[-1]) and not layer.keep else KEEP
-        total += sum(spec.nbytes for spec in weight_tensors(layer.path, layer.shape, layer.dtype, usable))
+        total += sum(
+            spec.nbytes for spec in weight_tensors(layer.path, layer.shape, layer.dtype, usable)
+        )
     return total
 
 
 def recipe_size(source: Source, inventory: Inventory, recipe: str) -> int | None:
-    """Bytes of all weights under a recipe of mlx-lm, roughly; None where mlx-lm has none for this model."""
+    """Bytes of all weights under a recipe of mlx-lm, roughly; None where mlx-lm has none for this
+    model.
+    """
     from mlx_lm.convert import mixed_quant_predicate_builder
 
     model = open_model(source)
@@ -86,7 +100,10 @@ def recipe_size(source: Source, inventory: Inventory, recipe: str) -> int | None
         return None
     modules = dict(model.named_modules())
     wanted = {layer.path: predicate(layer.path, modules[layer.path]) for layer in inventory.layers}
-    return _size(inventory, {p: QuantConfig(w["bits"], w["group_size"]) if w else KEEP for p, w in wanted.items()})
+    return _size(
+        inventory,
+        {p: QuantConfig(w["bits"], w["group_size"]) if w else KEEP for p, w in wanted.items()},
+    )
 
 
 def nearest(sizes: dict[QuantConfig, int], budget: int) -> QuantConfig:
@@ -94,11 +111,14 @@ def nearest(sizes: dict[QuantConfig, int], budget: int) -> QuantConfig:
     return min(sizes, key=lambda c: (abs(sizes[c] - budget), c))
 
 
-def make_peers(name: str, source: Source, inventory: Inventory, budget: int, text: str | None) -> list[Peer]:
+def make_peers(
+    name: str, source: Source, inventory: Inventory, budget: int, text: str | None
+) -> list[Peer]:
     """Set a peer up for a budget: of its fixed sizes those within NEAR of it.
 
     Args:
-        name: `uniform-g32`, `mixed_3_4`, `gptq`, `gptq-guarded`, `feedback`, `awq`, `dwq`, `dynamic_quant`.
+        name: `uniform-g32`, `mixed_3_4`, `gptq`, `gptq-guarded`, `feedback`, `awq`, `dwq`,
+            `dynamic_quant`.
         source: the unquantized checkpoint.
         inventory: its layers.
         budget: bytes aimed at.
@@ -110,7 +130,9 @@ def make_peers(name: str, source: Source, inventory: Inventory, budget: int, tex
     bits_per_weight = budget * 8 / inventory.parameters
     if name.startswith("uniform-g") and name[9:].isdigit() and int(name[9:]) in AFFINE_GROUPS:
         sizes = uniform_sizes(inventory, AFFINE_BITS, (int(name[9:]),))
-        close = [c for c, size in sizes.items() if abs(size - budget) * 8 <= NEAR * inventory.parameters]
+        close = [
+            c for c, size in sizes.items() if abs(size - budget) * 8 <= NEAR * inventory.parameters
+        ]
         return [Peer(name, False, partial(_convert, source, c), str(c)) for c in close]
     if name in RECIPES:
         size = recipe_size(source, inventory, name)  # None: mlx-lm will say why, in a row
@@ -118,11 +140,16 @@ def make_peers(name: str, source: Source, inventory: Inventory, budget: int, tex
             return []
         return [Peer(name, False, partial(_recipe, source, name), "g64")]
     if text is None:
-        raise MintError(f"{name} calibrates on a text: give one with --baseline-text (never the text that is scored)")
+        raise MintError(
+            f"{name} calibrates on a text: give one with --baseline-text (never the text that is "
+            "scored)"
+        )
     if name in ("gptq", "gptq-guarded"):
         config = nearest(uniform_sizes(inventory, (2, 4, 8), AFFINE_GROUPS), budget)
         guarded = name != "gptq"
-        routers = [layer.path for layer in inventory.layers if layer.role == "router"] if guarded else []
+        routers = (
+            [layer.path for layer in inventory.layers if layer.role == "router"] if guarded else []
+        )
         return [Peer(name, True, partial(_gptq, source, config, text, routers), str(config))]
     if name == "feedback":
         config = nearest(uniform_sizes(inventory, AFFINE_BITS, AFFINE_GROUPS), budget)
@@ -131,13 +158,24 @@ def make_peers(name: str, source: Source, inventory: Inventory, budget: int, tex
         config = nearest(uniform_sizes(inventory, AFFINE_BITS, AFFINE_GROUPS), budget)
         return [Peer(name, True, partial(_awq, source, config, text), str(config))]
     if name == "dwq":
-        config = nearest(uniform_sizes(inventory, tuple(b for b in AFFINE_BITS if b < 8), AFFINE_GROUPS), budget)
-        return [Peer(name, True, partial(_dwq, source, config, text), f"{config}, up to {DWQ_PASSES} passes")]
+        config = nearest(
+            uniform_sizes(inventory, tuple(b for b in AFFINE_BITS if b < 8), AFFINE_GROUPS), budget
+        )
+        return [
+            Peer(
+                name,
+                True,
+                partial(_dwq, source, config, text),
+                f"{config}, up to {DWQ_PASSES} passes",
+            )
+        ]
     if name == "dynamic_quant":
         low = max((b for b in AFFINE_BITS if b + 0.7 <= bits_per_weight), default=2)
         high = min(b for b in AFFINE_BITS if b >= min(low + 2, 8))
         about = f"{low} and {high} bits, g64, to {bits_per_weight:.4f} bpw"
-        return [Peer(name, True, partial(_dynamic, source, low, high, bits_per_weight, text), about)]
+        return [
+            Peer(name, True, partial(_dynamic, source, low, high, bits_per_weight, text), about)
+        ]
     raise MintError(f"no method is called {name!r}")
 
 
@@ -153,16 +191,29 @@ def _convert(source: Source, config: QuantConfig, out: Path) -> None:
 
     bits, group = config.bits, config.group_size
     with _quiet():
-        convert(str(source.path), str(out), quantize=True, q_bits=bits, q_group_size=group, dtype=_dtype(source))
+        convert(
+            str(source.path),
+            str(out),
+            quantize=True,
+            q_bits=bits,
+            q_group_size=group,
+            dtype=_dtype(source),
+        )
 
 
-def _feedback(source: Source, inventory: Inventory, config: QuantConfig, text: str, out: Path) -> None:
-    """Plain GPTQ by our own error feedback: uniform bits, inputs from the text, expert by expert, unweighted."""
+def _feedback(
+    source: Source, inventory: Inventory, config: QuantConfig, text: str, out: Path
+) -> None:
+    """Plain GPTQ by our own error feedback: uniform bits, inputs from the text, expert by expert,
+    unweighted.
+    """
     tokens = calibration(source, text)
     ones = TokenWeights(np.ones((tokens.size, 1), dtype=np.float32), None)
-    plain = Sensitivity("", "", "", tokens.size, "text", {}, {layer.path: ones for layer in inventory.layers})
+    plain = Sensitivity(
+        "", "", "", tokens.size, "text", {}, {layer.path: ones for layer in inventory.layers}
+    )
     plan = replace(uniform(source, inventory, config, {}), quantizer="gptq")
-    checkpoint.write(source, inventory, plan, out, force=True, own=(tokens.astype(np.int32), plain))
+    write.write(source, inventory, plan, out, force=True, own=(tokens.astype(np.int32), plain))
 
 
 def _recipe(source: Source, recipe: str, out: Path) -> None:
@@ -170,7 +221,12 @@ def _recipe(source: Source, recipe: str, out: Path) -> None:
 
     with _quiet():
         convert(
-            str(source.path), str(out), quantize=True, q_group_size=64, quant_predicate=recipe, dtype=_dtype(source)
+            str(source.path),
+            str(out),
+            quantize=True,
+            q_group_size=64,
+            quant_predicate=recipe,
+            dtype=_dtype(source),
         )
 
 
@@ -191,20 +247,26 @@ def refuse_quantized(job: Job) -> None:
     """
     stored = [layer for layer in job.inventory.layers if layer.stored]
     if stored or read_layout(job.source.config, job.source.path):
-        how = f"{stored[0].path} is {stored[0].stored}" if stored else "config.json has a quantization_config"
+        how = (
+            f"{stored[0].path} is {stored[0].stored}"
+            if stored
+            else "config.json has a quantization_config"
+        )
         raise MintError(
-            f"{job.source.name} is quantized already ({how}), which mlx-lm's own methods don't take: give the original "
-            "checkpoint in bf16, fp16 or fp32"
+            f"{job.source.name} is quantized already ({how}), which mlx-lm's own methods don't "
+            "take: give the original checkpoint in bf16, fp16 or fp32"
         )
 
 
 def calibration(source: Source, text: str, length: int = 512) -> np.ndarray:
     """Windows of the baseline text, int (windows, tokens), no longer than the model's context."""
     length = min(length, context_of(source.config) or length)
-    ids = mlxlm.encode(mlxlm.load_tokenizer(source.path), text[: 16 * CALIBRATION])[:CALIBRATION]
+    ids = encode(load_tokenizer(source.path), text[: 16 * CALIBRATION])[:CALIBRATION]
     count = len(ids) // length
     if count < 2:
-        raise MintError(f"the baseline text has {len(ids)} tokens: at least {2 * length} are needed")
+        raise MintError(
+            f"the baseline text has {len(ids)} tokens: at least {2 * length} are needed"
+        )
     return np.asarray(ids[: count * length]).reshape(count, length)
 
 
@@ -218,14 +280,26 @@ def _save(source: Source, out: Path, model: Any, quantization: dict[str, Any]) -
     from mlx.utils import tree_flatten
     from mlx_lm.utils import save_config, save_model
 
-    kind, cast = getattr(mx, _dtype(source)), getattr(model, "cast_predicate", None) or (lambda _: True)
-    floating = ((path, a) for path, a in tree_flatten(model.parameters()) if mx.issubdtype(a.dtype, mx.floating))
+    kind, cast = (
+        getattr(mx, _dtype(source)),
+        getattr(model, "cast_predicate", None) or (lambda _: True),
+    )
+    floating = (
+        (path, a)
+        for path, a in tree_flatten(model.parameters())
+        if mx.issubdtype(a.dtype, mx.floating)
+    )
     model.load_weights([(path, a.astype(kind)) for path, a in floating if cast(path)], strict=False)
     out.mkdir(parents=True)
     save_model(out, model)
-    save_config(dict(source.config) | {"quantization": {"mode": "affine"} | quantization}, out / "config.json")
+    save_config(
+        dict(source.config) | {"quantization": {"mode": "affine"} | quantization},
+        out / "config.json",
+    )
     for file in source.path.iterdir():
-        if file.name.startswith(("tokenizer", "special_tokens", "vocab", "merges", "chat_template")):
+        if file.name.startswith(
+            ("tokenizer", "special_tokens", "vocab", "merges", "chat_template")
+        ):
             shutil.copyfile(file, out / file.name)
 
 
@@ -234,7 +308,9 @@ def _gptq(source: Source, config: QuantConfig, text: str, routers: list[str], ou
     from mlx_lm.quant.gptq import gptq_quantize
 
     class Router(nn.Linear):
-        """Passed over by gptq_quantize, which takes plain nn.Linear only; its fallback makes it 8 bits."""
+        """Passed over by gptq_quantize, which takes plain nn.Linear only; its fallback makes it 8
+        bits.
+        """
 
         def to_quantized(self, **_: Any) -> Any:
             return nn.QuantizedLinear.from_linear(self, 64, 8)
@@ -245,7 +321,9 @@ def _gptq(source: Source, config: QuantConfig, text: str, routers: list[str], ou
         leaves[path].__class__ = Router
     data = mx.array(calibration(source, text))
     with _quiet():
-        model, block = gptq_quantize(model, data, config.bits, config.group_size, config.bits, config.group_size)
+        model, block = gptq_quantize(
+            model, data, config.bits, config.group_size, config.bits, config.group_size
+        )
     block |= {path: {"bits": 8, "group_size": 64} for path in routers}
     _save(source, out, model, block)
 
@@ -282,7 +360,13 @@ def _dynamic(source: Source, low: int, high: int, target: float, text: str, out:
         sensitivities = dict(estimate_sensitivities(model, data, low, 64, high, 64))
         model = open_model(source)
         threshold = estimate_threshold(
-            model, sensitivities, target, low_bits=low, low_group_size=64, high_bits=high, high_group_size=64
+            model,
+            sensitivities,
+            target,
+            low_bits=low,
+            low_group_size=64,
+            high_bits=high,
+            high_group_size=64,
         )
 
         def predicate(path: str, module: Any) -> bool | dict[str, int]:
@@ -290,12 +374,16 @@ def _dynamic(source: Source, low: int, high: int, target: float, text: str, out:
                 return False
             return {"bits": high, "group_size": 64} if sensitivities[path] > threshold else True
 
-        model, config = quantize_model(model, dict(source.config), 64, low, quant_predicate=predicate)
+        model, config = quantize_model(
+            model, dict(source.config), 64, low, quant_predicate=predicate
+        )
     _save(source, out, model, config["quantization"])
 
 
 def _dwq(source: Source, config: QuantConfig, text: str, out: Path) -> None:
-    """DWQ at the best of several learning rates, then on as long as that helps, by a part of the text held out."""
+    """DWQ at the best of several learning rates, then on as long as that helps, by a part of the
+    text held out.
+    """
     from mlx_lm.utils import quantize_model
 
     windows = calibration(source, text, 256)
@@ -303,7 +391,9 @@ def _dwq(source: Source, config: QuantConfig, text: str, out: Path) -> None:
     train, valid = ([(w.tolist(), 0) for w in part] for part in (windows[:-held], windows[-held:]))
     teacher = _load(source)
     with _quiet():
-        start, full = quantize_model(open_model(source), dict(source.config), config.group_size, config.bits)
+        start, full = quantize_model(
+            open_model(source), dict(source.config), config.group_size, config.bits
+        )
 
     best: tuple[float, Any, float] | None = None
 
@@ -348,7 +438,9 @@ def _distil(student: Any, teacher: Any, train: list[Any], valid: list[Any], rate
         )
         losses = []
         for tokens, _ in valid:
-            ours, theirs = (model(mx.array([tokens])).astype(mx.float32) for model in (student, teacher))
+            ours, theirs = (
+                model(mx.array([tokens])).astype(mx.float32) for model in (student, teacher)
+            )
             losses.append(mx.mean(kl_div_loss(ours, theirs)).item())
     return float(np.mean(losses))
 

@@ -1,7 +1,8 @@
 """Protocols: how a text is cut into windows, and which tokens are scored.
 
-`windows`    non-overlapping windows of L tokens, every token but a window's first scored (MINT's and GPTQ's way).
-`llama.cpp`  L = 512, the window's first token replaced by BOS if the tokenizer puts one before a text, only the second
+`windows`    non-overlapping windows of L tokens, every token but a window's first scored (MINT's
+and GPTQ's way). `llama.cpp`  L = 512, the window's first token replaced by BOS if the tokenizer
+puts one before a text, only the second
              half scored: what `llama-perplexity` does.
 """
 
@@ -12,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config import text_config
-from ..errors import MintError, UsageError
+from ..base.errors import MintError, UsageError
+from ..base.hf_config import text_config
 
 PROTOCOLS = ("windows", "llama.cpp")
 DEFAULT_LENGTH = {"windows": 2048, "llama.cpp": 512}
@@ -33,7 +34,9 @@ class Windows:
 
     @property
     def positions(self) -> slice:
-        """The positions whose predictions are compared; the last one predicts a token beyond the window."""
+        """The positions whose predictions are compared; the last one predicts a token beyond the
+        window.
+        """
         return slice(self.first - 1, self.tokens.shape[1])
 
     @property
@@ -43,7 +46,9 @@ class Windows:
 
     @property
     def following(self) -> np.ndarray:
-        """The token that comes after each one, int32 (windows, tokens); after the last one stands a 0 for none."""
+        """The token that comes after each one, int32 (windows, tokens); after the last one stands a
+        0 for none.
+        """
         return np.pad(self.tokens[:, 1:], ((0, 0), (0, 1)))
 
     @property
@@ -60,14 +65,21 @@ def default_length(protocol: str, config: dict[str, Any]) -> int:
 def context_of(config: dict[str, Any]) -> int | None:
     """The longest context that a model's config states, in tokens."""
     for table in (config, text_config(config)):
-        for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length"):
+        for key in (
+            "max_position_embeddings",
+            "n_positions",
+            "max_sequence_length",
+            "max_seq_len",
+            "seq_length",
+        ):
             if type(table.get(key)) is int and table[key] > 0:
                 return int(table[key])
     return None
 
 
 def check_protocol(protocol: str, length: int | None, limit: int | None, seed: int | None) -> None:
-    """Refuse what can't be: an unknown protocol, windows of no use, a seed without windows to choose.
+    """Refuse what can't be: an unknown protocol, windows of no use, a seed without windows to
+    choose.
 
     Raises:
         UsageError: saying which.
@@ -110,7 +122,8 @@ def cut(
     count = len(ids) // length
     if count == 0:
         raise MintError(
-            f"the text has {len(ids)} tokens, less than one window of {length}: give a longer text or --length"
+            f"the text has {len(ids)} tokens, less than one window of {length}: give a longer text "
+            "or --length"
         )
     tokens = np.array(ids[: count * length], dtype=np.int32).reshape(count, length)
     if limit is not None and seed is not None and limit < count:

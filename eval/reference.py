@@ -1,9 +1,10 @@
-"""The source's own predictions, kept on disk: computed once, compared with any number of candidates.
+"""The source's own predictions, kept on disk: computed once, compared with any number of
+candidates.
 
-For each compared position: the K most probable next tokens with their log-probabilities, the mass of all others, and
-the true token's log-probability. With K below the vocabulary the KL divergence is that of the distribution whose rare
-tokens are merged into one, which is a little less than the true one; the difference is measured on tokens kept whole.
-"""
+For each compared position: the K most probable next tokens with their log-probabilities, the mass
+of all others, and the true token's log-probability. With K below the vocabulary the KL divergence
+is that of the distribution whose rare tokens are merged into one, which is a little less than the
+true one; the difference is measured on tokens kept whole."""
 
 from __future__ import annotations
 
@@ -17,10 +18,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..errors import MintError
-from ..exponential import exp, logsumexp
-from ..files import check_file, write_arrays
-from ..runner import Routing, Runner, forward
+from ..base.errors import MintError
+from ..base.files import write_arrays
+from ..base.targets import check_file
+from ..runtime.fast_math import exp, logsumexp
+from ..runtime.runner import Routing, Runner, forward
 from .protocol import Windows
 
 SCHEMA = 3
@@ -43,7 +45,8 @@ class Part:
         best: int (n,), the source's first choice.
         logp: float32 (n, K).
         rest: float32 (n,), log of the mass of all other tokens (-inf where K is the vocabulary).
-        true: float32 (n,), log-probability of the token that came (no token came at a window's last position).
+        true: float32 (n,), log-probability of the token that came (no token came at a window's last
+            position).
         whole: int (w,), which of the n positions are kept whole.
         whole_logp: float32 (w, vocabulary).
         routing: int (windows, tokens, k) for each layer with experts.
@@ -130,11 +133,19 @@ def predict(
         flat = logp.reshape(n, vocabulary)
         k = choose_k(scored, vocabulary)
         if not len(wanted):
-            wanted = np.linspace(0, total - 1, min(max(1, WHOLE // vocabulary), total)).astype(np.int64)
-        ids = mx.argpartition(-flat, k - 1, axis=-1)[:, :k] if k < vocabulary else mx.broadcast_to(mx.arange(k), (n, k))
+            wanted = np.linspace(0, total - 1, min(max(1, WHOLE // vocabulary), total)).astype(
+                np.int64
+            )
+        ids = (
+            mx.argpartition(-flat, k - 1, axis=-1)[:, :k]
+            if k < vocabulary
+            else mx.broadcast_to(mx.arange(k), (n, k))
+        )
         top = mx.take_along_axis(flat, ids, axis=-1)
         best = mx.argmax(flat, axis=-1)
-        true = mx.take_along_axis(logp, mx.array(following[piece.rows, positions])[..., None], axis=-1)
+        true = mx.take_along_axis(
+            logp, mx.array(following[piece.rows, positions])[..., None], axis=-1
+        )
         rest = rest_mass(top) if k < vocabulary else mx.full((n,), -mx.inf)
         place = places(piece.rows, positions, windows)
         keep = np.flatnonzero(np.isin(place, wanted))
@@ -161,7 +172,9 @@ def predict(
         **found,
         whole=np.concatenate(whole_at),
         whole_logp=np.concatenate(columns["whole"]),
-        routing=tuple(_small(r) for r in routing.arrays(windows.tokens.shape)) if routing is not None else (),
+        routing=tuple(_small(r) for r in routing.arrays(windows.tokens.shape))
+        if routing is not None
+        else (),
         control=np.zeros(windows.scored, dtype=bool) if control is None else control,
     )
 
@@ -172,13 +185,20 @@ def log_softmax(logits: mx.array) -> mx.array:
 
 
 def rest_mass(top: mx.array) -> mx.array:
-    """Log of the mass that the K tokens (n, K) leave; the same formula on both sides, so that equal models agree."""
+    """Log of the mass that the K tokens (n, K) leave; the same formula on both sides, so that equal
+    models agree.
+    """
     return mx.log(mx.maximum(1 - mx.sum(exp(top), axis=-1), 1e-9))
 
 
 def take(columns: slice, windows: Windows) -> tuple[slice, slice] | None:
-    """Of a piece's positions those that are compared: as a slice into the piece, and as they stand in the window."""
-    start, stop = max(columns.start, windows.positions.start), min(columns.stop, windows.positions.stop)
+    """Of a piece's positions those that are compared: as a slice into the piece, and as they stand
+    in the window.
+    """
+    start, stop = (
+        max(columns.start, windows.positions.start),
+        min(columns.stop, windows.positions.stop),
+    )
     if start >= stop:
         return None
     return slice(start - columns.start, stop - columns.start), slice(start, stop)
@@ -210,7 +230,9 @@ def check_reference_file(path: Path) -> None:
         MintError: saying why.
     """
     if path.suffix != ".safetensors":
-        raise MintError(f"{path} must end in .safetensors, so that --source knows it as a reference")
+        raise MintError(
+            f"{path} must end in .safetensors, so that --source knows it as a reference"
+        )
     check_file(path, MARKER, force=True)  # an older one, also of another version, is replaced
 
 
@@ -236,7 +258,8 @@ def load_reference(path: Path) -> Reference:
 
     if not path.is_file():
         raise MintError(
-            f"there is no reference {path}: make one with `mint-mlx eval MODEL --source REF --save-reference`"
+            f"there is no reference {path}: make one with `mint-mlx eval MODEL --source REF "
+            "--save-reference`"
         )
     try:
         with safe_open(path, framework="numpy") as file:
@@ -253,4 +276,6 @@ def load_reference(path: Path) -> Reference:
             parts.append(Part(Windows(arrays[f"{i}.tokens"], first), routing=routing, **fields))
         return Reference(About(**about), tuple(parts))
     except (SafetensorError, KeyError, TypeError, ValueError):
-        raise MintError(f"{path} is not a reference of mint-mlx: make one with --save-reference") from None
+        raise MintError(
+            f"{path} is not a reference of mint-mlx: make one with --save-reference"
+        ) from None

@@ -1,4 +1,6 @@
-"""Scores a checkpoint on windows of a text: negative log-likelihoods, and with a reference the divergences from it."""
+"""Scores a checkpoint on windows of a text: negative log-likelihoods, and with a reference the
+divergences from it.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,9 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
-from ..errors import MintError
-from ..exponential import exp, logsumexp
-from ..runner import Routing, Runner, forward
+from ..base.errors import MintError
+from ..runtime.fast_math import exp, logsumexp
+from ..runtime.runner import Routing, Runner, forward
 from .protocol import Windows
 from .reference import Part, Progress, places, rest_mass, take
 
@@ -19,12 +21,14 @@ PER_TOKEN = ("nll", "kl", "top1", "dp")
 
 @dataclass
 class Score:
-    """What was measured, per scored token in the order of the text, for the windows that were finished.
+    """What was measured, per scored token in the order of the text, for the windows that were
+    finished.
 
     Attributes:
         nll: float64 (windows, tokens): -log of the true token's probability, in nats.
-        kl: float64 (windows, positions): the source's distribution against the model's, in nats. There is one position
-            more than there are tokens: the window's last one, whose token isn't in it.
+        kl: float64 (windows, positions): the source's distribution against the model's, in nats.
+            There is one position more than there are tokens: the window's last one, whose token
+            isn't in it.
         top1: (windows, positions): whether both put the same token first.
         dp: (windows, tokens): the true token's probability, model minus source.
         whole: float64 (w, 2): exact and merged KL at the positions kept whole.
@@ -42,9 +46,14 @@ class Score:
 
 
 def score(
-    runner: Runner, windows: Windows, batch: int, part: Part | None = None, progress: Progress = lambda *_: None
+    runner: Runner,
+    windows: Windows,
+    batch: int,
+    part: Part | None = None,
+    progress: Progress = lambda *_: None,
 ) -> Score:
-    """Score every window; an interruption (Ctrl-C) ends it early with the windows that are finished.
+    """Score every window; an interruption (Ctrl-C) ends it early with the windows that are
+    finished.
 
     Args:
         runner: a loaded model.
@@ -61,14 +70,24 @@ def score(
     most = int(windows.tokens.max(initial=0))
     routing, whole, finished = Routing(), np.zeros((0, 2)), 0
     try:
-        for piece in forward(runner, windows.tokens, batch, routing if part is not None and part.routing else None):
+        for piece in forward(
+            runner, windows.tokens, batch, routing if part is not None and part.routing else None
+        ):
             if most >= piece.logits.shape[-1]:
-                raise MintError(f"the tokenizer knows the token {most}, the model does not: they don't belong together")
+                raise MintError(
+                    f"the tokenizer knows the token {most}, the model does not: they don't belong "
+                    "together"
+                )
             taken = take(piece.columns, windows)
             if taken is not None:
                 inside, positions = taken
-                columns = slice(positions.start - windows.positions.start, positions.stop - windows.positions.start)
-                values, exact = _measure(piece.logits[:, inside], windows, piece.rows, positions, part)
+                columns = slice(
+                    positions.start - windows.positions.start,
+                    positions.stop - windows.positions.start,
+                )
+                values, exact = _measure(
+                    piece.logits[:, inside], windows, piece.rows, positions, part
+                )
                 for name, value in values.items():
                     arrays[name][piece.rows, columns] = value
                 whole = np.concatenate([whole, exact])
@@ -79,12 +98,17 @@ def score(
         if not finished:
             raise
     done = {name: array[:finished] for name, array in arrays.items()}
-    done["nll"], done["dp"] = done["nll"][:, :-1], done["dp"][:, :-1]  # no token came at the last position
+    done["nll"], done["dp"] = (
+        done["nll"][:, :-1],
+        done["dp"][:, :-1],
+    )  # no token came at the last position
     if part is None:
         return Score(done["nll"], finished=finished)
     chosen = [r[:finished] for r in _whole_windows(routing, windows)]
     if [r.shape[-1] for r in chosen] != [r.shape[-1] for r in part.routing]:
-        raise MintError("the model has other expert layers than the source: they are not the same model")
+        raise MintError(
+            "the model has other expert layers than the source: they are not the same model"
+        )
     return Score(done["nll"], done["kl"], done["top1"], done["dp"], whole, chosen, finished)
 
 
@@ -98,10 +122,15 @@ def _whole_windows(routing: Routing, windows: Windows) -> list[np.ndarray]:
 def _measure(
     logits: mx.array, windows: Windows, rows: slice, positions: slice, part: Part | None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Measures of one piece, each (rows, positions), and exact beside merged KL of the tokens kept whole."""
+    """Measures of one piece, each (rows, positions), and exact beside merged KL of the tokens kept
+    whole.
+    """
     shape = logits.shape[:2]
     norm = logsumexp(logits)
-    true = mx.take_along_axis(logits, mx.array(windows.following[rows, positions])[..., None], axis=-1) - norm
+    true = (
+        mx.take_along_axis(logits, mx.array(windows.following[rows, positions])[..., None], axis=-1)
+        - norm
+    )
     true = true[..., 0]
     if part is None:
         mx.eval(true)
@@ -110,7 +139,9 @@ def _measure(
     flat = (logits - norm).reshape(len(place), -1)
     ids, logp = mx.array(part.ids[place].astype(np.int32)), mx.array(part.logp[place])
     if part.whole_logp.shape[-1] > flat.shape[-1]:
-        raise MintError("the model's vocabulary is smaller than the source's: they are not the same model")
+        raise MintError(
+            "the model's vocabulary is smaller than the source's: they are not the same model"
+        )
     top = mx.take_along_axis(flat, ids, axis=-1)
     kl = mx.sum(exp(logp) * (logp - top), axis=-1)
     if np.isfinite(part.rest[place[0]]):
@@ -139,6 +170,7 @@ def _measure(
 def _finite(values: np.ndarray) -> np.ndarray:
     if not (np.isfinite(values).all() and np.abs(values).max(initial=0) < ABSURD):
         raise MintError(
-            "the model's logits are not finite or absurd: its weights are damaged, or overflow in this type"
+            "the model's logits are not finite or absurd: its weights are damaged, or overflow in "
+            "this type"
         )
     return values

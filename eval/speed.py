@@ -1,4 +1,6 @@
-"""Speed of a checkpoint on this machine, by mlx-lm's own generation: tokens per second of prompt and of decoding."""
+"""Speed of a checkpoint on this machine, by mlx-lm's own generation: tokens per second of prompt
+and of decoding.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from .. import mlxlm
+from ..checkpoint import mlxlm
+from ..checkpoint.tokenizer import load_tokenizer
 
 PROMPT, DECODE, RUNS = 128, 48, 3
 
@@ -18,8 +21,10 @@ def speed(folder: Path) -> dict[str, float]:
     """Median of three runs: `prompt_tokens_per_second` and `decode_tokens_per_second`."""
     from mlx_lm.generate import generate_step, wired_limit
 
-    model, tokenizer = mlxlm.build_model(folder), mlxlm.load_tokenizer(folder)
-    if mx.default_device() == mx.cpu and any(type(m).__name__ == "SwitchLinear" for m in model.modules()):
+    model, tokenizer = mlxlm.build_model(folder), load_tokenizer(folder)
+    if mx.default_device() == mx.cpu and any(
+        type(m).__name__ == "SwitchLinear" for m in model.modules()
+    ):
         model.set_dtype(mx.float32)  # gather_mm takes float32 only there
     mx.eval(model.parameters())
     prompt = mx.array(np.random.default_rng(0).integers(0, min(1000, tokenizer.vocab_size), PROMPT))

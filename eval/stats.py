@@ -1,7 +1,7 @@
 """From per-token measures to figures with error bars.
 
-Tokens of one window depend on each other, so a standard error is that of the windows' means (weighted by their tokens);
-with fewer than two windows there is none. Intervals use Student's t.
+Tokens of one window depend on each other, so a standard error is that of the windows' means
+(weighted by their tokens); with fewer than two windows there is none. Intervals use Student's t.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MintError
+from ..base.errors import MintError
 from .reference import Part
 from .score import Score
 
@@ -22,7 +22,8 @@ Values = list[np.ndarray]  # one array (windows, tokens) for each part
 
 
 def student(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t; from 5 degrees on by its expansion around the normal one (within 0.1 %).
+    """The 97.5 % quantile of Student's t; from 5 degrees on by its expansion around the normal one
+    (within 0.1 %).
 
     The expansion is 26.7.5 of Abramowitz and Stegun, "Handbook of Mathematical Functions", 1964.
     """
@@ -41,7 +42,9 @@ def student(degrees: int) -> float:
 
 
 def mean_and_se(values: Values) -> tuple[float, float | None, int]:
-    """Token-weighted mean, standard error over windows (that of a ratio estimator), number of windows."""
+    """Token-weighted mean, standard error over windows (that of a ratio estimator), number of
+    windows.
+    """
     sums = np.concatenate([v.sum(axis=1) for v in values])
     sizes = np.concatenate([np.full(len(v), v.shape[1], dtype=np.float64) for v in values])
     mean = sums.sum() / sizes.sum()
@@ -83,13 +86,17 @@ def perplexity_figures(scores: list[Score]) -> dict[str, Any]:
 
 
 def divergence_figures(scores: list[Score], parts: list[Part]) -> dict[str, Any]:
-    """KL divergence, agreement and the paired difference of ln perplexity, each over the same tokens as the source."""
+    """KL divergence, agreement and the paired difference of ln perplexity, each over the same
+    tokens as the source.
+    """
     pairs = [(s, p) for s, p in zip(scores, parts, strict=True) if s.kl is not None and len(s.kl)]
     kl = [s.kl for s, _ in pairs if s.kl is not None]
     mean, se, _ = mean_and_se(kl)
     flat = np.concatenate([v.reshape(-1) for v in kl])
     dp = np.concatenate([s.dp.reshape(-1) for s, _ in pairs if s.dp is not None])
-    difference = [s.nll + p.true.reshape(len(p.windows.tokens), -1)[: len(s.nll), :-1] for s, p in pairs]
+    difference = [
+        s.nll + p.true.reshape(len(p.windows.tokens), -1)[: len(s.nll), :-1] for s, p in pairs
+    ]
     ln_ppl, ln_se, count = mean_and_se(difference)
     half = None if ln_se is None else student(count - 1) * ln_se
     whole = np.concatenate([s.whole for s, _ in pairs])
@@ -111,10 +118,11 @@ def divergence_figures(scores: list[Score], parts: list[Part]) -> dict[str, Any]
 
 
 def _routing_figures(pairs: list[tuple[Score, Part]]) -> dict[str, Any]:
-    """Changed choices of experts, and the KL where the source's least-used tenth of experts was at work.
+    """Changed choices of experts, and the KL where the source's least-used tenth of experts was at
+    work.
 
-    The latter is the mean over all (token, layer, expert) with an expert of that tenth, so that it means the same for
-    shallow and deep models.
+    The latter is the mean over all (token, layer, expert) with an expert of that tenth, so that it
+    means the same for shallow and deep models.
     """
     if not any(p.routing for _, p in pairs):
         return {}
@@ -123,7 +131,12 @@ def _routing_figures(pairs: list[tuple[Score, Part]]) -> dict[str, Any]:
     layers = len(pairs[0][1].routing)
     for j in range(layers):
         size = 1 + max(int(p.routing[j].max(initial=0)) for _, p in pairs)
-        uses.append(sum((np.bincount(p.routing[j].reshape(-1), minlength=size) for _, p in pairs), np.zeros(size, int)))
+        uses.append(
+            sum(
+                (np.bincount(p.routing[j].reshape(-1), minlength=size) for _, p in pairs),
+                np.zeros(size, int),
+            )
+        )
     threshold = []
     for u in uses:  # of the experts that were used at all
         order = [e for e in np.argsort(u, kind="stable") if u[e]]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..errors import MintError
-from ..yamlfile import line_of, read_yaml
+from ..base.errors import MintError
+from ..base.yamlfile import line_of, read_yaml
 
 
 class Entry(BaseModel):
@@ -30,7 +30,9 @@ def read_suite(path: Path) -> list[Entry]:
     """
     data, node = read_yaml(path, "suite")
     if not isinstance(data, list) or not data:
-        raise MintError(f"{path} is not a suite: it must be a list of {{model: ..., budgets: [...]}}")
+        raise MintError(
+            f"{path} is not a suite: it must be a list of {{model: ..., budgets: [...]}}"
+        )
     entries = []
     for i, item in enumerate(data):
         try:

@@ -1,4 +1,6 @@
-"""The text that is scored: WikiText-2's raw test split, shipped with the package, or the user's own file."""
+"""The text that is scored: WikiText-2's raw test split, shipped with the package, or the user's own
+file.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import gzip
 import hashlib
 from pathlib import Path
 
-from ..errors import MintError
+from ..base.errors import MintError
 
 WIKITEXT = Path(__file__).parent / "data" / "wiki.test.raw.gz"
 WIKITEXT_SHA256 = "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"
@@ -20,7 +22,9 @@ def wikitext() -> str:
     """
     data = gzip.decompress(WIKITEXT.read_bytes())
     if hashlib.sha256(data).hexdigest() != WIKITEXT_SHA256:
-        raise MintError("the WikiText-2 text of this installation is damaged: install mint-mlx again")
+        raise MintError(
+            "the WikiText-2 text of this installation is damaged: install mint-mlx again"
+        )
     return data.decode("utf-8")
 
 

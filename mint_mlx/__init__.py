@@ -13,14 +13,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .pipeline import convert
-    from .plan import read_plan
-    from .profile import load_profile
+    from .allocation.plan_file import read_plan
+    from .jobs.convert import convert
+    from .measure.profile_file import load_profile
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "convert", "load_profile", "read_plan"]
 
-_HOME = {"convert": "pipeline", "load_profile": "profile", "read_plan": "plan"}
+_HOME = {
+    "convert": "jobs.convert",
+    "load_profile": "measure.profile_file",
+    "read_plan": "allocation.plan_file",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """`python -m mint_mlx` is `mint-mlx`."""
 
-from .cli import main
+from .cli.main import main
 
 main()

@@ -1,4 +1,6 @@
-"""A tiny config for every family of mlx-lm that has routed experts, for tests that hold whatever the family."""
+"""A tiny config for every family of mlx-lm that has routed experts, for tests that hold whatever
+the family.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from conftest import VOCAB, write_tokenizer
+from helpers import VOCAB, write_tokenizer
 from mlx.utils import tree_flatten
 
 # What most families call alike; a family takes what its ModelArgs names.
@@ -73,7 +75,13 @@ COMMON: dict[str, Any] = {
     "moe_k": 2,
 }
 SLIDING = ["sliding_attention", "full_attention"] * 2
-YARN = {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1}
+YARN = {
+    "type": "yarn",
+    "factor": 2.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 32,
+    "beta_slow": 1,
+}
 MAMBA = {"mamba_d_conv": 4, "mamba_d_state": 16, "mamba_expand": 2}
 
 # What a family needs besides.
@@ -85,10 +93,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bailing_moe_linear": {"layer_group_size": 2, "group_norm_size": 1},
     "bailing_moe_v3": {},
     "deepseek": {},
-    "deepseek_v2": {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}, "topk_method": "greedy"},
+    "deepseek_v2": {
+        "rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        "topk_method": "greedy",
+    },
     "deepseek_v3": {},
     "deepseek_v32": {},
-    "deepseek_v41": {"o_groups": 2, "o_lora_rank": 32, "index_n_heads": 2, "index_head_dim": 32, "index_topk": 16},
+    "deepseek_v41": {
+        "o_groups": 2,
+        "o_lora_rank": 32,
+        "index_n_heads": 2,
+        "index_head_dim": 32,
+        "index_topk": 16,
+    },
     "dots1": {},
     "ernie4_5_moe": {},
     "exaone_moe": {"layer_types": SLIDING, "is_moe_layer": [False, True, True, True]},
@@ -164,7 +181,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "mellum": {
         "layer_types": SLIDING,
-        "rope_parameters": {kind: {"rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")},
+        "rope_parameters": {
+            kind: {"rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")
+        },
     },
     "mimo_v2_flash": {
         "hybrid_layer_pattern": [0, 1, 0, 1],
@@ -197,7 +216,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "olmoe": {},
     "phimoe": {},
-    "phixtral": {"num_vocab": VOCAB, "model_dim": 64, "num_heads": 4, "num_layers": 4, "rotary_dim": 16},
+    "phixtral": {
+        "num_vocab": VOCAB,
+        "model_dim": 64,
+        "num_heads": 4,
+        "num_layers": 4,
+        "rotary_dim": 16,
+    },
     "qwen2_moe": {},
     "qwen3_moe": {},
     "qwen3_next": {},
@@ -240,20 +265,29 @@ NESTED: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 1,
     },
     "minimax_m3_vl": {"rotary_dim": 16, "moe_layer_freq": [0, 1, 1, 1]},
-    "qwen3_5_moe": {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5, "type": "default"}},
+    "qwen3_5_moe": {
+        "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5, "type": "default"}
+    },
     "qwen3_vl_moe": {},
 }
 
 
 SMALL = {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": 128, "layer_norm_epsilon": 1e-5}
-# Of these one calls its blocks by keyword, two add positions, one needs Metal, one runs twice, two share their caches.
+# Of these one calls its blocks by keyword, two add positions, one needs Metal, one runs twice, two
+# share their caches.
 DENSE: dict[str, dict[str, Any]] = {
     "gptj": SMALL | {"rotary_dim": 16},
     "gpt2": SMALL | {"n_ctx": 128},
     "gpt_bigcode": SMALL | {"n_inner": 128},
     "bitnet": {},
     "nanbeige": {"num_loops": 2},
-    "afm7": {"hidden_dim": 64, "num_layers": 4, "num_kv_reuse_layers": 2, "num_heads": 4, "num_kv_heads": 2},
+    "afm7": {
+        "hidden_dim": 64,
+        "num_layers": 4,
+        "num_kv_reuse_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+    },
 }
 
 
@@ -269,7 +303,10 @@ DBRX = {
 def config_of(family: str) -> dict[str, Any]:
     """The family's tiny config.json."""
     if family in NESTED:
-        return {"model_type": family, "text_config": COMMON | NESTED[family] | {"model_type": f"{family}_text"}}
+        return {
+            "model_type": family,
+            "text_config": COMMON | NESTED[family] | {"model_type": f"{family}_text"},
+        }
     module = importlib.import_module(f"mlx_lm.models.{family}")
     names = {field.name for field in dataclasses.fields(module.ModelArgs)}
     common = {k: v for k, v in COMMON.items() if k in names}

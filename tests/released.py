@@ -1,4 +1,4 @@
-"""The tiny checkpoints in released layouts (checkpoints/make.py), copied for a test to work on."""
+"""The tiny checkpoints in released layouts (fixtures/make.py), copied for a test to work on."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-from conftest import write_tokenizer
+from helpers import write_tokenizer
 from mlx_lm.utils import MODEL_REMAPPING
 
-RELEASED = Path(__file__).parent / "checkpoints"
-FAMILIES = sorted(folder.name for folder in RELEASED.iterdir() if (folder / "config.json").is_file())
+RELEASED = Path(__file__).parent / "fixtures"
+FAMILIES = sorted(
+    folder.name for folder in RELEASED.iterdir() if (folder / "config.json").is_file()
+)
 
 
 def known(family: str) -> bool:

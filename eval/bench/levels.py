@@ -2,10 +2,10 @@
 
     python eval/bench/levels.py MODEL text|sensitivity|feedback|peer --tokens 2048
 
-The model is streamed, as one that doesn't fit in memory is. `text` is what writing it costs (four passes); `feedback`
-converts with error feedback, on the sensitivity that `sensitivity` left beside the model; `peer` is mlx-lm's
-`gptq_quantize` on the same tokens, with the model whole in memory. `layer` is the share of the last block, the rest of
-`seconds` being the first one and the ends.
+The model is streamed, as one that doesn't fit in memory is. `text` is what writing it costs (four
+passes); `feedback` converts with error feedback, on the sensitivity that `sensitivity` left beside
+the model; `peer` is mlx-lm's `gptq_quantize` on the same tokens, with the model whole in memory.
+`layer` is the share of the last block, the rest of `seconds` being the first one and the ends.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mint_mlx.blas import use_fast_blas
-from mint_mlx.report import Silent
+from ...base.blas import use_fast_blas
+from ...base.report import Silent
 
 use_fast_blas()
 
@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument("what", choices=("text", "sensitivity", "feedback", "peer"))
     parser.add_argument("--tokens", type=int, default=2048)
     asked = parser.parse_args()
-    function = {"text": _text, "sensitivity": _sensitivity, "feedback": _feedback, "peer": _peer}[asked.what]
+    function = {"text": _text, "sensitivity": _sensitivity, "feedback": _feedback, "peer": _peer}[
+        asked.what
+    ]
     print(json.dumps(function(asked.model, asked.tokens)))
 
 
@@ -63,9 +65,9 @@ def _tokens(count: int) -> np.ndarray:
 def _text(model: Path, count: int) -> dict[str, float]:
     import mlx.core as mx
 
-    from mint_mlx.blocks import forward_blocks
-    from mint_mlx.runner import load_runner
-    from mint_mlx.tokens import PASSES, resample
+    from ...measure.self_text import PASSES, resample
+    from ...runtime.blocks import forward_blocks
+    from ...runtime.runner import load_runner
 
     clock, tokens = Clock(), _tokens(count)
     resample(load_runner(model, True), tokens, mx.random.key(0))
@@ -76,9 +78,9 @@ def _text(model: Path, count: int) -> dict[str, float]:
 
 
 def _sensitivity(model: Path, count: int) -> dict[str, float]:
-    from mint_mlx.order import prepare
-    from mint_mlx.sensitivity import measure
-    from mint_mlx.sensitivity_file import save_sensitivity
+    from ...jobs.model import prepare
+    from ...measure.sensitivity import measure
+    from ...measure.sensitivity_file import save_sensitivity
 
     job, tokens, clock = prepare(str(model)), _tokens(count), Clock()
     made = measure(job.source, job.inventory, tokens, "random", progress=clock.step, streamed=True)
@@ -93,21 +95,23 @@ def _kept(model: Path, count: int) -> Path:
 
 
 def _feedback(model: Path, count: int) -> dict[str, float]:
-    from mint_mlx import runner
-    from mint_mlx.allocate import uniform
-    from mint_mlx.converters import checkpoint
-    from mint_mlx.order import prepare
-    from mint_mlx.quant import QuantConfig
-    from mint_mlx.sensitivity_file import load_sensitivity
+    from ...allocation.allocate import uniform
+    from ...base.quant_config import QuantConfig
+    from ...converters.output import write
+    from ...jobs.model import prepare
+    from ...measure.sensitivity_file import load_sensitivity
+    from ...runtime import runner
 
-    runner.fits_here = lambda model_bytes: False  # so that two layers are streamed, as all of them are
+    runner.fits_here = lambda model_bytes: (
+        False
+    )  # so that two layers are streamed, as all of them are
     job, own = prepare(str(model)), load_sensitivity(_kept(model, count))
     plan = replace(uniform(job.source, job.inventory, QuantConfig(4, 64), {}), quantizer="gptq")
     last = [layer.path for layer in job.inventory.layers if layer.block == 1]
     after = next(layer.path for layer in job.inventory.layers if layer.role == "head")
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:
         clock = Clock()
-        checkpoint.write(job.source, job.inventory, plan, Path(folder) / "out", report=clock, own=own)
+        write.write(job.source, job.inventory, plan, Path(folder) / "out", report=clock, own=own)
     return {"seconds": clock.seconds, "layer": clock.between(last[0], after)}
 
 

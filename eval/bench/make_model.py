@@ -1,11 +1,12 @@
-"""Write a Hugging Face checkpoint with a released model's true shapes and random weights, a few of its layers.
+"""Write a Hugging Face checkpoint with a released model's true shapes and random weights, a few of
+its layers.
 
     python eval/bench/make_model.py qwen3-30b-a3b --layers 2 -o FOLDER
 
-Names, shapes, types and shards are those of the released files (config.json and index of each model on the Hub). The
-weights are heavy-tailed (Student's t with six degrees of freedom, a scale of its own for each row), drawn from one pool
-of such numbers, so that writing is bound by the disk. The tokenizer knows bytes only.
-"""
+Names, shapes, types and shards are those of the released files (config.json and index of each model
+on the Hub). The weights are heavy-tailed (Student's t with six degrees of freedom, a scale of its
+own for each row), drawn from one pool of such numbers, so that writing is bound by the disk. The
+tokenizer knows bytes only."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mint_mlx.eval.bench.shapes import COMMON, SHAPES
+from .shapes import COMMON, SHAPES
 
 SHARD = 4_000_000_000
 POOL = 1 << 24
@@ -68,7 +69,11 @@ class Weights:
             values = (start + 0.02 * self.rng.standard_normal(size)).astype(np.float32)
             return values.tobytes() if kind == "F32" else _bf16(values).tobytes()
         rows = size // shape[-1]
-        scale = np.exp(0.3 * self.rng.standard_normal((rows, 1), dtype=np.float32)) * 0.7 / np.sqrt(shape[-1])
+        scale = (
+            np.exp(0.3 * self.rng.standard_normal((rows, 1), dtype=np.float32))
+            * 0.7
+            / np.sqrt(shape[-1])
+        )
         values = self._repeat(self.pool, size).reshape(rows, shape[-1]) * scale.astype(np.float32)
         return _bf16(values).tobytes()
 
@@ -135,11 +140,17 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.out.exists():
         sys.exit(f"error: {asked.out} exists already: choose another folder with -o")
-    least, most = 2 if asked.shape == "gpt-oss-20b" else 1, SHAPES[asked.shape][1]  # that one's two kinds alternate
+    least, most = (
+        2 if asked.shape == "gpt-oss-20b" else 1,
+        SHAPES[asked.shape][1],
+    )  # that one's two kinds alternate
     if not least <= asked.layers <= most:
         sys.exit(f"error: {asked.shape} has {most} layers: give --layers from {least} to as many")
     total = write(asked.shape, asked.layers, asked.out)
-    print(f"{asked.out}: {asked.shape}, {asked.layers} of {SHAPES[asked.shape][1]} layers, {total / 1e9:.2f} GB")
+    print(
+        f"{asked.out}: {asked.shape}, {asked.layers} of {SHAPES[asked.shape][1]} layers, "
+        f"{total / 1e9:.2f} GB"
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Run:
-    """One finished process: wall seconds, the peak of its resident memory in bytes, whether it was cut short."""
+    """One finished process: wall seconds, the peak of its resident memory in bytes, whether it was
+    cut short.
+    """
 
     seconds: float
     peak: int
@@ -55,7 +57,7 @@ def machine() -> dict[str, Any]:
     from datetime import date
     from importlib.metadata import version
 
-    from mint_mlx.blas import use_fast_blas
+    from ...base.blas import use_fast_blas
 
     blas = use_fast_blas()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -75,9 +77,17 @@ def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        told = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        told = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         return told.stdout.strip()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        "unknown",
+    )
 
 
 def last_json(log: Path) -> Any:

@@ -1,4 +1,5 @@
-"""Released models' true shapes: config.json, and the name and shape of each tensor, for any number of layers.
+"""Released models' true shapes: config.json, and the name and shape of each tensor, for any number
+of layers.
 
 Names and shapes are those of each model's config.json and index on the Hub.
 """
@@ -22,7 +23,12 @@ def _ends(hidden: int, vocabulary: int, prefix: str = "model") -> Shapes:
 
 
 def _attention(block: str, hidden: int, queries: int, keys: int, bias: bool = False) -> Shapes:
-    sizes = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, queries)}
+    sizes = {
+        "q": (queries, hidden),
+        "k": (keys, hidden),
+        "v": (keys, hidden),
+        "o": (hidden, queries),
+    }
     made: Shapes = {f"{block}.self_attn.{n}_proj.weight": size for n, size in sizes.items()}
     if bias:
         made |= {f"{block}.self_attn.{n}_proj.bias": size[:1] for n, size in sizes.items()}
@@ -94,13 +100,18 @@ def mixtral(layers: int) -> Model:
         shapes[f"{block}.block_sparse_moe.gate.weight"] = (8, hidden)
         for e in range(8):
             expert = f"{block}.block_sparse_moe.experts.{e}"
-            shapes |= {f"{expert}.w1.weight": (inner, hidden), f"{expert}.w3.weight": (inner, hidden)}
+            shapes |= {
+                f"{expert}.w1.weight": (inner, hidden),
+                f"{expert}.w3.weight": (inner, hidden),
+            }
             shapes[f"{expert}.w2.weight"] = (hidden, inner)
     return config, shapes
 
 
 def deepseek_v3(layers: int) -> Model:
-    """deepseek-ai/DeepSeek-V3 in bf16: of a single layer that one has experts, else the first is dense."""
+    """deepseek-ai/DeepSeek-V3 in bf16: of a single layer that one has experts, else the first is
+    dense.
+    """
     hidden, vocabulary, experts, heads = 7168, 129_280, 256, 128
     dense = 1 if layers > 1 else 0
     config = {
@@ -151,7 +162,10 @@ def deepseek_v3(layers: int) -> Model:
         if i < dense:
             shapes |= _mlp(f"{block}.mlp", hidden, 18_432)
             continue
-        shapes |= {f"{block}.mlp.gate.weight": (experts, hidden), f"{block}.mlp.gate.e_score_correction_bias": (256,)}
+        shapes |= {
+            f"{block}.mlp.gate.weight": (experts, hidden),
+            f"{block}.mlp.gate.e_score_correction_bias": (256,),
+        }
         shapes |= _mlp(f"{block}.mlp.shared_experts", hidden, 2048)
         for e in range(experts):
             shapes |= _mlp(f"{block}.mlp.experts.{e}", hidden, 2048)
@@ -176,7 +190,9 @@ def deepseek_v3_fp8(layers: int) -> Model:
 
 
 def qwen3_5_35b(layers: int) -> Model:
-    """Qwen/Qwen3.5-35B-A3B, its language model: linear attention in three of four layers, fused experts."""
+    """Qwen/Qwen3.5-35B-A3B, its language model: linear attention in three of four layers, fused
+    experts.
+    """
     hidden, vocabulary, experts, inner = 2048, 248_320, 256, 512
     kinds = ["full_attention" if i % 4 == 3 else "linear_attention" for i in range(layers)]
     text = {
@@ -204,7 +220,11 @@ def qwen3_5_35b(layers: int) -> Model:
         "mlp_only_layers": [],
         "max_position_embeddings": 262_144,
         "vocab_size": vocabulary,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000_000.0, "partial_rotary_factor": 0.25},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10_000_000.0,
+            "partial_rotary_factor": 0.25,
+        },
     }
     config = {
         "architectures": ["Qwen3_5MoeForConditionalGeneration"],
@@ -259,7 +279,9 @@ def gpt_oss_20b(layers: int) -> Model:
         "num_local_experts": experts,
         "num_experts_per_tok": 4,
         "sliding_window": 128,
-        "layer_types": ["sliding_attention" if i % 2 == 0 else "full_attention" for i in range(layers)],
+        "layer_types": [
+            "sliding_attention" if i % 2 == 0 else "full_attention" for i in range(layers)
+        ],
         "rope_theta": 150_000,
         "rope_scaling": {
             "rope_type": "yarn",
@@ -301,7 +323,8 @@ def gpt_oss_20b(layers: int) -> Model:
     return config, shapes
 
 
-# Each with the number of layers that the released model has, and how many of those are of the repeated kind.
+# Each with the number of layers that the released model has, and how many of those are of the
+# repeated kind.
 SHAPES: dict[str, tuple[Callable[[int], Model], int]] = {
     "qwen3-30b-a3b": (qwen3_30b, 48),
     "mixtral-8x7b": (mixtral, 32),
@@ -310,4 +333,9 @@ SHAPES: dict[str, tuple[Callable[[int], Model], int]] = {
     "qwen3.5-35b-a3b": (qwen3_5_35b, 40),
     "gpt-oss-20b": (gpt_oss_20b, 24),
 }
-COMMON = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False, "dtype": "bfloat16"}
+COMMON = {
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}

@@ -1,0 +1,1 @@
+"""Codes in, a checkpoint folder out."""

@@ -1,0 +1,144 @@
+"""The model card: what the checkpoint is, what it was made from, how to run it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...allocation.plan import Plan
+from ...allocation.uniform import active_ratio
+from ...base.quant_config import QuantConfig
+from ...base.units import both, count
+from ...checkpoint.layers import Inventory
+from ...rules.efforts import EFFORTS
+from ...rules.objectives import NEEDS_SENSITIVITY
+from ..quantizers.registry import NEEDS_INPUTS
+
+_LICENCE_KEYS = ("license", "license_name", "license_link", "language")
+
+
+def config_table(plan: Plan, inventory: Inventory) -> list[tuple[str, int, int, int]]:
+    """Rows of (configuration, layers, weights, bytes), fewest bits first."""
+    rows: dict[QuantConfig, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for layer in inventory.layers:
+        config = plan.choice[layer.path]
+        row = rows[config]
+        row[0] += 1
+        row[1] += layer.size
+        row[2] += layer.bytes(config)
+    return [(str(config), *rows[config]) for config in sorted(rows)]  # type: ignore[misc]
+
+
+def model_card(plan: Plan, inventory: Inventory, total: int, source: Path, name: str) -> str:
+    """The text of README.md.
+
+    Args:
+        plan: the plan that was carried out.
+        inventory: the model's layers.
+        total: bytes of all safetensors files.
+        source: the source's folder, for the licence in its own card.
+        name: of the checkpoint.
+    """
+    data: dict[str, Any] = {
+        "library_name": "mlx",
+        "pipeline_tag": "text-generation",
+        "tags": ["mlx", "mint-mlx"],
+    }
+    data |= {
+        key: value
+        for key, value in _front_matter(source / "README.md").items()
+        if key in _LICENCE_KEYS
+    }
+    if "/" in plan.source:
+        data |= {"base_model": plan.source, "base_model_relation": "quantized"}
+    bits, active = total * 8 / inventory.parameters, inventory.active_bytes(plan.choice)
+    ratio = active_ratio(inventory, plan.choice)
+    revision = f" at revision `{plan.revision}`" if plan.revision else ""
+    rows = "\n".join(
+        f"| {c} | {n} | {count(w)} | {both(b)} |" for c, n, w, b in config_table(plan, inventory)
+    )
+    how = (
+        f"objective `{plan.objective}`, recipe `{plan.recipe}`"
+        if plan.objective
+        else f"recipe `{plan.recipe}`"
+    )
+    looks = plan.objective in NEEDS_SENSITIVITY or plan.quantizer in NEEDS_INPUTS
+    seen = EFFORTS["balanced" if looks else "fast"].sees
+    tools = ", ".join(f"{tool} {number}" for tool, number in plan.versions.items())
+    link = (
+        f"[{plan.source}](https://huggingface.co/{plan.source})"
+        if "/" in plan.source
+        else plan.source
+    )
+    return f"""---
+{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---
+
+# {name}
+
+{link}{revision}, quantized with mint-mlx without calibration data: it saw {seen}.
+
+- size: {both(total)}, {bits:.2f} bits per weight over {count(inventory.parameters)} parameters
+- read per token when decoding: {both(active)}, {ratio:.2f}x of uniform 4bit-g64
+- made with: {how}, quantizer `{plan.quantizer}` ({tools}); the whole plan is in `mint-plan.yaml`
+
+| configuration | layers | weights | bytes |
+|---|---|---|---|
+{rows}
+
+```bash
+pip install mlx-lm
+mlx_lm.chat --model {shlex.quote(name)}
+```
+
+```python
+from mlx_lm import load, generate
+
+model, tokenizer = load("{name}")
+print(generate(model, tokenizer, prompt="The history of the city", max_tokens=100))
+```
+"""
+
+
+def refined_card(text: str, name: str, before: float, after: float) -> str:
+    """A card of ours for what was refined: under its new name, with what was gained.
+
+    Args:
+        text: the card of the checkpoint that it was made from; one that isn't ours stays as it is.
+        name: of the refined checkpoint.
+        before, after: KL divergence from the source on held-out text, nats per token.
+    """
+    title = re.search(r"^# (.+)$", text, re.MULTILINE)
+    if title is None or "- made with: " not in text:
+        return text
+    old = title[1]
+    for form, one, two in (
+        ("# {}\n", old, name),
+        ('load("{}")', old, name),
+        ("--model {}\n", *map(shlex.quote, (old, name))),
+    ):
+        text = text.replace(form.format(one), form.format(two))
+    gain = (
+        f"- then refined: scales and biases distilled, KL from the source {before:.4g} -> "
+        f"{after:.4g} nats a token\n"
+    )
+    return re.sub(r"(- made with: .*\n)", lambda found: found[1] + gain, text, count=1)
+
+
+def _front_matter(path: Path) -> dict[str, Any]:
+    """The metadata of a model card, empty where it has none that can be read."""
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    parts = text.split("---", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return {}
+    try:
+        data = yaml.safe_load(parts[1])
+    except (yaml.YAMLError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -1,0 +1,66 @@
+"""Layers that are rounded to nearest row by row, from the source's file to the result's: none is
+ever whole in memory.
+
+That is so for every layer whose rows can be read alone (rows.py). The result is the same to the
+byte."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import mlx.core as mx
+
+from ...base.errors import NOT_FINITE, MintError
+from ...base.quant_config import QuantConfig
+from ...base.streams import working
+from ...checkpoint.arrays import all_finite
+from ...checkpoint.layers import Layer
+from ...checkpoint.layout import TensorSpec
+from ...checkpoint.row_reader import Straight
+from ...checkpoint.source import Source
+from ..quantizers import rtn
+
+CHUNK = 1 << 22  # weights at once
+
+
+def can_be(layer: Layer, specs: tuple[TensorSpec, ...]) -> bool:
+    """Whether a module is nothing but this layer's weight, or what it is quantized to."""
+    names = {spec.name.rpartition(".")[2] for spec in specs}
+    return layer.stored is None and names <= {"weight", "scales", "biases"} and not layer.extras
+
+
+def pieces(
+    source: Source,
+    place: Straight,
+    layer: Layer,
+    config: QuantConfig,
+    allow_nonfinite: bool = False,
+) -> Iterator[dict[str, mx.array]]:
+    """A layer's tensors under a configuration, cut along their rows; each piece is evaluated.
+
+    While the GPU or two threads quantize, the next rows are read.
+
+    Raises:
+        MintError: weights aren't finite.
+    """
+    streams, under_way = working(), deque[dict[str, mx.array]]()
+    for number, weight in enumerate(place.chunks(source, layer, CHUNK)):
+        if not allow_nonfinite and not all_finite(weight):
+            raise MintError(f"{layer.path}.weight {NOT_FINITE}")
+        with mx.stream(streams[number % len(streams)]):
+            made = rtn.quantize(weight, config) if config.quantized else {"weight": weight}
+            rtn.check_scales(layer.path, weight, made, config)
+        mx.async_eval(made)
+        under_way.append(made)
+        del weight, made
+        if len(under_way) > len(streams):
+            yield _ready(under_way)
+    while under_way:
+        yield _ready(under_way)
+
+
+def _ready(under_way: deque[dict[str, mx.array]]) -> dict[str, mx.array]:
+    made = under_way.popleft()
+    mx.eval(made)
+    return made

@@ -1,0 +1,295 @@
+"""Rounding, scales and biases of a block learned together, so that its output stays the source's in
+the model's metric.
+
+AutoRound's idea (Cheng et al., "Optimize Weight Rounding via Signed Gradient Descent", 2023) on the
+model's own text. Each weight has a latent code, a real number whose nearest integer is the code;
+the gradient passes the rounding as if it weren't there (the straight-through estimator of Bengio,
+Léonard and Courville, 2013). It starts from error feedback's code, plus how far the weight itself
+lies from it. The loss is what an error e at the block's output costs the whole model by second
+order, `1/2 E[(g . e)^2]` (sensitivity.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+
+from ...measure.moments import root
+from ...runtime.fast_math import logsumexp
+from .codes import Codes
+
+STEPS = 200
+TOKENS = 2048  # a step
+LATENT = 5e-3  # of a code, Adam's first rate for latent codes
+GRID = 3e-3  # of their size, Adam's first rate for scales and biases
+# the rates fall as this power of what is left: codes that still swing make more error than they
+# mend
+CALM = 3
+NEAR = 0.45  # of a code: how far a latent may start from error feedback's code
+CHECKS = 4  # looks at the held-out windows
+RIDGE = 0.1  # of the metric's mean diagonal, added to it
+
+Params = dict[str, dict[str, mx.array]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block to be learned.
+
+    Attributes:
+        call: runs it on hidden states (windows, tokens, hidden).
+        modules: its layers by path; their `weight` is replaced.
+        exact: the source's weights.
+        start: error feedback's codes, of the layers that are learned.
+        inputs: (windows, tokens, hidden), what the quantized blocks before it return.
+        targets: (windows, tokens, hidden), what the source's block returns on the source's inputs.
+        cost: what an output costs beside its target, a mean over tokens: `metric_cost`, or a
+            divergence for the head.
+        most: tokens that a step may have, where TOKENS would be too many.
+    """
+
+    call: Callable[[mx.array], mx.array]
+    modules: dict[str, nn.Module]
+    exact: dict[str, mx.array]
+    start: dict[str, Codes]
+    inputs: mx.array
+    targets: mx.array
+    cost: Callable[[mx.array, mx.array], mx.array]
+    most: int | None = None
+
+
+def metric_root(metric: np.ndarray) -> mx.array:
+    """R with R^T R = E[g g^T] plus a part of its mean diagonal, so that every direction counts a
+    little.
+
+    Of a metric that is a diagonal, R is one as well. The scale is such that the part added is one.
+    """
+    if metric.ndim == 1:
+        ridge = RIDGE * float(metric.mean()) or 1.0
+        return mx.array(np.sqrt(metric / ridge + 1))
+    ridge = RIDGE * float(np.mean(np.diagonal(metric))) or 1.0
+    upper = root(metric.astype(np.float64) + ridge * np.eye(len(metric)), ridge).T
+    return mx.array((upper / np.sqrt(ridge)).astype(np.float32))
+
+
+def metric_cost(root: mx.array, out: mx.array, target: mx.array) -> mx.array:
+    """Mean over tokens of |R e|^2, for outputs (windows, tokens, hidden) that differ from their
+    targets by e.
+    """
+    error = (out - target).astype(mx.float32)
+    error = error * root if root.ndim == 1 else error @ root.T
+    return mx.mean(mx.sum(mx.square(error), axis=-1))
+
+
+def divergence(out: mx.array, target: mx.array) -> mx.array:
+    """Mean over tokens of the KL divergence of the target's next-token distribution from the
+    output's.
+
+    Both are logits, float32 (windows, tokens, vocabulary).
+    """
+    ours, theirs = (x - logsumexp(x) for x in (out, target))
+    return mx.mean(mx.sum(mx.exp(theirs) * (theirs - ours), axis=-1))
+
+
+def learn(
+    block: Block,
+    seed: int = 0,
+    steps: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Codes]:
+    """Learn a block's codes, scales and biases; what is best on windows that it isn't trained on is
+    returned.
+
+    The last eighth of the windows is held out; error feedback's own codes are among those compared.
+
+    Args:
+        block: what is learned, on what.
+        seed: of the order of the windows.
+        steps: of Adam; STEPS by default.
+        progress: called with (steps done, steps in all).
+    """
+    steps, tokens = steps or STEPS, min(TOKENS, block.most or TOKENS)
+    train, valid = hold_out(len(block.inputs))
+    batch = max(1, min(len(train), tokens // block.inputs.shape[1]))
+    latents, grids = _begin(block)
+    best = {path: dict(grids[path], latent=latents[path]) for path in latents}
+    best_loss = _total(block, latents, grids, valid, batch)
+    optimizers = {
+        path: [
+            optim.Adam(learning_rate=partial(_rate, first, steps), bias_correction=True)
+            for first in (LATENT, GRID)
+        ]
+        for path in latents
+    }
+    slope = mx.grad(partial(_loss, block))
+    for step, windows in enumerate(batches(train, batch, steps, seed)):
+        chosen = mx.array(windows)
+        to_weights = slope(
+            _weights(block, latents, grids), block.inputs[chosen], block.targets[chosen]
+        )
+        for (
+            path,
+            start,
+        ) in block.start.items():  # one after the other, so that only one has old and new moments
+            block.modules[path].weight = block.exact[path]  # lets go of what this step ran with
+            to_latent, to_grid = _pull_back(start, latents[path], grids[path], to_weights.pop(path))
+            for_latent, for_grid = optimizers[path]
+            stepped = for_latent.apply_gradients({"latent": to_latent}, {"latent": latents[path]})[
+                "latent"
+            ]
+            latents[path], grids[path] = (
+                _bounded(stepped, start),
+                for_grid.apply_gradients(to_grid, grids[path]),
+            )
+            mx.eval(latents[path], grids[path], for_latent.state, for_grid.state)
+        progress(step + 1, steps)
+        if (step + 1) % max(1, steps // CHECKS) == 0:
+            loss = _total(block, latents, grids, valid, batch)
+            if loss < best_loss:
+                best_loss, best = (
+                    loss,
+                    {path: dict(grids[path], latent=latents[path]) for path in latents},
+                )
+    return {path: _finish(block.start[path], found) for path, found in best.items()}
+
+
+def hold_out(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The windows to learn on and the last eighth of them, on which is seen what was learned: both
+    int (windows,).
+    """
+    held = max(1, count // 8)
+    return np.arange(count - held), np.arange(count - held, count)
+
+
+def batches(train: np.ndarray, size: int, steps: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """The windows of each step, int (size,): all of them in random order before one comes again."""
+    rng, order = np.random.default_rng(seed), train[:0]
+    for _ in range(steps):
+        if len(order) < size:
+            order = rng.permutation(train)
+        yield order[:size]
+        order = order[size:]
+
+
+def _rate(first: float, steps: int, step: mx.array) -> mx.array:
+    return first * (1 - step / steps) ** CALM
+
+
+def _begin(block: Block) -> tuple[dict[str, mx.array], Params]:
+    """Latent codes, and offsets of scales and biases in their own size."""
+    latents, grids = {}, {}
+    for path, start in block.start.items():
+        codes = mx.array(start.codes).astype(mx.float32)
+        scales, biases = _grid(start)
+        exact = _by_group(block.exact[path].astype(mx.float32), start)
+        safe = mx.where(scales == 0, 1.0, scales)
+        offset = ((exact - biases[..., None]) / safe[..., None]).reshape(codes.shape) - codes
+        latents[path] = codes + mx.clip(offset, -NEAR, NEAR)
+        grids[path] = {"scales": mx.zeros_like(scales), "biases": mx.zeros_like(biases)}
+    return latents, grids
+
+
+def _grid(start: Codes) -> tuple[mx.array, mx.array]:
+    return start.scales.astype(mx.float32), start.biases.astype(mx.float32)
+
+
+def _by_group(array: mx.array, start: Codes) -> mx.array:
+    return array.reshape(*array.shape[:-1], -1, start.config.group_size)
+
+
+def moved(
+    scales: mx.array, biases: mx.array, offsets: dict[str, mx.array], dtype: mx.Dtype
+) -> tuple[mx.array, mx.array]:
+    """Scales and biases, float32 (..., groups), after offsets in units of their size, rounded to
+    `dtype`.
+    """
+    scales, biases = (
+        scales * (1 + offsets["scales"]),
+        biases + _size(scales, biases) * offsets["biases"],
+    )
+    return _straight(scales, scales.astype(dtype)), _straight(biases, biases.astype(dtype))
+
+
+def _size(scales: mx.array, biases: mx.array) -> mx.array:
+    """What an offset of a bias is counted in."""
+    return mx.maximum(mx.abs(biases), mx.abs(scales))
+
+
+def _straight(value: mx.array, rounded: mx.array) -> mx.array:
+    """The rounded value, with the gradient of the value."""
+    return value + mx.stop_gradient(rounded.astype(value.dtype) - value)
+
+
+def _codes(latent: mx.array, start: Codes) -> mx.array:
+    return mx.clip(mx.round(latent), 0, 2**start.config.bits - 1)
+
+
+def _bounded(latent: mx.array, start: Codes) -> mx.array:
+    """A latent that left the grid can come back at once."""
+    return mx.clip(latent, -0.5, 2**start.config.bits - 0.5)
+
+
+def _weights(block: Block, latents: dict[str, mx.array], grids: Params) -> dict[str, mx.array]:
+    """The layers' weights as the parameters say."""
+    weights = {}
+    for path, latent in latents.items():
+        start = block.start[path]
+        scales, biases = moved(*_grid(start), grids[path], start.scales.dtype)
+        weight = _by_group(_codes(latent, start), start) * scales[..., None] + biases[..., None]
+        weights[path] = weight.reshape(latent.shape).astype(block.exact[path].dtype)
+    return weights
+
+
+def _pull_back(
+    start: Codes, latent: mx.array, offsets: dict[str, mx.array], grad: mx.array
+) -> tuple[mx.array, dict[str, mx.array]]:
+    """The gradients at a layer's latent codes and offsets from that at its weight; roundings pass
+    them on.
+
+    Written out, as MLX's own would hold every step from the latent codes to the weight until it is
+    back."""
+    first, other = _grid(start)
+    scales, _ = moved(first, other, offsets, start.scales.dtype)
+    slope = _by_group(grad.astype(mx.float32), start)
+    to_scales = mx.sum(slope * _by_group(_codes(latent, start), start), axis=-1)
+    to_offsets = {
+        "scales": to_scales * first,
+        "biases": mx.sum(slope, axis=-1) * _size(first, other),
+    }
+    return (slope * scales[..., None]).reshape(latent.shape), to_offsets
+
+
+def _loss(
+    block: Block, weights: dict[str, mx.array], inputs: mx.array, targets: mx.array
+) -> mx.array:
+    """The block's cost with these weights."""
+    for path, weight in weights.items():
+        module: Any = block.modules[path]
+        module.weight = weight
+    return block.cost(block.call(inputs), targets)
+
+
+def _total(
+    block: Block, latents: dict[str, mx.array], grids: Params, windows: np.ndarray, batch: int
+) -> float:
+    weights, total = _weights(block, latents, grids), 0.0
+    for first in range(0, len(windows), batch):
+        chosen = mx.array(windows[first : first + batch])
+        total += float(_loss(block, weights, block.inputs[chosen], block.targets[chosen])) * len(
+            chosen
+        )
+    return total / len(windows)
+
+
+def _finish(start: Codes, found: dict[str, mx.array]) -> Codes:
+    scales, biases = (
+        a.astype(start.scales.dtype) for a in moved(*_grid(start), found, start.scales.dtype)
+    )
+    codes = np.array(_codes(found["latent"], start)).astype(np.uint8)
+    return Codes(start.config, codes, scales, biases)

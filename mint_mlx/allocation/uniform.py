@@ -1,0 +1,44 @@
+"""The same configuration for every layer that can take it: the baseline of all comparisons."""
+
+from __future__ import annotations
+
+from ..base.quant_config import KEEP, QuantConfig
+from ..checkpoint.layers import Inventory, Layer
+
+
+def uniform_choice(
+    inventory: Inventory, config: QuantConfig, ignore_guards: bool = False
+) -> dict[str, QuantConfig]:
+    """A configuration by layer path.
+
+    As mlx-lm does, a layer whose rows the group doesn't divide stays unquantized. Routers get what
+    their model class asks for, else 8 bits.
+    """
+
+    def pick(layer: Layer) -> QuantConfig:
+        wanted = config
+        if layer.objection(config) and not ignore_guards:
+            if layer.keep:
+                return KEEP
+            group = config.group_size if config.mode == "affine" else 32
+            wanted = layer.class_config or QuantConfig(layer.floor, group)
+        return wanted if wanted.divides(layer.shape[-1]) else KEEP
+
+    return {layer.path: pick(layer) for layer in inventory.layers}
+
+
+def active_ratio(inventory: Inventory, choice: dict[str, QuantConfig]) -> float:
+    """Bytes that a decoded token reads, relative to uniform 4bit-g64: decode speed follows it
+    inversely.
+
+    Rows that groups of 64 don't divide are counted at 4bit-g32 there, so that the ratio compares
+    like with like."""
+    reference, finer = uniform_choice(inventory, QuantConfig(4, 64)), QuantConfig(4, 32)
+    for layer in inventory.layers:
+        if (
+            not reference[layer.path].quantized
+            and not layer.objection(finer)
+            and finer.divides(layer.shape[-1])
+        ):
+            reference[layer.path] = finer
+    return inventory.active_bytes(choice) / inventory.active_bytes(reference)

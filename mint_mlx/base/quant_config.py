@@ -1,0 +1,81 @@
+"""A quantization configuration: bits, group size and mode of one layer, as MLX takes them.
+
+Everywhere (flags, plans, tables) it is written `4bit-g64` (affine), `mxfp4`, `mxfp8`, `nvfp4`, or
+`keep` for a layer that stays unquantized.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .errors import UsageError
+
+AFFINE_BITS = (2, 3, 4, 5, 6, 8)
+AFFINE_GROUPS = (32, 64, 128)
+MX_MODES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
+_AFFINE = re.compile(r"(\d+)bit-g(\d+)")
+
+
+@dataclass(frozen=True, order=True)
+class QuantConfig:
+    """bits per code, weights per group, and MLX's mode (`affine`, `mxfp4`, `nvfp4`, `mxfp8`, or
+    `keep`).
+    """
+
+    bits: int
+    group_size: int
+    mode: str = "affine"
+
+    def __str__(self) -> str:
+        return f"{self.bits}bit-g{self.group_size}" if self.mode == "affine" else self.mode
+
+    @property
+    def quantized(self) -> bool:
+        return self.mode != "keep"
+
+    def divides(self, last_dim: int) -> bool:
+        """Whether a layer whose rows have `last_dim` weights can take this configuration."""
+        return not self.quantized or last_dim % self.group_size == 0
+
+    def as_mlx(self) -> dict[str, int | str]:
+        """The entry of a `config.json`: exactly the keys that stock mlx-lm (and Swift) accept."""
+        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+
+
+KEEP = QuantConfig(16, 0, "keep")
+
+
+def affine(
+    bits: Iterable[int] = AFFINE_BITS, groups: Iterable[int] = AFFINE_GROUPS
+) -> tuple[QuantConfig, ...]:
+    """All affine configurations of these bits and group sizes."""
+    return tuple(QuantConfig(b, g) for b in bits for g in groups)
+
+
+def mx_mode(name: str) -> QuantConfig:
+    bits, group = MX_MODES[name]
+    return QuantConfig(bits, group, name)
+
+
+def parse_config(text: str) -> QuantConfig:
+    """Read `4bit-g64`, `mxfp4`, `nvfp4`, `mxfp8` or `keep`.
+
+    Raises:
+        UsageError: no such configuration exists in MLX.
+    """
+    if text == "keep":
+        return KEEP
+    if text in MX_MODES:
+        return mx_mode(text)
+    match = _AFFINE.fullmatch(text)
+    if match:
+        bits, group = int(match[1]), int(match[2])
+        if bits in AFFINE_BITS and group in AFFINE_GROUPS:
+            return QuantConfig(bits, group)
+    raise UsageError(
+        f"{text!r} is not a quantization that MLX knows: write BITSbit-gGROUP with bits of "
+        f"{AFFINE_BITS} and groups of {AFFINE_GROUPS} (4bit-g64), or one of {', '.join(MX_MODES)}, "
+        "or keep"
+    )

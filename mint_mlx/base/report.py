@@ -1,0 +1,35 @@
+"""Where the progress of long work goes. output.py has the report for people and for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+Progress = Callable[
+    [str, int, int], None
+]  # called with what is done, how far it is, and how far it goes
+
+
+class Report(Protocol):
+    """Receives progress and remarks."""
+
+    def stage(self, name: str) -> None: ...
+    def step(self, item: str, done: int, total: int) -> None: ...
+    def detail(self, text: str) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """A report for library use: says nothing."""
+
+    def stage(self, name: str) -> None:
+        pass
+
+    def step(self, item: str, done: int, total: int) -> None:
+        pass
+
+    def detail(self, text: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass

@@ -1,0 +1,200 @@
+"""Safetensors headers, read strictly and without touching a weight.
+
+A header says where each tensor of a file lies. Files come from strangers, so a header that claims
+more than the file holds, overlaps or points elsewhere is refused here, before anything is mapped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from .errors import MintError
+
+ITEMSIZE = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "U16": 2,
+    "I16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "U32": 4,
+    "I32": 4,
+    "F32": 4,
+    "U64": 8,
+    "I64": 8,
+    "F64": 8,
+    "C64": 8,
+}
+MAX_HEADER = 100_000_000  # the limit of the safetensors library
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file. `start` and `end` are bytes from the beginning of the data section."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
+    """Read one file's header: tensors by name, and the offset of the data section.
+
+    Raises:
+        MintError: the file is truncated, not a safetensors file, or its header contradicts itself.
+    """
+    if not path.is_file():
+        raise MintError(
+            f"{path.name} is not a regular file (a link to nothing, perhaps): download it again"
+        )
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if len(start) < 8:
+            raise MintError(f"{path.name} is truncated ({size} bytes): download it again")
+        (length,) = struct.unpack("<Q", start)
+        if length > MAX_HEADER or length < 2:
+            raise MintError(
+                f"{path.name} is not a safetensors file: its header length reads {length}"
+            )
+        if 8 + length > size:
+            raise MintError(
+                f"{path.name} is truncated inside its header ({size} bytes): download it again"
+            )
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise MintError(f"{path.name} is not a safetensors file: its header is not JSON") from None
+    tensors = parse_header(header, path.name)
+    needed = 8 + length + max((t.end for t in tensors.values()), default=0)
+    if needed != size:
+        problem = "truncated" if size < needed else "longer than its header says"
+        raise MintError(f"{path.name} is {problem} ({size} of {needed} bytes): download it again")
+    return tensors, 8 + length
+
+
+def parse_header(header: Any, name: str) -> dict[str, TensorInfo]:
+    """Check a decoded header and return its tensors by name, in the file's order of data.
+
+    Raises:
+        MintError: an entry is malformed, overlaps another one or leaves a gap.
+    """
+    if not isinstance(header, dict):
+        raise MintError(f"{name} is not a safetensors file: its header is not a table")
+    tensors = {}
+    for tensor, entry in header.items():
+        if tensor == "__metadata__":
+            continue
+        try:
+            dtype, shape, (start, end) = (
+                entry["dtype"],
+                tuple(entry["shape"]),
+                entry["data_offsets"],
+            )
+        except (KeyError, TypeError, ValueError):
+            raise MintError(f"{name}: the header's entry for {tensor!r} is malformed") from None
+        if not isinstance(dtype, str) or dtype not in ITEMSIZE:
+            raise MintError(f"{name}: {tensor!r} has the unknown type {dtype!r}")
+        numbers = (*shape, start, end)
+        if not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+            raise MintError(f"{name}: {tensor!r} has an impossible shape or position")
+        if end - start != prod(shape) * ITEMSIZE[dtype]:
+            raise MintError(
+                f"{name}: {tensor!r} has {end - start} bytes, which its shape {list(shape)} does "
+                "not need"
+            )
+        tensors[tensor] = TensorInfo(dtype, shape, start, end)
+    position = 0
+    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
+    for tensor, info in ordered.items():
+        if info.start != position:
+            raise MintError(f"{name}: {tensor!r} overlaps another tensor or leaves a gap")
+        position = info.end
+    return ordered
+
+
+def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
+    """Headers of all weight files of a checkpoint, by file name, checked against its index if it
+    has one.
+
+    Raises:
+        MintError: no weights, a shard is missing, or the index and the shards disagree.
+    """
+    files = sorted(folder.glob("model*.safetensors"))
+    listed = read_index(folder)
+    missing = sorted(set(listed.values()) - {f.name for f in files})
+    if missing:
+        raise MintError(
+            f"{folder.name} is incomplete: {missing[0]} is missing ({len(missing)} of "
+            f"{len(set(listed.values()))} shards); download it again"
+        )
+    if not files:
+        raise MintError(_no_weights(folder))
+    headers = {f.name: read_header(f)[0] for f in files}
+    where = {tensor: name for name, tensors in headers.items() for tensor in tensors}
+    if sum(map(len, headers.values())) != len(where):
+        raise MintError(
+            f"{folder.name} holds two copies of its weights (a tensor is in two files): keep one "
+            "of them"
+        )
+    for tensor, shard in listed.items():
+        if where.get(tensor) != shard:
+            raise MintError(
+                f"{INDEX} places {tensor!r} in {shard}, where it is not: download the checkpoint "
+                "again"
+            )
+    return headers
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """The shard of each tensor by a checkpoint's index; nothing where it has none.
+
+    Raises:
+        MintError: the index is damaged, or names what is no shard.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        return {}
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        listed = {str(tensor): str(shard) for tensor, shard in table.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise MintError(
+            f"{path.name} in {folder.name} is not a safetensors index: download it again"
+        ) from None
+    for shard in listed.values():
+        if os.path.basename(shard) != shard or shard in ("", ".", ".."):
+            raise MintError(
+                f"{path.name} names the shard {shard!r}, which is not a plain file name: refused"
+            )
+        if not shard.endswith(".safetensors"):
+            raise MintError(
+                f"{path.name} names {shard!r}, which is not a safetensors file: refused"
+            )
+    return listed
+
+
+def _no_weights(folder: Path) -> str:
+    if any(file.suffix.lower() == ".gguf" for file in folder.iterdir()):
+        return (
+            f"{folder.name} holds a GGUF file: give the original Hugging Face checkpoint "
+            "(safetensors) instead"
+        )
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+        return f"{folder.name} holds PyTorch files only: give a checkpoint in safetensors instead"
+    return (
+        f"{folder.name} holds no model*.safetensors: give a Hugging Face checkpoint in safetensors"
+    )

@@ -1,0 +1,89 @@
+"""YAML read from strangers: plain data only, no aliases (YAML bombs are made of them), line numbers
+for messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import MintError
+
+MAX_BYTES = 64_000_000
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_yaml(path: Path, what: str) -> tuple[Any, yaml.Node | None]:
+    """Read a file: its data, and its node tree for `line_of`.
+
+    Args:
+        path: the file.
+        what: what it should be ("plan", "recipe"), for messages.
+
+    Raises:
+        MintError: missing, too large, not UTF-8, not YAML, or with aliases.
+    """
+    if not path.is_file():
+        raise MintError(f"there is no {what} {path}: check the path")
+    if path.stat().st_size > MAX_BYTES:
+        raise MintError(f"{path} is too large for a {what}: check the path")
+    try:
+        text = path.read_text(encoding="utf-8")
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.AliasEvent):
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise MintError(
+                    f"{path}, line {line}: YAML aliases are not allowed in a {what}: write the "
+                    "value out"
+                )
+        node = yaml.compose(text, Loader=_Loader)
+        _check_keys(node, path)
+        return yaml.load(text, Loader=_Loader), node
+    except (UnicodeDecodeError, RecursionError):
+        raise MintError(f"{path} is not a readable {what}: it is not UTF-8 YAML") from None
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise MintError(f"{path}{where} is not a readable {what}: {problem}") from None
+
+
+def _check_keys(node: yaml.Node | None, path: Path) -> None:
+    """Refuse a key that is given twice, of which YAML would keep the last without a word."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise MintError(f"{path}, line {line}: a key is a list or a table: write a name")
+            if key.value in seen:
+                raise MintError(f"{path}, line {line}: {key.value!r} is given twice: keep one")
+            seen.add(key.value)
+            _check_keys(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_keys(value, path)
+
+
+def line_of(node: yaml.Node | None, location: Sequence[str | int]) -> int:
+    """The line (from 1) of the deepest node on the way to `location`, such as
+    ("rules", 2, "floor")."""
+    line = 1
+    for step in location:
+        child = None
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(step):
+                    line, child = key.start_mark.line + 1, value
+        elif (
+            isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value)
+        ):
+            child = node.value[step]
+            line = child.start_mark.line + 1
+        if child is None:
+            break
+        node = child
+    return line

@@ -1,0 +1,1 @@
+"""A model as headers and layers."""

@@ -1,0 +1,355 @@
+"""The layers of a model: every module that can be quantized, with its role, its shape and what the
+guards demand of it.
+
+A layer's name is its module path in the mlx-lm model. All experts of one projection in one block
+are one layer, since MLX holds them in one tensor with one configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import Any
+
+from ..base.errors import MintError
+from ..base.hf_config import stated_dtype
+from ..base.quant_config import KEEP, QuantConfig
+from .layout import Layout, TensorSpec, make_layout, weight_tensors
+from .roles import EXPERTS, GATES, TOWER, block_of, role_of
+
+ROUTER_BITS = 8
+FLOATS = ("F16", "BF16", "F32")
+_TOP_K = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "experts_per_token",
+    "top_k",
+    "moe_topk",
+    "moe_top_k",
+    "top_k_experts",
+    "moe_k",
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One quantizable module.
+
+    Attributes:
+        path: module path in the mlx-lm model.
+        shape: of the unquantized weight, experts or heads first.
+        dtype: safetensors code of the weight (and of its scales) as it will be written.
+        kind: `linear`, `embedding`, `experts` or `multi-linear`.
+        role: see roles.py.
+        extras: other tensors of the module (a bias), written unquantized.
+        reads: share of the layer's bytes that decoding one token reads.
+        floor: fewest bits that the guards allow.
+        keep: why the guards leave it unquantized, or ''.
+        class_config: what the model class's own predicate asks for (a router's 8 bits), or None.
+        stored: its configuration where the source is quantized already.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: str
+    role: str
+    extras: tuple[TensorSpec, ...] = ()
+    reads: float = 1.0
+    floor: int = 0
+    keep: str = ""
+    class_config: QuantConfig | None = None
+    stored: QuantConfig | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return prod(self.shape)
+
+    @property
+    def experts(self) -> int:
+        """How many experts it holds; one of a layer without."""
+        return self.shape[0] if self.kind == "experts" else 1
+
+    @property
+    def as_experts(self) -> tuple[int, int, int]:
+        """Experts (or heads; 1 where there are none), rows and columns."""
+        return prod(self.shape[:-2]), self.shape[-2], self.shape[-1]
+
+    @property
+    def block(self) -> int | None:
+        return block_of(self.path)
+
+    def tensors(self, config: QuantConfig) -> tuple[TensorSpec, ...]:
+        """All tensors of the module as written under a configuration."""
+        return weight_tensors(self.path, self.shape, self.dtype, config) + self.extras
+
+    @cached_property
+    def _costs(self) -> dict[QuantConfig, int]:
+        return {}
+
+    def bytes(self, config: QuantConfig) -> int:
+        """What the layer costs on disk, its header entries included."""
+        if config not in self._costs:
+            self._costs[config] = sum(spec.file_bytes for spec in self.tensors(config))
+        return self._costs[config]
+
+    def objection(self, config: QuantConfig) -> str | None:
+        """Why the guards don't allow a configuration for this layer, or None."""
+        if not config.quantized:
+            return None
+        if self.keep:
+            return self.keep
+        if config.bits < self.floor:
+            return f"a {self.role.replace('_', ' ')} needs {self.floor} bits or more"
+        return None
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Everything that a written checkpoint holds, in the model's own order.
+
+    Attributes:
+        layers: the quantizable modules.
+        others: all other tensors, grouped by the module that owns them.
+        order: module paths of both, in the order of the model.
+        carried: those of `others` that mlx-lm's model lacks, copied from the source as they are
+            (parts.py).
+    """
+
+    layers: tuple[Layer, ...]
+    others: dict[str, tuple[TensorSpec, ...]]
+    order: tuple[str, ...]
+    carried: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, a tied embedding counted once."""
+        tensors = [spec for specs in self.others.values() for spec in specs]
+        tensors += [spec for layer in self.layers for spec in layer.extras]
+        return sum(layer.size for layer in self.layers) + sum(prod(spec.shape) for spec in tensors)
+
+    @property
+    def other_bytes(self) -> int:
+        """Bytes on disk of all tensors that belong to no layer."""
+        return sum(spec.file_bytes for specs in self.others.values() for spec in specs)
+
+    @property
+    def blocks(self) -> int:
+        return 1 + max(
+            (layer.block for layer in self.layers if layer.block is not None), default=-1
+        )
+
+    def units(self, choice: dict[str, QuantConfig]) -> Iterable[tuple[str, tuple[TensorSpec, ...]]]:
+        """Every module's tensors under a choice of configurations (layers that it doesn't name are
+        kept).
+        """
+        layers = {layer.path: layer for layer in self.layers}
+        for path in self.order:
+            layer = layers.get(path)
+            yield path, layer.tensors(choice.get(path, KEEP)) if layer else self.others[path]
+
+    def layout(self, choice: dict[str, QuantConfig]) -> Layout:
+        """Shards, headers and places of a checkpoint with these configurations."""
+        return make_layout(specs for _, specs in self.units(choice))
+
+    def active_bytes(self, choice: dict[str, QuantConfig]) -> int:
+        """Bytes that decoding one token reads: all dense layers, k of E experts, one row of an
+        untied embedding.
+        """
+        idle = set(self.carried)  # no text token reads a tower
+        total = sum(
+            spec.nbytes
+            for owner, specs in self.others.items()
+            if owner not in idle
+            for spec in specs
+        )
+        for layer in self.layers:
+            specs = layer.tensors(choice.get(layer.path, KEEP))
+            total += round(layer.reads * sum(spec.nbytes for spec in specs))
+        return total
+
+
+def list_layers(model: Any, config: dict[str, Any]) -> Inventory:
+    """Take stock of a (lazy) mlx-lm model. No weight is evaluated.
+
+    Args:
+        model: an instantiated mlx-lm model.
+        config: its config.json.
+
+    Raises:
+        MintError: a layer's weights are of a type that can't be quantized.
+    """
+    import mlx.nn as nn
+    from mlx.utils import tree_flatten
+
+    target = _target_dtype(model, config)
+    owned: dict[str, dict[str, TensorSpec]] = {}
+    for name, array in tree_flatten(model.parameters()):
+        owner, _, local = name.rpartition(".")
+        dtype = target(name, _code(array))
+        owned.setdefault(owner, {})[local] = TensorSpec(name, dtype, tuple(array.shape))
+    owners = dict(model.named_modules())
+    modules = dict(tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module))
+    found = {path: module for path, module in modules.items() if _quantizable(module)}
+    expert_blocks = {_parent(path) for path, module in found.items() if _kind(module) == "experts"}
+    predicate = getattr(model, "quant_predicate", None)
+    layers = []
+    for path, module in found.items():
+        kind = _kind(module)
+        has_experts = any(_same_block(path, parent) for parent in expert_blocks)
+        owner = type(owners.get(_parent(path))).__name__
+        layer = _make_layer(
+            path, module, kind, role_of(path, kind, has_experts, owner), owned[path]
+        )
+        if layer.role in EXPERTS:
+            layer = replace(layer, reads=_experts_read(model, config, path, layer.shape[0]))
+        layers.append(_guard(layer, predicate(path, module) if predicate else True))
+    if not any(
+        layer.role == "head" for layer in layers
+    ):  # tied: the embedding is the head, read whole
+        tied = next(
+            (layer for layer in layers if layer.role == "embedding"), None
+        )  # others: of positions, of blocks
+        layers = [replace(layer, reads=1.0) if layer is tied else layer for layer in layers]
+    others = {owner: tuple(specs.values()) for owner, specs in owned.items() if owner not in found}
+    return Inventory(tuple(layers), others, tuple(owned))
+
+
+_CODES = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "uint16": "U16",
+    "int16": "I16",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "uint32": "U32",
+    "int32": "I32",
+    "float32": "F32",
+    "uint64": "U64",
+    "int64": "I64",
+    "float64": "F64",
+    "complex64": "C64",
+}
+MLX_DTYPES = {code: name for name, code in _CODES.items()}
+
+
+def _code(array: Any) -> str:
+    return _CODES[str(array.dtype).rpartition(".")[2]]
+
+
+def _target_dtype(model: Any, config: dict[str, Any]) -> Any:
+    """Which type each parameter is written in: as mlx-lm casts it, but float32 becomes bfloat16
+    (scales cost half).
+
+    The decay of a linear attention (`A_log`, a handful of numbers) keeps its float32 whether or not
+    mlx-lm says so."""
+    wanted = stated_dtype(config)
+    cast = getattr(model, "cast_predicate", None) or (lambda _: True)
+
+    def target(name: str, dtype: str) -> str:
+        if dtype not in FLOATS or not cast(name) or name.endswith("A_log"):
+            return dtype
+        return wanted or ("BF16" if dtype == "F32" else dtype)
+
+    return target
+
+
+def _quantizable(module: Any) -> bool:
+    """Modules with `to_quantized`, and those that are quantized already (they may lack it)."""
+    return "weight" in module and (
+        hasattr(module, "to_quantized") or ("scales" in module and hasattr(module, "bits"))
+    )
+
+
+def _kind(module: Any) -> str:
+    name = type(module).__name__.removeprefix("Quantized")
+    if name == "Embedding":
+        return "embedding"
+    return {"SwitchLinear": "experts", "MultiLinear": "multi-linear"}.get(name, "linear")
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _same_block(path: str, other: str) -> bool:
+    """Whether two modules share a block."""
+    return block_of(path) is not None and block_of(path) == block_of(other + ".")
+
+
+def _make_layer(
+    path: str, module: Any, kind: str, role: str, owned: dict[str, TensorSpec]
+) -> Layer:
+    weight = owned["weight"]
+    if weight.dtype not in FLOATS and not hasattr(module, "bits"):
+        raise MintError(
+            f"{path} has weights of type {weight.dtype}, which no quantizer reads: give a bf16 "
+            "checkpoint"
+        )
+    if "global_scale" in owned:
+        raise MintError(
+            f"{path} has a scale for the whole tensor beside its groups', which no plan can keep: "
+            "give bf16"
+        )
+    shape, dtype, stored = weight.shape, weight.dtype, None
+    packed = {"weight"}
+    if hasattr(module, "bits"):
+        stored = QuantConfig(module.bits, module.group_size, module.mode)
+        shape = (*shape[:-1], shape[-1] * 32 // module.bits)
+        dtype = owned["scales"].dtype if stored.mode == "affine" else "BF16"
+        packed |= {"scales", "biases"}
+    extras = tuple(spec for name, spec in owned.items() if name not in packed)
+    reads = 1 / shape[0] if kind == "embedding" else 1.0
+    return Layer(path, shape, dtype, kind, role, extras, reads=reads, stored=stored)
+
+
+def _guard(layer: Layer, wanted: bool | dict[str, Any]) -> Layer:
+    """Apply the guards. `wanted` is what the model class's own quant_predicate returned for the
+    layer.
+    """
+    if TOWER.search(layer.path):
+        return replace(layer, keep="it belongs to a tower")
+    few = layer.kind == "linear" and layer.shape[-2] < 8 and layer.role != "head"
+    if few or (layer.role in GATES and layer.shape[-2] % 8):
+        return replace(
+            layer,
+            keep=(
+                f"a gate with {layer.shape[-2]} outputs (not a multiple of 8) is slow when "
+                "quantized"
+            ),
+        )
+    if wanted is False:
+        return replace(layer, keep="mlx-lm's model class leaves it unquantized")
+    if layer.role != "router":
+        return layer
+    own = None
+    if isinstance(wanted, dict) and wanted.get("bits", 0) >= ROUTER_BITS:
+        own = QuantConfig(
+            wanted["bits"], wanted.get("group_size", 64), wanted.get("mode", "affine")
+        )
+    return replace(layer, floor=own.bits if own else ROUTER_BITS, class_config=own)
+
+
+def _experts_read(model: Any, config: dict[str, Any], path: str, experts: int) -> float:
+    """k / E: from the modules above the experts, else from the config."""
+    names = path.split(".")
+    holders: list[Any] = []
+    module = model
+    for name in names[:-1]:
+        module = module[int(name)] if name.isdigit() else getattr(module, name)
+        holders.append(module)
+    for holder in reversed(holders):
+        for owner in (holder, getattr(holder, "args", None), getattr(holder, "config", None)):
+            for key in _TOP_K:
+                value = getattr(owner, key, None)
+                if type(value) is int and 0 < value <= experts:
+                    return value / experts
+    for table in (config, config.get("text_config") or {}, config.get("ffn_config") or {}):
+        for key in _TOP_K:
+            if type(table.get(key)) is int and 0 < table[key] <= experts:
+                return int(table[key]) / experts
+    return 1.0

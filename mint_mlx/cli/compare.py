@@ -1,0 +1,146 @@
+"""`mint-mlx compare`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..base.errors import MintError, UsageError
+from .options import JsonOpt, start
+
+if TYPE_CHECKING:
+    from ..eval.evaluate import Settings
+    from ..eval.suite import Entry
+    from .output import Output
+from .options import BatchOpt, LengthOpt, ProtocolOpt, SeedOpt, TextOpt, WindowsOpt
+
+
+def compare(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="The unquantized source.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(metavar="SIZE", help="A size to compare at; repeatable.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="M1,M2,...", help="Methods; all that can run otherwise.")
+    ] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="REPO", help="Rank this MLX checkpoint too; repeatable."),
+    ] = None,
+    baseline_text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Text that calibrated peers may see; never the one that is scored."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="DIR", help="Where results go; NAME-compare otherwise."
+        ),
+    ] = None,
+    suite: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Several comparisons from a YAML file.")
+    ] = None,
+    no_speed: Annotated[bool, typer.Option("--no-speed", help="Don't measure generation.")] = False,
+    protocol: ProtocolOpt = "windows",
+    length: LengthOpt = None,
+    windows: WindowsOpt = None,
+    seed: SeedOpt = None,
+    batch: BatchOpt = None,
+    text: TextOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Our methods and mlx-lm's at the same bytes: a ranked table, results.json and a picture."""
+    output = start(as_json, long=True)
+    from ..base.errors import explain
+    from ..base.units import parse_budget
+    from ..eval.compare import check_methods
+    from ..eval.evaluate import Settings
+    from ..eval.suite import Entry, read_suite
+
+    if (model is None) == (suite is None):
+        raise UsageError("give a model, or several with --suite FILE")
+    if suite is not None and (budget or methods or given):
+        raise UsageError(
+            "a suite brings its own sizes and methods: leave --budget, --methods and --with out"
+        )
+    settings = Settings(protocol, length, windows, seed, batch, text)
+    if suite is not None:
+        entries = read_suite(suite)
+    else:
+        names = tuple(methods.split(",")) if methods is not None else None
+        single = {"model": model, "budgets": budget or [], "with": given or [], "methods": names}
+        entries = [Entry.model_validate(single)]
+    for entry in entries:
+        check_methods(entry.methods, baseline_text)
+        for size in entry.budgets:
+            parse_budget(size)
+    folders = []
+    for number, entry in enumerate(entries):
+        name = Path(entry.model).name
+        twice = sum(Path(e.model).name == name for e in entries) > 1
+        folder = Path(f"{name}-compare") if out is None else out
+        if suite is not None:
+            folder = (out or Path("compare")) / (f"{name}-{number + 1}" if twice else name)
+        for place in (folder, *folder.parents):
+            if place.exists() and not place.is_dir():
+                raise MintError(f"{place} is a file: give a folder with -o")
+        folders.append(folder)
+    found, failed = [], False
+    for entry, folder in zip(entries, folders, strict=True):
+        try:
+            found.append(_compare(output, entry, baseline_text, settings, not no_speed, folder))
+        except Exception as error:
+            if suite is None or explain(error) is None:
+                raise
+            failed = True
+            output.note(f"{entry.model} could not be compared: {explain(error)}")
+    output.result({"comparisons": found} if suite else found[0])
+    if failed:
+        raise typer.Exit(1)
+
+
+def _compare(
+    output: Output,
+    entry: Entry,
+    baseline_text: str | None,
+    settings: Settings,
+    speed: bool,
+    folder: Path,
+) -> dict[str, Any]:
+    import shlex
+
+    from ..eval import report
+    from ..eval.compare import compare
+
+    found = compare(
+        entry.model,
+        entry.budgets,
+        entry.methods,
+        entry.given,
+        baseline_text,
+        settings,
+        speed=speed,
+        report=output,
+    )
+    command = shlex.join(["mint-mlx", *sys.argv[1:]])
+    paths = report.save(found, folder, command)
+    output.close()
+    for title, table in report.tables(found):
+        output.table(report.columns(found), table, f"{found.source} {title}")
+    for reason in report.reasons(found):
+        output.line(f"not run: {reason}")
+    output.line("written: " + ", ".join(map(str, paths)))
+    rows = [{k: v for k, v in row.items() if not k.startswith("window_")} for row in found.rows]
+    return {
+        "source": found.source,
+        "noise_floor": found.noise_floor,
+        "folder": str(folder),
+        "rows": rows,
+    }

@@ -1,0 +1,125 @@
+"""`mint-mlx eval`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import INTERRUPTED, JsonOpt, ModelArg, start
+
+if TYPE_CHECKING:
+    pass
+from .options import BatchOpt, LengthOpt, ProtocolOpt, SeedOpt, TextOpt, WindowsOpt
+
+
+def evaluate(
+    model: ModelArg,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REF",
+            help="What it was made from, or a --save-reference file: adds divergences.",
+        ),
+    ] = None,
+    protocol: ProtocolOpt = "windows",
+    length: LengthOpt = None,
+    windows: WindowsOpt = None,
+    seed: SeedOpt = None,
+    batch: BatchOpt = None,
+    text: TextOpt = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Score the source's own replies to bundled prompts.")
+    ] = False,
+    save_reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Keep the source's predictions in a portable .safetensors file."
+        ),
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Perplexity on WikiText-2, and the divergence from the source, with error bars."""
+    output = start(as_json, long=True, shared=True)
+    from ..eval.evaluate import Settings, evaluate
+
+    settings = Settings(protocol, length, windows, seed, batch, text, chat)
+    figures = evaluate(model, settings, source, save_reference, output)
+    output.close()
+    for line in _lines(figures):
+        output.line(line)
+    output.result({key: value for key, value in figures.items() if not key.startswith("window_")})
+    if figures["interrupted"]:
+        output.note("interrupted: these are the figures of the windows that were finished")
+        sys.exit(INTERRUPTED)
+
+
+def _lines(f: dict[str, Any]) -> list[str]:
+    """The figures for people."""
+    from ..base.units import both, duration
+
+    def pm(value: float, se: float | None) -> str:
+        return f"{value:.5g}" + (f" ± {se:.2g}" if se is not None else "")
+
+    lines = [
+        f"{f['model']}: {both(f['bytes'])}, {f['bits_per_weight']:.2f} bits per weight",
+        f"text          {f['text']}, {f['windows']} windows of {f['length']} ({f['protocol']}), "
+        f"{f['tokens']:,} tokens scored",
+        f"perplexity    {pm(f['perplexity'], f['perplexity_se'])}",
+        f"  per window  median {f['median_perplexity']:.5g}, 10%-trimmed mean "
+        f"{f['trimmed_perplexity']:.5g}, {f['outliers']} above 100",
+    ]
+    if "kl" in f:
+        ci = f["ln_ppl_difference_ci95"]
+        interval = f" (95 %: {ci[0]:+.5f} to {ci[1]:+.5f})" if ci else ""
+        lines += [
+            f"KL from {f['source']}: {pm(f['kl'], f['kl_se'])} nats per token, noise floor "
+            f"{_floor(f['noise_floor'])}",
+            f"  per token   median {f['kl_median']:.4g}, 90 % {f['kl_p90']:.4g}, 99 % "
+            f"{f['kl_p99']:.4g}, 99.9 % {f['kl_p999']:.4g}, max {f['kl_max']:.4g}",
+            f"ln PPL        {f['ln_ppl_difference']:+.5f} against the source{interval}",
+            f"same top 1    {f['same_top1']:.2%}, "
+            f"root mean square change of the true token's probability {f['rms_dp']:.4f}",
+        ]
+        if abs(f["kl_merging_error"] or 0) > (f["noise_floor"] or 0):
+            lines.insert(
+                -2,
+                "  merging     rare tokens count as one, which lowers it by "
+                f"{f['kl_merging_error']:.1g} (measured)",
+            )
+    if f.get("router_changes") is not None:
+        lines.append(
+            f"experts       other ones chosen in {f['router_changes']:.2%} of (token, layer) "
+            f"pairs; KL where the least-used tenth works {_number(f['kl_rare_experts'])}"
+        )
+    if "kl_control_tokens" in f:
+        lines.append(
+            f"control       KL {f['kl_control_tokens']:.4g} at {f['control_tokens']} control tokens"
+        )
+    lines.append(
+        f"took          {duration(f['seconds'])}, {f['tokens_per_second']:.0f} tokens/s on "
+        f"{_device(f['device'])}, {both(f['peak_memory'])} at the peak"
+        + (", streamed block by block" if f["streamed"] else "")
+    )
+    return lines
+
+
+def _floor(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.1g}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _device(name: str) -> str:
+    from ..base.blas import ADVICE
+
+    if name == "gpu":
+        return "the GPU"
+    kind = name.removeprefix("cpu-")
+    if kind == "reference":
+        return f"the CPU with MLX's reference BLAS ({ADVICE})"
+    return f"the CPU in float32 with {kind}"

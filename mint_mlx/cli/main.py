@@ -1,0 +1,99 @@
+"""Entry point of `mint-mlx`: runs a command and turns errors into one sentence and an exit code.
+
+Nothing heavy is imported before a command runs, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from io import TextIOWrapper
+
+from ..base.distributed import launched
+from ..base.errors import UsageError, explain
+from .allocate import allocate
+from .cache import cache_app
+from .compare import compare
+from .convert import convert
+from .demo import demo
+from .doctor import doctor
+from .evaluate import evaluate
+from .inspect import inspect
+from .options import INTERRUPTED, app
+from .profile import profile
+from .recipes import recipes
+from .refine import refine
+from .sensitivity import sensitivity
+from .sweep import sweep
+
+COMMANDS = {  # as --help lists them
+    "Everyday": (convert, inspect, doctor, recipes, demo),
+    "Proof": (evaluate, compare),
+    "Steps of a conversion, one by one": (profile, sensitivity, allocate, sweep, refine),
+}
+
+RESUMED = ("convert", "profile", "sensitivity", "compare")
+ISSUES = "https://github.com/mint-mlx/mint-mlx/issues"
+
+
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        app.command("eval" if command is evaluate else None, rich_help_panel=panel)(command)
+app.add_typer(cache_app, name="cache", rich_help_panel="Everyday")
+
+
+def main() -> None:
+    """Entry point: run a command and turn errors into one sentence and an exit code.
+
+    Exit codes: 0 done, 1 refused or failed, 2 usage, 70 an exception that nobody foresaw, 130
+    interrupted."""
+    # A `kill` is an interruption: what is temporary goes. But what a launcher ends may wait in MLX
+    # for a lost rank, where no handler of Python's runs.
+    if not launched():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    debug = "--debug" in sys.argv
+    argv = [a for a in sys.argv[1:] if a != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, TextIOWrapper
+        ):  # a model's sentence may hold what a terminal can't show
+            stream.reconfigure(errors="replace")
+    try:
+        code = app(args=argv, standalone_mode=False)
+    except Exception as error:
+        if debug:
+            raise
+        _report(error)
+    if code == INTERRUPTED:  # typer's own translation of Ctrl-C
+        resumed = bool(argv) and argv[0] in RESUMED
+        kept = ": what was finished is kept, the same command goes on from there" if resumed else ""
+        _fail(f"interrupted{kept}", INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: Exception) -> None:
+    """Print an exception the way its kind asks for, and exit."""
+    if type(error).__module__.startswith(("typer", "click")) and hasattr(error, "exit_code"):
+        show = getattr(error, "show", None)
+        if callable(show):
+            show()
+        sys.exit(error.exit_code)
+    sentence = explain(error)
+    if sentence is None:
+        kind = type(error).__name__
+        _fail(
+            f"internal error ({kind}: {error}); please report it at {ISSUES} with the output of "
+            "--debug",
+            70,
+        )
+    _fail(str(sentence), 2 if isinstance(error, UsageError) else 1)
+
+
+def _fail(sentence: str, code: int) -> None:
+    sys.stdout.flush()
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""What the commands print: tables and sentences for people on stdout, or one JSON object; progress
+on stderr.
+
+An `Output` is made once by the command line. Progress is a bar on a terminal, and in a log a line a
+minute."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
+
+from ..base.units import duration
+
+EVERY = 60.0  # seconds between two lines of progress in a log
+NARROW = 12  # characters that a column which gives way keeps at least
+
+
+class Output:
+    """Prints for people, or one JSON object and nothing else. It is a `report.Report` too."""
+
+    def __init__(self, as_json: bool = False, silent: bool = False) -> None:
+        """Make one; `silent` for a process that works beside the one that prints."""
+        self.as_json = as_json
+        width = None if sys.stdout.isatty() else 160
+        self._out = Console(width=width, highlight=False, soft_wrap=True, emoji=False, quiet=silent)
+        self._err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, quiet=silent)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._item = ""
+        self._begun = self._told = time.monotonic()  # the stage, and the last line of a log
+
+    def line(self, text: str = "") -> None:
+        """A line for people."""
+        if not self.as_json:
+            self._out.print(text, markup=False)
+
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None
+    ) -> None:
+        """A table for people; columns after the first are set to the right if they hold figures.
+
+        On a terminal too narrow for it rows are written out: rich would cut figures off without a
+        sign."""
+        if self.as_json:
+            return
+        if _least(columns, rows) > self._out.width:
+            if title:
+                self._out.print(title, markup=False)
+            for row in rows:
+                cells = [
+                    f"{name} {cell}".strip()
+                    for name, cell in zip(columns, row, strict=True)
+                    if str(cell)
+                ]
+                self._out.print(f"- {', '.join(cells)}", markup=False, soft_wrap=False)
+            return
+        table = Table(
+            title=escape(title) if title else None, title_justify="left", header_style="bold"
+        )
+        for i, column in enumerate(columns):
+            cells = [str(row[i]) for row in rows]
+            figures = i > 0 and all(
+                c[:1].isdigit() or c in ("", "-") or c[:1] in "+-~<." for c in cells
+            )
+            wide = _gives_way(i, cells)
+            table.add_column(
+                column, justify="right" if figures else "left", no_wrap=not wide, overflow="fold"
+            )
+        for row in rows:
+            table.add_row(*[escape(str(cell)) for cell in row])
+        self._out.print(table, soft_wrap=False)
+
+    def result(self, data: dict[str, Any]) -> None:
+        """The JSON object, where one was asked for."""
+        if self.as_json and not self._out.quiet:
+            print(json.dumps(data))
+
+    def stage(self, name: str) -> None:
+        """A new stage of work begins."""
+        self.close()
+        self._stage, self._begun = name, time.monotonic()
+        if self._err.is_terminal:
+            self._err.print(f"{name} ...", style="dim")
+
+    def step(self, item: str, done: int, total: int) -> None:
+        """Within a stage: what is worked on, and how far it is."""
+        self._item = item
+        if self._err.quiet or not self._err.is_terminal:
+            left = (time.monotonic() - self._begun) * (total - done) / done if done else 0.0
+            self._log(
+                f"{item}, {done} of {total}" + (f", about {duration(left)} left" if left else "")
+            )
+            return
+        if self._progress is None:
+            text = TextColumn(
+                "{task.description}",
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            )
+            columns = (BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), text)
+            self._progress = Progress(*columns, console=self._err, transient=True, expand=True)
+            self._progress.start()
+            self._task = self._progress.add_task(self._stage, total=total)
+        assert self._task is not None
+        self._progress.update(self._task, completed=done, total=total, description=escape(item))
+
+    def detail(self, text: str) -> None:
+        """Within a step that takes long: how far it is."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=escape(f"{text} ({self._item})"))
+        else:
+            self._log(f"{self._item} ({text})")
+
+    def _log(self, text: str) -> None:
+        """A line of progress where there is no terminal, once a minute."""
+        if time.monotonic() - self._told >= EVERY:
+            self._told = time.monotonic()
+            self._err.print(f"{self._stage}: {text}", markup=False)
+
+    def note(self, text: str) -> None:
+        """A remark or a warning, on stderr."""
+        self._err.print(f"note: {text}", markup=False)
+
+    def close(self) -> None:
+        """End the progress bar."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _gives_way(index: int, cells: Sequence[str]) -> bool:
+    """Whether a column may be folded on a narrow terminal: the first, and those of long texts."""
+    return index == 0 or any(len(cell) > 40 for cell in cells)
+
+
+def _least(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
+    """The width in which a table loses nothing."""
+    total = 1
+    for i, column in enumerate(columns):
+        cells = [str(row[i]) for row in rows]
+        width = max(len(text) for text in (column, *cells))
+        total += 3 + (min(NARROW, width) if _gives_way(i, cells) else width)
+    return total

@@ -1,0 +1,65 @@
+"""A model that a job works on: its headers, layers and recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..base.report import Report
+from ..checkpoint.layers import Inventory, list_layers
+from ..checkpoint.source import Source, load_source, open_model
+from ..checkpoint.towers import Beside, find_beside, remarks, with_towers
+from ..rules.recipes import Recipe, find_recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """A source with everything that its headers tell. `beside` are the tensors that the language
+    model doesn't use.
+    """
+
+    source: Source
+    inventory: Inventory
+    recipe: Recipe
+    parts: str
+    beside: Beside
+
+
+def prepare(
+    model: str, recipe: str | None = None, weights: bool = True, parts: str = "text"
+) -> Job:
+    """Find a model and take stock of its layers, from headers alone (and no download unless
+    `weights`).
+
+    Raises:
+        MintError: no such model or recipe, or one that mlx-lm can't build.
+    """
+    source = load_source(model, weights=weights)
+    chosen = find_recipe(recipe, source.config)
+    inventory = list_layers(open_model(source), source.config)
+    beside = find_beside(source.headers.values(), source.config, inventory)
+    if parts == "all":
+        inventory = with_towers(inventory, beside.towers)
+    return Job(source, inventory, chosen, parts, beside)
+
+
+def announce(job: Job, report: Report) -> None:
+    """Say so where a source is quantized already, and which of its tensors are left out."""
+    from ..converters.sources.layouts import describe
+
+    for text in remarks(job.beside, job.parts):
+        report.note(text)
+    name, layers = job.source.name, job.inventory.layers
+    told = describe(job.source.config, job.source.path, job.source.headers)
+    if told:
+        report.note(f"{name} {told}")
+    stored = [layer for layer in layers if layer.stored]
+    if stored:
+        weights = sum(layer.size for layer in stored)
+        share = weights / sum(layer.size for layer in layers)
+        forms = ", ".join(sorted({str(layer.stored) for layer in stored}))
+        report.note(
+            f"{name} is quantized already: {len(stored)} of {len(layers)} layers ({share:.0%} of "
+            f"the weights) are {forms}. Under a budget each stays as it is or gets fewer bits; "
+            "errors are measured against it, not against the original, which would give a better "
+            "result"
+        )

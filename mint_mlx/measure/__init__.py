@@ -1,0 +1,1 @@
+"""Numbers about a model: error curves and sensitivities."""

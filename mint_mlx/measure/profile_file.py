@@ -1,0 +1,131 @@
+"""A profile's file: JSON, written whole and read with suspicion."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import MintError, UsageError
+from ..base.files import write_whole
+from ..base.quant_config import parse_config
+from ..base.safetensors_header import ITEMSIZE
+from ..checkpoint.layers import Inventory, Layer
+from ..checkpoint.layout import TensorSpec
+from ..rules.recipes import Recipe
+from .profile import Profile, _curve_from_json, _curve_to_json
+
+SCHEMA = 3
+
+
+def save_profile(profile: Profile, path: Path) -> None:
+    """Write a profile as JSON, one layer a line; written whole or not at all."""
+    head = {
+        "mint_mlx_profile": SCHEMA,
+        "source": profile.source,
+        "revision": profile.revision,
+        "structure": profile.structure,
+        "content": profile.content,
+        "recipe": profile.recipe.model_dump(),
+        "quantizer": profile.quantizer,
+        "weighting": profile.weighting,
+        "sample": profile.sample,
+        "seed": profile.seed,
+        "versions": profile.versions,
+        "order": profile.inventory.order,
+        "carried": profile.inventory.carried,
+        "others": {
+            owner: [asdict(s) for s in specs] for owner, specs in profile.inventory.others.items()
+        },
+    }
+    lines = []
+    for layer in profile.inventory.layers:
+        lines.append(
+            json.dumps({**_layer_to_json(layer), **_curve_to_json(profile.curves[layer.path])})
+        )
+    text = json.dumps(head, indent=None)[:-1] + ',\n"layers": [\n' + ",\n".join(lines) + "\n]}\n"
+    write_whole(path, text)
+
+
+def load_profile(path: Path | str) -> Profile:
+    """Read a profile.
+
+    Raises:
+        MintError: the file is missing, not a profile, or of another version of this program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MintError(
+            f"there is no profile {path}: make one with `mint-mlx profile MODEL -o {path}`"
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict) or "mint_mlx_profile" not in data:
+        raise MintError(f"{path} is not a profile: make one with `mint-mlx profile MODEL -o FILE`")
+    if data["mint_mlx_profile"] != SCHEMA:
+        raise MintError(
+            f"{path} was made by another version of mint-mlx: make it anew with `mint-mlx profile`"
+        )
+    try:
+        layers, curves = [], {}
+        for entry in data["layers"]:
+            curve = {key: entry.pop(key) for key in ("share", "error", "energy", "nmse")}
+            layer = _layer_from_json(entry)
+            layers.append(layer)
+            curves[layer.path] = _curve_from_json(layer.path, curve)
+        others = {owner: tuple(_spec(s) for s in specs) for owner, specs in data["others"].items()}
+        inventory = Inventory(tuple(layers), others, tuple(data["order"]), tuple(data["carried"]))
+        if set(inventory.order) != {layer.path for layer in layers} | others.keys():
+            raise ValueError("the order names other modules")
+        return Profile(
+            data["source"],
+            data["revision"],
+            data["structure"],
+            data["content"],
+            inventory,
+            curves,
+            Recipe.model_validate(data["recipe"]),
+            data["quantizer"],
+            data["weighting"],
+            str(data["sample"]),
+            int(data["seed"]),
+            data["versions"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError):
+        raise MintError(
+            f"the profile {path} is damaged: make it anew with `mint-mlx profile`"
+        ) from None
+
+
+def _spec(data: dict[str, Any]) -> TensorSpec:
+    return TensorSpec(str(data["name"]), _dtype(data["dtype"]), _shape(data["shape"]))
+
+
+def _dtype(code: Any) -> str:
+    if code not in ITEMSIZE:
+        raise ValueError(f"no type is called {code!r}")
+    return str(code)
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"{shape!r} is no shape")
+    return tuple(shape)
+
+
+def _layer_to_json(layer: Layer) -> dict[str, Any]:
+    data = asdict(layer)
+    data["class_config"] = str(layer.class_config) if layer.class_config else None
+    data["stored"] = str(layer.stored) if layer.stored else None
+    return data
+
+
+def _layer_from_json(data: dict[str, Any]) -> Layer:
+    data["shape"], data["dtype"] = _shape(data["shape"]), _dtype(data["dtype"])
+    data["extras"] = tuple(_spec(s) for s in data["extras"])
+    for key in ("class_config", "stored"):
+        data[key] = parse_config(data[key]) if data[key] else None
+    return Layer(**data)

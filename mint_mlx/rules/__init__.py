@@ -1,0 +1,1 @@
+"""What is believed of models beforehand: recipes, objectives, levels of effort."""

@@ -1,0 +1,1 @@
+"""Runs a stock model to measure it."""

@@ -1,0 +1,114 @@
+"""Safetensors headers from strangers are refused before anything is mapped."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import Maker, llama
+
+from mint_mlx.base.errors import MintError
+from mint_mlx.base.safetensors_header import read_folder, read_header
+
+
+def write(path: Path, header: Any, data: int, length: int | None = None) -> Path:
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(raw) if length is None else length) + raw + bytes(data))
+    return path
+
+
+def entry(
+    dtype: str = "BF16", shape: tuple[Any, ...] = (4,), start: int = 0, end: int = 8
+) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+
+
+def test_a_good_header_is_read(tmp_path: Path) -> None:
+    tensors, data = read_header(
+        write(tmp_path / "a.safetensors", {"x": entry(), "__metadata__": {"format": "pt"}}, 8)
+    )
+    assert tensors["x"].shape == (4,)
+    assert data + 8 == (tmp_path / "a.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "problem"),
+    [
+        ({"x": entry()}, 7, "truncated"),
+        ({"x": entry()}, 9, "longer"),
+        ({"x": entry(end=6)}, 6, "does not need"),
+        ({"x": entry(), "y": entry()}, 8, "overlaps"),
+        ({"x": entry(start=8, end=16)}, 16, "gap"),
+        ({"x": entry(dtype="Q4")}, 8, "unknown type"),
+        ({"x": entry(shape=(-4,))}, 8, "impossible"),
+        ({"x": entry(shape=(4.0,))}, 8, "impossible"),
+        ({"x": {"dtype": "BF16"}}, 8, "malformed"),
+        ({"x": 3}, 8, "malformed"),
+        ([1, 2], 0, "not a table"),
+        (b"{not json", 0, "not JSON"),
+        (b"[" * 100_000, 0, "not JSON"),
+    ],
+)
+def test_bad_headers_are_refused(tmp_path: Path, header: Any, data: int, problem: str) -> None:
+    with pytest.raises(MintError, match=problem):
+        read_header(write(tmp_path / "a.safetensors", header, data))
+
+
+@pytest.mark.parametrize(
+    ("length", "problem"), [(2**63, "header length"), (10**6, "truncated inside"), (0, "length")]
+)
+def test_impossible_header_lengths_are_refused(tmp_path: Path, length: int, problem: str) -> None:
+    with pytest.raises(MintError, match=problem):
+        read_header(write(tmp_path / "a.safetensors", {"x": entry()}, 8, length))
+
+
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "/etc/model.safetensors", "sub/model.safetensors", "..", ""]
+)
+def test_an_index_cannot_point_outside(make: Maker, name: str) -> None:
+    folder = make(llama(1))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"lm_head.weight": name}})
+    )
+    with pytest.raises(MintError, match="refused"):
+        read_folder(folder)
+
+
+def test_a_missing_shard_is_named(make: Maker) -> None:
+    folder = make(llama(1), shards=3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(MintError, match=r"model-00002-of-00003\.safetensors is missing"):
+        read_folder(folder)
+
+
+def test_an_index_that_disagrees_with_the_shards_is_refused(make: Maker) -> None:
+    folder = make(llama(1), shards=2)
+    index = folder / "model.safetensors.index.json"
+    table = json.loads(index.read_text())["weight_map"]
+    table["lm_head.weight"], table["model.norm.weight"] = (
+        table["model.norm.weight"],
+        table["lm_head.weight"],
+    )
+    index.write_text(json.dumps({"weight_map": table}))
+    with pytest.raises(MintError, match="where it is not"):
+        read_folder(folder)
+
+
+def test_two_copies_of_the_weights_are_refused(make: Maker) -> None:
+    folder = make(llama(1))
+    (folder / "model-copy.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(MintError, match="two copies"):
+        read_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "problem"),
+    [("x.gguf", "GGUF"), ("pytorch_model.bin", "PyTorch"), ("x.txt", "no model")],
+)
+def test_other_formats_are_named(tmp_path: Path, file: str, problem: str) -> None:
+    (tmp_path / file).write_text("")
+    with pytest.raises(MintError, match=problem):
+        read_folder(tmp_path)

@@ -1,0 +1,199 @@
+"""Towers and multi-token-prediction blocks: dropped with all that tells of them, or carried along
+as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm.utils
+import numpy as np
+import pytest
+from helpers import Notes, run_cli
+from released import RELEASED, known, released
+
+from mint_mlx.base.errors import MintError
+from mint_mlx.base.safetensors_header import TensorInfo, read_folder
+from mint_mlx.checkpoint.towers import find_beside, is_mtp, with_towers
+from mint_mlx.jobs import convert, dry_run
+from mint_mlx.jobs.doctor import examine
+from mint_mlx.jobs.measurements import get_profile
+from mint_mlx.jobs.model import prepare
+from mint_mlx.jobs.request import Request, place_order
+
+TOWERS = {"llama4": ("vision_model.", "multi_modal_projector."), "qwen3_5_moe": ("model.visual.",)}
+PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+MTP = {"deepseek_v3": "num_nextn_predict_layers", "glm4_moe": "num_nextn_predict_layers"}
+
+
+def source(family: str, folder: Path) -> Path:
+    """A released checkpoint with processor files."""
+    if not known(family):
+        pytest.skip("this mlx-lm has no such family")
+    released(family, folder)
+    for name in PROCESSORS:
+        (folder / name).write_text('{"processor_class": "Processor"}')
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"processor_class": "Processor"})
+    )
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    return {name for table in read_folder(folder).values() for name in table}
+
+
+def tensors(folder: Path, prefixes: tuple[str, ...]) -> dict[str, mx.array]:
+    found: dict[str, Any] = {}
+    for file in read_folder(folder):
+        found |= mx.load(str(folder / file))  # type: ignore[arg-type]
+    return {name: array for name, array in found.items() if name.startswith(prefixes)}
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_a_text_model_says_nothing_of_its_tower(tmp_path: Path, family: str) -> None:
+    model = source(family, tmp_path / family)
+    convert.convert(str(model), "5bpw", tmp_path / "out", smoke=False)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert not [
+        key for key in config if "vision" in key or "image" in key or "video" in key or "boi" in key
+    ]
+    assert config["text_config"] and config["model_type"] == family
+    assert not [name for name in PROCESSORS if (tmp_path / "out" / name).exists()]
+    assert "processor_class" not in json.loads(
+        (tmp_path / "out" / "tokenizer_config.json").read_text()
+    )
+    assert not [name for name in names(tmp_path / "out") if "vis" in name or "multi_modal" in name]
+    assert examine(str(tmp_path / "out")).findings == []
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_all_parts_carry_the_tower_as_it_is(tmp_path: Path, family: str) -> None:
+    model = source(family, tmp_path / family)
+    whole = convert.convert(str(model), "6bpw", tmp_path / "whole", parts="all", smoke=False)
+    before, after = tensors(model, TOWERS[family]), tensors(tmp_path / "whole", TOWERS[family])
+    assert before.keys() == after.keys() and len(before) > 20
+    for name, array in before.items():
+        assert array.dtype == after[name].dtype and mx.array_equal(array, after[name]), name
+    files = sum(f.stat().st_size for f in (tmp_path / "whole").glob("model*.safetensors"))
+    assert files == whole.bytes <= 6 * whole.inventory.parameters / 8
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    original = json.loads((model / "config.json").read_text())
+    assert config["vision_config"] == original["vision_config"]
+    assert all((tmp_path / "whole" / name).is_file() for name in PROCESSORS)
+    assert examine(str(tmp_path / "whole")).findings == []
+    # The tower changes nothing for stock mlx-lm, and the plan remembers that it is there.
+    plan = tmp_path / "whole" / "mint-plan.yaml"
+    again = convert.convert(str(model), plan=plan, out=tmp_path / "again", smoke=False)
+    assert again.bytes == whole.bytes and again.plan.parts == "all"
+    edited = tmp_path / "text.yaml"
+    edited.write_text(plan.read_text().replace("parts: all", "parts: text"))
+    convert.convert(str(model), plan=edited, out=tmp_path / "text", smoke=False)
+    tokens = mx.array(np.random.default_rng(0).integers(3, 96, (1, 16)))
+    logits = []
+    for folder in ("whole", "text"):
+        loaded, _ = mlx_lm.utils.load_model(tmp_path / folder)
+        loaded.set_dtype(mx.float32)
+        logits.append(loaded(tokens))
+    assert mx.array_equal(*logits)
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_mlx_vlm_takes_a_model_with_its_tower(tmp_path: Path, family: str) -> None:
+    vlm = pytest.importorskip(
+        "mlx_vlm.utils", reason="mlx-vlm is not a dependency: install it to run this"
+    )
+    model = source(family, tmp_path / family)
+    convert.convert(str(model), "6bpw", tmp_path / "whole", parts="all", smoke=False)
+    tokens = mx.array(np.random.default_rng(0).integers(9, 96, (1, 16)))
+    seeing, text = (
+        vlm.load_model(tmp_path / "whole"),
+        mlx_lm.utils.load_model(tmp_path / "whole")[0],
+    )
+    seeing.set_dtype(mx.float32)
+    text.set_dtype(mx.float32)
+    assert mx.abs(seeing.language_model(tokens).logits - text(tokens)).max().item() < 1e-4
+
+
+@pytest.mark.parametrize("family", [*MTP, "qwen3_next"])
+def test_blocks_for_multi_token_prediction_are_gone_from_the_config_too(
+    tmp_path: Path, family: str
+) -> None:
+    model = source(family, tmp_path / family)
+    config = json.loads((model / "config.json").read_text())
+    assert any(is_mtp(name, config) for name in names(model))
+    notes = Notes()
+    convert.convert(str(model), "6bpw", tmp_path / "out", smoke=False, report=notes)
+    assert any("multi-token prediction" in note for note in notes.said)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert not any(is_mtp(name, written) for name in names(tmp_path / "out"))
+    if family in MTP:
+        assert config[MTP[family]] == 1 and written[MTP[family]] == 0
+    assert examine(str(tmp_path / "out")).findings == []
+
+
+def test_a_profile_of_other_parts_gives_the_true_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The cache holds one profile for text and tower; what is said before is what is written."""
+    model = source("llama4", tmp_path / "llama4")
+    get_profile(prepare(str(model)))
+    order = place_order(Request(str(model), "5bpw", out=tmp_path / "out", parts="all"))
+    _, promised = dry_run.dry_run(order)
+    made = convert.carry_out(order, smoke=False)
+    assert promised.profiled and promised.bytes == made.bytes
+    assert made.bytes == sum(f.stat().st_size for f in made.path.glob("*.safetensors"))
+    capsys.readouterr()
+    assert run_cli(monkeypatch, "inspect", str(made.path), "--json") == 0
+    told = json.loads(capsys.readouterr().out)["bits_per_weight"]
+    assert (
+        told
+        == pytest.approx(made.bits_per_weight)
+        == pytest.approx(examine(str(made.path)).bits_per_weight)
+    )
+
+
+def test_parts_that_cannot_be(tmp_path: Path) -> None:
+    model = released("llama", tmp_path / "llama")
+    with pytest.raises(MintError, match="--parts vision is unknown"):
+        convert.convert(str(model), "5bpw", tmp_path / "out", parts="vision")
+    convert.convert(
+        str(model), "5bpw", tmp_path / "out", parts="all", smoke=False
+    )  # there is no tower to add
+    with pytest.raises(MintError, match="the plan was made for --parts all"):
+        convert.convert(
+            str(model), plan=tmp_path / "out" / "mint-plan.yaml", out=tmp_path / "b", parts="text"
+        )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vision_tower.patch.weight",
+        "patch_merge_mlp.linear_1.weight",
+        "aligner.layers.0.weight",
+        "model.visual.x.bias",
+    ],
+)
+def test_what_belongs_to_a_tower(tmp_path: Path, name: str) -> None:
+    inventory = prepare(str(released("llama", tmp_path / "llama"))).inventory
+    table = {
+        name: TensorInfo("BF16", (2,), 0, 4),
+        "model.norm.weight": TensorInfo("BF16", (2,), 4, 8),
+    }
+    assert list(find_beside([table], {}, inventory).towers) == [name]
+
+
+def test_a_tower_of_an_unknown_type_is_refused() -> None:
+    headers = read_folder(RELEASED / "llama4").values()
+    config = json.loads((RELEASED / "llama4" / "config.json").read_text())
+    job = prepare(str(RELEASED / "llama4"))
+    towers = find_beside(headers, config, job.inventory).towers
+    name, info = next(iter(towers.items()))
+    strange = {name: type(info)("F8_E5M2", info.shape, 0, 0)}
+    with pytest.raises(MintError, match="cannot be copied as it is"):
+        with_towers(job.inventory, strange)

@@ -1,0 +1,433 @@
+"""Sources that are quantized already: each dequantizer against the direct formula, and the refusal
+of other layouts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from helpers import Maker, Notes, llama, qwen3_moe
+from mlx.utils import tree_flatten
+from released import RELEASED, known, released
+from safetensors import safe_open
+
+from mint_mlx.base.errors import MintError
+from mint_mlx.base.quant_config import KEEP, QuantConfig
+from mint_mlx.checkpoint.arrays import dense
+from mint_mlx.checkpoint.layer_stream import stream
+from mint_mlx.checkpoint.source import load_source, open_model
+from mint_mlx.converters.sources.fp8 import dequantize
+from mint_mlx.jobs import convert
+from mint_mlx.jobs.model import prepare
+from mint_mlx.jobs.request import Request, place_order
+
+E2M1 = np.array(
+    [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32
+)
+
+
+def bf16(x: np.ndarray) -> np.ndarray:
+    """float32 values rounded to bfloat16 (nearest, ties to even)."""
+    bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+def e4m3(codes: np.ndarray) -> np.ndarray:
+    """The values of E4M3 codes, from sign, exponent (bias 7) and mantissa."""
+    sign = np.where(codes & 0x80, -1.0, 1.0)
+    exponent, mantissa = (codes >> 3) & 15, codes & 7
+    size = np.where(
+        exponent == 0,
+        mantissa / 8 * 2.0**-6,
+        (1 + mantissa / 8) * 2.0 ** (exponent.astype(float) - 7),
+    )
+    return (sign * size).astype(np.float32)
+
+
+def as_numpy(array: mx.array) -> np.ndarray:
+    return np.array(array.astype(mx.float32))
+
+
+def raw(folder: Path, name: str) -> np.ndarray:
+    """A source's tensor: its bytes where numpy lacks the type, float32 for bfloat16."""
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(file, "numpy") as shard:
+            if name in shard.keys():  # noqa: SIM118 (it is no mapping)
+                try:
+                    return np.asarray(shard.get_tensor(name))
+                except (TypeError, AttributeError):  # float8 and bfloat16
+                    array = mx.load(str(file))[name]  # type: ignore[index, call-overload]
+                    return np.array(array) if array.dtype == mx.uint8 else as_numpy(array)
+    raise KeyError(name)
+
+
+def weight(folder: Path, path: str) -> np.ndarray:
+    """A layer's unquantized weight as profile and convert see it."""
+    job = prepare(str(folder))
+    layer = next(layer for layer in job.inventory.layers if layer.path == path)
+    ((_, tensors),) = stream(job.source, job.inventory, [path])
+    return as_numpy(dense(layer, tensors))
+
+
+def test_fp8_blocks_that_overhang() -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, (3, 200, 300)).astype(np.uint8)
+    codes[(codes & 0x7F) == 0x7F] = 0  # E4M3's NaN
+    scale = rng.random((3, 2, 3)).astype(np.float32)
+    wanted = e4m3(codes) * np.repeat(np.repeat(scale, 128, -2), 128, -1)[:, :200, :300]
+    np.testing.assert_array_equal(
+        as_numpy(dequantize(mx.array(codes), mx.array(scale))), bf16(wanted)
+    )
+
+
+# mlx-lm dequantizes the first two families itself; nothing but our own hook reads the third.
+@pytest.mark.parametrize(
+    ("family", "path", "tensor"),
+    [
+        (
+            "deepseek_v3",
+            "model.layers.1.mlp.switch_mlp.down_proj",
+            "model.layers.1.mlp.experts.{}.down_proj.weight",
+        ),
+        (
+            "minimax_m2",
+            "model.layers.0.block_sparse_moe.switch_mlp.up_proj",
+            "model.layers.0.block_sparse_moe.experts.{}.w3.weight",
+        ),
+        (
+            "qwen3_moe_fp8",
+            "model.layers.1.mlp.switch_mlp.gate_proj",
+            "model.layers.1.mlp.experts.{}.gate_proj.weight",
+        ),
+    ],
+)
+def test_fp8_experts_are_code_times_scale(family: str, path: str, tensor: str) -> None:
+    folder = RELEASED / family
+    wanted = []
+    for expert in range(8):
+        name = tensor.format(expert)
+        scale = np.repeat(np.repeat(raw(folder, f"{name}_scale_inv"), 128, 0), 128, 1)[:64, :64]
+        wanted.append(bf16(e4m3(raw(folder, name)) * scale))
+    np.testing.assert_array_equal(weight(folder, path), np.stack(wanted))
+
+
+@pytest.mark.parametrize(
+    ("projection", "fused", "rows"),
+    [
+        ("gate_proj", "gate_up_proj", slice(0, None, 2)),
+        ("up_proj", "gate_up_proj", slice(1, None, 2)),
+        ("down_proj", "down_proj", slice(None)),
+    ],
+)
+def test_mxfp4_is_e2m1_times_a_power_of_two(projection: str, fused: str, rows: slice) -> None:
+    folder, prefix = RELEASED / "gpt_oss", "model.layers.1.mlp.experts"
+    blocks, scales = (
+        raw(folder, f"{prefix}.{fused}_blocks"),
+        raw(folder, f"{prefix}.{fused}_scales"),
+    )
+    values = np.stack([E2M1[blocks & 15], E2M1[blocks >> 4]], axis=-1).reshape(
+        *blocks.shape[:3], 32
+    )
+    wanted = (values * 2.0 ** (scales[..., None].astype(np.float32) - 127)).reshape(
+        *blocks.shape[:2], -1
+    )
+    np.testing.assert_array_equal(weight(folder, f"{prefix}.{projection}"), wanted[:, rows])
+
+
+def test_int4_is_code_minus_eight_times_scale() -> None:
+    folder = RELEASED / "kimi_k2"
+    wanted = []
+    for expert in range(8):
+        base = f"model.layers.1.mlp.experts.{expert}.up_proj.weight"
+        packed = raw(folder, f"{base}_packed").view(np.uint32)
+        codes = (
+            (packed[..., None] >> np.arange(0, 32, 4, dtype=np.uint32) & 15)
+            .reshape(64, 2, 32)
+            .astype(np.float32)
+        )
+        wanted.append(bf16((codes - 8) * raw(folder, f"{base}_scale")[..., None]).reshape(64, 64))
+    np.testing.assert_array_equal(
+        weight(folder, "model.layers.1.mlp.switch_mlp.up_proj"), np.stack(wanted)
+    )
+
+
+@pytest.mark.parametrize(
+    "config", ["2bit-g32", "3bit-g64", "4bit-g64", "5bit-g32", "6bit-g64", "8bit-g32"]
+)
+def test_mlx_layers_are_code_times_scale_plus_bias(
+    make: Maker, tmp_path: Path, config: str
+) -> None:
+    bits, group = int(config[0]), int(config.rpartition("g")[2])
+    convert.convert(str(make(llama(1))), uniform=config, out=tmp_path / "q", smoke=False)
+    base = "model.layers.0.mlp.gate_proj"
+    packed = raw(tmp_path / "q", f"{base}.weight")
+    stream_of_bits = np.unpackbits(packed.view(np.uint8), axis=-1, bitorder="little")
+    codes = (
+        stream_of_bits.reshape(packed.shape[0], -1, bits) << np.arange(bits, dtype=np.uint8)
+    ).sum(-1)
+    scales, biases = (
+        raw(tmp_path / "q", f"{base}.{name}")[..., None] for name in ("scales", "biases")
+    )
+    wanted = bf16(codes.reshape(len(codes), -1, group).astype(np.float32) * scales + biases)
+    np.testing.assert_array_equal(weight(tmp_path / "q", base), wanted.reshape(len(codes), -1))
+
+
+def test_gpt_oss_experts_in_bf16_are_those_of_the_fused_tensors() -> None:
+    folder, prefix = RELEASED / "gpt_oss_bf16", "model.layers.0.mlp.experts"
+    fused, bias = raw(folder, f"{prefix}.gate_up_proj"), raw(folder, f"{prefix}.gate_up_proj_bias")
+    model = dict(tree_flatten(open_model(load_source(str(folder))).parameters()))
+    for projection, start in (("gate_proj", 0), ("up_proj", 1)):
+        np.testing.assert_array_equal(
+            as_numpy(model[f"{prefix}.{projection}.weight"]),
+            fused[:, :, start::2].transpose(0, 2, 1),
+        )
+        np.testing.assert_array_equal(
+            as_numpy(model[f"{prefix}.{projection}.bias"]), bias[:, start::2]
+        )
+    down = raw(folder, f"{prefix}.down_proj").transpose(0, 2, 1)
+    np.testing.assert_array_equal(as_numpy(model[f"{prefix}.down_proj.weight"]), down)
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "kimi_k2"])
+def test_layers_that_stay_as_they_are_keep_their_bytes(tmp_path: Path, family: str) -> None:
+    folder = released(family, tmp_path / family)
+    result = convert.convert(str(folder), "8bpw", tmp_path / "out", smoke=False)
+    stored = {layer.path: layer.stored for layer in result.inventory.layers if layer.stored}
+    assert stored and all(result.plan.choice[path] == config for path, config in stored.items())
+    assert all(result.plan.errors[path].worst == 0 for path in stored)
+    before = dict(tree_flatten(open_model(load_source(str(folder))).parameters()))
+    after = dict(tree_flatten(open_model(load_source(str(tmp_path / "out"))).parameters()))
+    for path in stored:
+        for name in ("weight", "scales"):
+            assert mx.array_equal(before[f"{path}.{name}"], after[f"{path}.{name}"])
+
+
+def test_a_smaller_budget_takes_bits_from_quantized_layers(tmp_path: Path) -> None:
+    folder = released("gpt_oss", tmp_path / "gpt_oss")
+    result = convert.convert(str(folder), "4bpw", tmp_path / "out", smoke=False)
+    layers = {layer.path: layer for layer in result.inventory.layers}
+    chosen = {path: config for path, config in result.plan.choice.items() if layers[path].stored}
+    assert any(config != layers[path].stored for path, config in chosen.items())
+    for (
+        path,
+        config,
+    ) in chosen.items():  # nothing that costs more than the source and loses all the same
+        assert config == layers[path].stored or layers[path].bytes(config) < layers[path].bytes(
+            layers[path].stored
+        )
+    assert result.bytes <= 4 * result.inventory.parameters / 8
+
+
+def test_keep_means_sixteen_bits_where_it_is_asked_for(tmp_path: Path) -> None:
+    folder = released("gpt_oss", tmp_path / "gpt_oss")
+    path = "model.layers.0.mlp.experts.down_proj"
+    result = convert.convert(
+        str(folder), "8bpw", tmp_path / "out", overrides=[f"{path}=keep"], smoke=False
+    )
+    assert result.plan.choice[path] == KEEP
+    np.testing.assert_array_equal(weight(tmp_path / "out", path), weight(folder, path))
+
+
+def test_an_mlx_checkpoint_is_a_source_too(make: Maker, tmp_path: Path) -> None:
+    convert.convert(str(make(qwen3_moe(2))), uniform="6bit-g64", out=tmp_path / "six", smoke=False)
+    result = convert.convert(str(tmp_path / "six"), "6bpw", tmp_path / "five", smoke=False)
+    assert result.bytes <= 6 * result.inventory.parameters / 8
+    kept = [path for path, config in result.plan.choice.items() if config == QuantConfig(6, 64)]
+    assert kept and len(kept) < len(result.plan.choice)
+    router = next(layer for layer in result.inventory.layers if layer.role == "router")
+    assert result.plan.choice[router.path] == KEEP  # four outputs: slow when quantized
+
+
+def _config(**layout: Any) -> dict[str, Any]:
+    return {"quantization_config": layout}
+
+
+INT4 = {"num_bits": 4, "type": "int", "group_size": 32, "symmetric": True}
+REFUSED = {
+    "GPTQ": _config(quant_method="gptq", bits=4),
+    "AWQ": _config(quant_method="awq", bits=4),
+    r"ModelOpt \(NVFP4\)": _config(quant_method="modelopt", quant_algo="NVFP4"),
+    "bitsandbytes": _config(quant_method="bitsandbytes", load_in_4bit=True),
+    "FP8 in blocks of 64x64": _config(quant_method="fp8", weight_block_size=[64, 64]),
+    r"compressed-tensors \(float-quantized\)": _config(
+        quant_method="compressed-tensors", format="float-quantized"
+    ),
+    r"compressed-tensors \(nvfp4-pack-quantized\)": _config(
+        quant_method="compressed-tensors",
+        format="nvfp4-pack-quantized",
+        config_groups={"g": {"weights": {}}},
+    ),
+    r"compressed-tensors \(pack-quantized, 8 bits of int in groups of 32, symmetric\)": _config(
+        quant_method="compressed-tensors",
+        format="pack-quantized",
+        config_groups={"g": {"weights": INT4 | {"num_bits": 8}}},
+    ),
+    "in groups of 32, asymmetric": _config(
+        quant_method="compressed-tensors",
+        format="pack-quantized",
+        config_groups={"g": {"weights": INT4 | {"symmetric": False}}},
+    ),
+    "mlx-lm reads it for other families only": _config(
+        quant_method="compressed-tensors",
+        format="pack-quantized",
+        config_groups={"g": {"weights": INT4}},
+    ),
+    "'something-new'": _config(quant_method="something-new"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_layouts_are_refused_by_name(make: Maker, name: str) -> None:
+    folder = make(qwen3_moe(1))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | REFUSED[name]))
+    with pytest.raises(MintError, match=f"is quantized with .*{name}.*give the original"):
+        convert.convert(str(folder), "5bpw")
+
+
+def test_a_modelopt_file_beside_the_config_is_enough(make: Maker) -> None:
+    folder = make(qwen3_moe(1))
+    (folder / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
+    with pytest.raises(MintError, match=r"ModelOpt \(NVFP4\)"):
+        convert.convert(str(folder), "5bpw")
+
+
+def spoil(folder: Path, change: Any) -> Path:
+    """Rewrite a checkpoint's shards as one, with its raw bytes and types changed."""
+    tensors: dict[str, tuple[str, list[int], bytes]] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        raw = file.read_bytes()
+        (length,) = struct.unpack("<Q", raw[:8])
+        for name, entry in json.loads(raw[8 : 8 + length]).items():
+            if name != "__metadata__":
+                start, end = (8 + length + n for n in entry["data_offsets"])
+                tensors[name] = (entry["dtype"], entry["shape"], raw[start:end])
+        file.unlink()
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    change(tensors)
+    header, data = {}, b""
+    for name, (dtype, shape, content) in tensors.items():
+        header[name] = {
+            "dtype": dtype,
+            "shape": shape,
+            "data_offsets": [len(data), len(data) + len(content)],
+        }
+        data += content
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return folder
+
+
+UP = "model.layers.0.mlp.experts.3.up_proj.weight"
+SPOILT = {
+    "without scales": (
+        lambda t: t.pop(f"{UP}_scale_inv"),
+        "experts.3.up_proj.weight is FP8, but has no scales",
+    ),
+    "scales that are exponents": (
+        lambda t: t.update({f"{UP}_scale_inv": ("F8_E8M0", [1, 1], bytes([127]))}),
+        "scales of type F8_E8M0",
+    ),
+    "scales of other blocks": (
+        lambda t: t.update({f"{UP}_scale_inv": ("F32", [2, 2], bytes(16))}),
+        "not that of FP8 in blocks of 128x128",
+    ),
+    "another type": (lambda t: t.update({UP: ("F8_E5M2", *t[UP][1:])}), "is of type F8_E5M2"),
+    "a norm": (
+        lambda t: t.update({"model.norm.weight": ("F8_E4M3", [64], bytes(64))}),
+        "model.norm.weight is FP8, but has no scales",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+def test_fp8_that_would_be_read_wrongly_is_refused(tmp_path: Path, fault: str) -> None:
+    change, message = SPOILT[fault]
+    folder = spoil(released("qwen3_moe_fp8", tmp_path / "model"), change)
+    with pytest.raises(MintError, match=re.escape(message)):
+        convert.convert(str(folder), "5bpw")
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "minimax_m2"])
+def test_families_that_read_fp8_themselves_are_checked_too(tmp_path: Path, family: str) -> None:
+    folder = released(family, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["weight_block_size"] = [64, 64]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MintError, match="FP8 in blocks of 64x64"):
+        convert.convert(str(folder), "5bpw")
+
+
+def test_fp8_that_config_says_nothing_of_is_refused(tmp_path: Path) -> None:
+    folder = released("qwen3_moe_fp8", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MintError, match=r"config\.json says nothing"):
+        convert.convert(str(folder), "5bpw")
+
+
+def test_one_scale_a_tensor_is_code_times_scale(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+
+    def change(tensors: dict[str, tuple[str, list[int], bytes]]) -> None:
+        for scale in [n for n in tensors if n.endswith("_scale_inv")]:
+            tensors[scale] = ("F32", [], np.float32(0.5).tobytes())
+        tensors[name.replace("weight", "activation_scale")] = ("F32", [], np.float32(1).tobytes())
+
+    folder = spoil(released("qwen3_moe_fp8", tmp_path / "model"), change)
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]["weight_block_size"]
+    (folder / "config.json").write_text(json.dumps(config))
+    np.testing.assert_array_equal(
+        weight(folder, name.removesuffix(".weight")), bf16(e4m3(raw(folder, name)) * 0.5)
+    )
+
+
+def test_float32_scales_of_an_mlx_checkpoint_become_bfloat16(make: Maker, tmp_path: Path) -> None:
+    convert.convert(str(make(llama(1))), uniform="4bit-g64", out=tmp_path / "four", smoke=False)
+    file = tmp_path / "four" / "model.safetensors"
+    tensors = dict(mx.load(str(file)))  # type: ignore[arg-type]
+    mx.eval(tensors)
+    wide = {n: a.astype(mx.float32) if n.endswith(".scales") else a for n, a in tensors.items()}
+    mx.save_safetensors(str(file), wide, metadata={"format": "mlx"})
+    result = convert.convert(str(tmp_path / "four"), "4.7bpw", tmp_path / "out", smoke=False)
+    after = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    for layer in result.inventory.layers:
+        if result.plan.choice[layer.path] == layer.stored:
+            assert mx.array_equal(after[(f"{layer.path}.scales")], tensors[f"{layer.path}.scales"])  # type: ignore[index]
+    assert not [n for n, a in after.items() if a.dtype == mx.float32]  # type: ignore[union-attr]
+
+
+def test_a_nested_quantization_config_is_gone_afterwards(tmp_path: Path) -> None:
+    folder = released("qwen3_5_moe", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["quantization_config"] = {
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    convert.convert(str(folder), "5bpw", tmp_path / "out", smoke=False)
+    assert (
+        "quantization_config"
+        not in json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]
+    )
+
+
+def test_fp8_is_said_aloud(tmp_path: Path) -> None:
+    if not known("minimax_m2"):
+        pytest.skip("this mlx-lm has no such family")
+    notes = Notes()
+    place_order(Request(str(released("minimax_m2", tmp_path / "m")), budget="5bpw"), notes)
+    assert any("is FP8 in blocks of 128x128" in note for note in notes.said)
+    place_order(Request(str(released("gpt_oss", tmp_path / "g")), budget="5bpw"), notes)
+    assert any(
+        "is quantized already: 6 of 18 layers" in note and "mxfp4" in note for note in notes.said
+    )

@@ -1,0 +1,199 @@
+"""What tests share: tiny random checkpoints in the released layouts, made here so that tests need
+no network and no other files, and the command line in this process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mint_mlx.cli import main
+from mint_mlx.rules import efforts
+
+# On Python 3.10: fewer families, and quantizers that fail on MoEs.
+OLD_MLX_LM = version("mlx-lm") < "0.32"
+DEMO = Path(__file__).parent.parent / "mint_mlx" / "demo" / "demo-moe"
+HIDDEN = 128
+VOCAB = 96
+HEAD_DIM = 32
+TOKENS = np.random.default_rng(0).integers(0, VOCAB, (4, 24)).astype(np.int32)
+DEFAULT = efforts.DEFAULT  # the level that people get; tests get `fast` unless they ask
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer without merges, cut to VOCAB tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(
+        models.BPE(vocab={c: i for i, c in enumerate(alphabet[:VOCAB])}, merges=[])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "!"}'
+    )
+
+
+def _attention(prefix: str, heads: int = 4, kv: int = 2) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{prefix}.self_attn.q_proj.weight": (heads * HEAD_DIM, HIDDEN),
+        f"{prefix}.self_attn.k_proj.weight": (kv * HEAD_DIM, HIDDEN),
+        f"{prefix}.self_attn.v_proj.weight": (kv * HEAD_DIM, HIDDEN),
+        f"{prefix}.self_attn.o_proj.weight": (HIDDEN, heads * HEAD_DIM),
+        f"{prefix}.input_layernorm.weight": (HIDDEN,),
+        f"{prefix}.post_attention_layernorm.weight": (HIDDEN,),
+    }
+
+
+def llama(layers: int, tied: bool = False) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """A dense Llama: config and tensor shapes."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (VOCAB, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+    }
+    if not tied:
+        shapes["lm_head.weight"] = (VOCAB, HIDDEN)
+    for i in range(layers):
+        prefix = f"model.layers.{i}"
+        shapes |= _attention(prefix)
+        shapes |= {f"{prefix}.mlp.{name}_proj.weight": (192, HIDDEN) for name in ("gate", "up")}
+        shapes[f"{prefix}.mlp.down_proj.weight"] = (HIDDEN, 192)
+    config = _config("llama", layers, intermediate_size=192, tie_word_embeddings=tied)
+    return config, shapes
+
+
+def qwen3_moe(layers: int, experts: int = 4) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """A Qwen3-MoE with one file entry per expert, as released."""
+    config, shapes = llama(layers)
+    for i in range(layers):
+        prefix = f"model.layers.{i}"
+        for name in [n for n in shapes if n.startswith(f"{prefix}.mlp.")]:
+            del shapes[name]
+        shapes |= {f"{prefix}.self_attn.{n}_norm.weight": (HEAD_DIM,) for n in ("q", "k")}
+        shapes[f"{prefix}.mlp.gate.weight"] = (experts, HIDDEN)
+        for e in range(experts):
+            shapes |= {
+                f"{prefix}.mlp.experts.{e}.{name}_proj.weight": (64, HIDDEN)
+                for name in ("gate", "up")
+            }
+            shapes[f"{prefix}.mlp.experts.{e}.down_proj.weight"] = (HIDDEN, 64)
+    config = _config(
+        "qwen3_moe",
+        layers,
+        intermediate_size=192,
+        tie_word_embeddings=False,
+        num_experts=experts,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+        norm_topk_prob=True,
+    )
+    return config, shapes
+
+
+def mixtral(layers: int, experts: int = 8) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """A Mixtral: its class has no predicate that protects the router."""
+    config, shapes = llama(layers)
+    for i in range(layers):
+        prefix = f"model.layers.{i}"
+        for name in [n for n in shapes if n.startswith(f"{prefix}.mlp.")]:
+            del shapes[name]
+        shapes[f"{prefix}.block_sparse_moe.gate.weight"] = (experts, HIDDEN)
+        for e in range(experts):
+            shapes |= {
+                f"{prefix}.block_sparse_moe.experts.{e}.{w}.weight": (64, HIDDEN)
+                for w in ("w1", "w3")
+            }
+            shapes[f"{prefix}.block_sparse_moe.experts.{e}.w2.weight"] = (HIDDEN, 64)
+    config = _config(
+        "mixtral", layers, intermediate_size=64, num_local_experts=experts, num_experts_per_tok=2
+    )
+    return config, shapes
+
+
+def _config(model_type: str, layers: int, **more: Any) -> dict[str, Any]:
+    return {
+        "model_type": model_type,
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": HEAD_DIM,
+        "vocab_size": VOCAB,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 512,
+        "torch_dtype": "bfloat16",
+        "eos_token_id": 0,
+        **more,
+    }
+
+
+def write_checkpoint(
+    folder: Path,
+    model: tuple[dict[str, Any], dict[str, tuple[int, ...]]],
+    shards: int = 1,
+    dtype: mx.Dtype = mx.bfloat16,
+    seed: int = 0,
+) -> Path:
+    """Write a random checkpoint with a tokenizer; several shards get an index."""
+    config, shapes = model
+    folder.mkdir(parents=True, exist_ok=True)
+    key = mx.random.key(seed)
+    tensors = {}
+    for name, shape in shapes.items():
+        key, draw = mx.random.split(key)
+        scale = 1.0 if len(shape) == 1 else shape[-1] ** -0.5
+        tensors[name] = (mx.random.normal(shape, key=draw) * scale).astype(dtype)
+    names = list(tensors)
+    weight_map = {}
+    for s in range(shards):
+        file = (
+            "model.safetensors" if shards == 1 else f"model-{s + 1:05d}-of-{shards:05d}.safetensors"
+        )
+        part = {name: tensors[name] for name in names[s::shards]}
+        mx.save_safetensors(str(folder / file), part, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    if shards > 1:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder)
+    return folder
+
+
+Maker = Callable[..., Path]
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    """The exit code of a command line, in this process."""
+    monkeypatch.setattr(sys, "argv", ["mint-mlx", *args])
+    with pytest.raises(SystemExit) as stopped:
+        main.main()
+    return int(stopped.value.code or 0)
+
+
+class Notes:
+    """A report that keeps its remarks and how far long steps were."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.details: list[str] = []
+
+    def stage(self, name: str) -> None: ...
+    def step(self, item: str, done: int, total: int) -> None: ...
+    def detail(self, text: str) -> None:
+        self.details.append(text)
+
+    def note(self, text: str) -> None:
+        self.said.append(text)

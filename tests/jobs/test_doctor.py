@@ -1,0 +1,190 @@
+"""The doctor finds each planted fault, and nothing in good checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from helpers import Maker, llama, mixtral, qwen3_moe, run_cli
+from mlx_lm import convert as mlx_lm_convert
+
+from mint_mlx.base.errors import MintError
+from mint_mlx.base.files import PLAN_FILE
+from mint_mlx.jobs.convert import convert
+from mint_mlx.jobs.doctor import examine
+
+PROJ = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def good(make: Maker, tmp_path: Path) -> Path:
+    """A checkpoint of ours with a router."""
+    return convert(
+        str(make(qwen3_moe(2, experts=8))), "6bpw", tmp_path / "good-6bpw", smoke=False
+    ).path
+
+
+def edit_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    config["quantization_config"] = config["quantization"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, mx.array]], Any]) -> None:
+    file = folder / "model.safetensors"
+    weights = dict(mx.load(str(file)))
+    mx.eval(weights)
+    change(weights)
+    mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+
+
+def requantize(path: str, bits: int) -> Callable[[dict[str, mx.array]], None]:
+    def change(weights: dict[str, mx.array]) -> None:
+        w = mx.random.normal((8 if "gate" in path else 128, 128)).astype(mx.bfloat16)
+        names = (f"{path}.weight", f"{path}.scales", f"{path}.biases")
+        weights.update(zip(names, mx.quantize(w, 64, bits), strict=True))
+
+    return change
+
+
+def drop(*names: str) -> Callable[[dict[str, mx.array]], None]:
+    return lambda weights: [weights.pop(name) for name in names] and None
+
+
+def restore(weights: dict[str, mx.array]) -> None:
+    drop(f"{PROJ}.scales", f"{PROJ}.biases")(weights)
+    weights[f"{PROJ}.weight"] = mx.zeros((128, 128), mx.bfloat16)
+
+
+def set_entry(path: str, entry: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda config: config["quantization"].__setitem__(path, entry)
+
+
+GOOD = {"group_size": 64, "bits": 6, "mode": "affine"}
+FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "unknown layer": (
+        lambda f: edit_config(f, set_entry("model.layers.9.mlp.up_proj", GOOD)),
+        "no such",
+    ),
+    "unknown key": (lambda f: edit_config(f, set_entry(PROJ, GOOD | {"nmse": 0.1})), "reject"),
+    "null group": (lambda f: edit_config(f, set_entry(PROJ, GOOD | {"group_size": None})), "null"),
+    "other bits": (lambda f: edit_weights(f, requantize(PROJ, 3)), "its tensors are 3bit-g64"),
+    "weak router": (
+        lambda f: edit_weights(f, requantize("model.layers.1.mlp.gate", 4)),
+        "router of 4 bits",
+    ),
+    "left at 16 bits": (
+        lambda f: (edit_weights(f, restore), edit_config(f, lambda c: c["quantization"].pop(PROJ))),
+        "silently left",
+    ),
+    "tower without tensors": (
+        lambda f: edit_config(f, lambda c: c.update(vision_config={"depth": 2})),
+        "tower",
+    ),
+    "heads without tensors": (
+        lambda f: edit_config(f, lambda c: c.update(num_nextn_predict_layers=1)),
+        "multi-token",
+    ),
+    "truncated": (lambda f: (f / "model.safetensors").open("r+b").truncate(9000), "truncated"),
+    "missing biases": (lambda f: edit_weights(f, drop(f"{PROJ}.biases")), "no biases"),
+    "missing weight": (lambda f: edit_weights(f, drop(f"{PROJ}.weight")), "missing"),
+    "float32 scales": (
+        lambda f: edit_weights(
+            f, lambda w: w.update({f"{PROJ}.scales": w[f"{PROJ}.scales"].astype(mx.float32)})
+        ),
+        "float32 scales",
+    ),
+    "a norm missing": (lambda f: edit_weights(f, drop("model.norm.weight")), "cannot load"),
+    "a norm of another shape": (
+        lambda f: edit_weights(f, lambda w: w.update({"model.norm.weight": mx.zeros(3)})),
+        "cannot load",
+    ),
+    "a tensor too many": (
+        lambda f: edit_weights(f, lambda w: w.update({"model.more": mx.zeros(3)})),
+        "cannot load",
+    ),
+    "bits as text": (
+        lambda f: edit_config(f, set_entry(PROJ, GOOD | {"bits": "6"})),
+        "not a whole number",
+    ),
+    "global mode null": (
+        lambda f: edit_config(f, lambda c: c["quantization"].update(mode=None)),
+        "null for mode",
+    ),
+    "refused but packed": (
+        lambda f: edit_config(f, set_entry(PROJ, False)),
+        "says that it is unquantized",
+    ),
+    "no entry, other global": (
+        lambda f: edit_config(
+            f, lambda c: (c["quantization"].pop(PROJ), c["quantization"].update(bits=2))
+        ),
+        "config.json says 2bit",
+    ),
+    "scales of a strange type": (
+        lambda f: edit_weights(
+            f, lambda w: w.update({f"{PROJ}.scales": w[f"{PROJ}.scales"].astype(mx.int32)})
+        ),
+        "fit no quantization",
+    ),
+    "no quantization at all": (
+        lambda f: edit_config(f, lambda c: c.update(quantization=None)),
+        "cannot load",
+    ),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
+    "a processor without a tower": (
+        lambda f: (f / "preprocessor_config.json").write_text("{}"),
+        "images",
+    ),
+    "no group size": (
+        lambda f: edit_config(f, lambda c: c["quantization"].pop("group_size")),
+        "group_size",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_planted_fault_is_found(good: Path, fault: str) -> None:
+    spoil, sign = FAULTS[fault]
+    spoil(good)
+    findings = examine(str(good)).findings
+    assert any(sign in f"{f.where} {f.problem}" for f in findings), findings
+    assert len(findings) <= 2
+
+
+def test_a_name_that_promises_other_bits(good: Path) -> None:
+    for name in ("Model-4bit", "Model-8bit"):
+        good = good.rename(good.with_name(name))
+        assert f"says {name[-4:]}" in examine(str(good)).findings[0].problem
+
+
+def test_nothing_is_found_in_good_checkpoints(make: Maker, tmp_path: Path, good: Path) -> None:
+    assert examine(str(good)).findings == []
+    convert(str(make(mixtral(1), "mixtral")), "5bpw", tmp_path / "ours-5bpw", smoke=False)
+    assert examine(str(tmp_path / "ours-5bpw")).findings == []
+    source = make(llama(2), "llama")
+    mlx_lm_convert(str(source), str(tmp_path / "theirs-4bit"), quantize=True, q_group_size=64)
+    assert examine(str(tmp_path / "theirs-4bit")).findings == []
+    assert examine(str(source)).findings == []
+    with pytest.raises(MintError, match="an original"):
+        examine(str(tmp_path / "mixtral"))
+
+
+def test_a_damaged_plan_is_one_of_the_things_that_are_wrong(good: Path) -> None:
+    (good / PLAN_FILE).write_text("layers: [")
+    assert any(PLAN_FILE in finding.problem for finding in examine(str(good)).findings)
+
+
+def test_the_exit_code_says_whether_something_is_wrong(
+    good: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for code, text in ((0, "nothing is wrong"), (1, "1 thing is wrong")):
+        assert run_cli(monkeypatch, "doctor", str(good)) == code
+        assert text in capsys.readouterr().out
+        edit_config(good, lambda config: config["quantization"][PROJ].update(mode=None))

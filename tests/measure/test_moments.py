@@ -1,0 +1,81 @@
+"""What error feedback leaves of an error's cost, told from second moments alone."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mint_mlx.base.quant_config import QuantConfig
+from mint_mlx.converters.quantizers import gptq, learn_block, rtn
+from mint_mlx.measure.moments import EXPERTS, WIDE, SampledMoments, factor, remaining
+from mint_mlx.measure.sensitivity import _compact
+
+
+def correlated(columns: int, fall: float, seed: int = 0) -> np.ndarray:
+    """Rows whose moments' eigenvalues fall from one to the square of `fall`."""
+    rng = np.random.default_rng(seed)
+    mixed = np.linalg.qr(rng.normal(size=(columns, columns)))[0] * np.geomspace(1, fall, columns)
+    return (rng.normal(size=(4096, columns)) @ mixed.T).astype(np.float32)
+
+
+@pytest.mark.parametrize("fall", [1.0, 0.3, 0.1])
+def test_the_share_is_what_error_feedback_really_leaves(fall: float) -> None:
+    rows = correlated(128, fall)
+    moment = rows.T @ rows
+    weight = mx.array(np.random.default_rng(1).normal(size=(64, 128)).astype(np.float32))
+    config, costs = QuantConfig(6, 64), []
+    for packed in (gptq.quantize(weight, config, moment[None]), rtn.quantize(weight, config)):
+        back = mx.dequantize(packed["weight"], packed["scales"], packed["biases"], 64, 6)
+        error = np.array(back - weight)
+        costs.append(float(np.sum((error @ moment) * error)))
+    assert remaining([moment]) == pytest.approx(costs[0] / costs[1], rel=0.15)
+
+
+def test_the_factor_gives_the_damped_moment_back() -> None:
+    rows = correlated(32, 0.5)
+    moment = rows.T @ rows
+    order, lower = factor(moment)
+    diagonal = np.diagonal(moment)
+    assert (np.diff(diagonal[order]) >= 0).all()
+    damped = moment + 0.01 * diagonal.mean() * np.eye(32)
+    np.testing.assert_allclose(
+        lower @ lower.T, damped[order][:, order], rtol=1e-3, atol=1e-2 * diagonal.mean()
+    )
+
+
+def test_a_moment_that_rounding_leaves_without_a_factor() -> None:
+    """One direction holds nine tenths of the trace, as in hidden states; 16 bits are too few for
+    the rest.
+    """
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((1024, 512)) / np.sqrt(np.arange(1, 513)) + 3 * rng.standard_normal(
+        512
+    )
+    moment = _compact((rows.T @ rows).astype(np.float32))
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.cholesky(moment.astype(np.float64) + 1e-4 * np.trace(moment) / 512 * np.eye(512))
+    assert 0 < remaining([moment]) <= 1
+    assert np.isfinite(np.array(learn_block.metric_root(moment))).all()
+
+
+def test_moments_are_bounded_and_an_expert_that_nobody_chose_borrows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moments = SampledMoments()
+    rows = correlated(16, 0.5)
+    moments.add(
+        rows, np.ones(len(rows), dtype=np.float32), np.zeros(len(rows), dtype=np.int64), 100
+    )
+    assert len(moments.found) <= EXPERTS and 0 < moments.remaining() < 1
+    borrowed = moments.remaining()
+    monkeypatch.setattr("mint_mlx.measure.moments.POOL", 0.0)
+    assert moments.remaining() != borrowed
+    wide = SampledMoments()
+    wide.add(np.ones((2, 2 * WIDE + 2), dtype=np.float32), np.ones(2, dtype=np.float32), None, 1)
+    assert len(wide.found[0]) <= WIDE
+
+
+def test_nothing_seen_leaves_everything() -> None:
+    assert remaining([np.zeros((4, 4), dtype=np.float32)]) == 1.0
+    assert SampledMoments().remaining() == 1.0

@@ -1,0 +1,278 @@
+"""Profiling by sampling: unbiased, as exact as promised, reading only what is drawn, and good
+enough to plan on.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from helpers import Maker, llama, qwen3_moe, write_checkpoint
+from hypothesis import given
+from hypothesis import strategies as st
+from released import FAMILIES, known, released
+from typer.testing import CliRunner
+
+from mint_mlx.allocation.allocate import _fisher, allocate
+from mint_mlx.allocation.plan import Plan
+from mint_mlx.base.errors import MintError, UsageError
+from mint_mlx.base.quant_config import QuantConfig
+from mint_mlx.base.units import parse_budget
+from mint_mlx.checkpoint import row_reader
+from mint_mlx.checkpoint.layer_stream import stream
+from mint_mlx.cli.main import app
+from mint_mlx.jobs import convert, measurements, steps
+from mint_mlx.jobs.model import prepare
+from mint_mlx.measure import row_sampling
+from mint_mlx.measure.distortion import measure
+from mint_mlx.measure.profile import Profile
+from mint_mlx.measure.profile_file import load_profile
+from mint_mlx.measure.row_sampling import AUTO, measure_sample, parse_sample
+from mint_mlx.measure.sensitivity import Sensitivity
+from mint_mlx.rules.objectives import Context, find_objective
+
+CONFIGS = (QuantConfig(2, 64), QuantConfig(4, 32), QuantConfig(4, 128), QuantConfig(8, 64))
+
+
+def heavy(experts: int, count: int, columns: int, seed: int = 0) -> mx.array:
+    """Weights with heavy tails (t with six degrees of freedom), rows of uneven size."""
+    rng = np.random.default_rng(seed)
+    size = np.exp(0.1 * rng.standard_normal((experts, count, 1)))
+    return mx.array(
+        (rng.standard_t(6, (experts, count, columns)) * size).astype(np.float32)
+    ).astype(mx.bfloat16)
+
+
+@given(count=st.integers(2, 400), drawn=st.integers(1, 100), seed=st.integers(0, 1000))
+def test_every_stratum_is_drawn_from_once_and_no_row_twice(
+    count: int, drawn: int, seed: int
+) -> None:
+    rng, drawn = np.random.default_rng(seed), max(1, min(drawn, count // 4))
+    rows_ = row_sampling._strata(count, drawn, 3, rng)
+    while 4 * drawn <= count:
+        rows_ = np.sort(
+            np.concatenate([rows_, row_sampling._other_halves(rows_, count, rng)], axis=1), axis=1
+        )
+        drawn *= 2
+        edges = row_sampling._edges(count, drawn)
+        assert rows_.shape == (3, drawn)
+        assert (rows_ >= edges[:-1]).all() and (rows_ < edges[1:]).all()
+
+
+def test_estimates_lie_within_their_standard_errors() -> None:
+    shape = (4, 1600, 512)
+    weight = heavy(*shape)
+    true, energy = measure(weight, CONFIGS)
+    seen = []
+    for seed in range(8):
+        found = measure_sample(
+            partial(row_reader.picked, weight), shape, CONFIGS, AUTO, np.random.default_rng(seed)
+        )
+        assert found.error <= row_sampling.TOLERANCE and found.share < 0.4
+        seen.append(found.nmse / true - 1)
+        assert np.abs(found.energy / energy - 1).max() < 0.2
+    spread = np.stack(seen)
+    assert (
+        np.sqrt((spread**2).mean(axis=0)).max() < 2 * row_sampling.TOLERANCE
+    )  # each one's, over the draws
+    assert abs(spread.mean()) < 0.005  # no bias
+
+
+def test_a_share_is_drawn_as_it_is_and_a_whole_one_is_exact() -> None:
+    weight = heavy(2, 100, 128)
+    read = partial(row_reader.picked, weight)
+    rng = np.random.default_rng(0)
+    tenth = measure_sample(read, (2, 100, 128), CONFIGS, "0.1", rng)
+    assert tenth.share == pytest.approx(0.1) and tenth.error > 0.02
+    whole = measure_sample(read, (2, 100, 128), CONFIGS, "1", rng)
+    assert whole.share == 1 and whole.error == 0
+    np.testing.assert_allclose(whole.nmse, measure(weight, CONFIGS)[0])
+
+
+def test_an_expert_whose_rows_are_all_drawn_draws_no_more() -> None:
+    """One of them is sure while the sum over both isn't: what is left to draw is the other's."""
+    rng, (row_reader, columns) = np.random.default_rng(0), (31, 32768)
+    weight = rng.normal(size=(2, row_reader, columns)).astype(np.float32)
+    weight *= 0.02 / np.sqrt(np.square(weight).mean(-1, keepdims=True))
+    weight[0, 1::2] = np.sign(weight[0, 1::2]) * 0.02  # the same energy, other ranges
+    weight[0, 3::4] *= 1e-3
+    weight[1] *= np.sqrt(1 + 0.062 * rng.normal(size=(row_reader, 1))).astype(np.float32)
+
+    def read(experts: np.ndarray, places: np.ndarray) -> mx.array:
+        return mx.array(weight[experts[:, None], places])
+
+    made = measure_sample(read, weight.shape, [QuantConfig(4, 64)], AUTO, np.random.default_rng(6))
+    assert np.isfinite(made.nmse).all()
+
+
+def test_an_expert_of_zeros_is_no_trouble() -> None:
+    weight = mx.concatenate(
+        [mx.zeros((1, 2000, 128)), heavy(1, 2000, 128).astype(mx.float32)]
+    ).astype(mx.bfloat16)
+    read = partial(row_reader.picked, weight)
+    found = measure_sample(read, (2, 2000, 128), CONFIGS, AUTO, np.random.default_rng(0))
+    assert (found.nmse[:, 0] == 0).all() and (found.nmse[:, 1] > 0).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_read_from_the_disk_are_those_of_the_layer(family: str, tmp_path: Path) -> None:
+    if not known(family):
+        pytest.skip("mlx-lm is older than this family")
+    job = prepare(str(released(family, tmp_path / family)))
+    layers = {layer.path: layer for layer in job.inventory.layers}
+    straight = row_reader.straight_layers(job.source, job.inventory.layers)
+    experts = [
+        layer for layer in layers.values() if layer.kind == "experts" and layer.stored is None
+    ]
+    if family in ("qwen3_moe", "mixtral", "olmoe"):
+        assert experts and all(layer.path in straight for layer in experts)
+    rng = np.random.default_rng(0)
+    for path, tensors in stream(
+        job.source, job.inventory, [p for p in job.inventory.order if p in straight]
+    ):
+        layer = layers[path]
+        count, height, _ = layer.as_experts
+        chosen = np.sort(rng.permutation(count)[: max(1, count // 2)])
+        which = np.sort(rng.integers(0, height, (len(chosen), 3)), axis=1)
+        whole = tensors["weight"].reshape(layer.as_experts)
+        read = straight[path].read(job.source, layer, chosen, which)
+        assert (
+            read.dtype == whole.dtype
+            and mx.array_equal(read, row_reader.picked(whole, chosen, which)).item()
+        ), path
+
+
+def test_of_a_layer_that_maps_straight_through_only_the_drawn_rows_are_read(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = prepare(str(make(qwen3_moe(1))))
+    touched: list[str] = []
+
+    def watched(source: object, inventory: object, paths: list[str], *more: object) -> object:
+        touched.extend(paths)
+        return stream(source, inventory, paths, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mint_mlx.checkpoint.layer_stream.stream", watched)
+    made = measurements.get_profile(job, sample="0.1")
+    assert not touched and made.sample == "0.1"
+    assert all(curve.share < 0.6 for curve in made.curves.values() if len(curve.configs))
+    measurements.get_profile(job, sample="1.0")
+    assert touched
+
+
+def wide_moe(inner: int = 1024) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """A Qwen3-MoE whose experts have rows enough to draw from."""
+    config, shapes = qwen3_moe(2, 2)
+    for name, shape in shapes.items():
+        if ".experts." in name:
+            shapes[name] = (shape[0], inner) if "down_proj" in name else (inner, shape[1])
+    return config | {"moe_intermediate_size": inner}, shapes
+
+
+def test_plans_from_a_sample_lose_less_than_half_a_percent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("helpers.HIDDEN", 512)
+    for name, value in (("WHOLE", 1 << 12), ("FIRST", 1 << 13), ("FIRST_OF_LAYER", 1 << 13)):
+        monkeypatch.setattr(row_sampling, name, value)
+    folder = write_checkpoint(tmp_path / "m", wide_moe())
+    _add_tails(folder)
+    job = prepare(str(folder))
+    drawn, exact = (measurements.get_profile(job, sample=how) for how in ("auto", "1"))
+    assert sum(curve.share < 0.6 for curve in drawn.curves.values()) >= 3 and exact.sampled == ""
+    assert max(curve.error for curve in drawn.curves.values()) <= row_sampling.TOLERANCE
+    own = measurements.get_sensitivity(job)
+    assert own is not None
+    for objective in ("nmse", "mint", "prior", "fisher"):
+        for bits in ("3.5bpw", "4.25bpw", "5bpw", "6bpw"):
+            weights = own[1] if objective == "fisher" else None
+            true, found = (
+                allocate(p, parse_budget(bits), job.recipe, objective, sensitivity=weights)
+                for p in (exact, drawn)
+            )
+            least, got = (_loss(exact, plan, own[1]) for plan in (true, found))
+            assert got <= 1.005 * least, (objective, bits, got / least)
+
+
+def _loss(exact: Profile, plan: Plan, weights: Sensitivity) -> float:
+    """A plan's objective by exact errors."""
+    inventory = exact.inventory
+    context = Context(
+        inventory.blocks, **exact.recipe.priors.model_dump(), fisher=_fisher(exact, weights)
+    )
+    function = find_objective(plan.objective or "")
+    return sum(
+        float(
+            function(layer, exact.curves[layer.path].of(plan.choice[layer.path])[None], context)[0]
+        )
+        for layer in inventory.layers
+    )
+
+
+def _add_tails(folder: Path) -> None:
+    """Replace the weights by ones with heavy tails and a size for each row."""
+    with mx.stream(mx.cpu):
+        tensors = dict(mx.load(str(folder / "model.safetensors")))
+        mx.eval(tensors)
+    for number, (name, array) in enumerate(tensors.items()):
+        if array.ndim == 2:
+            tensors[name] = heavy(1, *array.shape, seed=number)[0] * 0.05
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "all", "nan", ""])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="share"):
+        parse_sample(text)
+
+
+def test_the_profile_tells_what_it_was_measured_on(make: Maker, tmp_path: Path) -> None:
+    folder, file = str(make(qwen3_moe(1))), tmp_path / "p.json"
+    told = CliRunner().invoke(app, ["profile", folder, "-o", str(file), "--sample", "0.25"])
+    assert told.exit_code == 0 and "% of the weights (standard errors up to" in told.output
+    read = load_profile(file)
+    assert read.sample == "0.25" and read.seed == row_sampling.SEED and read.sampled
+    again = steps.write_profile(folder, tmp_path / "again.json", sample="0.25")[1]
+    for path, curve in read.curves.items():
+        assert np.array_equal(curve.nmse, again.curves[path].nmse)
+
+
+def test_a_row_that_is_not_finite_is_refused_unless_allowed(make: Maker) -> None:
+    folder = make(qwen3_moe(1))
+    with mx.stream(mx.cpu):
+        tensors = dict(mx.load(str(folder / "model.safetensors")))
+        mx.eval(tensors)
+    name = "model.layers.0.self_attn.o_proj.weight"
+    tensors[name][3, 5] = float("nan")
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors, metadata={"format": "pt"})
+    job = prepare(str(folder))
+    for how in ("1", "auto"):
+        with pytest.raises(MintError, match=r"o_proj\.weight holds NaN"):
+            measurements.get_profile(job, sample=how)
+    made = measurements.get_profile(job, sample="1", allow_nonfinite=True)
+    assert measurements.known_profile(job, "1") is None  # it would hide them from the next run
+    assert all(np.isfinite(curve.nmse).all() for curve in made.curves.values())
+    command = [
+        "convert",
+        str(folder),
+        "--budget",
+        "5bpw",
+        "-o",
+        str(folder.parent / "out"),
+        "--no-smoke",
+    ]
+    refused = CliRunner().invoke(app, [*command, "--effort", "balanced", "--allow-nonfinite"])
+    assert refused.exit_code and "--effort fast" in str(refused.exception)
+    written = CliRunner().invoke(app, [*command, "--effort", "fast", "--allow-nonfinite"])
+    assert written.exit_code == 0, written.output
+
+
+def test_a_source_with_nothing_left_to_measure_is_sampled_too(make: Maker, tmp_path: Path) -> None:
+    """Fewer than its two bits there are none: what a layer has is its only candidate."""
+    convert.convert(str(make(llama(1))), uniform="2bit-g128", out=tmp_path / "two", smoke=False)
+    made = measurements.get_profile(prepare(str(tmp_path / "two")), sample="0.5")
+    assert any(curve.configs == (QuantConfig(2, 128),) for curve in made.curves.values())

@@ -1,0 +1,103 @@
+"""Recipes: the bundled ones, how a family finds its own, and what a file of one's own may say."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from released import FAMILIES, RELEASED, known, released
+
+from mint_mlx.base.errors import MintError
+from mint_mlx.jobs import convert
+from mint_mlx.rules.recipes import bundled, find_recipe, read_recipe
+
+OWN = {
+    "deepseek_v2": "deepseek",
+    "deepseek_v3": "deepseek",
+    "kimi_k2": "deepseek",
+    "ernie4_5_moe": "ernie4_5_moe",
+    "gpt_oss": "gpt_oss",
+    "gpt_oss_bf16": "gpt_oss",
+    "minimax_m2": "minimax_m2",
+    "mixtral": "mixtral",
+    "qwen2_moe": "qwen2_moe",
+    "qwen3": "qwen3",
+    "qwen3_5_moe": "qwen3_next",
+    "qwen3_moe": "qwen3_moe",
+    "qwen3_moe_fp8": "qwen3_moe",
+    "qwen3_next": "qwen3_next",
+}
+
+
+def test_bundled_recipes_say_something_and_serve_each_family_once() -> None:
+    read = {name: read_recipe(path) for name, path in bundled().items()}
+    assert all(recipe.name == name for name, recipe in read.items())
+    for name, recipe in read.items():
+        assert name == "default" or recipe.rules or recipe.modes or recipe.references, name
+        assert name == "default" or recipe.serves
+    served = Counter(family for recipe in read.values() for family in recipe.serves)
+    assert not [family for family, times in served.items() if times > 1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_finds_its_recipe(family: str) -> None:
+    config = json.loads((RELEASED / family / "config.json").read_text())
+    assert find_recipe(None, config).name == OWN.get(family, "default")
+
+
+def test_rules_hold_in_plans(tmp_path: Path) -> None:
+    if not known("deepseek_v3"):
+        pytest.skip("this mlx-lm has no such family")
+    model = released("deepseek_v3", tmp_path / "model")
+    result = convert.convert(str(model), "5bpw", tmp_path / "out", smoke=False)
+    roles = {layer.path: layer.role for layer in result.inventory.layers}
+    latents = [config for path, config in result.plan.choice.items() if roles[path] == "mla"]
+    assert (
+        result.plan.recipe == "deepseek" and latents and all(config.bits >= 6 for config in latents)
+    )
+    free = convert.convert(str(model), "5bpw", tmp_path / "free", recipe="default", smoke=False)
+    assert any(config.bits < 6 for path, config in free.plan.choice.items() if roles[path] == "mla")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nabout: b\nserve: [llama]\n", "line 3: serve: a recipe has no such key"),
+        ("name: a\nabout: b\ncandidates: many\n", "line 3: candidates"),
+        (
+            "name: a\nabout: b\nrules:\n- {roles: [ruter], reason: x}\n",
+            "line 4.*no role is called 'ruter'",
+        ),
+        (
+            "name: a\nabout: b\nrules:\n- {roles: [head], floor: 8, ceiling: 4, reason: x}\n",
+            "line 4.*above a ceiling",
+        ),
+        ("name: a\nabout: b\nrules:\n- {roles: [head], floor: 8}\n", "reason"),
+        ("name: a\nabout: b\nname: c\n", "line 3: 'name' is given twice"),
+        (
+            "name: a\nabout: b\nrules:\n- {roles: [head], floor: 7, ceiling: 7, reason: x}\n",
+            "no bits for the role head",
+        ),
+        (
+            "name: a\nabout: b\nrules:\n- {roles: [head], keep: true, ceiling: 4, reason: x}\n",
+            "a ceiling forbids",
+        ),
+        (
+            "name: a\nabout: b\nrules:\n- {roles: [router], ceiling: 4, reason: x}\n",
+            "breaks the guard",
+        ),
+        ("name: a\nabout: b\npriors: {roles: {rooter: 3}}\n", "no role is called 'rooter'"),
+        ("name: a\nabout: b\nmodes: [fp3]\n", "no mode is called 'fp3'"),
+        ("name: a\nabout: b\nobjective: best\n", "no objective is called 'best'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_names_file_and_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(text)
+    with pytest.raises(MintError, match=message) as refusal:
+        read_recipe(path)
+    assert str(path) in str(refusal.value)

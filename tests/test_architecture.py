@@ -1,0 +1,114 @@
+"""The rooms of the house: what may import what, read from the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = (  # a room imports only rooms that stand before it
+    "base",
+    "converters.sources",
+    "checkpoint",
+    "rules",
+    "runtime",
+    "measure",
+    "allocation",
+    "converters.quantizers",
+    "converters.output",
+    "jobs",
+    "eval",
+    "cli",
+)
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name below `mint_mlx`."""
+    found = {}
+    for top in ("mint_mlx", "converters", "eval"):
+        for path in (ROOT / top).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            name = ".".join(part for part in parts if part not in ("mint_mlx", "__init__"))
+            found[name] = path
+    return found
+
+
+def room_of(module: str) -> str:
+    """The room that a module lies in; '' for the package itself."""
+    return next((r for r in ROOMS if module == r or module.startswith(f"{r}.")), "")
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """The modules that one imports, at its top or inside a function."""
+    path, found = modules()[module], set()
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            target = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mint_mlx"):
+            target = (node.module or "")[len("mint_mlx.") :]
+        else:
+            continue
+        for alias in node.names:
+            inner = f"{target}.{alias.name}".strip(".")
+            found.add(inner if inner in modules() else target)
+    return frozenset(found - {module, ""})
+
+
+def edges() -> Iterator[tuple[str, str]]:
+    for module in modules():
+        for target in imports(module):
+            yield module, target
+
+
+def test_no_import_runs_up_the_list_of_rooms() -> None:
+    up = [
+        f"{module} imports {target}"
+        for module, target in edges()
+        if room_of(module) and ROOMS.index(room_of(module)) < ROOMS.index(room_of(target))
+    ]
+    assert not up
+
+
+def test_every_import_names_a_module() -> None:
+    assert not [f"{a} imports {b}" for a, b in edges() if b not in modules()]
+
+
+def test_no_imports_form_a_circle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, f"a circle: {' -> '.join((*way[way.index(module) :], module))}"
+        if module not in done:
+            for target in imports(module):
+                visit(target, (*way, module))
+            done.add(module)
+
+    for module in modules():
+        if module:
+            visit(module, ())
+
+
+def test_every_module_lies_in_a_room() -> None:
+    flat = {path.name for path in (ROOT / "mint_mlx").glob("*.py")}
+    assert flat == {"__init__.py", "__main__.py"}
+    assert {m for m in modules() if not room_of(m)} == {"", "__main__", "converters"}
+
+
+@pytest.mark.parametrize("folder", ["mint_mlx", "converters", "eval"])
+def test_no_module_stands_beside_a_folder_of_its_name(folder: str) -> None:
+    for path in (ROOT / folder).rglob("*.py"):
+        assert not path.with_suffix("").is_dir(), path
+
+
+@pytest.mark.parametrize("name", ["converters", "eval", "recipes"])
+def test_the_links_into_the_package_resolve(name: str) -> None:
+    link = ROOT / "mint_mlx" / name
+    assert link.is_symlink() and link.resolve() == ROOT / name and link.is_dir()
