@@ -20,6 +20,7 @@ from typing import Any
 
 from ..allocation.allocate import allocate
 from ..allocation.plan import Plan
+from ..allocation.search_space import SearchSpace
 from ..base.errors import MintError, UsageError, explain
 from ..base.files import alone, read_json, write_whole
 from ..base.quant_config import QuantConfig
@@ -30,11 +31,11 @@ from ..checkpoint.source import Source, load_source
 from ..checkpoint.tokenizer import load_tokenizer
 from ..converters.output import write
 from ..converters.quantizers.memory_estimate import check_room, peak
-from ..converters.quantizers.protocol import Own
 from ..converters.quantizers.registry import NEEDS_INPUTS
 from ..jobs import measurements
 from ..jobs.model import Job, prepare
 from ..measure import cache
+from ..measure.sensitivity import Sensitivity
 from ..rules.efforts import EFFORTS, Effort
 from ..rules.objectives import NEEDS_SENSITIVITY
 from . import peers, stats
@@ -229,7 +230,11 @@ def _limit(job: Job, budget: Budget) -> int:
     limit = budget.resolve(job.inventory.parameters)
     if limit is None:
         curves = measurements.get_profile(job)
-        return allocate(curves, budget, job.recipe).layout(job.inventory).total
+        return (
+            allocate(curves, budget, SearchSpace(job.inventory, job.recipe))
+            .layout(job.inventory)
+            .total
+        )
     return limit
 
 
@@ -303,7 +308,7 @@ class _Bench:
         """Our checkpoints by each method at each size."""
         if not names:
             return
-        own: dict[str, Own | None] = {}
+        own: dict[str, Sensitivity | None] = {}
         why: dict[str, str] = {}
         for name in names:
             try:
@@ -319,13 +324,12 @@ class _Bench:
                     continue
                 objective, quantizer, mine = OURS[name].objective, OURS[name].quantizer, own[name]
                 try:
-                    weights = mine[1] if mine else None
                     plan = allocate(
                         curves,
                         parse_budget(f"{size}B"),
-                        self.job.recipe,
+                        SearchSpace(self.job.inventory, self.job.recipe),
                         objective,
-                        sensitivity=weights,
+                        mine,
                     )
                     plan = replace(
                         plan, quantizer=quantizer, effort=name if name in EFFORTS else plan.effort
@@ -348,7 +352,7 @@ class _Bench:
                     partial(self._write, plan, inputs, refine),
                 )
 
-    def _own(self, level: Effort) -> Own | None:
+    def _own(self, level: Effort) -> Sensitivity | None:
         """The model's own text and sensitivity, where a level looks at them.
 
         Raises:
@@ -366,15 +370,17 @@ class _Bench:
             )
         return found
 
-    def _write(self, plan: Plan, own: Own | None, refine: bool, out: Path) -> None:
+    def _write(self, plan: Plan, sensitivity: Sensitivity | None, refine: bool, out: Path) -> None:
         from ..converters.quantizers.distil import NO_ROOM, can_refine, refine_written
 
         source, inventory, distil = self.job.source, self.job.inventory, None
-        if refine and own is not None and can_refine(inventory, plan.choice):
-            distil = partial(refine_written, source, own[0], self.report)
+        if refine and sensitivity is not None and can_refine(inventory, plan.choice):
+            distil = partial(refine_written, source, sensitivity.tokens, self.report)
         elif refine:
             self.report.note(NO_ROOM)
-        write.write(source, inventory, plan, out, force=True, own=own, refine=distil)
+        write.write(
+            source, inventory, plan, out, force=True, sensitivity=sensitivity, refine=distil
+        )
 
     def build(self, task: Task) -> Made:
         """Build a checkpoint, or find it in the cache. What fails in mlx-lm's code is a row of its

@@ -209,11 +209,10 @@ def _feedback(
     """
     tokens = calibration(source, text)
     ones = TokenWeights(np.ones((tokens.size, 1), dtype=np.float32), None)
-    plain = Sensitivity(
-        "", "", "", tokens.size, "text", {}, {layer.path: ones for layer in inventory.layers}
-    )
+    weights = {layer.path: ones for layer in inventory.layers}
+    plain = Sensitivity(source.origin, tokens.astype(np.int32), "text", {}, weights)
     plan = replace(uniform(source, inventory, config, {}), quantizer="gptq")
-    write.write(source, inventory, plan, out, force=True, own=(tokens.astype(np.int32), plain))
+    write.write(source, inventory, plan, out, force=True, sensitivity=plain)
 
 
 def _recipe(source: Source, recipe: str, out: Path) -> None:

@@ -54,11 +54,11 @@ def model_card(plan: Plan, inventory: Inventory, total: int, source: Path, name:
         for key, value in _front_matter(source / "README.md").items()
         if key in _LICENCE_KEYS
     }
-    if "/" in plan.source:
-        data |= {"base_model": plan.source, "base_model_relation": "quantized"}
+    if "/" in plan.origin.source:
+        data |= {"base_model": plan.origin.source, "base_model_relation": "quantized"}
     bits, active = total * 8 / inventory.parameters, inventory.active_bytes(plan.choice)
     ratio = active_ratio(inventory, plan.choice)
-    revision = f" at revision `{plan.revision}`" if plan.revision else ""
+    revision = f" at revision `{plan.origin.revision}`" if plan.origin.revision else ""
     rows = "\n".join(
         f"| {c} | {n} | {count(w)} | {both(b)} |" for c, n, w, b in config_table(plan, inventory)
     )
@@ -71,9 +71,9 @@ def model_card(plan: Plan, inventory: Inventory, total: int, source: Path, name:
     seen = EFFORTS["balanced" if looks else "fast"].sees
     tools = ", ".join(f"{tool} {number}" for tool, number in plan.versions.items())
     link = (
-        f"[{plan.source}](https://huggingface.co/{plan.source})"
-        if "/" in plan.source
-        else plan.source
+        f"[{plan.origin.source}](https://huggingface.co/{plan.origin.source})"
+        if "/" in plan.origin.source
+        else plan.origin.source
     )
     return f"""---
 {yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---

@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...allocation.artifacts import KEPT
+from ...allocation.artifacts import ARTIFACTS
 from ...allocation.plan import Plan
 from ...allocation.plan_file import plan_text
 from ...base.distributed import ranks
@@ -39,8 +39,9 @@ from ...checkpoint.roles import TOWER
 from ...checkpoint.row_reader import Straight, straight_layers
 from ...checkpoint.source import Source
 from ...checkpoint.towers import PROCESSOR_FILES, has_mtp, text_only, without_mtp
+from ...measure.sensitivity import Sensitivity
 from ..quantizers import rtn
-from ..quantizers.protocol import SCRATCH, Own, Quantizer, Work
+from ..quantizers.protocol import SCRATCH, Quantizer, Work
 from ..quantizers.registry import find_quantizer
 from . import rowwise
 from .card import model_card
@@ -54,7 +55,7 @@ NOT_COPIED = (
     "hf_quant_config.json",
     "quantize_config.json",
     REFINED_FILE,
-    *KEPT,
+    *ARTIFACTS,
 )
 
 
@@ -66,7 +67,7 @@ def write(
     force: bool = False,
     smoke: bool = False,
     report: Report | None = None,
-    own: Own | None = None,
+    sensitivity: Sensitivity | None = None,
     kept: Mapping[str, Callable[[Path], None]] | None = None,
     refine: Callable[[Path, Path], None] | None = None,
     allow_nonfinite: bool = False,
@@ -86,8 +87,7 @@ def write(
         force: replace a checkpoint of ours there, and unfinished work of another kind.
         smoke: let the result write a sentence before it gets its name.
         report: receives progress.
-        own: the model's own tokens and its sensitivity, for quantizers that look at a layer's
-            inputs.
+        sensitivity: with its tokens, for quantizers that use a layer's inputs.
         kept: writers of the other files that it keeps of its making (kept.py), by name.
         refine: called with the work folder, and with a file of its own there for what it found,
             once all is written; if that file exists, nothing is quantized anew.
@@ -107,12 +107,12 @@ def write(
     work = work_folder(target)
     if group.first:
         check_work(work)
-        check_space(target.absolute().parent, _room(inventory, plan, layout, own, work))
+        check_space(target.absolute().parent, _room(inventory, plan, layout, sensitivity, work))
     identity = {
         "source": source.fingerprint,
         "quantizer": plan.quantizer,
         "versions": versions(),
-        "inputs": digest(own) if own is not None else None,
+        "inputs": digest(sensitivity) if sensitivity is not None else None,
         "choice": {path: str(config) for path, config in plan.choice.items()},
     }
     config_text = _config_text(source, inventory, plan)
@@ -127,7 +127,7 @@ def write(
             learned.unlink(missing_ok=True)
         if not learned.is_file():
             quantize = find_quantizer(plan.quantizer)(
-                Work(source, inventory, plan.choice, work, own, report.detail)
+                Work(source, inventory, plan.choice, work, sensitivity, report.detail)
             )
             _write_layers(source, inventory, plan, writer, quantize, report, allow_nonfinite, waves)
             del quantize  # it holds the source's model
@@ -167,7 +167,9 @@ def write(
     return sentence
 
 
-def _room(inventory: Inventory, plan: Plan, layout: Layout, own: Own | None, work: Path) -> int:
+def _room(
+    inventory: Inventory, plan: Plan, layout: Layout, sensitivity: Sensitivity | None, work: Path
+) -> int:
     """Bytes that the disk must still have beside what unfinished work there has written."""
     present = (
         sum(f.stat().st_blocks * 512 for f in work.glob("model*.safetensors*"))
@@ -176,10 +178,10 @@ def _room(inventory: Inventory, plan: Plan, layout: Layout, own: Own | None, wor
     )
     beside = 50_000_000
     if (
-        own is not None and plan.quantizer == "learn"
+        sensitivity is not None and plan.quantizer == "learn"
     ):  # two hidden states, and a shard's copy when it is refined
         wide = max(layer.shape[-1] for layer in inventory.layers if layer.role == "embedding")
-        beside += 2 * 4 * own[0].size * wide + max(layout.sizes)
+        beside += 2 * 4 * sensitivity.tokens.size * wide + max(layout.sizes)
     return max(0, layout.total + beside - present)
 
 
@@ -272,10 +274,10 @@ def copied(folder: Path, target: Path, force: bool) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def digest(own: Own) -> str:
+def digest(sensitivity: Sensitivity) -> str:
     """What codes follow from beside weights and plan: the tokens, their weights and the metrics."""
-    tokens, made = own
-    found = hashlib.blake2b(np.ascontiguousarray(tokens).data, digest_size=8)
+    made = sensitivity
+    found = hashlib.blake2b(np.ascontiguousarray(sensitivity.tokens).data, digest_size=8)
     weights = [weights.weight for weights in made.weights.values()]
     for array in (
         *weights,

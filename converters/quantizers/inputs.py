@@ -113,11 +113,7 @@ class Inputs:
 
 
 def block_inputs(
-    source: Source,
-    inventory: Inventory,
-    tokens: np.ndarray,
-    sensitivity: Sensitivity,
-    batch: int = 8,
+    source: Source, inventory: Inventory, sensitivity: Sensitivity, batch: int = 8
 ) -> Iterator[tuple[int | None, dict[str, Inputs]]]:
     """Yield each block's index with the inputs of its layers, and at last None with those of the
     head.
@@ -125,8 +121,7 @@ def block_inputs(
     Args:
         source: a checkpoint whose weights are here.
         inventory: its layers.
-        tokens: int (windows, tokens), the ones that the sensitivity was measured on.
-        sensitivity: with its token weights.
+        sensitivity: with its tokens and their weights.
         batch: windows at once.
     """
     runner = load_runner(source.path)
@@ -134,25 +129,22 @@ def block_inputs(
     parts = {layer.path: layer.experts for layer in inventory.layers}
     wanted = {layer.path for layer in inventory.layers if layer.kind in ("linear", "experts")}
     wanted &= sensitivity.weights.keys()
+    tokens = sensitivity.tokens
     for step, out, rows in forward_blocks(runner, tokens, batch, wanted):
         last = out
         release_block(runner, step.block)  # its layers are quantized from the source
         yield step.index, weigh(rows, sensitivity, parts)
-    yield None, head_inputs(runner, inventory, tokens, last, sensitivity)
+    yield None, head_inputs(runner, inventory, last, sensitivity)
 
 
 def head_inputs(
-    runner: Runner,
-    inventory: Inventory,
-    tokens: np.ndarray,
-    hidden: mx.array,
-    sensitivity: Sensitivity,
+    runner: Runner, inventory: Inventory, hidden: mx.array, sensitivity: Sensitivity
 ) -> dict[str, Inputs]:
     """What the head reads, where it isn't the embedding. `hidden` is the last block's output."""
     head = next((layer.path for layer in inventory.layers if layer.role == "head"), None)
     if head is None or head not in sensitivity.weights:
         return {}
-    x = trunk_output_from(runner, mx.array(tokens), hidden).astype(mx.float32)
+    x = trunk_output_from(runner, mx.array(sensitivity.tokens), hidden).astype(mx.float32)
     mx.eval(x)
     rows = Batch(x.reshape(-1, x.shape[-1]), sensitivity.weights[head].weight[:, 0], None)
     return {head: Inputs(head, (rows,), 1)}
@@ -175,10 +167,8 @@ def weigh(
 class Moments:
     """Hands out what layers read, in the model's order; the model runs on as it is asked for."""
 
-    def __init__(
-        self, source: Source, inventory: Inventory, tokens: np.ndarray, sensitivity: Sensitivity
-    ) -> None:
-        self._blocks = block_inputs(source, inventory, tokens, sensitivity)
+    def __init__(self, source: Source, inventory: Inventory, sensitivity: Sensitivity) -> None:
+        self._blocks = block_inputs(source, inventory, sensitivity)
         self._embedding = sensitivity.embedding
         self._layers = {layer.path: layer for layer in inventory.layers}
         self._here: int | None = -1

@@ -38,9 +38,10 @@ class Learner:
     """A quantizer that learns a block when the first of its layers is asked for."""
 
     def __init__(self, work: Work) -> None:
-        assert work.own is not None
+        assert work.sensitivity is not None
         self.work = work
-        self.tokens, self.sensitivity = work.own
+        self.sensitivity = work.sensitivity
+        self.tokens = work.sensitivity.tokens
         self.layers = {layer.path: layer for layer in work.inventory.layers}
         self.turns = turns(work.inventory, self.tokens.size)
         self._blocks: Iterator[tuple[int | None, dict[str, Packed]]] | None = None
@@ -200,7 +201,7 @@ class Learner:
             out: what the source's last block returns.
             hidden: what the quantized one does.
         """
-        inputs = head_inputs(runner, self.work.inventory, self.tokens, out, self.sensitivity)
+        inputs = head_inputs(runner, self.work.inventory, out, self.sensitivity)
         if not inputs:
             return {}
         ((path, moments),) = inputs.items()

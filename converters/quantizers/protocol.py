@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
 from ...base.quant_config import QuantConfig
 from ...checkpoint.layers import Inventory, Layer
@@ -15,9 +14,6 @@ from ...checkpoint.source import Source
 from ...measure.sensitivity import Sensitivity
 
 SCRATCH = "scratch-"  # how the names of files begin that a quantizer keeps in the work folder
-Own = tuple[
-    np.ndarray, Sensitivity
-]  # the model's own tokens, int32 (windows, tokens), and its sensitivity on them
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,7 @@ class Work:
         choice: the configuration of every layer.
         folder: where it may keep what makes its work resumable; files named SCRATCH are deleted in
             the end.
-        own: None where the quantizer needs no inputs.
+        sensitivity: with the tokens that inputs are measured on; None where none are needed.
         say: takes word of how far a layer is that takes long.
     """
 
@@ -37,7 +33,7 @@ class Work:
     inventory: Inventory
     choice: Mapping[str, QuantConfig]
     folder: Path
-    own: Own | None
+    sensitivity: Sensitivity | None
     say: Callable[[str], None] = lambda _: None
 
 

@@ -18,8 +18,8 @@ def _rtn(_: Work) -> Quantizer:
 def _gptq(work: Work) -> Quantizer:
     from .inputs import Moments  # (it brings all that runs a model)
 
-    assert work.own is not None
-    moments = Moments(work.source, work.inventory, *work.own)
+    assert work.sensitivity is not None
+    moments = Moments(work.source, work.inventory, work.sensitivity)
     return lambda layer, weight, config: gptq.quantize(weight, config, moments.of(layer.path))
 
 

@@ -85,7 +85,7 @@ def _sensitivity(model: Path, count: int) -> dict[str, float]:
     job, tokens, clock = prepare(str(model)), _tokens(count), Clock()
     made = measure(job.source, job.inventory, tokens, "random", progress=clock.step, streamed=True)
     seconds = clock.seconds
-    save_sensitivity(tokens, made, _kept(model, count))
+    save_sensitivity(made, _kept(model, count))
     forward, back = ("block 0 forward", "block 1 forward"), ("block 1 back", "block 0 back")
     return {"seconds": seconds, "layer": clock.between(*forward) + clock.between(*back)}
 
@@ -105,13 +105,20 @@ def _feedback(model: Path, count: int) -> dict[str, float]:
     runner.fits_here = lambda model_bytes: (
         False
     )  # so that two layers are streamed, as all of them are
-    job, own = prepare(str(model)), load_sensitivity(_kept(model, count))
+    job, sensitivity = prepare(str(model)), load_sensitivity(_kept(model, count))
     plan = replace(uniform(job.source, job.inventory, QuantConfig(4, 64), {}), quantizer="gptq")
     last = [layer.path for layer in job.inventory.layers if layer.block == 1]
     after = next(layer.path for layer in job.inventory.layers if layer.role == "head")
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:
         clock = Clock()
-        write.write(job.source, job.inventory, plan, Path(folder) / "out", report=clock, own=own)
+        write.write(
+            job.source,
+            job.inventory,
+            plan,
+            Path(folder) / "out",
+            report=clock,
+            sensitivity=sensitivity,
+        )
     return {"seconds": clock.seconds, "layer": clock.between(last[0], after)}
 
 

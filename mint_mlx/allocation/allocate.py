@@ -6,15 +6,13 @@ Costs are exact bytes on disk, so a budget is met to the byte; the loss is a nam
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..base.errors import MintError, UsageError
-from ..base.quant_config import KEEP, QuantConfig, parse_config
-from ..base.units import Budget, both
+from ..base.errors import MintError
+from ..base.quant_config import KEEP, QuantConfig
+from ..base.units import Budget
 from ..base.versions import versions
 from ..checkpoint.layers import Inventory, Layer
 from ..checkpoint.layout import SHARD_BYTES
@@ -24,86 +22,22 @@ from ..measure.moments import takes_feedback
 from ..measure.profile import Profile, RateDistortion, sqnr_db
 from ..measure.sensitivity import Sensitivity
 from ..rules.objectives import NEEDS_SENSITIVITY, Context, find_objective
-from ..rules.recipes import Recipe, candidates
 from .knapsack import solve
-from .plan import LayerError, Plan, check_config
+from .plan import LayerError, Plan
+from .search_space import (
+    Candidates,
+    SearchSpace,
+    check_feasible,
+    list_candidates,
+    size_range,
+)
 from .uniform import uniform_choice
-
-Candidates = dict[str, tuple[QuantConfig, ...]]
-
-
-@dataclass(frozen=True)
-class Override:
-    """All layers whose path matches get one configuration."""
-
-    pattern: re.Pattern[str]
-    config: QuantConfig
-
-
-def parse_override(text: str) -> Override:
-    """Read `REGEX=CONFIG`.
-
-    Raises:
-        UsageError: no `=`, a broken regular expression or an unknown configuration.
-    """
-    pattern, equals, config = text.rpartition("=")
-    if not equals or not pattern:
-        raise UsageError(
-            f"the override {text!r} must be written REGEX=CONFIG, for example 'lm_head=8bit-g32'"
-        )
-    try:
-        return Override(re.compile(pattern), parse_config(config))
-    except re.error as error:
-        raise UsageError(
-            f"the override's pattern {pattern!r} is not a regular expression: {error}"
-        ) from None
-
-
-def apply_overrides(
-    overrides: Sequence[Override], inventory: Inventory, ignore_guards: bool
-) -> dict[str, QuantConfig]:
-    """The configuration that overrides give, by layer path; later ones win.
-
-    Raises:
-        MintError: an override matches no layer, can't be taken by one that it matches, or breaks a
-            guard.
-    """
-    forced: dict[str, QuantConfig] = {}
-    for override in overrides:
-        matched = [layer for layer in inventory.layers if override.pattern.search(layer.path)]
-        if not matched:
-            raise MintError(
-                f"the override {override.pattern.pattern!r} matches no layer: `mint-mlx inspect "
-                "MODEL` lists them"
-            )
-        for layer in matched:
-            check_config(layer, override.config, ignore_guards)
-            forced[layer.path] = override.config
-    return forced
-
-
-def list_candidates(
-    inventory: Inventory,
-    recipe: Recipe,
-    forced: dict[str, QuantConfig] | None = None,
-    ignore_guards: bool = False,
-) -> Candidates:
-    """Every layer's candidates under guards, recipe and overrides, from headers alone."""
-    forced = forced or {}
-    return {
-        layer.path: (forced[layer.path],)
-        if layer.path in forced
-        else candidates(layer, recipe, ignore_guards)
-        for layer in inventory.layers
-    }
 
 
 def above_floor(
-    inventory: Inventory,
-    curves: dict[str, RateDistortion],
+    space: SearchSpace,
     options: Candidates,
-    recipe: Recipe,
-    forced: dict[str, QuantConfig],
+    curves: dict[str, RateDistortion],
     weighed: bool = False,
 ) -> Candidates:
     """Drop the candidates whose worst expert lies under the recipe's SQNR floor; overrides are
@@ -115,9 +49,10 @@ def above_floor(
     """
 
     def safe(layer: Layer) -> tuple[QuantConfig, ...]:
-        if layer.path in forced:
+        if layer.path in space.forced:
             return options[layer.path]
         curve = curves[layer.path]
+        recipe = space.recipe
         floor = recipe.expert_floor if weighed and layer.role in EXPERTS else recipe.sqnr_floor
         return tuple(
             c
@@ -125,89 +60,35 @@ def above_floor(
             if not c.quantized or sqnr_db(float(curve.of(c).max())) >= floor
         ) or (KEEP,)
 
-    return {layer.path: safe(layer) for layer in inventory.layers}
-
-
-def size_range(inventory: Inventory, options: Candidates) -> tuple[int, int]:
-    """The smallest and the largest checkpoint that these candidates allow, in bytes."""
-    ends = []
-    for pick in (min, max):
-        choice = {
-            layer.path: pick(options[layer.path], key=layer.bytes) for layer in inventory.layers
-        }
-        ends.append(inventory.layout(choice).total)
-    return ends[0], ends[1]
-
-
-def check_feasible(
-    budget: int,
-    inventory: Inventory,
-    options: Candidates,
-    why: str = "",
-    floor: float | None = None,
-) -> None:
-    """Refuse a budget below the smallest size.
-
-    Args:
-        budget: bytes.
-        inventory, options: what can be chosen.
-        why: what to say of the budget.
-        floor: the safety floor in dB that the options are above; None where they haven't been held
-            against it.
-
-    Raises:
-        MintError: with the range that is possible.
-    """
-    least, most = size_range(inventory, options)
-    if budget >= least:
-        return
-    bits = f"{least * 8 / inventory.parameters:.2f} bpw"
-    if floor is None:
-        raise MintError(
-            f"a budget of {both(budget)} is too small for this model{why}: before the safety floor "
-            f"sizes from {both(least, up=True)} ({bits}, {least}B) to {both(most)} are possible, "
-            "and `--budget smallest` takes the least that it allows"
-        )
-    raise MintError(
-        f"a budget of {both(budget)} is too small for this model with the safety floor of "
-        f"{floor:g} dB SQNR: from {both(least, up=True)} ({bits}, `--budget {least}B`) to "
-        f"{both(most)} is possible"
-    )
+    return {layer.path: safe(layer) for layer in space.inventory.layers}
 
 
 def safe_candidates(
-    profile: Profile,
-    budget: Budget,
-    recipe: Recipe,
-    overrides: Sequence[Override] = (),
-    ignore_guards: bool = False,
-    weighed: bool = False,
+    space: SearchSpace, profile: Profile, budget: Budget, weighed: bool = False
 ) -> Candidates:
-    """Each layer's candidates above the safety floor; `weighed` where a sensitivity says what
-    experts cost.
+    """Each layer's candidates above the safety floor.
+
+    `weighed`: a sensitivity says what errors in experts cost.
 
     Raises:
-        MintError: the budget can't be met with them, or an override is wrong.
+        MintError: the budget can't be met with them.
     """
-    inventory = profile.inventory
-    forced = apply_overrides(overrides, inventory, ignore_guards)
-    options = list_candidates(inventory, recipe, forced, ignore_guards)
+    inventory = space.inventory
+    options = list_candidates(space)
     limit = budget.resolve(inventory.parameters)
     if limit is not None:
         check_feasible(limit, inventory, options)
-    options = above_floor(inventory, profile.curves, options, recipe, forced, weighed)
+    options = above_floor(space, options, profile.curves, weighed)
     if limit is not None:
-        check_feasible(limit, inventory, options, floor=recipe.sqnr_floor)
+        check_feasible(limit, inventory, options, floor=space.recipe.sqnr_floor)
     return options
 
 
 def allocate(
     profile: Profile,
     budget: Budget,
-    recipe: Recipe,
+    space: SearchSpace,
     objective: str | None = None,
-    overrides: Sequence[Override] = (),
-    ignore_guards: bool = False,
     sensitivity: Sensitivity | None = None,
     weighed: bool | None = None,
 ) -> Plan:
@@ -215,24 +96,22 @@ def allocate(
     loss.
 
     Args:
-        profile: measured curves, with their inventory.
+        profile: measured curves of the layers.
         budget: bytes, bits per weight, or `smallest`.
-        recipe: candidates, rules, floor and priors.
+        space: the candidates; its recipe has the floor and the priors.
         objective: a name of objectives.OBJECTIVES; the recipe's by default, else `prior`.
-        overrides: fixed configurations by pattern.
-        ignore_guards: allow what the guards forbid.
         sensitivity: what the objectives `fisher` and `fisher-gptq` weigh errors with.
         weighed: whether experts have the lower floor that goes with a sensitivity; by default as
             the objective says.
 
     Raises:
-        MintError: the budget can't be met, or an override or the objective is wrong.
+        MintError: the budget can't be met, or the objective is wrong.
     """
-    inventory = profile.inventory
+    inventory, recipe = space.inventory, space.recipe
     name = objective or recipe.objective or "prior"
     function = find_objective(name)
     lower = name in NEEDS_SENSITIVITY if weighed is None else weighed
-    options = safe_candidates(profile, budget, recipe, overrides, ignore_guards, lower)
+    options = safe_candidates(space, profile, budget, lower)
     if name in NEEDS_SENSITIVITY and sensitivity is None:
         raise MintError(
             f"the objective {name} weighs errors with a sensitivity: measure one with `mint-mlx "
@@ -266,10 +145,7 @@ def allocate(
         layer.path: options[layer.path][k] for layer, k in zip(inventory.layers, picks, strict=True)
     }
     return Plan(
-        source=profile.source,
-        revision=profile.revision,
-        structure=profile.structure,
-        content=profile.content,
+        origin=profile.origin,
         choice=choice,
         recipe=recipe.name,
         objective=name,
@@ -289,12 +165,10 @@ def _fisher(profile: Profile, sensitivity: Sensitivity | None) -> dict[str, np.n
     layer does."""
     if sensitivity is None:
         return {}
-    if (sensitivity.structure, sensitivity.content) != (
-        profile.structure,
-        profile.content,
-    ) and sensitivity.content:
+    if not sensitivity.origin.matches(profile.origin):
         raise MintError(
-            f"the sensitivity is that of another model ({sensitivity.source}): measure it anew"
+            f"the sensitivity is that of another model ({sensitivity.origin.source}): measure it "
+            "anew"
         )
     found = {}
     missing = [
@@ -372,18 +246,15 @@ def uniform(
     source: Source,
     inventory: Inventory,
     config: QuantConfig,
-    forced: dict[str, QuantConfig],
+    forced: Mapping[str, QuantConfig],
     ignore_guards: bool = False,
 ) -> Plan:
     """A plan of the same configuration for every layer that can take it, overrides aside; no
     profile is needed.
     """
     return Plan(
-        source=source.name,
-        revision=source.revision,
-        structure=source.structure,
-        content=source.content,
-        choice=uniform_choice(inventory, config, ignore_guards) | forced,
+        origin=source.origin,
+        choice=uniform_choice(inventory, config, ignore_guards) | dict(forced),
         recipe=f"uniform {config}",
         versions=versions(),
     )

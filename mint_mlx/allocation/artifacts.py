@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from ..base.files import PLAN_FILE
 from ..checkpoint.hub import NotKept, download_file, parse_repo
 from ..measure.sensitivity import Sensitivity
@@ -17,10 +15,10 @@ from ..measure.sensitivity_file import load_sensitivity
 
 PROFILE_FILE = "mint-profile.json"
 SENSITIVITY_FILE = "mint-sensitivity.npz"
-KEPT = (PLAN_FILE, PROFILE_FILE, SENSITIVITY_FILE)
+ARTIFACTS = (PLAN_FILE, PROFILE_FILE, SENSITIVITY_FILE)
 
 
-def find_kept(place: str | Path, name: str) -> Path:
+def find_artifact(place: str | Path, name: str) -> Path:
     """A file of this name: the file itself, the one in a folder, or the one in a repository
     `org/name[@revision]`.
 
@@ -41,7 +39,7 @@ def find_kept(place: str | Path, name: str) -> Path:
     return download_file(repo, name)
 
 
-def kept_sensitivity(profile: str | Path, given: str | Path | None = None) -> Sensitivity | None:
+def find_sensitivity(profile: str | Path, given: str | Path | None = None) -> Sensitivity | None:
     """The sensitivity that is given, else the one that a checkpoint or repository keeps beside its
     profile, else None.
 
@@ -54,14 +52,12 @@ def kept_sensitivity(profile: str | Path, given: str | Path | None = None) -> Se
         MintError: the file is damaged, or what is given isn't there.
     """
     if given is not None:
-        return load_sensitivity(find_kept(given, SENSITIVITY_FILE))[1]
-    found = kept_with(profile)
-    return found[1] if found else None
+        return load_sensitivity(find_artifact(given, SENSITIVITY_FILE))
+    return sensitivity_beside(profile)
 
 
-def kept_with(place: str | Path) -> tuple[np.ndarray, Sensitivity] | None:
-    """The sensitivity, with its tokens, that a checkpoint or repository keeps; None where it has
-    none, or for a file.
+def sensitivity_beside(place: str | Path) -> Sensitivity | None:
+    """The sensitivity that a checkpoint or repository keeps; None where it has none, or for a file.
 
     Raises:
         MintError: it is damaged.
@@ -69,6 +65,6 @@ def kept_with(place: str | Path) -> tuple[np.ndarray, Sensitivity] | None:
     if Path(place).is_file():
         return None
     try:
-        return load_sensitivity(find_kept(place, SENSITIVITY_FILE))
+        return load_sensitivity(find_artifact(place, SENSITIVITY_FILE))
     except NotKept:  # a checkpoint of the level `fast` keeps none
         return None

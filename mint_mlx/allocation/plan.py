@@ -15,6 +15,7 @@ from ..base.errors import MintError
 from ..base.quant_config import QuantConfig
 from ..checkpoint.layers import Inventory
 from ..checkpoint.layout import Layout
+from ..checkpoint.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Plan:
     """A choice for every layer, and what it was made from.
 
     Attributes:
+        origin: the weights that it was made from.
         choice: configuration by layer path.
         quantizer: the named function that makes the codes (converters/).
         parts: `text`, or `all` where a tower's tensors are carried along.
@@ -41,10 +43,7 @@ class Plan:
             errors) is left out.
     """
 
-    source: str
-    revision: str | None
-    structure: str
-    content: str
+    origin: Origin
     choice: dict[str, QuantConfig]
     quantizer: str = "rtn"
     effort: str = "fast"

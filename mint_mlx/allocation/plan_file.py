@@ -13,6 +13,7 @@ from ..base.files import write_whole
 from ..base.quant_config import QuantConfig, parse_config
 from ..base.yamlfile import line_of, read_yaml
 from ..checkpoint.layers import Inventory
+from ..checkpoint.origin import Origin
 from .plan import LayerError, Plan
 from .uniform import active_ratio
 
@@ -33,10 +34,10 @@ def plan_text(plan: Plan, inventory: Inventory) -> str:
         f"mint_mlx_plan: {SCHEMA}",
         "source: "
         + _flow(
-            name=plan.source,
-            revision=plan.revision,
-            structure=plan.structure,
-            content=plan.content,
+            name=plan.origin.source,
+            revision=plan.origin.revision,
+            structure=plan.origin.structure,
+            content=plan.origin.content,
         ),
         f"budget: {_scalar(plan.budget)}",
         f"budget_bytes: {_scalar(plan.budget_bytes)}",
@@ -189,10 +190,12 @@ def read_plan(path: Path | str) -> Plan:
     edited = data.get("choice") not in (None, _digest(choice))
     figures: dict[str, Any] = {} if edited else data
     return Plan(
-        source=str(source.get("name") or ""),
-        revision=_text(source.get("revision")),
-        structure=str(source.get("structure") or ""),
-        content=str(source.get("content") or ""),
+        origin=Origin(
+            str(source.get("name") or ""),
+            _text(source.get("revision")),
+            str(source.get("structure") or ""),
+            str(source.get("content") or ""),
+        ),
         choice=choice,
         objective=_text(data.get("objective")),
         budget=_text(figures.get("budget")),

@@ -20,8 +20,9 @@ from ..measure.sensitivity import Sensitivity
 from ..rules.efforts import EFFORTS, expected_kl, level_with
 from ..rules.objectives import NEEDS_SENSITIVITY
 from ..runtime.memory import GIB, MAC_SIZES, RESERVE, gpu_limit
-from .allocate import allocate, list_candidates, size_range
-from .artifacts import PROFILE_FILE, find_kept, kept_sensitivity
+from .allocate import allocate
+from .artifacts import PROFILE_FILE, find_artifact, find_sensitivity
+from .search_space import SearchSpace, list_candidates, size_range
 
 POINTS = 24
 
@@ -97,8 +98,8 @@ def sweep(
     Raises:
         MintError: a file or a size is wrong.
     """
-    curves = load_profile(find_kept(profile, PROFILE_FILE))
-    weights = kept_sensitivity(profile, sensitivity)
+    curves = load_profile(find_artifact(profile, PROFILE_FILE))
+    weights = find_sensitivity(profile, sensitivity)
     objective = curves.recipe.objective or EFFORTS[level_with(weights is not None)].objective
     parameters = curves.inventory.parameters
     found = []
@@ -113,12 +114,13 @@ def sweep(
     ]
     macs = [(gib, gpu_limit(gib * GIB) - RESERVE) for gib in MAC_SIZES]
     on_curve = [(gib, size) for gib, size in macs if points[0].bytes <= size <= points[-1].bytes]
-    return Sweep(curves.source, objective, points, knee(points), on_curve, found)
+    return Sweep(curves.origin.source, objective, points, knee(points), on_curve, found)
 
 
 def _budgets(curves: Profile, objective: str, weights: Sensitivity | None) -> list[Budget]:
     """Sizes at equal ratios from the smallest to the largest."""
-    smallest = allocate(curves, Budget("smallest"), curves.recipe, objective, sensitivity=weights)
+    space = SearchSpace(curves.inventory, curves.recipe)
+    smallest = allocate(curves, Budget("smallest"), space, objective, weights)
     least = smallest.layout(curves.inventory).total
     most = size_range(curves.inventory, _quantized(curves))[1]
     sizes = np.geomspace(least, most, POINTS).astype(int).tolist()
@@ -129,7 +131,7 @@ def _quantized(curves: Profile) -> dict[str, Any]:
     """Candidates without the unquantized one, where a layer has others: beyond them nothing is left
     to choose.
     """
-    options = list_candidates(curves.inventory, curves.recipe)
+    options = list_candidates(SearchSpace(curves.inventory, curves.recipe))
     return {
         path: tuple(c for c in configs if c.quantized) or configs
         for path, configs in options.items()
@@ -137,7 +139,8 @@ def _quantized(curves: Profile) -> dict[str, Any]:
 
 
 def _point(curves: Profile, budget: Budget, objective: str, weights: Sensitivity | None) -> Point:
-    plan = allocate(curves, budget, curves.recipe, objective, sensitivity=weights)
+    space = SearchSpace(curves.inventory, curves.recipe)
+    plan = allocate(curves, budget, space, objective, weights)
     total = plan.layout(curves.inventory).total
     loss = expected_kl(objective, EFFORTS["balanced"].quantizer, plan.loss) or plan.loss or 0.0
     return Point(total, total * 8 / curves.inventory.parameters, loss)

@@ -18,6 +18,7 @@ from ..base.targets import check_name
 from ..converters.sources.gguf import original_repo
 from ..converters.sources.layouts import check_tensors
 from . import hub, mlxlm
+from .origin import Origin
 
 SAMPLE = 4096  # bytes read at the start, middle and end of each tensor for a local fingerprint
 WHOLE = 512_000_000  # a local checkpoint of at most so many bytes is hashed in full
@@ -62,8 +63,14 @@ class Source:
     )
 
     @property
+    def origin(self) -> Origin:
+        """What is stated of these weights in all that is made from them."""
+        return Origin(self.name, self.revision, self.structure, self.content)
+
+    @property
     def fingerprint(self) -> str:
-        return f"{self.structure}-{self.content}"
+        """Names the weights in file names."""
+        return self.origin.fingerprint
 
 
 def find_model(model: str) -> Path | hub.RepoId:

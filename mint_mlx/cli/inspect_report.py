@@ -88,8 +88,8 @@ def _show_plan(path: Path, plan: Plan, output: Output) -> None:
         row = table.setdefault(config, [0, 0, 0])
         row[0], row[1], row[2] = row[0] + 1, row[1] + weights, row[2] + size
     output.line(
-        f"{path}: plan for {plan.source or 'any source'}, {len(plan.choice)} layers, quantizer "
-        f"{plan.quantizer}"
+        f"{path}: plan for {plan.origin.source or 'any source'}, {len(plan.choice)} layers, "
+        f"quantizer {plan.quantizer}"
     )
     columns, rows = tables.layer_table(layers)
     columns = ["weights each" if column == "shape" else column for column in columns]
@@ -106,7 +106,7 @@ def _show_plan(path: Path, plan: Plan, output: Output) -> None:
         output.table([names[i] for i in shown], [[row[i] for i in shown] for row in body])
     output.result(
         {
-            "source": plan.source,
+            "source": plan.origin.source,
             "quantizer": plan.quantizer,
             "layers": {p: str(c) for p, c in plan.choice.items()},
         }
@@ -119,7 +119,7 @@ def _show_profile(profile: Profile, output: Output) -> None:
     """
     inventory = profile.inventory
     output.line(
-        f"a profile of {profile.source}: {len(profile.curves)} layers, "
+        f"a profile of {profile.origin.source}: {len(profile.curves)} layers, "
         f"{count(inventory.parameters)} parameters{profile.sampled}"
     )
     measured = {c for curve in profile.curves.values() for c in curve.configs}
@@ -145,7 +145,13 @@ def _show_profile(profile: Profile, output: Output) -> None:
         }
         for path, k in profile.curves.items()
     }
-    output.result({"source": profile.source, "fingerprint": profile.fingerprint, "layers": curves})
+    output.result(
+        {
+            "source": profile.origin.source,
+            "fingerprint": profile.origin.fingerprint,
+            "layers": curves,
+        }
+    )
 
 
 def _show_layers(plan: Plan, inventory: Inventory, output: Output) -> None:
@@ -165,7 +171,7 @@ def _data(plan: Plan, inventory: Inventory) -> dict[str, Any]:
         for layer in inventory.layers
     }
     return {
-        "source": plan.source,
+        "source": plan.origin.source,
         "parameters": inventory.parameters,
         "active_bytes": inventory.active_bytes(plan.choice),
         "layers": layers,

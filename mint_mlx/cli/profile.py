@@ -43,7 +43,7 @@ def profile(
         {
             "profile": str(path),
             "layers": len(made.curves),
-            "fingerprint": made.fingerprint,
+            "fingerprint": made.origin.fingerprint,
             "sample": made.sample,
         }
     )

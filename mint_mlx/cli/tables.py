@@ -9,12 +9,13 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..allocation.allocate import list_candidates, size_range
 from ..allocation.plan import Plan
+from ..allocation.search_space import list_candidates, size_range
 from ..base.quant_config import KEEP
 from ..base.units import Budget, both, count, human, parse_budget
 from ..base.versions import versions
 from ..checkpoint.layers import Inventory
+from ..checkpoint.origin import Origin
 from ..checkpoint.roles import block_of
 from ..converters.output.card import config_table
 from ..jobs.convert import choose_plan
@@ -58,7 +59,7 @@ def size_table(request: Request) -> tuple[Job, list[SizeRow]]:
     measured = known_profile(job)
     weights = known_sensitivity(order) if measured else None
     profile = measured or assumed_profile(job)
-    options = list_candidates(job.inventory, job.recipe, order.forced, request.ignore_guards)
+    options = list_candidates(order.space)
     _, most = size_range(job.inventory, options)
     rows = []
 
@@ -78,7 +79,7 @@ def size_table(request: Request) -> tuple[Job, list[SizeRow]]:
     for label, chosen in budgets:
         rows.append(_size_row(job, label, chosen, measured is not None, beside))
     unquantized = Plan(
-        profile.source, None, "", "", {layer.path: KEEP for layer in job.inventory.layers}
+        Origin(profile.origin.source), {layer.path: KEEP for layer in job.inventory.layers}
     )
     rows.append(_size_row(job, "(unquantized)", unquantized, False, beside))
     return job, rows
@@ -129,7 +130,7 @@ def raise_hint(order: Order) -> str | None:
     fit, job = order.fit, order.job
     if fit is None:
         return None
-    options = list_candidates(job.inventory, job.recipe, order.forced, order.request.ignore_guards)
+    options = list_candidates(order.space)
     _, most = size_range(job.inventory, options)
     gain = min(most, fit.raised - fit.needs.total) - fit.budget
     if fit.budget >= most or gain < fit.budget // 100:
@@ -243,6 +244,4 @@ def stored_plan(job: Job) -> Plan:
     """What a checkpoint is stored as now, as a plan (errors from its profile cannot be known)."""
     choice = {layer.path: layer.stored or KEEP for layer in job.inventory.layers}
     s = job.source
-    return Plan(
-        s.name, s.revision, s.structure, s.content, choice, recipe="as stored", versions=versions()
-    )
+    return Plan(s.origin, choice, recipe="as stored", versions=versions())

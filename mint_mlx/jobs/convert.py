@@ -12,8 +12,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..allocation.allocate import allocate, measured_errors, safe_candidates
 from ..allocation.artifacts import PROFILE_FILE, SENSITIVITY_FILE
 from ..allocation.plan import Plan
@@ -77,21 +75,16 @@ def choose_plan(
     if plan is None:
         assert order.budget is not None
         job, objective = order.job, order.objective
-        guards, weighed, made = (
-            order.request.ignore_guards,
-            objective in NEEDS_SENSITIVITY,
-            curves(),
-        )
+        weighed = objective in NEEDS_SENSITIVITY
+        made = curves()
         weights = None
         if weighed:
             # What can't be is refused before a sensitivity is measured, which takes longer.
-            safe_candidates(made, order.budget, job.recipe, order.overrides, guards, weighed)
+            safe_candidates(order.space, made, order.budget, weighed)
             weights = weigh()
             weighed = ahead or weights is not None
             objective = objective if weights is not None else "prior"
-        plan = allocate(
-            made, order.budget, job.recipe, objective, order.overrides, guards, weights, weighed
-        )
+        plan = allocate(made, order.budget, order.space, objective, weights, weighed)
         plan = replace(plan, parts=job.parts, effort=effort_name(order.request.effort))
     return replace(plan, quantizer=order.quantizer)
 
@@ -152,15 +145,15 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
         return made
 
     @lru_cache(maxsize=1)  # measured once, also where it is in vain
-    def own() -> tuple[np.ndarray, Sensitivity] | None:
-        found = order.own or get_sensitivity(job, report, order.tokens)
+    def sensitivity() -> Sensitivity | None:
+        found = order.sensitivity or get_sensitivity(job, report, order.tokens)
         if found is not None:
-            kept[SENSITIVITY_FILE] = partial(save_sensitivity, *found)
+            kept[SENSITIVITY_FILE] = partial(save_sensitivity, found)
         return found
 
-    plan = choose_plan(order, curves, lambda: (own() or (None, None))[1])
+    plan = choose_plan(order, curves, sensitivity)
     looks = plan.quantizer in NEEDS_INPUTS
-    if looks and own() is None:
+    if looks and sensitivity() is None:
         plan, looks = replace(plan, quantizer="rtn"), False
     if plan.objective not in (None, *NEEDS_SENSITIVITY) and not looks:
         plan = replace(plan, effort="fast")
@@ -175,11 +168,11 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     check_target(target, job.source.path, request.force)
     total = plan.layout(job.inventory).total
     say = smoke and fits_here(total) and order.speaks
-    mine = own() if looks else None
+    inputs = sensitivity() if looks else None
     refine = None
-    if mine is not None and efforts.refines(plan.effort, plan.quantizer):
+    if inputs is not None and efforts.refines(plan.effort, plan.quantizer):
         if can_refine(job.inventory, plan.choice):
-            refine = partial(refine_written, job.source, mine[0], report)
+            refine = partial(refine_written, job.source, inputs.tokens, report)
         else:
             report.note(NO_ROOM)
     write_plan = partial(
@@ -194,7 +187,11 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
         called=request.called,
     )
     sentence = write_plan(
-        own=mine, kept=kept, refine=refine, allow_nonfinite=request.allow_nonfinite, waves=waves
+        sensitivity=inputs,
+        kept=kept,
+        refine=refine,
+        allow_nonfinite=request.allow_nonfinite,
+        waves=waves,
     )
     active = job.inventory.active_bytes(plan.choice)
     ratio = active_ratio(job.inventory, plan.choice)
@@ -214,8 +211,8 @@ def summary(result: Result) -> dict[str, Any]:
     plan = result.plan
     return {
         "path": str(result.path),
-        "source": plan.source,
-        "revision": plan.revision,
+        "source": plan.origin.source,
+        "revision": plan.origin.revision,
         "bytes": result.bytes,
         "budget_bytes": plan.budget_bytes,
         "bits_per_weight": round(result.bits_per_weight, 4),

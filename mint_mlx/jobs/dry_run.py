@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..allocation.allocate import above_floor, list_candidates, size_range
+from ..allocation.allocate import above_floor
 from ..allocation.plan import Plan
+from ..allocation.search_space import list_candidates, size_range
 from ..allocation.uniform import active_ratio
 from ..base.errors import MintError
 from ..base.quant_config import QuantConfig
@@ -32,24 +33,13 @@ from .request import Order
 
 def known_sensitivity(order: Order) -> Sensitivity | None:
     """The source's sensitivity as it was given, else from the cache, if an earlier run left one."""
-    found = order.own or cached_sensitivity(order.job.source, order.tokens)
-    return found[1] if found else None
+    return order.sensitivity or cached_sensitivity(order.job.source, order.tokens)
 
 
 def assumed_profile(job: Job) -> Profile:
     """A profile as Gaussian weights would give it, for sizes before any weight is read."""
     curves = assumed(job.inventory, profile_candidates(job))
-    s = job.source
-    return Profile(
-        s.name,
-        s.revision,
-        s.structure,
-        s.content,
-        job.inventory,
-        curves,
-        job.recipe,
-        weighting="assumed",
-    )
+    return Profile(job.source.origin, job.inventory, curves, job.recipe, weighting="assumed")
 
 
 @dataclass(frozen=True)
@@ -91,12 +81,10 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
         raise MintError(
             f"{error} (if weights were Gaussian; `mint-mlx profile` measures what they are)"
         ) from None
-    options = list_candidates(job.inventory, job.recipe, order.forced, request.ignore_guards)
+    options = list_candidates(order.space)
     if known is not None:
         weighed = order.objective in NEEDS_SENSITIVITY
-        options = above_floor(
-            job.inventory, known.curves, options, job.recipe, order.forced, weighed
-        )
+        options = above_floor(order.space, options, known.curves, weighed)
     total = plan.layout(job.inventory).total
     needs_profile = order.fixed is None and known is None
     download = room = 0 if job.source.has_weights else job.source.weight_bytes

@@ -6,10 +6,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from ..allocation.allocate import list_candidates
 from ..allocation.artifacts import SENSITIVITY_FILE
+from ..allocation.search_space import SearchSpace, list_candidates
 from ..base.distributed import ranks
 from ..base.hf_config import text_config
 from ..base.quant_config import QuantConfig
@@ -28,9 +26,8 @@ from .model import Job
 
 def get_sensitivity(
     job: Job, report: Report | None = None, count: int | None = None
-) -> tuple[np.ndarray, Sensitivity] | None:
-    """The model's own tokens and its sensitivity on them: from the cache, else measured and kept
-    there.
+) -> Sensitivity | None:
+    """The model's sensitivity, with the text that it wrote for it: from the cache, else measured.
 
     Args:
         job: the model.
@@ -47,9 +44,7 @@ def get_sensitivity(
     )
 
 
-def _measure_sensitivity(
-    job: Job, report: Report | None, count: int | None
-) -> tuple[np.ndarray, Sensitivity] | None:
+def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> Sensitivity | None:
     """As `get_sensitivity`, in this process."""
     from ..measure.self_text import write_tokens
     from ..measure.sensitivity import check_chain, measure
@@ -77,14 +72,12 @@ def _measure_sensitivity(
         )
         return None
     with cache.keeping("sensitivity", report):
-        save_sensitivity(tokens, made, place)
+        save_sensitivity(made, place)
         resume.clear(place)
-    return tokens, made
+    return made
 
 
-def _first_measures(
-    job: Job, report: Report | None, count: int | None
-) -> tuple[np.ndarray, Sensitivity] | None:
+def _first_measures(job: Job, report: Report | None, count: int | None) -> Sensitivity | None:
     """The first rank's sensitivity, for all: the walk through the model is one after the other in
     any case.
     """
@@ -93,7 +86,7 @@ def _first_measures(
         if ranks().first:
             found = _measure_sensitivity(job, report, count)
             if found is not None:
-                save_sensitivity(*found, file)
+                save_sensitivity(found, file)
                 data = file.read_bytes()
         data = ranks().gather_bytes(data)[0]
         if not data:
@@ -172,4 +165,4 @@ def profile_candidates(job: Job) -> dict[str, tuple[QuantConfig, ...]]:
     """What a profile measures: all that the recipe names, guards aside, so that it serves overrides
     too.
     """
-    return list_candidates(job.inventory, job.recipe, ignore_guards=True)
+    return list_candidates(SearchSpace(job.inventory, job.recipe, ignore_guards=True))

@@ -73,7 +73,7 @@ def refine_checkpoint(
     count = efforts.EFFORTS["best"].tokens
     known = cache.cached_sensitivity(job.source, count)
     if known is not None:
-        tokens = known[0]
+        tokens = known.tokens
     else:
         report.stage("write tokens")
         place = cache.sensitivity_path(job.source, count)

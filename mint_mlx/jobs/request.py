@@ -11,20 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from ..allocation.allocate import (
+from ..allocation.allocate import uniform
+from ..allocation.artifacts import SENSITIVITY_FILE, find_artifact, sensitivity_beside
+from ..allocation.plan import Plan, check_plan
+from ..allocation.plan_file import read_plan
+from ..allocation.search_space import (
     Override,
-    apply_overrides,
+    SearchSpace,
     check_feasible,
     list_candidates,
     parse_override,
+    search_space,
     size_range,
-    uniform,
 )
-from ..allocation.artifacts import SENSITIVITY_FILE, find_kept, kept_with
-from ..allocation.plan import Plan, check_plan
-from ..allocation.plan_file import read_plan
 from ..base.distributed import ranks
 from ..base.errors import MintError, UsageError
 from ..base.files import PLAN_FILE
@@ -109,7 +108,7 @@ class Order:
     Attributes:
         tokens: how many the model writes, where a sensitivity is measured.
         runs: whether the model is run on them.
-        own: the model's own tokens and its sensitivity, where one was given.
+        sensitivity: the one that was given.
         speaks: whether the result can be asked for a sentence.
     """
 
@@ -120,11 +119,10 @@ class Order:
     objective: str
     quantizer: str
     tokens: int
-    overrides: Sequence[Override]
-    forced: dict[str, QuantConfig]
+    space: SearchSpace
     fixed: Plan | None
     runs: bool
-    own: tuple[np.ndarray, Sensitivity] | None = None
+    sensitivity: Sensitivity | None = None
     speaks: bool = True
 
     @property
@@ -192,7 +190,7 @@ def _read(request: Request) -> _Asked:
         find_objective(request.objective)
     given = request.plan
     if given is not None and not isinstance(given, Plan):
-        given = read_plan(find_kept(given, PLAN_FILE))
+        given = read_plan(find_artifact(given, PLAN_FILE))
     if given is not None:
         effort = EFFORTS[effort_name(given.effort)]
     quantizer = request.quantizer or (
@@ -230,8 +228,8 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     announce(job, report)
     if request.out is not None:
         check_target(Path(request.out), source.path, request.force)
-    forced = apply_overrides(asked.overrides, inventory, request.ignore_guards)
-    options = list_candidates(inventory, job.recipe, forced, request.ignore_guards)
+    space = search_space(inventory, job.recipe, asked.overrides, request.ignore_guards)
+    options = list_candidates(space)
     budget, room = asked.budget, _room(request, job, report)
     if room is not None:
         budget = Budget(f"fit {request.fit}, context {request.context}", bytes=room.budget)
@@ -242,7 +240,7 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         else:
             why = f" (it is what --fit {request.fit} leaves: a shorter --context leaves more)"
         check_feasible(limit, inventory, options, why)
-    fixed = _fixed(asked, request, job, forced, report)
+    fixed = _fixed(asked, request, job, space, report)
     if request.low_disk and source.has_weights:
         report.note("the weights are here already: --low-disk has nothing to fetch")
     silent = why_no_sentence(source.path)
@@ -272,8 +270,7 @@ def place_order(request: Request, report: Report | None = None) -> Order:
         objective,
         asked.quantizer,
         request.tokens or asked.effort.tokens,
-        asked.overrides,
-        forced,
+        space,
         fixed,
         runs,
         _given_sensitivity(
@@ -302,7 +299,7 @@ def _room(request: Request, job: Job, report: Report) -> Fit | None:
 
 
 def _fixed(
-    asked: _Asked, request: Request, job: Job, forced: dict[str, QuantConfig], report: Report
+    asked: _Asked, request: Request, job: Job, space: SearchSpace, report: Report
 ) -> Plan | None:
     """The plan, where nothing is left to choose: the one that was given, or a uniform one."""
     source, inventory = job.source, job.inventory
@@ -311,10 +308,7 @@ def _fixed(
         check_plan(asked.given, inventory, request.ignore_guards)
         fixed = replace(
             asked.given,
-            source=source.name,
-            revision=source.revision,
-            structure=source.structure,
-            content=source.content,
+            origin=source.origin,
             versions=versions(),
         )
         if request.quantizer not in (
@@ -324,7 +318,7 @@ def _fixed(
             fixed = replace(fixed, loss=None, gap=None)
     elif asked.config is not None:
         fixed = replace(
-            uniform(source, inventory, asked.config, forced, request.ignore_guards),
+            uniform(source, inventory, asked.config, space.forced, space.ignore_guards),
             parts=asked.parts,
         )
     else:
@@ -335,34 +329,28 @@ def _fixed(
 
 def _given_sensitivity(
     request: Request, source: Source, objective: str | None, quantizer: str, runs: bool
-) -> tuple[np.ndarray, Sensitivity] | None:
-    """The sensitivity that a request names, with its tokens, else the one kept beside the plan that
-    it names.
+) -> Sensitivity | None:
+    """The sensitivity that a request names, else the one kept beside the plan that it names.
 
     `objective`: where a plan is to be chosen.
     """
     if request.sensitivity is None:
         if not runs or request.tokens is not None or not isinstance(request.plan, str | Path):
             return None
-        found = kept_with(request.plan)
-        return found if found and _is_of(found[1], source) else None
+        found = sensitivity_beside(request.plan)
+        return found if found and found.origin.matches(source.origin) else None
     if request.tokens is not None:
         raise UsageError("a sensitivity has its tokens: give either --sensitivity or --tokens")
     if not runs:
         what = quantizer if objective is None else f"the objective {objective} and {quantizer}"
         raise UsageError(f"--sensitivity is of no use for {what}: leave it out")
-    own = load_sensitivity(find_kept(request.sensitivity, SENSITIVITY_FILE))
-    if not _is_of(own[1], source):
+    sensitivity = load_sensitivity(find_artifact(request.sensitivity, SENSITIVITY_FILE))
+    if not sensitivity.origin.matches(source.origin):
         raise MintError(
-            f"the sensitivity in {request.sensitivity} is that of another model ({own[1].source}): "
-            "leave it out"
+            f"the sensitivity in {request.sensitivity} is that of another model "
+            f"({sensitivity.origin.source}): leave it out"
         )
-    return own
-
-
-def _is_of(made: Plan | Sensitivity, source: Source) -> bool:
-    """Whether it was made from these weights."""
-    return (made.structure, made.content) == (source.structure, source.content)
+    return sensitivity
 
 
 def needs_of(job: Job, request: Request) -> Needs | None:
@@ -391,9 +379,9 @@ def _check_source(plan: Plan, source: Source, report: Report) -> None:
     """Say so where a plan was made from other weights than these (another structure fails on its
     layers).
     """
-    if plan.content and not _is_of(plan, source):
+    if not plan.origin.matches(source.origin):
         report.note(
-            f"the plan was made from other weights ({plan.source or 'unnamed'}) than "
+            f"the plan was made from other weights ({plan.origin.source or 'unnamed'}) than "
             f"{source.name}: its sizes hold, its errors may not; `mint-mlx profile` and `allocate` "
             "make a fresh one"
         )

@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..allocation.allocate import allocate, parse_override
-from ..allocation.artifacts import PROFILE_FILE, find_kept, kept_sensitivity
+from ..allocation.allocate import allocate
+from ..allocation.artifacts import PROFILE_FILE, find_artifact, find_sensitivity
 from ..allocation.plan import Plan
 from ..allocation.plan_file import write_plan
+from ..allocation.search_space import parse_override, search_space
 from ..base.distributed import ranks
 from ..base.errors import MintError, UsageError
 from ..base.report import Report, Silent
@@ -31,9 +31,6 @@ from ..rules.objectives import NEEDS_SENSITIVITY
 from ..rules.recipes import find_recipe
 from .measurements import get_profile, get_sensitivity
 from .model import announce, prepare
-
-if TYPE_CHECKING:
-    pass
 
 PROFILE_MARKER, PLAN_MARKER = "mint_mlx_profile", "mint_mlx_plan"
 
@@ -74,7 +71,7 @@ def write_profile(
 def _fingerprint(path: Path) -> str:
     """A profile's fingerprint, '' where it can't be read."""
     try:
-        return load_profile(path).fingerprint
+        return load_profile(path).origin.fingerprint
     except MintError:
         return ""
 
@@ -99,14 +96,14 @@ def write_sensitivity(
         raise MintError(f"the folder of {path} does not exist: make it first")
     check_rights(path.absolute().parent)
     check_room(peak(job.inventory, tokens or efforts.TOKENS, True, "rtn"), "take a larger machine")
-    own = get_sensitivity(job, report, tokens)
-    if own is None:
+    sensitivity = get_sensitivity(job, report, tokens)
+    if sensitivity is None:
         raise MintError(
             f"{job.source.name} is built in a way that no sensitivity can be measured for: give "
             "--effort fast"
         )
-    save_sensitivity(*own, path)
-    return path, own[1]
+    save_sensitivity(sensitivity, path)
+    return path, sensitivity
 
 
 def plan_profile(
@@ -132,18 +129,19 @@ def plan_profile(
     parsed = [parse_override(text) for text in overrides]
     if out is not None:
         check_file(out, PLAN_MARKER, force)
-    curves = load_profile(find_kept(path, PROFILE_FILE))
+    curves = load_profile(find_artifact(path, PROFILE_FILE))
     chosen = find_recipe(recipe, {}) if recipe is not None else curves.recipe
     objective, weights = objective or chosen.objective, None
     if objective in (None, *NEEDS_SENSITIVITY):
-        weights = kept_sensitivity(path, sensitivity)
+        weights = find_sensitivity(path, sensitivity)
     elif sensitivity is not None:
         raise UsageError(
             f"the objective {objective} does not look at a sensitivity: leave --sensitivity out"
         )
     level = efforts.level_with(weights is not None)
     objective = objective or efforts.EFFORTS[level].objective
-    plan = allocate(curves, size, chosen, objective, parsed, ignore_guards, weights)
+    space = search_space(curves.inventory, chosen, parsed, ignore_guards)
+    plan = allocate(curves, size, space, objective, weights)
     parts = "all" if curves.inventory.carried else "text"
     plan = replace(plan, effort=level, quantizer=efforts.EFFORTS[level].quantizer, parts=parts)
     if out is not None:

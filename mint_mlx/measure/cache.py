@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ..base.errors import MintError, UsageError
 from ..base.quant_config import QuantConfig
 from ..base.report import Report
@@ -69,7 +67,7 @@ def cached_profile(
             OSError,
         ):  # written by another version, or cut short by a full disk: measured anew
             continue
-        if found is not None and found.fingerprint == source.fingerprint:
+        if found is not None and found.origin.fingerprint == source.fingerprint:
             return found
     return None
 
@@ -94,8 +92,8 @@ def sensitivity_path(source: Source, tokens: int) -> Path:
     )
 
 
-def cached_sensitivity(source: Source, tokens: int) -> tuple[np.ndarray, Sensitivity] | None:
-    """Tokens and sensitivity of an earlier run, if there are any that can be read."""
+def cached_sensitivity(source: Source, tokens: int) -> Sensitivity | None:
+    """The sensitivity of an earlier run on so many tokens, if there is one that can be read."""
     try:
         return load_sensitivity(sensitivity_path(source, tokens))
     except (MintError, OSError):

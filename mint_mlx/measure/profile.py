@@ -26,6 +26,7 @@ from ..base.quant_config import QuantConfig, parse_config
 from ..base.report import Progress
 from ..checkpoint.layers import Inventory, Layer
 from ..checkpoint.low_disk import Waves, at_once
+from ..checkpoint.origin import Origin
 from ..checkpoint.source import Source
 from ..rules.recipes import Recipe
 from .distortion import as_experts
@@ -81,10 +82,7 @@ class Profile:
     on alone).
     """
 
-    source: str
-    revision: str | None
-    structure: str
-    content: str
+    origin: Origin
     inventory: Inventory
     curves: dict[str, RateDistortion]
     recipe: Recipe
@@ -93,10 +91,6 @@ class Profile:
     sample: str = EXACT
     seed: int = SEED
     versions: dict[str, str] | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        return f"{self.structure}-{self.content}"
 
     @property
     def sampled(self) -> str:
@@ -179,10 +173,7 @@ def profile(
         for found in ranks().gather(own):
             curves |= {path: _curve_from_json(path, data) for path, data in found.items()}
     return Profile(
-        source.name,
-        source.revision,
-        source.structure,
-        source.content,
+        source.origin,
         inventory,
         {p: curves[p] for p in layers},
         recipe,

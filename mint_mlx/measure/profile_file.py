@@ -13,6 +13,7 @@ from ..base.quant_config import parse_config
 from ..base.safetensors_header import ITEMSIZE
 from ..checkpoint.layers import Inventory, Layer
 from ..checkpoint.layout import TensorSpec
+from ..checkpoint.origin import Origin
 from ..rules.recipes import Recipe
 from .profile import Profile, _curve_from_json, _curve_to_json
 
@@ -23,10 +24,10 @@ def save_profile(profile: Profile, path: Path) -> None:
     """Write a profile as JSON, one layer a line; written whole or not at all."""
     head = {
         "mint_mlx_profile": SCHEMA,
-        "source": profile.source,
-        "revision": profile.revision,
-        "structure": profile.structure,
-        "content": profile.content,
+        "source": profile.origin.source,
+        "revision": profile.origin.revision,
+        "structure": profile.origin.structure,
+        "content": profile.origin.content,
         "recipe": profile.recipe.model_dump(),
         "quantizer": profile.quantizer,
         "weighting": profile.weighting,
@@ -81,10 +82,7 @@ def load_profile(path: Path | str) -> Profile:
         if set(inventory.order) != {layer.path for layer in layers} | others.keys():
             raise ValueError("the order names other modules")
         return Profile(
-            data["source"],
-            data["revision"],
-            data["structure"],
-            data["content"],
+            Origin(data["source"], data["revision"], data["structure"], data["content"]),
             inventory,
             curves,
             Recipe.model_validate(data["recipe"]),

@@ -30,6 +30,7 @@ from ..base.report import Progress
 from ..base.targets import check_space
 from ..base.versions import stamp
 from ..checkpoint.layers import Inventory
+from ..checkpoint.origin import Origin
 from ..checkpoint.source import Source
 from . import pass_state
 from .moments import WIDE, SampledMoments, remaining
@@ -60,8 +61,8 @@ class Sensitivity:
     """Fisher information of a model.
 
     Attributes:
-        source, structure, content: the model that it belongs to.
-        tokens: how many it was measured on.
+        origin: the weights that it belongs to.
+        tokens: int32 (windows, tokens), the model's own text that it was measured on.
         how: how these tokens were made (tokens.py).
         trace: float64 (experts,) by layer: the sum over tokens of |g|^2 |x|^2.
         weights: |g|^2 by layer and token, for error feedback.
@@ -74,10 +75,8 @@ class Sensitivity:
             where all of it is.
     """
 
-    source: str
-    structure: str
-    content: str
-    tokens: int
+    origin: Origin
+    tokens: np.ndarray
     how: str
     trace: dict[str, np.ndarray]
     weights: dict[str, TokenWeights] = field(default_factory=dict)
@@ -89,7 +88,7 @@ class Sensitivity:
         """Expected KL in nats per token of a mean squared error of one in each weight of a layer,
         by expert.
         """
-        return np.asarray(self.trace[path] / (2 * self.tokens))
+        return np.asarray(self.trace[path] / (2 * self.tokens.size))
 
 
 def measure(
@@ -197,7 +196,7 @@ def measure(
             cost += float(np.sum(np.square(seen), dtype=np.float64))
             if seen.shape[-1] <= WIDE:
                 made.embedding = _added(made.embedding, seen)
-    return _put_together(source, known, embeddings, parts, tokens.size, how)
+    return _put_together(source, known, embeddings, parts, tokens, how)
 
 
 @contextmanager
@@ -251,7 +250,7 @@ def _put_together(
     known: dict[str, int],
     embeddings: set[str],
     parts: dict[int, Part],
-    tokens: int,
+    tokens: np.ndarray,
     how: str,
 ) -> Sensitivity:
     """What all blocks added, the last first. `known` has the number of experts, `embeddings` names
@@ -274,7 +273,7 @@ def _put_together(
             "or a weight is damaged, which `mint-mlx profile` would name; `convert --effort fast` "
             "runs no model"
         )
-    weights = {path: _by_token(found, tokens) for path, found in rows.items()}
+    weights = {path: _by_token(found, tokens.size) for path, found in rows.items()}
     metric = {index: part.metric for index, part in parts.items() if part.metric is not None}
     moments = [part.embedding for part in parts.values() if part.embedding is not None]
     kept = _compact(sum(moments[1:], moments[0])) if moments else None
@@ -282,9 +281,7 @@ def _put_together(
     if kept is not None:
         left |= dict.fromkeys(embeddings, remaining([kept]))
     return Sensitivity(
-        source.name,
-        source.structure,
-        source.content,
+        source.origin,
         tokens,
         how,
         trace,

@@ -15,27 +15,31 @@ import numpy as np
 
 from ..base.errors import MintError
 from ..base.files import whole
+from ..checkpoint.origin import Origin
 from .sensitivity import SCHEMA, Sensitivity, TokenWeights, halved
 
 MARKER = "mint_mlx_sensitivity"  # in every file of ours
 
 
-def save_sensitivity(tokens: np.ndarray, made: Sensitivity, path: Path) -> None:
-    """Write tokens and sensitivity as one .npz, whole or not at all."""
+def save_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
+    """Write a sensitivity with its tokens as one .npz, whole or not at all."""
     head = {
         MARKER: SCHEMA,
-        "source": made.source,
-        "structure": made.structure,
-        "content": made.content,
-        "how": made.how,
-        "layers": list(made.trace),
-        "followed": list(made.weights),
-        "left": made.left,
+        "source": sensitivity.origin.source,
+        "structure": sensitivity.origin.structure,
+        "content": sensitivity.origin.content,
+        "how": sensitivity.how,
+        "layers": list(sensitivity.trace),
+        "followed": list(sensitivity.weights),
+        "left": sensitivity.left,
     }
-    arrays: dict[str, np.ndarray] = {"head": np.array(json.dumps(head)), "tokens": tokens}
-    arrays |= {f"trace.{i}": trace for i, trace in enumerate(made.trace.values())}
+    arrays: dict[str, np.ndarray] = {
+        "head": np.array(json.dumps(head)),
+        "tokens": sensitivity.tokens,
+    }
+    arrays |= {f"trace.{i}": trace for i, trace in enumerate(sensitivity.trace.values())}
     routes: dict[bytes, int] = {}
-    for i, weights in enumerate(made.weights.values()):
+    for i, weights in enumerate(sensitivity.weights.values()):
         arrays[f"weight.{i}"], scale = halved(weights.weight)
         arrays[f"weight.{i}.by"] = np.array(scale)
         if weights.part is not None:
@@ -43,9 +47,9 @@ def save_sensitivity(tokens: np.ndarray, made: Sensitivity, path: Path) -> None:
             first = routes.setdefault(route.tobytes(), i)  # gate, up and down are routed alike
             arrays[f"route.{i}"] = np.array(first)
             arrays[f"part.{first}"] = route
-    matrices = {f"metric.{block}": matrix for block, matrix in made.metric.items()}
-    if made.embedding is not None:
-        matrices["embedding"] = made.embedding
+    matrices = {f"metric.{block}": matrix for block, matrix in sensitivity.metric.items()}
+    if sensitivity.embedding is not None:
+        matrices["embedding"] = sensitivity.embedding
     for name, matrix in matrices.items():
         arrays[name], scale = halved(matrix)
         arrays[f"{name}.scale"] = np.array(scale)
@@ -78,7 +82,7 @@ def is_sensitivity(path: Path) -> bool:
         return False
 
 
-def load_sensitivity(path: Path) -> tuple[np.ndarray, Sensitivity]:
+def load_sensitivity(path: Path) -> Sensitivity:
     """Read what `save_sensitivity` wrote.
 
     Raises:
@@ -126,15 +130,10 @@ def load_sensitivity(path: Path) -> tuple[np.ndarray, Sensitivity]:
             metric = {
                 int(name.removeprefix("metric.")): matrix for name, matrix in matrices.items()
             }
+            origin = Origin(head["source"], None, head["structure"], head["content"])
             tokens = arrays["tokens"]
-            facts = (
-                head["source"],
-                head["structure"],
-                head["content"],
-                int(tokens.size),
-                head["how"],
-            )
+            how = head["how"]
             left = {str(layer): float(share) for layer, share in dict(head["left"]).items()}
     except _DAMAGED:
         raise wrong from None
-    return tokens, Sensitivity(*facts, trace, weights, metric, embedding, left)
+    return Sensitivity(origin, tokens, how, trace, weights, metric, embedding, left)

@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 from helpers import Maker, llama, mixtral, qwen3_moe
 
-from mint_mlx.allocation.allocate import (
-    allocate,
-    feedback_leaves,
+from mint_mlx.allocation.allocate import allocate, feedback_leaves, uniform
+from mint_mlx.allocation.plan_file import plan_text
+from mint_mlx.allocation.search_space import (
+    SearchSpace,
     list_candidates,
     parse_override,
+    search_space,
     size_range,
-    uniform,
 )
-from mint_mlx.allocation.plan_file import plan_text
 from mint_mlx.base.errors import MintError, UsageError
 from mint_mlx.base.quant_config import KEEP, QuantConfig, parse_config
 from mint_mlx.base.units import parse_budget
+from mint_mlx.checkpoint.origin import Origin
 from mint_mlx.jobs import measurements
 from mint_mlx.jobs.model import Job, prepare
 from mint_mlx.measure.profile import Profile
@@ -49,15 +50,17 @@ def test_a_plan_meets_its_budget_to_the_byte(
 ) -> None:
     size = parse_budget(budget)
     trace = {path: np.arange(1.0, 1 + len(curve.energy)) for path, curve in curves.curves.items()}
-    sensitivity = Sensitivity("", "", "", 100, "", trace)
-    plan = allocate(curves, size, DEFAULT, objective, sensitivity=sensitivity)
+    sensitivity = Sensitivity(Origin(), np.zeros((1, 100), np.int32), "", trace)
+    plan = allocate(
+        curves, size, SearchSpace(curves.inventory, DEFAULT), objective, sensitivity=sensitivity
+    )
     limit = size.resolve(job.inventory.parameters)
     assert limit is not None
     total = plan.layout(job.inventory).total
     upgrades = [
         layer.bytes(c) - layer.bytes(plan.choice[layer.path])
         for layer in job.inventory.layers
-        for c in list_candidates(job.inventory, DEFAULT)[layer.path]
+        for c in list_candidates(SearchSpace(job.inventory, DEFAULT))[layer.path]
         if layer.bytes(c) > layer.bytes(plan.choice[layer.path])
     ]
     assert total <= limit
@@ -71,16 +74,19 @@ def test_many_shards_never_break_the_budget(
     from mint_mlx.checkpoint import layout
 
     monkeypatch.setattr(layout, "MAX_SHARD", max_shard)
-    least, most = size_range(job.inventory, list_candidates(job.inventory, DEFAULT))
+    least, most = size_range(job.inventory, list_candidates(SearchSpace(job.inventory, DEFAULT)))
     for limit in np.linspace(1.6 * least, most, 40).astype(int):
-        plan = allocate(curves, parse_budget(f"{limit}B"), DEFAULT)
+        plan = allocate(curves, parse_budget(f"{limit}B"), SearchSpace(curves.inventory, DEFAULT))
         made = plan.layout(job.inventory)
         assert len(made.names) > 2 and 0.98 * limit < made.total <= limit
 
 
 def test_the_same_profile_and_budget_give_the_same_plan(job: Job, curves: Profile) -> None:
     first, second = (
-        plan_text(allocate(curves, parse_budget("4.5bpw"), DEFAULT), job.inventory)
+        plan_text(
+            allocate(curves, parse_budget("4.5bpw"), SearchSpace(curves.inventory, DEFAULT)),
+            job.inventory,
+        )
         for _ in range(2)
     )
     assert first == second
@@ -89,23 +95,26 @@ def test_the_same_profile_and_budget_give_the_same_plan(job: Job, curves: Profil
 def test_a_budget_that_headers_show_to_be_impossible_names_the_range(
     job: Job, curves: Profile
 ) -> None:
-    least, _ = size_range(job.inventory, list_candidates(job.inventory, DEFAULT))
+    least, _ = size_range(job.inventory, list_candidates(SearchSpace(job.inventory, DEFAULT)))
     with pytest.raises(MintError, match=rf"{least}B.*--budget smallest"):
-        allocate(curves, parse_budget(f"{least - 1}B"), DEFAULT)
+        allocate(curves, parse_budget(f"{least - 1}B"), SearchSpace(curves.inventory, DEFAULT))
 
 
 def test_the_safety_floor_forbids_what_the_headers_allow(job: Job, curves: Profile) -> None:
     with pytest.raises(MintError, match="safety floor of 9 dB"):
-        allocate(curves, parse_budget("2.6bpw"), DEFAULT)
-    smallest = allocate(curves, parse_budget("smallest"), DEFAULT)
+        allocate(curves, parse_budget("2.6bpw"), SearchSpace(curves.inventory, DEFAULT))
+    smallest = allocate(curves, parse_budget("smallest"), SearchSpace(curves.inventory, DEFAULT))
     worst = max(smallest.errors[path].worst for path in smallest.errors)
     assert -10 * np.log10(worst) >= 9
     exact = smallest.layout(job.inventory).total
-    assert allocate(curves, parse_budget(f"{exact}B"), DEFAULT).choice == smallest.choice
+    assert (
+        allocate(curves, parse_budget(f"{exact}B"), SearchSpace(curves.inventory, DEFAULT)).choice
+        == smallest.choice
+    )
 
 
 def test_a_budget_above_the_ceiling_keeps_everything(job: Job, curves: Profile) -> None:
-    plan = allocate(curves, parse_budget("1GB"), DEFAULT)
+    plan = allocate(curves, parse_budget("1GB"), SearchSpace(curves.inventory, DEFAULT))
     assert set(plan.choice.values()) == {KEEP} and plan.quantization() == {}
 
 
@@ -114,7 +123,9 @@ def test_overrides_win_and_the_rest_still_fits(job: Job, curves: Profile) -> Non
         parse_override("lm_head|embed=8bit-g32"),
         parse_override(r"layers\.0\..*q_proj=mxfp4"),
     ]
-    plan = allocate(curves, parse_budget("5bpw"), DEFAULT, overrides=overrides)
+    plan = allocate(
+        curves, parse_budget("5bpw"), search_space(curves.inventory, DEFAULT, overrides)
+    )
     assert plan.choice["lm_head"] == plan.choice["model.embed_tokens"] == QuantConfig(8, 32)
     assert str(plan.choice["model.layers.0.self_attn.q_proj"]) == "mxfp4"
     assert plan.layout(job.inventory).total <= 5 * job.inventory.parameters / 8
@@ -132,7 +143,11 @@ def test_overrides_that_cannot_hold_are_errors(
     curves: Profile, override: str, problem: str
 ) -> None:
     with pytest.raises(MintError, match=problem):
-        allocate(curves, parse_budget("5bpw"), DEFAULT, overrides=[parse_override(override)])
+        allocate(
+            curves,
+            parse_budget("5bpw"),
+            search_space(curves.inventory, DEFAULT, [parse_override(override)]),
+        )
 
 
 @pytest.mark.parametrize(
@@ -162,8 +177,8 @@ def test_a_uniform_plan_keeps_what_its_group_does_not_divide(job: Job) -> None:
 def test_mint_protects_what_its_priors_name(make: Maker) -> None:
     folder = make(llama(4))
     curves = measurements.get_profile(prepare(str(folder)))
-    plain = allocate(curves, parse_budget("4.5bpw"), DEFAULT, "nmse")
-    mint = allocate(curves, parse_budget("4.5bpw"), DEFAULT, "mint")
+    plain = allocate(curves, parse_budget("4.5bpw"), SearchSpace(curves.inventory, DEFAULT), "nmse")
+    mint = allocate(curves, parse_budget("4.5bpw"), SearchSpace(curves.inventory, DEFAULT), "mint")
     assert mint.choice["lm_head"].bits > plain.choice["lm_head"].bits
 
 
@@ -191,11 +206,25 @@ def test_a_layer_that_feedback_mends_gets_fewer_bits(job: Job, curves: Profile) 
     path, size = "model.layers.1.mlp.switch_mlp.down_proj", parse_budget("5bpw")
     bits = []
     for left in ({}, {path: 0.01}):
-        made = Sensitivity("", "", "", 100, "", trace, left=left)
+        made = Sensitivity(Origin(), np.zeros((1, 100), np.int32), "", trace, left=left)
         bits.append(
-            allocate(curves, size, DEFAULT, "fisher-gptq", sensitivity=made).choice[path].bits
+            allocate(
+                curves,
+                size,
+                SearchSpace(curves.inventory, DEFAULT),
+                "fisher-gptq",
+                sensitivity=made,
+            )
+            .choice[path]
+            .bits
         )
-        plain = allocate(curves, size, DEFAULT, "fisher", sensitivity=made).choice[path].bits
+        plain = (
+            allocate(
+                curves, size, SearchSpace(curves.inventory, DEFAULT), "fisher", sensitivity=made
+            )
+            .choice[path]
+            .bits
+        )
         assert plain == bits[0]
     assert bits[1] < bits[0]
 
@@ -203,7 +232,7 @@ def test_a_layer_that_feedback_mends_gets_fewer_bits(job: Job, curves: Profile) 
 def test_feedback_mends_what_it_knows(job: Job) -> None:
     """Only affine codes of layers whose inputs are followed."""
     layer = next(layer for layer in job.inventory.layers if layer.role == "expert_down")
-    made = Sensitivity("", "", "", 100, "", {}, left={layer.path: 0.5})
+    made = Sensitivity(Origin(), np.zeros((1, 100), np.int32), "", {}, left={layer.path: 0.5})
     configs = (QuantConfig(4, 32), parse_config("mxfp4"), KEEP)
     assert feedback_leaves(layer, configs, made).tolist() == [0.5, 1, 1]
     assert feedback_leaves(layer, configs, None).tolist() == [1, 1, 1]
@@ -217,7 +246,7 @@ def test_a_recipe_bounds_roles(curves: Profile) -> None:
     ]
     rules.append({"roles": ["expert_up"], "ceiling": 4, "reason": "r"})
     recipe = Recipe.model_validate({"name": "x", "about": "y", "rules": rules, "candidates": "few"})
-    plan = allocate(curves, parse_budget("7bpw"), recipe)
+    plan = allocate(curves, parse_budget("7bpw"), SearchSpace(curves.inventory, recipe))
     assert plan.choice["lm_head"] == KEEP
     assert all(c.bits >= 6 for path, c in plan.choice.items() if "self_attn" in path)
     assert all(c.bits <= 4 for path, c in plan.choice.items() if path.endswith("up_proj"))

@@ -13,6 +13,7 @@ from helpers import Maker, llama, qwen3_moe
 from mint_mlx.allocation.allocate import allocate
 from mint_mlx.allocation.plan import Plan, check_plan
 from mint_mlx.allocation.plan_file import plan_text, read_plan, write_plan
+from mint_mlx.allocation.search_space import SearchSpace
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.quant_config import QuantConfig
 from mint_mlx.base.units import parse_budget
@@ -27,20 +28,23 @@ def job(make: Maker) -> Job:
 
 
 def make_plan(job: Job) -> Plan:
-    return allocate(measurements.get_profile(job), parse_budget("4.5bpw"), job.recipe)
+    return allocate(
+        measurements.get_profile(job),
+        parse_budget("4.5bpw"),
+        SearchSpace(job.inventory, job.recipe),
+    )
 
 
 @pytest.mark.parametrize("name", ["org/model", "a: b", "modèle \N{ROCKET}"])
 def test_a_plan_survives_its_file(job: Job, tmp_path: Path, name: str) -> None:
-    plan = replace(make_plan(job), source=name)
+    plan = make_plan(job)
+    plan = replace(plan, origin=replace(plan.origin, source=name))
     write_plan(plan, job.inventory, tmp_path / "p.yaml")
     read = read_plan(tmp_path / "p.yaml")
-    assert read.source == plan.source
-    assert (
-        read.choice == plan.choice
-        and read.structure == plan.structure
-        and read.content == plan.content
-    )
+    assert read.origin.source == plan.origin.source
+    assert read.choice == plan.choice
+    assert read.origin.structure == plan.origin.structure
+    assert read.origin.content == plan.origin.content
     assert (read.objective, read.recipe, read.budget) == (plan.objective, plan.recipe, plan.budget)
     check_plan(read, job.inventory)
 

@@ -59,7 +59,7 @@ def test_what_is_said_before_a_sensitivity_is_what_comes_after_it(
     """Experts' lower floor holds for a dry run too, though what errors cost isn't known yet."""
     profile = measurements.get_profile(prepare(str(demo_model)))
     traces = {layer.path: np.ones(layer.as_experts[0]) for layer in profile.inventory.layers}
-    weights = Sensitivity(profile.source, profile.structure, profile.content, 1, "", traces)
+    weights = Sensitivity(profile.origin, np.zeros((1, 1), np.int32), "", traces)
     for budget in ("smallest", "0.88MB"):
         order = place_order(
             Request(str(demo_model), budget, out=tmp_path / "out", effort="balanced")
@@ -95,19 +95,21 @@ def test_a_sensitivity_goes_along_with_its_plan(
         == 0
     )
     assert f"--plan {tmp_path / 'p.yaml'} --sensitivity {made}" in capsys.readouterr().out
-    tokens, measured = load_sensitivity(made / "mint-sensitivity.npz")
-    own = place_order(Request(source, plan=str(made), out=tmp_path / "a")).own
+    measured = load_sensitivity(made / "mint-sensitivity.npz")
+    read = place_order(Request(source, plan=str(made), out=tmp_path / "a")).sensitivity
     assert (
-        own is not None
-        and own[0].size == tokens.size == 1024
-        and own[1].content == measured.content
+        read is not None
+        and read.tokens.size == measured.tokens.size == 1024
+        and read.origin == measured.origin
     )
     assert (
-        place_order(Request(source, plan=str(made / "mint-plan.yaml"), out=tmp_path / "b")).own
+        place_order(
+            Request(source, plan=str(made / "mint-plan.yaml"), out=tmp_path / "b")
+        ).sensitivity
         is None
     )
     other = str(make(qwen3_moe(2, 4), "other", seed=1))
-    assert place_order(Request(other, plan=str(made), out=tmp_path / "c")).own is None
+    assert place_order(Request(other, plan=str(made), out=tmp_path / "c")).sensitivity is None
 
 
 def test_a_dry_run_says_what_is_spilled(
@@ -172,10 +174,10 @@ def test_fewer_tokens_are_what_is_looked_at(make: Maker, tmp_path: Path) -> None
     made = convert.convert(
         folder, "5bpw", tmp_path / "out", effort="balanced", tokens=1024, smoke=False
     )
-    tokens, sensitivity = load_sensitivity(made.path / "mint-sensitivity.npz")
-    assert tokens.size == sensitivity.tokens == 1024
+    sensitivity = load_sensitivity(made.path / "mint-sensitivity.npz")
+    assert sensitivity.tokens.size == 1024
     alone, _ = steps.write_sensitivity(folder, tmp_path / "s.npz", tokens=1024)
-    np.testing.assert_array_equal(load_sensitivity(alone)[0], tokens)
+    np.testing.assert_array_equal(load_sensitivity(alone).tokens, sensitivity.tokens)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +286,7 @@ def test_an_interruption_at_the_end_of_best_loses_nothing(
 def test_layers_that_no_block_follows_don_t_end_the_walk(make: Maker) -> None:
     job = prepare(str(make(qwen3_moe(2))))
     made = measure(job.source, job.inventory, TOKENS, "random", batch=2)
-    moments = Moments(job.source, job.inventory, TOKENS, made)
+    moments = Moments(job.source, job.inventory, made)
     assert moments.of("model.embed_tokens") is not None
     assert moments.of("model.layers.0.mlp.switch_mlp.down_proj") is not None
     assert moments.of("model.layers.1.mlp.gate") is not None
@@ -331,7 +333,7 @@ def test_a_sensitivity_replaces_nothing_else(make: Maker, tmp_path: Path) -> Non
     assert (tmp_path / "mine.npz").read_text() == "precious"
     np.savez(tmp_path / "old.npz", head=np.array('{"mint_mlx_sensitivity": 1}'))
     path, _ = steps.write_sensitivity(folder, tmp_path / "old.npz")  # of another version, but ours
-    assert load_sensitivity(path)[1].tokens == efforts.TOKENS
+    assert load_sensitivity(path).tokens.size == efforts.TOKENS
 
 
 def test_what_cannot_be_kept_is_measured_once(

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from mint_mlx.allocation.allocate import _fisher, allocate
 from mint_mlx.allocation.plan import Plan
+from mint_mlx.allocation.search_space import SearchSpace
 from mint_mlx.base.errors import MintError, UsageError
 from mint_mlx.base.quant_config import QuantConfig
 from mint_mlx.base.units import parse_budget
@@ -189,12 +190,18 @@ def test_plans_from_a_sample_lose_less_than_half_a_percent(
     assert own is not None
     for objective in ("nmse", "mint", "prior", "fisher"):
         for bits in ("3.5bpw", "4.25bpw", "5bpw", "6bpw"):
-            weights = own[1] if objective == "fisher" else None
+            weights = own if objective == "fisher" else None
             true, found = (
-                allocate(p, parse_budget(bits), job.recipe, objective, sensitivity=weights)
+                allocate(
+                    p,
+                    parse_budget(bits),
+                    SearchSpace(job.inventory, job.recipe),
+                    objective,
+                    sensitivity=weights,
+                )
                 for p in (exact, drawn)
             )
-            least, got = (_loss(exact, plan, own[1]) for plan in (true, found))
+            least, got = (_loss(exact, plan, own) for plan in (true, found))
             assert got <= 1.005 * least, (objective, bits, got / least)
 
 

@@ -19,6 +19,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from released import known, released
 
 from mint_mlx.allocation.allocate import allocate
+from mint_mlx.allocation.search_space import SearchSpace
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.units import parse_budget
 from mint_mlx.checkpoint.source import load_source
@@ -155,7 +156,7 @@ def test_a_walk_that_was_interrupted_goes_on_to_the_same_numbers(
             job.source, job.inventory, TOKENS, "r", progress=progress, streamed=streamed, key="k"
         )
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz"
-        save_sensitivity(TOKENS, made, path)
+        save_sensitivity(made, path)
         return path, seen
 
     whole, _ = walk()
@@ -306,7 +307,13 @@ def test_the_prediction_is_near_the_divergence(demo_model: Path, tmp_path: Path)
     job = prepare(str(demo_model))
     tokens, how = write_tokens(job.source, 2048, 2048, length=64)
     curves, made = measurements.get_profile(job), measure(job.source, job.inventory, tokens, how)
-    plan = allocate(curves, parse_budget("5bpw"), job.recipe, "fisher", sensitivity=made)
+    plan = allocate(
+        curves,
+        parse_budget("5bpw"),
+        SearchSpace(job.inventory, job.recipe),
+        "fisher",
+        sensitivity=made,
+    )
     convert.convert(str(demo_model), plan=plan, out=tmp_path / "out", smoke=False)
     fresh, _ = write_tokens(job.source, 2048, 2048, seed=9, length=64)
     logp = []
@@ -366,7 +373,7 @@ def test_error_feedback_runs_experts_as_the_sensitivity_did(tmp_path: Path) -> N
     job = prepare(str(write_family(tmp_path / "model", "dbrx")))
     tokens = np.random.default_rng(0).integers(0, 96, (2, 16))
     made = measure(job.source, job.inventory, tokens, "random")
-    block, seen = next(block_inputs(job.source, job.inventory, tokens, made))
+    block, seen = next(block_inputs(job.source, job.inventory, made))
     weights = np.concatenate(
         [batch.weight for batch in seen["transformer.blocks.0.ffn.experts.0.w1"].batches]
     )
@@ -411,7 +418,7 @@ def test_released_families_are_balanced(tmp_path: Path, family: str) -> None:
     )
     own = measurements.get_sensitivity(prepare(str(folder)))
     assert own is not None
-    moments = Moments(load_source(str(folder)), result.inventory, *own)
+    moments = Moments(load_source(str(folder)), result.inventory, own)
     followed = [
         layer.path for layer in result.inventory.layers if layer.kind in ("linear", "experts")
     ]
@@ -426,10 +433,10 @@ def test_a_sensitivity_survives_its_file(make: Maker, tmp_path: Path) -> None:
         and made.metric[0].shape == (128, 128)
         and made.embedding is not None
     )
-    save_sensitivity(TOKENS, made, tmp_path / "s.npz")
-    tokens, read = load_sensitivity(tmp_path / "s.npz")
-    np.testing.assert_array_equal(tokens, TOKENS)
-    assert (read.source, read.how, read.tokens) == (made.source, made.how, made.tokens)
+    save_sensitivity(made, tmp_path / "s.npz")
+    read = load_sensitivity(tmp_path / "s.npz")
+    np.testing.assert_array_equal(read.tokens, TOKENS)
+    assert (read.origin, read.how) == (made.origin, made.how)
     for path, trace in made.trace.items():
         np.testing.assert_array_equal(read.trace[path], trace)
     for path, weights in made.weights.items():
@@ -465,7 +472,7 @@ def test_a_sensitivity_of_another_model_is_refused(make: Maker) -> None:
         allocate(
             measurements.get_profile(two),
             parse_budget("5bpw"),
-            two.recipe,
+            SearchSpace(two.inventory, two.recipe),
             "fisher",
             sensitivity=made,
         )

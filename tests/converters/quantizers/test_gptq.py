@@ -82,7 +82,7 @@ def test_what_has_no_inputs_or_no_grid_is_rounded_to_nearest() -> None:
 def test_moments_are_those_of_the_layers_inputs(make: Maker) -> None:
     job = prepare(str(make(qwen3_moe(2, experts=8))))
     made = measure(job.source, job.inventory, TOKENS, "random", batch=2)
-    blocks = dict(block_inputs(job.source, job.inventory, TOKENS, made, batch=4))
+    blocks = dict(block_inputs(job.source, job.inventory, made, batch=4))
     assert list(blocks) == [0, 1, None] and list(blocks[None]) == ["lm_head"]
     found = blocks[1]["model.layers.1.mlp.switch_mlp.up_proj"]
     assert sum(len(batch.weight) for batch in found.batches) == TOKENS.size * 2 and found.parts == 8
@@ -94,7 +94,7 @@ def test_moments_are_those_of_the_layers_inputs(make: Maker) -> None:
     np.testing.assert_allclose(
         trace, made.trace["model.layers.0.mlp.switch_mlp.down_proj"], rtol=1e-3
     )
-    moments = Moments(job.source, job.inventory, TOKENS, made)
+    moments = Moments(job.source, job.inventory, made)
     of_rows = moments.of("model.embed_tokens")
     assert of_rows is not None and of_rows.shape == (1, 128, 128)
     assert np.trace(of_rows[0]) == pytest.approx(made.trace["model.embed_tokens"].sum(), rel=2e-3)
