@@ -24,7 +24,7 @@ LOCK = "lock"  # in a folder that a process works in
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A file to write beside `path`, which takes its place once it is whole; what fails leaves
     nothing.
 
@@ -54,7 +54,7 @@ def keep_tensors(path: Path, tensors: dict[str, mx.array]) -> None:
     """Write tensors into a .safetensors file, so that it is there as a whole or not at all."""
     import mlx.core as mx
 
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         mx.save_safetensors(str(partial), tensors)
 
 
@@ -81,10 +81,10 @@ def alone(place: Path, waiting: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a text file so that it is there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -98,7 +98,7 @@ def write_arrays(path: Path, arrays: dict[str, Any], about: dict[str, str] | Non
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         try:
             save_file(arrays, partial, metadata=about)
         except SafetensorError as error:

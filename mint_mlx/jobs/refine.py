@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import MintError
-from ..base.files import REFINED_FILE, write_whole
+from ..base.files import REFINED_FILE, write_text
 from ..base.hf_config import text_config
 from ..base.quant_config import KEEP
 from ..base.report import Report, Silent
@@ -97,6 +97,6 @@ def refine_checkpoint(
             told = refined_card(
                 card.read_text(encoding="utf-8"), target.name, found.before, found.after
             )
-            write_whole(card, told)
-        write_whole(work / REFINED_FILE, json.dumps(facts, indent=2) + "\n")
+            write_text(card, told)
+        write_text(work / REFINED_FILE, json.dumps(facts, indent=2) + "\n")
     return target, found

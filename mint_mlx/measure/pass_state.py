@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from ..base.files import keep_tensors, kept_tensors, lock_folder, whole
+from ..base.files import atomic_write, keep_tensors, kept_tensors, lock_folder
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -184,6 +184,6 @@ def keep_part(folder: Path, index: int, made: Part, grad: mx.array) -> None:
         if (array := getattr(made, name)) is not None
     }
     keep_tensors(folder / f"grad-{index}.safetensors", {"array": grad})
-    with whole(folder / f"part-{index}.npz") as partial, partial.open("wb") as file:
+    with atomic_write(folder / f"part-{index}.npz") as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     (folder / f"grad-{index + 1}.safetensors").unlink(missing_ok=True)

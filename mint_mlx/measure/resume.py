@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..base.distributed import ranks
-from ..base.files import whole
+from ..base.files import atomic_write
 from ..base.versions import stamp
 
 
@@ -61,7 +61,7 @@ def add_text(place: Path, kind: str, tokens: np.ndarray, done: int) -> None:
     file = _text_file(place, kind)
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with whole(file) as partial, partial.open("wb") as out:
+        with atomic_write(file) as partial, partial.open("wb") as out:
             np.savez(out, tokens=tokens, done=done)
 
 
