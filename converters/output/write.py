@@ -23,7 +23,7 @@ from ...allocation.plan import Plan
 from ...allocation.plan_file import plan_text
 from ...base.distributed import ranks
 from ...base.errors import MintError
-from ...base.files import PARTIAL, PLAN_FILE, REFINED_FILE, kept_tensors
+from ...base.files import PARTIAL, PLAN_FILE, REFINED_FILE, read_tensors
 from ...base.quant_config import QuantConfig
 from ...base.report import Report, Silent
 from ...base.targets import check_space, put_in_place, work_folder
@@ -149,7 +149,7 @@ def write(
         if refine is not None:
             refine(work, learned)
             if learned.is_file():
-                put_refined(work, kept_tensors(learned))
+                put_refined(work, read_tensors(learned))
             verify(work, plan, inventory, layout)
         sentence = _sentence(work, report) if smoke else None
         for path in (

@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
 from ...base.errors import MintError
-from ...base.files import keep_tensors, write_arrays
+from ...base.files import write_arrays, write_tensors
 from ...base.quant_config import QuantConfig
 from ...base.report import Progress, Report
 from ...base.safetensors_header import read_folder
@@ -343,7 +343,7 @@ def refine_written(
     if found.after >= found.before:
         report.note("distilling scales and biases gained nothing: they stay as they were")
         return
-    keep_tensors(learned, found.tensors)
+    write_tensors(learned, found.tensors)
 
 
 def _kept_targets(source: Source, tokens: np.ndarray, report: Report, place: Path) -> Targets:

@@ -50,7 +50,7 @@ def sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def keep_tensors(path: Path, tensors: dict[str, mx.array]) -> None:
+def write_tensors(path: Path, tensors: dict[str, mx.array]) -> None:
     """Write tensors into a .safetensors file, so that it is there as a whole or not at all."""
     import mlx.core as mx
 
@@ -58,7 +58,7 @@ def keep_tensors(path: Path, tensors: dict[str, mx.array]) -> None:
         mx.save_safetensors(str(partial), tensors)
 
 
-def kept_tensors(path: Path) -> dict[str, mx.array]:
+def read_tensors(path: Path) -> dict[str, mx.array]:
     """Read them, at once: the file may go."""
     import mlx.core as mx
 
