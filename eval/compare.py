@@ -21,7 +21,7 @@ from typing import Any
 from ..allocation.allocate import allocate
 from ..allocation.plan import Plan
 from ..base.errors import MintError, UsageError, explain
-from ..base.files import alone, read_json, write_text
+from ..base.files import exclusive, read_json, write_text
 from ..base.quant_config import QuantConfig
 from ..base.report import Report, Silent
 from ..base.units import Budget, both, parse_budget
@@ -389,7 +389,7 @@ class _Bench:
         if task.build is None:
             return Made(task, None, home, task.size, 0.0, task.reason)
         folder = home / "checkpoint"
-        with alone(
+        with exclusive(
             home, lambda: self.report.stage(f"wait for another run that builds {task.method}")
         ):
             note = read_json(home / "made.json")

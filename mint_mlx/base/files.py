@@ -69,7 +69,7 @@ def read_tensors(path: Path) -> dict[str, mx.array]:
 
 
 @contextmanager
-def alone(place: Path, waiting: Callable[[], None]) -> Iterator[None]:
+def exclusive(place: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Work on a place that no other process works on; `waiting` is called where one does, until
     which is done.
     """
