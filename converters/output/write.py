@@ -44,7 +44,7 @@ from ..quantizers.protocol import SCRATCH, Own, Quantizer, Work
 from ..quantizers.registry import find_quantizer
 from . import rowwise
 from .card import model_card
-from .replace_tensors import put_refined
+from .replace_tensors import replace_tensors
 from .shard_writer import JOURNAL, LOCK, Writer, check_work, lock, write_index
 from .verify import rehearse, verify
 
@@ -149,7 +149,7 @@ def write(
         if refine is not None:
             refine(work, learned)
             if learned.is_file():
-                put_refined(work, read_tensors(learned))
+                replace_tensors(work, read_tensors(learned))
             verify(work, plan, inventory, layout)
         sentence = _sentence(work, report) if smoke else None
         for path in (

@@ -313,9 +313,7 @@ def refine_own(
     steps: int | None = None,
     rate: float | None = None,
 ) -> Refined | None:
-    """What refining gains on the source's own tokens, for `put_refined` to write; None where it is
-    nothing.
-    """
+    """Refine on the source's own tokens; None where nothing was gained."""
     found = refine(folder, predict(source, tokens, progress), steps, progress, rate)
     return found if found.after < found.before else None
 
@@ -331,8 +329,8 @@ def refine_written(
         tokens: int (windows, tokens), the source's own.
         report: receives progress.
         work: the folder.
-        learned: where the result is kept, for `put_refined` to write into the shards, so that an
-            interruption between two of them loses nothing; absent where nothing was gained.
+        learned: where the result is kept, for `replace_tensors` to write into the shards, so
+            that an interruption between two of them loses nothing; absent where nothing was gained.
     """
     if learned.is_file():
         return

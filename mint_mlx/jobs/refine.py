@@ -40,7 +40,7 @@ def refine_checkpoint(
     """
     from ..converters.output import write as writer
     from ..converters.output.card import refined_card
-    from ..converters.output.replace_tensors import put_refined
+    from ..converters.output.replace_tensors import replace_tensors
     from ..converters.quantizers.distil import can_refine, refine_own
     from ..measure.self_text import write_tokens
 
@@ -89,7 +89,7 @@ def refine_checkpoint(
                 f"refining {given.name} gained nothing on text that it was not trained on: nothing "
                 "was written"
             )
-        put_refined(work, found.tensors)
+        replace_tensors(work, found.tensors)
         mlxlm.build_model(work)
         facts = {"source": job.source.name, "kl_before": found.before, "kl_after": found.after}
         card = work / "README.md"
