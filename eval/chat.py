@@ -80,6 +80,6 @@ def _greedy(source: Source, prompts: list[list[int]], report: Report) -> list[li
                 "it out"
             )
         found = generate_tokens(source.path, prompts, REPLY)
-        with cache.keeping("replies", report):
+        with cache.report_write_errors("replies", report):
             write_text(path, json.dumps(found))
     return [[int(token) for token in reply] for reply in found]

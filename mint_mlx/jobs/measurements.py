@@ -76,7 +76,7 @@ def _measure_sensitivity(
             "--effort fast"
         )
         return None
-    with cache.keeping("sensitivity", report):
+    with cache.report_write_errors("sensitivity", report):
         save_sensitivity(tokens, made, place)
         resume.clear(place)
     return tokens, made
@@ -154,7 +154,7 @@ def get_profile(
         place,
     )
     if place is not None and ranks().first:
-        with cache.keeping("profile", report):
+        with cache.report_write_errors("profile", report):
             save_profile(made, place)
             resume.clear(place)
     return made
