@@ -29,7 +29,7 @@ from ..checkpoint.low_disk import Waves, at_once
 from ..checkpoint.source import Source
 from ..rules.recipes import Recipe
 from .distortion import as_experts
-from .resume import add, begun
+from .resume import append_curve, read_curves
 from .row_sampling import EXACT, SEED, Read, measure_sample
 
 ERROR_FLOOR = 1e-12
@@ -148,7 +148,7 @@ def profile(
         p: RateDistortion(p, (), np.zeros((0, 1)), np.ones(1)) for p in layers if not wanted.get(p)
     }
     todo = [layers[p] for p in inventory.order if wanted.get(p)]
-    earlier = begun(place) if place is not None else {}
+    earlier = read_curves(place) if place is not None else {}
     curves |= {
         layer.path: _curve_from_json(layer.path, earlier[layer.path])
         for layer in todo
@@ -170,7 +170,7 @@ def profile(
         progress(layer.path, done, len(mine))
         curves[layer.path] = _measure(layer, read, wanted[layer.path], sample, allow_nonfinite)
         if place is not None:
-            add(place, layer.path, _curve_to_json(curves[layer.path]))
+            append_curve(place, layer.path, _curve_to_json(curves[layer.path]))
         del read  # it may hold the whole layer
         mx.clear_cache()
     progress("", len(mine), len(mine))
