@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.files import PLAN_FILE
-from ..checkpoint.hub import NotKept, download_file, parse_repo
+from ..checkpoint.hub import MissingFile, download_file, parse_repo
 from ..measure.sensitivity import Sensitivity
 from ..measure.sensitivity_file import load_sensitivity
 
@@ -25,13 +25,13 @@ def find_kept(place: str | Path, name: str) -> Path:
     `org/name[@revision]`.
 
     Raises:
-        NotKept: the folder or the repository has none. (What isn't there at all is the reader's to
-            refuse.)
+        MissingFile: the folder or the repository has none. (A missing folder is
+            refused by its reader.)
     """
     path = Path(place)
     if path.is_dir():
         if not (path / name).is_file():
-            raise NotKept(
+            raise MissingFile(
                 f"{path} holds no {name}: give a file, or a checkpoint that mint-mlx wrote with one"
             )
         return path / name
@@ -70,5 +70,5 @@ def kept_with(place: str | Path) -> tuple[np.ndarray, Sensitivity] | None:
         return None
     try:
         return load_sensitivity(find_kept(place, SENSITIVITY_FILE))
-    except NotKept:  # a checkpoint of the level `fast` keeps none
+    except MissingFile:  # a checkpoint of the level `fast` keeps none
         return None

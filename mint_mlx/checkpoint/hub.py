@@ -46,7 +46,7 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class NotKept(MintError):
+class MissingFile(MintError):
     """A repository or a folder that lacks a file which others of its kind have."""
 
 
@@ -96,7 +96,7 @@ def download_file(repo: RepoId, name: str) -> Path:
     """One file of a repository, downloaded or from the local cache.
 
     Raises:
-        NotKept: the repository has no such file. (Other errors of huggingface_hub pass through.)
+        MissingFile: the repository has no such file. (Errors of huggingface_hub pass.)
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -107,7 +107,7 @@ def download_file(repo: RepoId, name: str) -> Path:
     except LocalEntryNotFoundError:  # no network, which is another matter
         raise
     except EntryNotFoundError:
-        raise NotKept(
+        raise MissingFile(
             f"{repo.name} holds no {name}: give a checkpoint that mint-mlx wrote with one"
         ) from None
 

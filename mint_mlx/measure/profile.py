@@ -203,7 +203,7 @@ def _readers(
     """
     from ..checkpoint.arrays import dense
     from ..checkpoint.layer_stream import stream
-    from ..checkpoint.row_reader import picked, straight_layers
+    from ..checkpoint.row_reader import select_rows, straight_layers
 
     straight = straight_layers(source, layers) if sample != EXACT else {}
     for layer in layers:
@@ -215,7 +215,7 @@ def _readers(
     for path, tensors in stream(source, inventory, others, allow_nonfinite):
         weight = as_experts(dense(by_path[path], tensors))
         del tensors
-        yield by_path[path], partial(picked, weight)
+        yield by_path[path], partial(select_rows, weight)
         del weight
 
 
