@@ -59,7 +59,7 @@ def examine(model: str) -> Examination:
 
     found = find_model(model)
     if isinstance(found, hub.RepoId):
-        folder, name = hub.cached(found) or hub.headers(found)[0], found.name
+        folder, name = hub.cached(found) or hub.fetch_skeleton(found).folder, found.name
     else:
         folder, name = found, found.resolve().name
     config = read_config(folder)
