@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import MintError
-from ..base.files import read_json, write_whole
+from ..base.files import read_json, write_text
 from ..base.report import Report
 from ..checkpoint.mlxlm import generate_tokens
 from ..checkpoint.source import Source
@@ -80,6 +80,6 @@ def _greedy(source: Source, prompts: list[list[int]], report: Report) -> list[li
                 "it out"
             )
         found = generate_tokens(source.path, prompts, REPLY)
-        with cache.keeping("replies", report):
-            write_whole(path, json.dumps(found))
+        with cache.report_write_errors("replies", report):
+            write_text(path, json.dumps(found))
     return [[int(token) for token in reply] for reply in found]

@@ -22,7 +22,7 @@ from ..allocation.allocate import allocate
 from ..allocation.plan import Plan
 from ..allocation.search_space import SearchSpace
 from ..base.errors import MintError, UsageError, explain
-from ..base.files import alone, read_json, write_whole
+from ..base.files import exclusive, read_json, write_text
 from ..base.quant_config import QuantConfig
 from ..base.report import Report, Silent
 from ..base.units import Budget, both, parse_budget
@@ -395,7 +395,7 @@ class _Bench:
         if task.build is None:
             return Made(task, None, home, task.size, 0.0, task.reason)
         folder = home / "checkpoint"
-        with alone(
+        with exclusive(
             home, lambda: self.report.stage(f"wait for another run that builds {task.method}")
         ):
             note = read_json(home / "made.json")
@@ -431,7 +431,7 @@ class _Bench:
             shutil.rmtree(home / "unfinished", ignore_errors=True)
         note = {"seconds": time.monotonic() - started, "reason": reason}
         if lasts:
-            write_whole(home / "made.json", json.dumps(note))
+            write_text(home / "made.json", json.dumps(note))
         return note
 
     def row(self, made: Made) -> Row:
@@ -456,7 +456,7 @@ class _Bench:
                 figures = self._score(made.folder, task.method)
             except MintError as error:
                 return row | {"reason": str(error)}
-            write_whole(made.home / self.score_file, json.dumps(figures))
+            write_text(made.home / self.score_file, json.dumps(figures))
         skip = (
             "model",
             "text",

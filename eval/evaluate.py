@@ -260,7 +260,7 @@ def get_reference(
         device=device(),
     )
     reference = Reference(about, tuple(made))
-    with cache.keeping("reference", report):
+    with cache.report_write_errors("reference", report):
         save_reference(reference, path)
     return reference
 

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..base.files import whole, write_whole
+from ..base.files import atomic_write, write_text
 from ..base.units import UNITS, decimal_unit, human
 from ..converters.quantizers.registry import NEEDS_INPUTS
 from .compare import OURS, Comparison, Row
@@ -130,8 +130,8 @@ def save(comparison: Comparison, folder: Path, command: str) -> list[Path]:
         "noise_floor": comparison.noise_floor,
         "rows": comparison.rows,
     }
-    write_whole(folder / "results.json", json.dumps(data, indent=1) + "\n")
-    write_whole(folder / "table.md", markdown(comparison, command))
+    write_text(folder / "results.json", json.dumps(data, indent=1) + "\n")
+    write_text(folder / "table.md", markdown(comparison, command))
     plot(comparison, folder / "plot.png")
     return [folder / name for name in ("results.json", "table.md", "plot.png")]
 
@@ -194,7 +194,7 @@ def plot(comparison: Comparison, path: Path) -> None:
     figure.suptitle(
         f"{comparison.source} on {comparison.text}: methods at the same bytes, 95 % intervals"
     )
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=130, format=path.suffix[1:])
     pyplot.close(figure)
 

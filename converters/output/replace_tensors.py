@@ -14,7 +14,7 @@ from ...base.safetensors_header import read_header
 from ...checkpoint.arrays import flat_view
 
 
-def put_refined(folder: Path, tensors: Mapping[str, mx.array]) -> None:
+def replace_tensors(folder: Path, tensors: Mapping[str, mx.array]) -> None:
     """Write the refined tensors into a checkpoint's shards: each is copied, changed, and put in the
     old one's place.
 

@@ -23,7 +23,7 @@ from ...allocation.plan import Plan
 from ...allocation.plan_file import plan_text
 from ...base.distributed import ranks
 from ...base.errors import MintError
-from ...base.files import PARTIAL, PLAN_FILE, REFINED_FILE, kept_tensors
+from ...base.files import PARTIAL, PLAN_FILE, REFINED_FILE, read_tensors
 from ...base.quant_config import QuantConfig
 from ...base.report import Report, Silent
 from ...base.targets import check_space, put_in_place, work_folder
@@ -45,7 +45,7 @@ from ..quantizers.protocol import SCRATCH, Quantizer, Work
 from ..quantizers.registry import find_quantizer
 from . import rowwise
 from .card import model_card
-from .replace_tensors import put_refined
+from .replace_tensors import replace_tensors
 from .shard_writer import JOURNAL, LOCK, Writer, check_work, lock, write_index
 from .verify import rehearse, verify
 
@@ -149,7 +149,7 @@ def write(
         if refine is not None:
             refine(work, learned)
             if learned.is_file():
-                put_refined(work, kept_tensors(learned))
+                replace_tensors(work, read_tensors(learned))
             verify(work, plan, inventory, layout)
         sentence = _sentence(work, report) if smoke else None
         for path in (

@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
 from ...base.errors import MintError
-from ...base.files import keep_tensors, write_arrays
+from ...base.files import write_arrays, write_tensors
 from ...base.quant_config import QuantConfig
 from ...base.report import Progress, Report
 from ...base.safetensors_header import read_folder
@@ -313,9 +313,7 @@ def refine_own(
     steps: int | None = None,
     rate: float | None = None,
 ) -> Refined | None:
-    """What refining gains on the source's own tokens, for `put_refined` to write; None where it is
-    nothing.
-    """
+    """Refine on the source's own tokens; None where nothing was gained."""
     found = refine(folder, predict(source, tokens, progress), steps, progress, rate)
     return found if found.after < found.before else None
 
@@ -331,8 +329,8 @@ def refine_written(
         tokens: int (windows, tokens), the source's own.
         report: receives progress.
         work: the folder.
-        learned: where the result is kept, for `put_refined` to write into the shards, so that an
-            interruption between two of them loses nothing; absent where nothing was gained.
+        learned: where the result is kept, for `replace_tensors` to write into the shards, so
+            that an interruption between two of them loses nothing; absent where nothing was gained.
     """
     if learned.is_file():
         return
@@ -343,7 +341,7 @@ def refine_written(
     if found.after >= found.before:
         report.note("distilling scales and biases gained nothing: they stay as they were")
         return
-    keep_tensors(learned, found.tensors)
+    write_tensors(learned, found.tensors)
 
 
 def _kept_targets(source: Source, tokens: np.ndarray, report: Report, place: Path) -> Targets:

@@ -15,7 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ...base.files import keep_tensors, kept_tensors
+from ...base.files import read_tensors, write_tensors
 from ...base.quant_config import QuantConfig
 from ...checkpoint.layers import MLX_DTYPES, Layer
 from ...runtime.blocks import Step, call_block, first_input, forward_blocks, run
@@ -238,7 +238,7 @@ class Learner:
         """Keep what a block will read. What the block before it read is still needed: its layers
         aren't written yet.
         """
-        keep_tensors(self._file(block), {"hidden": hidden})
+        write_tensors(self._file(block), {"hidden": hidden})
         self._file(block - 2).unlink(missing_ok=True)
 
     def _resume(self, runner: Runner, first: int | None) -> tuple[int, mx.array | None]:
@@ -248,7 +248,7 @@ class Learner:
         depth = len(runner.trunk[runner.blocks])
         for block in range(depth if first is None else first, 0, -1):
             if self._file(block).is_file():
-                return block, kept_tensors(self._file(block))["hidden"]
+                return block, read_tensors(self._file(block))["hidden"]
         return 0, None
 
     def _file(self, block: int) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..base.files import PLAN_FILE
-from ..checkpoint.hub import NotKept, download_file, parse_repo
+from ..checkpoint.hub import MissingFile, download_file, parse_repo
 from ..measure.sensitivity import Sensitivity
 from ..measure.sensitivity_file import load_sensitivity
 
@@ -23,13 +23,13 @@ def find_artifact(place: str | Path, name: str) -> Path:
     `org/name[@revision]`.
 
     Raises:
-        NotKept: the folder or the repository has none. (What isn't there at all is the reader's to
-            refuse.)
+        MissingFile: the folder or the repository has none. (A missing folder is
+            refused by its reader.)
     """
     path = Path(place)
     if path.is_dir():
         if not (path / name).is_file():
-            raise NotKept(
+            raise MissingFile(
                 f"{path} holds no {name}: give a file, or a checkpoint that mint-mlx wrote with one"
             )
         return path / name
@@ -66,5 +66,5 @@ def sensitivity_beside(place: str | Path) -> Sensitivity | None:
         return None
     try:
         return load_sensitivity(find_artifact(place, SENSITIVITY_FILE))
-    except NotKept:  # a checkpoint of the level `fast` keeps none
+    except MissingFile:  # a checkpoint of the level `fast` keeps none
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import MintError, UsageError
-from ..base.files import write_whole
+from ..base.files import write_text
 from ..base.quant_config import QuantConfig, parse_config
 from ..base.yamlfile import line_of, read_yaml
 from ..checkpoint.layers import Inventory
@@ -22,7 +22,7 @@ SCHEMA = 1
 
 def write_plan(plan: Plan, inventory: Inventory, path: Path) -> None:
     """Write a plan as YAML; the same plan gives the same bytes."""
-    write_whole(path, plan_text(plan, inventory))
+    write_text(path, plan_text(plan, inventory))
 
 
 def plan_text(plan: Plan, inventory: Inventory) -> str:

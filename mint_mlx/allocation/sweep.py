@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import UsageError
-from ..base.files import whole
+from ..base.files import atomic_write
 from ..base.units import Budget, human, parse_budget
 from ..measure.profile import Profile
 from ..measure.profile_file import load_profile
@@ -229,6 +229,6 @@ def draw(found: Sweep, path: Path) -> None:
         handles, names = [*handles, line], [*names, "measured perplexity"]
     axis.legend(handles, names, fontsize=8)
     axis.set_title(found.source)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=130, format=path.suffix[1:])
     pyplot.close(figure)

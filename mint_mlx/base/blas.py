@@ -1,8 +1,9 @@
-"""A fast BLAS on Linux: MLX's wheel bundles the reference one, but one that is opened globally
-before takes its place.
+"""Opens a fast BLAS for MLX on Linux, where MLX's wheel bundles the slow reference one.
 
-Call `use_fast_blas` before anything imports `mlx.core`. It is never required: everything runs
-without, only slower."""
+A BLAS that is opened globally before MLX is imported takes the place of the bundled one: call
+`use_fast_blas` before anything imports `mlx.core`. It is optional: without it everything runs,
+only slower.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 
 CANDIDATES = ("libmkl_rt.so.3", "libmkl_rt.so.2", "libopenblas.so.0", "libopenblas.so")
-# 2**4 cycles that OpenBLAS's threads wait awake for work, its smallest; 2**26 keep a core from MLX
-SPIN = "4"
+# OpenBLAS's threads wait 2**4 cycles for work, the least it allows; its default of 2**26 would
+# keep a core from MLX's own threads.
+THREAD_TIMEOUT = "4"
 ADVICE = (
     "install one with `apt install libopenblas0` (or `pip install mkl`) to evaluate about 30 "
     "times faster"
@@ -23,14 +25,18 @@ ADVICE = (
 
 @lru_cache(maxsize=1)
 def use_fast_blas() -> str | None:
-    """Open the system's MKL or OpenBLAS for MLX; returns its name, or None where there is none (or
-    on a Mac).
+    """Open the system's MKL or OpenBLAS for MLX.
 
-    MLX resolves its BLAS symbols when it is first imported, so a call after that finds nothing to
-    do."""
+    MLX resolves its BLAS symbols when it is first imported, so a later call has no effect.
+
+    Returns:
+        The name of the library, or None where there is none (and on a Mac, which needs none).
+    """
     if sys.platform != "linux" or "mlx.core" in sys.modules:
         return None
-    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", SPIN)
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", THREAD_TIMEOUT)
+
+    # '' is the system's own search path; pip puts MKL into the lib folder of the environment.
     folders = ["", *(f"{Path(p).parent.parent}/" for p in sys.path if p.endswith("site-packages"))]
     for name in CANDIDATES:
         for folder in folders:

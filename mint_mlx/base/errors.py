@@ -1,8 +1,9 @@
 """Errors that a user meets: one sentence each, that says what is wrong and what to do.
 
 `MintError` is raised by our own checks. `explain` puts exceptions of other libraries into words,
-for causes that lie outside this program (network, disk, permissions). Whatever neither of them
-knows is a bug and is reported as one."""
+for causes that lie outside this program (network, disk, permissions). Any other exception is a bug
+and is reported as one.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +15,65 @@ NOT_FINITE = (
 )
 FULL = (
     "the disk is full{}: free some space (or choose another folder) and run the same command "
-    "again; what was finished is kept"
+    "again; finished work is kept"
 )
+NO_METAL = "No Metal back-end"  # in MLX's message about a kernel that exists for Metal only
 
-NO_METAL = "No Metal back-end"  # in what MLX says of a kernel that exists for Metal alone
+# What huggingface_hub and its transports raise: names of classes, and the sentence for them. The
+# first line that names a class of the exception counts, so subclasses stand before their bases;
+# {} takes the first line of the exception's own text.
+HUB_ERRORS = (
+    (
+        {"GatedRepoError"},
+        "this model is gated: accept its licence on its Hugging Face page, then run `hf auth "
+        "login` with a token that may read it",
+    ),
+    (
+        {"RevisionNotFoundError"},
+        "this revision does not exist on the Hugging Face Hub: check the part after '@'",
+    ),
+    (
+        {"RepositoryNotFoundError"},
+        "no such model on the Hugging Face Hub, or it is private: check the name (org/name), "
+        "and log in with `hf auth login` if it is private",
+    ),
+    (
+        {"IncompleteSnapshotError"},
+        "the model is only half downloaded: run the same command again while online; finished "
+        "files are kept",
+    ),
+    (
+        {"HFValidationError"},
+        "this is neither a folder nor a model name of the Hugging Face Hub (org/name, of letters, "
+        "digits, '-', '_' and '.', no '--' or '..', no '.git' at the end): check the spelling",
+    ),
+    (
+        {"NotASafetensorsRepoError"},
+        "the repository's safetensors shards have no index: give a checkpoint with "
+        "model.safetensors.index.json",
+    ),
+    (
+        {
+            "OfflineModeIsEnabled",
+            "LocalEntryNotFoundError",
+            "ConnectError",
+            "TimeoutException",
+            "ProxyError",
+        },
+        "the Hugging Face Hub cannot be reached and the model is not complete in the local "
+        "cache: check the connection (or HF_HUB_OFFLINE) and run the same command again; "
+        "finished files are kept",
+    ),
+    (
+        {"EntryNotFoundError"},
+        "the repository lacks a file that is needed, give another model or revision: {}",
+    ),
+    (
+        {"HfHubHTTPError", "HTTPStatusError", "TransportError"},
+        "the Hugging Face Hub answered with an error, try again later: {}",
+    ),
+)
+TRANSFER_WORDS = ("CAS Client Error", "hf_xet", "Reqwest")  # in RuntimeErrors of hf_xet
 
 
 class MintError(Exception):
@@ -29,9 +85,7 @@ class UsageError(MintError):
 
 
 def explain(error: BaseException) -> str | None:
-    """Return the sentence for an exception raised outside this package, or None where the cause
-    isn't known.
-    """
+    """The sentence for an exception raised outside this package; None for an unknown cause."""
     if isinstance(error, MintError):
         return str(error)
     if isinstance(error, OSError):
@@ -46,75 +100,26 @@ def explain(error: BaseException) -> str | None:
 
 
 def _explain_os(error: OSError) -> str | None:
+    """The sentence for a failure of the file system."""
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "requested and" in str(
-        error
-    ):  # the latter by numpy
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if full or "requested and" in str(error):  # numpy's words for a file that was cut short
         return FULL.format(where)
     if error.errno == errno.ENAMETOOLONG:
         return f"a name is too long for this file system{where}: choose a shorter one"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return (
-            f"no permission to write or read{where}: check the folder's rights or choose another "
-            "one"
-        )
+        return f"permission denied{where}: check the folder's permissions or choose another folder"
     return None
 
 
 def _explain_hub(error: BaseException) -> str | None:
-    """Sentences for huggingface_hub's errors, matched by class name so that the library need not be
-    imported.
-    """
-    names = {cls.__name__ for cls in type(error).__mro__}
-    if "GatedRepoError" in names:
-        return (
-            "this model is gated: accept its licence on its Hugging Face page, then run `hf auth "
-            "login` with a token that may read it"
-        )
-    if "RevisionNotFoundError" in names:
-        return "this revision does not exist on the Hugging Face Hub: check the part after '@'"
-    if "RepositoryNotFoundError" in names:
-        return (
-            "no such model on the Hugging Face Hub, or it is private: check the name (org/name), "
-            "and log in with `hf auth login` if it is private"
-        )
-    if "EntryNotFoundError" in names and "LocalEntryNotFoundError" not in names:
-        return f"the repository lacks a file that is needed: {str(error).splitlines()[0]}"
-    if "IncompleteSnapshotError" in names:
-        return (
-            "the model is only half downloaded: run the same command again while online; finished "
-            "files are kept"
-        )
-    if "HFValidationError" in names:
-        return (
-            "that is neither a folder nor a name of the Hugging Face Hub (org/name, of letters, "
-            "digits, '-', '_' and '.', no '--' or '..', no '.git' at the end): check the spelling"
-        )
-    if "NotASafetensorsRepoError" in names:
-        return (
-            "the repository's safetensors shards have no index: give a checkpoint with "
-            "model.safetensors.index.json"
-        )
-    if names & {
-        "OfflineModeIsEnabled",
-        "LocalEntryNotFoundError",
-        "ConnectError",
-        "TimeoutException",
-        "ProxyError",
-    }:
-        return (
-            "the Hugging Face Hub cannot be reached and the model is not complete in the local "
-            "cache: check the connection (or HF_HUB_OFFLINE) and run the same command again; "
-            "finished files are kept"
-        )
-    if names & {"HfHubHTTPError", "HTTPStatusError", "TransportError"}:
-        return (
-            "the Hugging Face Hub answered with an error, try again later: "
-            f"{str(error).splitlines()[0]}"
-        )
-    if "RuntimeError" in names and any(
-        word in str(error) for word in ("CAS Client Error", "hf_xet", "Reqwest")
-    ):
+    """The sentence for an error of huggingface_hub, matched by class name to avoid its import."""
+    classes = {cls.__name__ for cls in type(error).__mro__}
+    detail = next(iter(str(error).splitlines()), "")
+    for names, sentence in HUB_ERRORS:
+        if names & classes:
+            return sentence.format(detail)
+    if "RuntimeError" in classes and any(word in str(error) for word in TRANSFER_WORDS):
         return (
             "the transfer from or to the Hugging Face Hub broke off: check the connection and run "
             "the same command again; finished files are kept"

@@ -1,6 +1,4 @@
-"""Where results may be written, and how: whole or not at all, and never over something that isn't
-ours.
-"""
+"""Files that are written as a whole or not at all, and locks between processes."""
 
 from __future__ import annotations
 
@@ -19,23 +17,26 @@ if TYPE_CHECKING:
 
 PLAN_FILE = "mint-plan.yaml"  # in every checkpoint that we wrote
 REFINED_FILE = "mint-refined.json"  # in every checkpoint that we refined
-PARTIAL = ".part"  # in the name of a file that isn't whole
+PARTIAL = ".part"  # in the name of a file that isn't complete
 LOCK = "lock"  # in a folder that a process works in
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place once it is whole; what fails leaves
-    nothing.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside `path` that replaces it at the end; a failure leaves nothing.
 
-    It ends as `path` does, since some writers go by that or add it.
+    The temporary name ends as `path` does, since some writers choose the format by the ending or
+    append it.
     """
     partial = path.with_name(f".{uuid4().hex}{PARTIAL}{path.suffix}")
     try:
         yield partial
+
+        # safetensors makes its files readable by their owner only: apply the user's umask instead.
         mask = os.umask(0o022)
         os.umask(mask)
-        partial.chmod(0o666 & ~mask)  # safetensors' own files are for their owner alone
+        partial.chmod(0o666 & ~mask)
+
         sync(partial)
         partial.replace(path)
     finally:
@@ -43,23 +44,21 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file is on the disk, so that a crash of the machine can't leave its name without
-    its data.
-    """
+    """Flush a file to the disk, so that no crash leaves its name without its data."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def keep_tensors(path: Path, tensors: dict[str, mx.array]) -> None:
-    """Write tensors into a .safetensors file, so that it is there as a whole or not at all."""
+def write_tensors(path: Path, tensors: dict[str, mx.array]) -> None:
+    """Write MLX arrays into a .safetensors file, atomically."""
     import mlx.core as mx
 
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         mx.save_safetensors(str(partial), tensors)
 
 
-def kept_tensors(path: Path) -> dict[str, mx.array]:
-    """Read them, at once: the file may go."""
+def read_tensors(path: Path) -> dict[str, mx.array]:
+    """Read a .safetensors file into memory at once, so that the file may be deleted."""
     import mlx.core as mx
 
     with mx.stream(mx.cpu):
@@ -69,36 +68,44 @@ def kept_tensors(path: Path) -> dict[str, mx.array]:
 
 
 @contextmanager
-def alone(place: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Work on a place that no other process works on; `waiting` is called where one does, until
-    which is done.
+def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of a path, so that no other process works on it.
+
+    Args:
+        path: the file or folder; the lock is a hidden file beside it.
+        on_wait: called once where another process holds the lock, before waiting for it.
     """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.with_name(f".{place.name}.lock").open("a") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("a") as file:
         if not _lock(file):
-            waiting()
+            on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that it is there as a whole or not at all."""
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, with its folder where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_arrays(path: Path, arrays: dict[str, Any], about: dict[str, str] | None = None) -> None:
-    """Write numpy arrays as a safetensors file, so that it is there as a whole or not at all.
+    """Write numpy arrays as a .safetensors file, atomically, with its folder where there is none.
+
+    Args:
+        path: the file.
+        arrays: by name.
+        about: metadata for the file's header.
 
     Raises:
-        OSError: as of any other file (safetensors has an error of its own).
+        OSError: as for any other file (safetensors has an error of its own).
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         try:
             save_file(arrays, partial, metadata=about)
         except SafetensorError as error:
@@ -108,7 +115,7 @@ def write_arrays(path: Path, arrays: dict[str, Any], about: dict[str, str] | Non
 
 
 def read_json(path: Path) -> Any:
-    """A cached JSON file, or None where there is none or it was cut short."""
+    """The data of a cached JSON file, or None where it is missing or was cut short."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -116,9 +123,7 @@ def read_json(path: Path) -> Any:
 
 
 def lock_folder(folder: Path) -> IO[str] | None:
-    """Lock a folder for this process, until the file that is returned is closed; None where another
-    one has it.
-    """
+    """Lock a folder until the returned file is closed; None where another process holds it."""
     file = (folder / LOCK).open("a")
     if _lock(file):
         return file

@@ -20,8 +20,12 @@ _AFFINE = re.compile(r"(\d+)bit-g(\d+)")
 
 @dataclass(frozen=True, order=True)
 class QuantConfig:
-    """bits per code, weights per group, and MLX's mode (`affine`, `mxfp4`, `nvfp4`, `mxfp8`, or
-    `keep`).
+    """How one layer is quantized.
+
+    Attributes:
+        bits: per code.
+        group_size: weights that share a scale.
+        mode: MLX's `affine`, `mxfp4`, `nvfp4` or `mxfp8`, or `keep` for no quantization.
     """
 
     bits: int
@@ -55,6 +59,7 @@ def affine(
 
 
 def mx_mode(name: str) -> QuantConfig:
+    """The configuration of a mode of MX_MODES, each of which has one only."""
     bits, group = MX_MODES[name]
     return QuantConfig(bits, group, name)
 
@@ -71,11 +76,11 @@ def parse_config(text: str) -> QuantConfig:
         return mx_mode(text)
     match = _AFFINE.fullmatch(text)
     if match:
-        bits, group = int(match[1]), int(match[2])
-        if bits in AFFINE_BITS and group in AFFINE_GROUPS:
-            return QuantConfig(bits, group)
+        config = QuantConfig(int(match[1]), int(match[2]))
+        if config.bits in AFFINE_BITS and config.group_size in AFFINE_GROUPS:
+            return config
     raise UsageError(
-        f"{text!r} is not a quantization that MLX knows: write BITSbit-gGROUP with bits of "
-        f"{AFFINE_BITS} and groups of {AFFINE_GROUPS} (4bit-g64), or one of {', '.join(MX_MODES)}, "
-        "or keep"
+        f"{text!r} is not a quantization that MLX has: write BITSbit-gGROUP with bits of "
+        f"{AFFINE_BITS} and groups of {AFFINE_GROUPS} (such as 4bit-g64), or one of "
+        f"{', '.join(MX_MODES)}, or keep"
     )

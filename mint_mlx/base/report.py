@@ -1,13 +1,12 @@
-"""Where the progress of long work goes. output.py has the report for people and for JSON."""
+"""Where the progress of long work goes; cli/output.py reports it to people and as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
 
-Progress = Callable[
-    [str, int, int], None
-]  # called with what is done, how far it is, and how far it goes
+# Called with the name of the current item, how many are done, and how many there are.
+Progress = Callable[[str, int, int], None]
 
 
 class Report(Protocol):

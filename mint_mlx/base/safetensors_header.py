@@ -35,7 +35,7 @@ ITEMSIZE = {
     "F64": 8,
     "C64": 8,
 }
-MAX_HEADER = 100_000_000  # the limit of the safetensors library
+MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors library
 INDEX = "model.safetensors.index.json"
 
 
@@ -57,18 +57,18 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
     """
     if not path.is_file():
         raise MintError(
-            f"{path.name} is not a regular file (a link to nothing, perhaps): download it again"
+            f"{path.name} is not a regular file (perhaps a broken link): download it again"
         )
     size = path.stat().st_size
+
+    # The length comes first, so that a file of another kind is never read as a huge header.
     with path.open("rb") as file:
         start = file.read(8)
         if len(start) < 8:
             raise MintError(f"{path.name} is truncated ({size} bytes): download it again")
         (length,) = struct.unpack("<Q", start)
         if length > MAX_HEADER or length < 2:
-            raise MintError(
-                f"{path.name} is not a safetensors file: its header length reads {length}"
-            )
+            raise _not_safetensors(path.name, f"its header length reads {length}")
         if 8 + length > size:
             raise MintError(
                 f"{path.name} is truncated inside its header ({size} bytes): download it again"
@@ -77,8 +77,10 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
     try:
         header = json.loads(raw)
     except (ValueError, RecursionError):
-        raise MintError(f"{path.name} is not a safetensors file: its header is not JSON") from None
+        raise _not_safetensors(path.name, "its header is not JSON") from None
     tensors = parse_header(header, path.name)
+
+    # parse_header leaves no gaps, so the end of the last tensor is the end of the file.
     needed = 8 + length + max((t.end for t in tensors.values()), default=0)
     if needed != size:
         problem = "truncated" if size < needed else "longer than its header says"
@@ -93,42 +95,57 @@ def parse_header(header: Any, name: str) -> dict[str, TensorInfo]:
         MintError: an entry is malformed, overlaps another one or leaves a gap.
     """
     if not isinstance(header, dict):
-        raise MintError(f"{name} is not a safetensors file: its header is not a table")
-    tensors = {}
-    for tensor, entry in header.items():
-        if tensor == "__metadata__":
-            continue
-        try:
-            dtype, shape, (start, end) = (
-                entry["dtype"],
-                tuple(entry["shape"]),
-                entry["data_offsets"],
-            )
-        except (KeyError, TypeError, ValueError):
-            raise MintError(f"{name}: the header's entry for {tensor!r} is malformed") from None
-        if not isinstance(dtype, str) or dtype not in ITEMSIZE:
-            raise MintError(f"{name}: {tensor!r} has the unknown type {dtype!r}")
-        numbers = (*shape, start, end)
-        if not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
-            raise MintError(f"{name}: {tensor!r} has an impossible shape or position")
-        if end - start != prod(shape) * ITEMSIZE[dtype]:
-            raise MintError(
-                f"{name}: {tensor!r} has {end - start} bytes, which its shape {list(shape)} does "
-                "not need"
-            )
-        tensors[tensor] = TensorInfo(dtype, shape, start, end)
+        raise _not_safetensors(name, "its header is not a table")
+    tensors = {
+        tensor: _parse_entry(tensor, entry, name)
+        for tensor, entry in header.items()
+        if tensor != "__metadata__"
+    }
+
+    # Data without gaps, as safetensors itself demands: two names never share bytes.
     position = 0
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
     for tensor, info in ordered.items():
         if info.start != position:
-            raise MintError(f"{name}: {tensor!r} overlaps another tensor or leaves a gap")
+            raise _damaged(name, f"{tensor!r} overlaps another tensor or leaves a gap")
         position = info.end
     return ordered
 
 
+def _parse_entry(tensor: str, entry: Any, name: str) -> TensorInfo:
+    """One tensor's entry in the header of the file `name`.
+
+    Raises:
+        MintError: it is malformed.
+    """
+    try:
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        start, end = entry["data_offsets"]
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(name, f"the header's entry for {tensor!r} is malformed") from None
+    if not isinstance(dtype, str) or dtype not in ITEMSIZE:
+        raise MintError(
+            f"{name}: {tensor!r} has the unknown type {dtype!r}: give the checkpoint in bf16"
+        )
+    if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, end)):
+        raise _damaged(name, f"{tensor!r} has an impossible shape or position")
+    needed = prod(shape) * ITEMSIZE[dtype]
+    if end - start != needed:
+        extent = f"{dtype} of shape {list(shape)} takes {needed}"
+        raise _damaged(name, f"{tensor!r} has {end - start} bytes, but {extent}")
+    return TensorInfo(dtype, shape, start, end)
+
+
+def _not_safetensors(name: str, why: str) -> MintError:
+    return MintError(f"{name} is not a safetensors file ({why}): download it again")
+
+
+def _damaged(name: str, why: str) -> MintError:
+    return MintError(f"{name} is damaged ({why}): download it again")
+
+
 def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
-    """Headers of all weight files of a checkpoint, by file name, checked against its index if it
-    has one.
+    """Headers of all weight files of a checkpoint by file name, checked against its index if any.
 
     Raises:
         MintError: no weights, a shard is missing, or the index and the shards disagree.
@@ -144,10 +161,12 @@ def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
     if not files:
         raise MintError(_no_weights(folder))
     headers = {f.name: read_header(f)[0] for f in files}
+
+    # mlx-lm loads every model*.safetensors: a second copy would silently replace the first.
     where = {tensor: name for name, tensors in headers.items() for tensor in tensors}
     if sum(map(len, headers.values())) != len(where):
         raise MintError(
-            f"{folder.name} holds two copies of its weights (a tensor is in two files): keep one "
+            f"{folder.name} holds two copies of its weights (a tensor is in two files): delete one "
             "of them"
         )
     for tensor, shard in listed.items():
@@ -160,10 +179,10 @@ def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
 
 
 def read_index(folder: Path) -> dict[str, str]:
-    """The shard of each tensor by a checkpoint's index; nothing where it has none.
+    """The shard of each tensor by a checkpoint's index; an empty table where it has none.
 
     Raises:
-        MintError: the index is damaged, or names what is no shard.
+        MintError: the index is damaged, or names a file that can't be a shard.
     """
     path = folder / INDEX
     if not path.is_file():
@@ -178,16 +197,19 @@ def read_index(folder: Path) -> dict[str, str]:
     for shard in listed.values():
         if os.path.basename(shard) != shard or shard in ("", ".", ".."):
             raise MintError(
-                f"{path.name} names the shard {shard!r}, which is not a plain file name: refused"
+                f"{path.name} names the shard {shard!r}, which is not a plain file name: refused, "
+                "get the checkpoint from a source that you trust"
             )
         if not shard.endswith(".safetensors"):
             raise MintError(
-                f"{path.name} names {shard!r}, which is not a safetensors file: refused"
+                f"{path.name} names {shard!r}, which is not a safetensors file: give a checkpoint "
+                "in safetensors"
             )
     return listed
 
 
 def _no_weights(folder: Path) -> str:
+    """The message for a folder without safetensors, by what it holds instead."""
     if any(file.suffix.lower() == ".gguf" for file in folder.iterdir()):
         return (
             f"{folder.name} holds a GGUF file: give the original Hugging Face checkpoint "

@@ -1,4 +1,4 @@
-"""Where results may be written: never over something that isn't ours."""
+"""Where results may be written: never over something that this program did not write."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ import glob
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .errors import MintError
+from .files import PLAN_FILE, REFINED_FILE
 from .units import both
 
-if TYPE_CHECKING:
-    pass
-from .files import PLAN_FILE, REFINED_FILE
-
-PATTERN = "*?["  # mlx-lm looks for weights with a pattern made of the folder's name
-
-
-OLD = ".replaced"
+PATTERN = "*?["  # mlx-lm finds weights by a glob pattern that begins with the folder's name
+OLD = ".replaced"  # in the name of a checkpoint that --force replaces, until it is deleted
 
 
 def check_space(folder: Path, needed: int, instead: str = "choose another folder with -o") -> None:
-    """Refuse where the disk has too little room.
+    """Refuse to start where the disk has too little free space.
+
+    Args:
+        folder: on the disk in question.
+        needed: bytes.
+        instead: what a user may do in place of freeing some space.
 
     Raises:
-        MintError: with the figures, and what to do `instead` of freeing some.
+        MintError: with both figures.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -36,11 +35,11 @@ def check_space(folder: Path, needed: int, instead: str = "choose another folder
 
 
 def check_file(path: Path, marker: str, force: bool = False) -> None:
-    """Refuse to write a file where it can't be or over something else.
+    """Refuse to write a file where that is impossible, or over a file of another kind.
 
     Args:
         path: where to write.
-        marker: what a file of this kind holds near its beginning.
+        marker: text that a file of this kind holds in its first 1000 bytes.
         force: replace an existing file of this kind.
 
     Raises:
@@ -49,7 +48,7 @@ def check_file(path: Path, marker: str, force: bool = False) -> None:
     """
     if not path.name or path.is_dir() or not path.absolute().parent.is_dir():
         raise MintError(f"{path} cannot be written: give a file in an existing folder with -o")
-    check_rights(path.absolute().parent)
+    check_writable(path.absolute().parent)
     if path.exists():
         with path.open("rb") as file:
             ours = marker.encode() in file.read(1000)
@@ -61,27 +60,26 @@ def check_file(path: Path, marker: str, force: bool = False) -> None:
             )
 
 
-def check_rights(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Refuse a folder in which this user may not write (a MintError)."""
     if not os.access(folder, os.W_OK):
         raise MintError(
-            f"the folder {folder} cannot be written to: check its rights, or choose another with -o"
+            f"the folder {folder} cannot be written to: check its permissions, or choose another "
+            "with -o"
         )
 
 
 def check_picture(path: Path) -> None:
-    """Refuse to draw where no picture can be written.
+    """Refuse a path to which no picture can be written.
 
     Raises:
         MintError: its folder is missing, or it doesn't end in .png, .pdf or .svg.
     """
-    if (
-        path.suffix not in (".png", ".pdf", ".svg")
-        or path.is_dir()
-        or not path.absolute().parent.is_dir()
-    ):
+    writable = not path.is_dir() and path.absolute().parent.is_dir()
+    if path.suffix not in (".png", ".pdf", ".svg") or not writable:
         raise MintError(
-            f"{path} cannot be drawn: give a .png, .pdf or .svg file in an existing folder"
+            f"no picture can be written to {path}: give a .png, .pdf or .svg file in an existing "
+            "folder"
         )
 
 
@@ -89,18 +87,18 @@ def check_name(path: Path, what: str) -> None:
     """Refuse a folder whose name mlx-lm can't handle.
 
     Raises:
-        MintError: it holds a pattern's or a control character.
+        MintError: its path contains a character of a glob pattern or a control character.
     """
     bad = [c for c in str(path) if c in PATTERN or not c.isprintable()]
     if bad:
         raise MintError(
-            f"the {what}'s path {str(path)!r} holds {bad[0]!r}, which mlx-lm cannot handle: rename "
-            "it"
+            f"the {what}'s path {str(path)!r} contains {bad[0]!r}, which mlx-lm cannot handle: "
+            "rename it"
         )
 
 
 def check_target(target: Path, source: Path | None, force: bool) -> None:
-    """Refuse a folder to write to that can't be, or that would cost something.
+    """Refuse an output folder that can't be written, or whose writing would delete something else.
 
     Args:
         target: the folder.
@@ -108,18 +106,22 @@ def check_target(target: Path, source: Path | None, force: bool) -> None:
         force: replace an existing checkpoint of ours.
 
     Raises:
-        MintError: saying what stands there and what to do.
+        MintError: naming the obstacle and what to do.
     """
     name = target.name
     if name in ("", ".", "..") or len(name.encode()) > 200:
-        raise MintError(f"{str(target)!r} is not a name for a new folder: give another one with -o")
+        raise MintError(
+            f"{str(target)!r} is not a valid name for a new folder: give another one with -o"
+        )
     check_name(target.absolute(), "output folder")
     parent = target.absolute().parent
     if not parent.is_dir():
         raise MintError(f"the folder {parent} does not exist: make it, or choose another with -o")
-    check_rights(parent)
+    check_writable(parent)
     if target.is_symlink():
         raise MintError(f"{target} is a link: give the folder itself with -o")
+
+    # An existing folder is replaced only on --force, and only where nothing else would be lost.
     if not target.exists():
         return
     if not target.is_dir():
@@ -128,35 +130,42 @@ def check_target(target: Path, source: Path | None, force: bool) -> None:
         raise MintError(
             f"{target} exists already: choose another folder with -o, or replace it with --force"
         )
-    place = target.resolve()
-    for precious, word in ((source, "the source"), (Path.cwd(), "the current folder")):
-        if precious is not None and (
-            precious.resolve() == place or place in precious.resolve().parents
-        ):
+    _check_replaceable(target, source)
+
+
+def _check_replaceable(target: Path, source: Path | None) -> None:
+    """Refuse to replace a folder that holds anything but a checkpoint that this program wrote.
+
+    Raises:
+        MintError: naming what it is or holds.
+    """
+    resolved = target.resolve()
+    for folder, word in ((source, "the source"), (Path.cwd(), "the current folder")):
+        if folder is not None and resolved in (folder.resolve(), *folder.resolve().parents):
             raise MintError(
-                f"{target} is or holds {word}, which --force would delete: choose another folder "
-                "with -o"
+                f"{target} is or contains {word}, which --force would delete: choose another "
+                "folder with -o"
             )
     if any(target.iterdir()) and not _is_ours(target):
         raise MintError(
             f"{target} is not a checkpoint that mint-mlx wrote, so --force does not replace it: "
-            "choose another"
+            "choose another folder with -o"
         )
 
 
 def _is_ours(folder: Path) -> bool:
     """Whether a folder holds a checkpoint that this program wrote."""
-    kept = any((folder / name).is_file() for name in (PLAN_FILE, REFINED_FILE))
-    return kept and (folder / "config.json").is_file()
+    marked = any((folder / name).is_file() for name in (PLAN_FILE, REFINED_FILE))
+    return marked and (folder / "config.json").is_file()
 
 
 def work_folder(target: Path) -> Path:
-    """The folder beside the target in which the work is done."""
+    """The folder beside the target in which a run works until the result is finished."""
     return target.with_name(target.name + ".partial")
 
 
 def put_in_place(work: Path, target: Path, force: bool) -> None:
-    """Give finished work its name; what stood there before is removed only after that.
+    """Rename a finished work folder to the target; what stood there is deleted only after that.
 
     Raises:
         MintError: something has appeared at the target meanwhile.
@@ -165,8 +174,8 @@ def put_in_place(work: Path, target: Path, force: bool) -> None:
         check_target(target, None, force)
         target.replace(target.with_name(f"{target.name}{OLD}-{os.getpid()}"))
     work.replace(target)
-    for old in target.parent.glob(
-        f"{glob.escape(target.name)}{OLD}-*"
-    ):  # also one that a killed run left
+
+    # Also deletes a replaced checkpoint that an earlier, killed run left.
+    for old in target.parent.glob(f"{glob.escape(target.name)}{OLD}-*"):
         if old.name.rpartition("-")[2].isdigit() and (_is_ours(old) or not any(old.iterdir())):
             shutil.rmtree(old)

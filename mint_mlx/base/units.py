@@ -31,14 +31,14 @@ EXAMPLES = "write it like 19GB, 17.5GiB, 900MB, 123456B, 4.5bpw or smallest"
 
 @dataclass(frozen=True)
 class Budget:
-    """A size as the user gave it. `text` is kept for plans and messages."""
+    """A size as the user gave it. `text` is the user's own, for plans and messages."""
 
     text: str
     bytes: int | None = None
     bits_per_weight: Decimal | None = None
 
     def resolve(self, parameters: int) -> int | None:
-        """The budget in bytes for a model of so many parameters; None means `smallest`."""
+        """The budget in bytes for a model of this many parameters; None means `smallest`."""
         if self.bits_per_weight is not None:
             return int(self.bits_per_weight * parameters / 8)
         return self.bytes
@@ -58,33 +58,41 @@ def parse_budget(text: str) -> Budget:
     match = _BUDGET.fullmatch(text)
     if not match:
         raise UsageError(f"{text!r} is not a size: {EXAMPLES}")
-    number, unit = Decimal(match["number"]), match["unit"]
+    number = Decimal(match["number"])
     if number == 0:
         raise UsageError(f"the budget {text!r} is zero: {EXAMPLES}")
-    if unit.lower() in ("bpw", "bits"):
+    if match["unit"].lower() in ("bpw", "bits"):
         return Budget(text, bits_per_weight=number)
-    if unit in UNITS:
-        factor = UNITS[unit]
-    elif unit == unit.lower() and unit in _LOWER:
-        factor = _LOWER[unit]
-    elif unit == "kB":
-        factor = UNITS["KB"]
-    elif not unit:
-        raise UsageError(f"the budget {text!r} has no unit: {EXAMPLES}")
-    elif unit.lower() not in _LOWER:
-        raise UsageError(f"{text!r} has an unknown unit: {EXAMPLES}")
-    else:
-        raise UsageError(
-            f"the unit of {text!r} is ambiguous (GB is 10^9 bytes, GiB is 2^30): {EXAMPLES}"
-        )
-    size = number * factor
+
+    size = number * _unit_bytes(match["unit"], text)
     if size != int(size):
         raise UsageError(f"the budget {text!r} is not a whole number of bytes: {EXAMPLES}")
     return Budget(text, bytes=int(size))
 
 
+def _unit_bytes(unit: str, text: str) -> int:
+    """Bytes of a unit as written in the budget `text`; capitals may be missing, never mixed.
+
+    Raises:
+        UsageError: there is no unit, an unknown one or one that could mean two things.
+    """
+    if unit in UNITS:
+        return UNITS[unit]
+    if unit == unit.lower() and unit in _LOWER:
+        return _LOWER[unit]
+    if unit == "kB":
+        return UNITS["KB"]
+    if not unit:
+        raise UsageError(f"the budget {text!r} has no unit: {EXAMPLES}")
+    if unit.lower() not in _LOWER:
+        raise UsageError(f"{text!r} has an unknown unit: {EXAMPLES}")
+    raise UsageError(
+        f"the unit of {text!r} is ambiguous (GB is 10^9 bytes, GiB is 2^30): {EXAMPLES}"
+    )
+
+
 def human(size: float, up: bool = False) -> str:
-    """A size in decimal units, e.g. `17.18 GB`; rounded `up` where less would be too little."""
+    """A size in decimal units, e.g. `17.18 GB`; `up` rounds up, for sizes that must suffice."""
     unit = decimal_unit(size)
     return f"{size:.0f} B" if unit == "B" else f"{_places(size / UNITS[unit], up)} {unit}"
 
@@ -94,14 +102,12 @@ def _places(value: float, up: bool) -> str:
 
 
 def decimal_unit(size: float) -> str:
-    """The largest decimal unit of which a size holds one at least."""
+    """The largest decimal unit that is not larger than a size."""
     return next((unit for unit in ("TB", "GB", "MB", "KB") if abs(size) >= UNITS[unit]), "B")
 
 
 def both(size: float, up: bool = False) -> str:
-    """A size in decimal and binary units, e.g. `17.18 GB (16.00 GiB)`; rounded `up` where less
-    would be too little.
-    """
+    """A size in decimal and binary units, e.g. `17.18 GB (16.00 GiB)`; `up` rounds it up."""
     for decimal, binary in (("TB", "TiB"), ("GB", "GiB"), ("MB", "MiB")):
         if abs(size) >= UNITS[decimal]:
             return (

@@ -12,9 +12,7 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("mint-mlx", "mlx", "mlx-lm")}
 
 
-@cache  # asked for a layer: looking three packages up takes 7 ms
+@cache  # called for every layer, and looking three packages up takes 7 ms
 def stamp() -> str:
-    """The same in eight digits, for the names of unfinished work: another version doesn't go on
-    with it.
-    """
+    """A hash of `versions` in eight digits: unfinished work of another version is not resumed."""
     return hashlib.blake2b(repr(versions()).encode(), digest_size=4).hexdigest()

@@ -1,5 +1,6 @@
-"""YAML read from strangers: plain data only, no aliases (YAML bombs are made of them), line numbers
-for messages.
+"""Reads YAML from strangers: plain data only, with line numbers for messages.
+
+Aliases are refused, since YAML bombs are made of them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def read_yaml(path: Path, what: str) -> tuple[Any, yaml.Node | None]:
         raise MintError(f"there is no {what} {path}: check the path")
     if path.stat().st_size > MAX_BYTES:
         raise MintError(f"{path} is too large for a {what}: check the path")
+
+    # Aliases are refused from the events, before anything expands them.
     try:
         text = path.read_text(encoding="utf-8")
         for event in yaml.parse(text, Loader=_Loader):
@@ -43,16 +46,16 @@ def read_yaml(path: Path, what: str) -> tuple[Any, yaml.Node | None]:
         _check_keys(node, path)
         return yaml.load(text, Loader=_Loader), node
     except (UnicodeDecodeError, RecursionError):
-        raise MintError(f"{path} is not a readable {what}: it is not UTF-8 YAML") from None
+        raise MintError(f"{path} is not a readable {what}: save it as YAML in UTF-8") from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise MintError(f"{path}{where} is not a readable {what}: {problem}") from None
+        raise MintError(f"{path}{where} is not a readable {what} ({problem}): correct it") from None
 
 
 def _check_keys(node: yaml.Node | None, path: Path) -> None:
-    """Refuse a key that is given twice, of which YAML would keep the last without a word."""
+    """Refuse a key that is given twice, of which YAML would silently use the last."""
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
@@ -69,18 +72,16 @@ def _check_keys(node: yaml.Node | None, path: Path) -> None:
 
 
 def line_of(node: yaml.Node | None, location: Sequence[str | int]) -> int:
-    """The line (from 1) of the deepest node on the way to `location`, such as
-    ("rules", 2, "floor")."""
+    """The line (from 1) of the deepest node on the way to a location like ("rules", 2, "floor")."""
     line = 1
     for step in location:
         child = None
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 if key.value == str(step):
-                    line, child = key.start_mark.line + 1, value
-        elif (
-            isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value)
-        ):
+                    child = value
+                    line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and type(step) is int and step < len(node.value):
             child = node.value[step]
             line = child.start_mark.line + 1
         if child is None:

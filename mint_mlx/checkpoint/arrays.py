@@ -1,6 +1,4 @@
-"""What is asked of arrays in memory: are they finite, what are their bytes, what is a layer's dense
-weight.
-"""
+"""Arrays in memory: whether they are finite, their bytes, a layer's dense weight."""
 
 from __future__ import annotations
 
@@ -10,14 +8,9 @@ import numpy as np
 from ..base.errors import NOT_FINITE, MintError
 from .layers import MLX_DTYPES, Layer
 
-INFINITY = {
-    mx.bfloat16: 0x7F80,
-    mx.float16: 0x7C00,
-    mx.float32: 0x7F800000,
-}  # its bits; those of NaN lie above
-
-
-PIECE = 1 << 16  # numbers looked at at once: small enough for the CPU's cache
+# The bits of infinity without a sign; those of NaN are larger.
+INFINITY = {mx.bfloat16: 0x7F80, mx.float16: 0x7C00, mx.float32: 0x7F800000}
+CHUNK = 1 << 16  # numbers checked at once: small enough for the CPU's cache
 
 
 def check_finite(path: str, tensors: dict[str, mx.array]) -> None:
@@ -32,52 +25,63 @@ def check_finite(path: str, tensors: dict[str, mx.array]) -> None:
 
 
 def all_finite(array: mx.array) -> bool:
-    """Whether an evaluated array holds neither NaN nor infinity, which alone have every bit of the
-    exponent set.
+    """Whether an evaluated array holds neither NaN nor infinity.
 
-    numpy looks at the bits four times as fast as MLX sums them on a CPU.
+    Only these have every bit of the exponent set. numpy compares the bits four times as fast as
+    MLX does on a CPU.
     """
     if not mx.issubdtype(array.dtype, mx.floating) or not array.size:
         return True
     bits = flat_view(array, mx.uint16 if array.itemsize == 2 else mx.uint32)
     infinity = INFINITY[array.dtype]
     without_sign = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
-    pieces = (bits[i : i + PIECE] for i in range(0, bits.size, PIECE))
-    return all(int((piece & without_sign).max()) < infinity for piece in pieces)
+    chunks = (bits[i : i + CHUNK] for i in range(0, bits.size, CHUNK))
+    return all(int((chunk & without_sign).max()) < infinity for chunk in chunks)
 
 
-def flat_view(array: mx.array, kind: mx.Dtype) -> np.ndarray:
+def flat_view(array: mx.array, dtype: mx.Dtype) -> np.ndarray:
     """An evaluated array's memory as flat numbers of another type (numpy has no bfloat16).
 
     MLX itself cannot flatten an array of 2^31 numbers or more, as DeepSeek-V3's expert layers are.
     """
     array = array.reshape(1) if array.ndim == 0 else array
-    return np.asarray(array.view(kind)).reshape(-1)
+    return np.asarray(array.view(dtype)).reshape(-1)
 
 
 def dense(layer: Layer, tensors: dict[str, mx.array]) -> mx.array:
     """A layer's unquantized weight, in the type that it (or its scales) will be written in.
 
-    Of a layer that the source holds quantized: code x scale + bias in float32, rounded once; expert
-    by expert, so that no float32 copy of the whole layer exists.
+    A layer that is quantized in the source is restored as code x scale + bias in float32, rounded
+    once; expert by expert, so that no float32 copy of the whole layer exists.
     """
     if layer.stored is None:
         return tensors["weight"]
-    config, dtype = layer.stored, getattr(mx, MLX_DTYPES[layer.dtype])
+    config = layer.stored
+    dtype: mx.Dtype = getattr(mx, MLX_DTYPES[layer.dtype])
     weight, scales, biases = tensors["weight"], tensors["scales"], tensors.get("biases")
 
-    def restore(part: slice) -> mx.array:
-        bias = None if biases is None else biases[part].astype(mx.float32)
-        scale = scales[part].astype(mx.float32) if config.mode == "affine" else scales[part]
+    def restore(experts: slice) -> mx.array:
+        bias = None if biases is None else biases[experts].astype(mx.float32)
+        scale = scales[experts]
+        if config.mode == "affine":
+            scale = scale.astype(mx.float32)
         exact = mx.dequantize(
-            weight[part], scale, bias, config.group_size, config.bits, config.mode, dtype=mx.float32
+            weight[experts],
+            scale,
+            bias,
+            config.group_size,
+            config.bits,
+            config.mode,
+            dtype=mx.float32,
         )
         return exact.astype(dtype)
 
     if weight.ndim < 3:
         return restore(slice(None))
-    parts = []
+
+    # Each expert is evaluated before the next one is begun, which bounds the memory.
+    restored = []
     for expert in range(weight.shape[0]):
-        parts.append(restore(slice(expert, expert + 1)))
-        mx.eval(parts[-1])
-    return mx.concatenate(parts)
+        restored.append(restore(slice(expert, expert + 1)))
+        mx.eval(restored[-1])
+    return mx.concatenate(restored)

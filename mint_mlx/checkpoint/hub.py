@@ -1,6 +1,7 @@
-"""The Hugging Face Hub: names, headers without weights, downloads.
+"""The Hugging Face Hub: names of models, headers without weights, downloads, uploads.
 
-`headers` needs a few kilobytes per shard, so that a plan, a dry run or a refusal costs no download.
+`fetch_skeleton` needs a few kilobytes per shard, so that a plan, a dry run or a refusal costs no
+download.
 """
 
 from __future__ import annotations
@@ -36,18 +37,16 @@ SMALL_FILES = [
     PLAN_FILE,
 ]
 WEIGHTS = ["model*.safetensors"]
-REPLACED = (
-    *WEIGHTS,
-    INDEX,
-    "mint-*",
-)  # of a repository's files, what an upload takes away unless it brings it anew
+# An upload deletes these files of an earlier one unless it replaces them: mlx-lm would load shards
+# of another size as well.
+REPLACED = (*WEIGHTS, INDEX, "mint-*")
 _TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class NotKept(MintError):
-    """A repository or a folder that lacks a file which others of its kind have."""
+class MissingFile(MintError):
+    """A repository or a folder lacks a file that others of its kind have."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +58,21 @@ class RepoId:
 
 
 def parse_repo(text: str) -> RepoId | None:
-    """Read `org/name` or `org/name@revision`; None where the text can't be a Hub id."""
+    """Read `org/name` or `org/name@revision`; None where the text can't be a Hub name."""
     name, _, revision = text.partition("@")
     return RepoId(name, revision or None) if _NAME.fullmatch(name) and ".." not in name else None
 
 
 def repo_of(folder: Path) -> str | None:
-    """`org/name` where a folder is a snapshot in Hugging Face's cache, whose own name is that of a
-    commit.
-    """
-    kept = folder.parent.parent.name
-    if folder.parent.name != "snapshots" or not kept.startswith("models--"):
+    """`org/name` of a snapshot folder in Hugging Face's cache (named by its commit), else None."""
+    cache_name = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not cache_name.startswith("models--"):
         return None
-    return kept.removeprefix("models--").replace("--", "/", 1)
+    return cache_name.removeprefix("models--").replace("--", "/", 1)
 
 
 def _quiet_unless_terminal() -> None:
+    """Keep huggingface_hub's progress bars out of logs."""
     from huggingface_hub.utils import disable_progress_bars
 
     if not sys.stderr.isatty():
@@ -82,7 +80,11 @@ def _quiet_unless_terminal() -> None:
 
 
 def download(repo: RepoId) -> tuple[Path, str]:
-    """Download what a conversion needs, or find it in the cache: the folder and the commit."""
+    """Download the files that a conversion needs, or find them in the cache.
+
+    Returns:
+        The folder and the commit.
+    """
     from huggingface_hub import snapshot_download
 
     _quiet_unless_terminal()
@@ -96,7 +98,7 @@ def download_file(repo: RepoId, name: str) -> Path:
     """One file of a repository, downloaded or from the local cache.
 
     Raises:
-        NotKept: the repository has no such file. (Other errors of huggingface_hub pass through.)
+        MissingFile: the repository has no such file. (Errors of huggingface_hub pass through.)
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -104,16 +106,16 @@ def download_file(repo: RepoId, name: str) -> Path:
     _quiet_unless_terminal()
     try:
         return Path(hf_hub_download(repo.name, name, revision=repo.revision))
-    except LocalEntryNotFoundError:  # no network, which is another matter
+    except LocalEntryNotFoundError:  # without a network nobody knows whether the file exists
         raise
     except EntryNotFoundError:
-        raise NotKept(
-            f"{repo.name} holds no {name}: give a checkpoint that mint-mlx wrote with one"
+        raise MissingFile(
+            f"{repo.name} holds no {name}: give a checkpoint of mint-mlx that has one"
         ) from None
 
 
 def cached(repo: RepoId) -> Path | None:
-    """The repo's snapshot in the local cache, if there is one with all shards and a tokenizer.
+    """The repository's snapshot in the local cache, with all shards and a tokenizer; else None.
 
     Raises:
         MintError: its index is damaged.
@@ -129,25 +131,38 @@ def cached(repo: RepoId) -> Path | None:
                 local_files_only=True,
             )
         )
-    except (
-        FileNotFoundError
-    ):  # LocalEntryNotFoundError and IncompleteSnapshotError are both of this kind
+    # LocalEntryNotFoundError and IncompleteSnapshotError are subclasses of it.
+    except FileNotFoundError:
         return None
     shards = {f.name for f in folder.glob("model*.safetensors")}
     wanted = set(read_index(folder).values()) or shards
     return folder if wanted and wanted <= shards and has_tokenizer(folder) else None
 
 
-def headers(repo: RepoId) -> tuple[Path, str, dict[str, str], int]:
-    """A folder with the repo's small files and, for each shard, a file of about its size that holds
-    only the header.
+@dataclass(frozen=True)
+class Skeleton:
+    """A repository's small files and headers, without its weights.
 
-    The data of these files are holes: they take no space, and mlx-lm maps them as if they were
-    whole.
+    Attributes:
+        folder: with the small files, and for each shard a sparse file of about its size that holds
+            only the header. Its data takes no disk space, and mlx-lm maps it like a real shard.
+        commit: of the repository.
+        hashes: the Hub's SHA-256 of each shard.
+        weight_bytes: of all weights.
+    """
 
-    Returns:
-        The folder (removed at exit), the commit, the Hub's SHA-256 of each shard, and the bytes of
-        all weights.
+    folder: Path
+    commit: str
+    hashes: dict[str, str]
+    weight_bytes: int
+
+
+def fetch_skeleton(repo: RepoId) -> Skeleton:
+    """Download a repository's small files and headers into a folder that is removed at exit.
+
+    Raises:
+        MintError: it holds no safetensors, or a header is malformed.
+        (Errors of huggingface_hub pass through.)
     """
     from huggingface_hub import HfApi, hf_hub_download
 
@@ -155,54 +170,70 @@ def headers(repo: RepoId) -> tuple[Path, str, dict[str, str], int]:
     api = HfApi()
     info = api.model_info(repo.name, revision=repo.revision, files_metadata=True)
     commit = info.sha or repo.revision or "main"
+    siblings = {s.rfilename: s for s in info.siblings or []}
     folder = Path(tempfile.mkdtemp(prefix="mint-mlx-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    siblings = {s.rfilename: s for s in info.siblings or []}
+
+    # The index is not needed: the headers say where each tensor lies.
     for name in siblings:
         if "/" not in name and (Path(name).suffix in _TEXTS or name == PLAN_FILE) and name != INDEX:
             local = hf_hub_download(repo.name, name, revision=commit)
             shutil.copyfile(local, folder / name)
+
+    # mlx-lm would also read a shard that the index doesn't name.
     shards = [name for name in siblings if re.fullmatch(r"model[^/]*\.safetensors", name)]
     if not shards:
         raise MintError(_no_weights(repo.name, info))
     files = api.get_safetensors_metadata(repo.name, revision=commit).files_metadata
     for name in shards:
-        if name not in files:  # its index doesn't name it, but mlx-lm would read it
+        if name not in files:
             files[name] = api.parse_safetensors_file_metadata(repo.name, name, revision=commit)
-    hashes, total = {}, 0
+
+    hashes = {}
+    weight_bytes = 0
     for name, file in sorted(files.items()):
         if os.path.basename(name) != name:
             raise MintError(
-                f"{repo.name} names the shard {name!r}, which is not a plain file name: refused"
+                f"{repo.name} names the shard {name!r}, which is not a plain file name: refused, "
+                "get the checkpoint from a source that you trust"
             )
-        table: dict[str, Any] = {
-            tensor: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": list(t.data_offsets)}
-            for tensor, t in file.tensors.items()
-        }
-        parse_header(table, name)
-        raw = json.dumps(table).encode()
-        end = max((t["data_offsets"][1] for t in table.values()), default=0)
-        with (folder / name).open("wb") as out:
-            out.write(struct.pack("<Q", len(raw)) + raw)
-            out.truncate(8 + len(raw) + end)
+        weight_bytes += _write_sparse_shard(folder / name, file)
         lfs = siblings[name].lfs if name in siblings else None
         hashes[name] = lfs.sha256 if lfs else ""
-        total += end
-    return folder, commit, hashes, total
+    return Skeleton(folder, commit, hashes, weight_bytes)
+
+
+def _write_sparse_shard(path: Path, file: Any) -> int:
+    """Write a shard with its header and no data from huggingface_hub's metadata of it.
+
+    Returns:
+        The bytes of the data that it would hold.
+    """
+    header: dict[str, Any] = {
+        tensor: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": list(t.data_offsets)}
+        for tensor, t in file.tensors.items()
+    }
+    parse_header(header, path.name)
+    raw = json.dumps(header).encode()
+    data_bytes: int = max((t["data_offsets"][1] for t in header.values()), default=0)
+    with path.open("wb") as out:
+        out.write(struct.pack("<Q", len(raw)) + raw)
+        out.truncate(8 + len(raw) + data_bytes)
+    return data_bytes
 
 
 def fetch_shard(name: str, commit: str | None, file: str, folder: Path) -> None:
-    """Put a shard in the place of its file of holes; what was half downloaded is gone on from."""
+    """Download a shard in place of its sparse file; a partial download is resumed."""
     from huggingface_hub import hf_hub_download
 
     _quiet_unless_terminal()
-    aside = folder / "download"
-    hf_hub_download(name, file, revision=commit, local_dir=aside)
-    (aside / file).replace(folder / file)
+    download_folder = folder / "download"
+    hf_hub_download(name, file, revision=commit, local_dir=download_folder)
+    (download_folder / file).replace(folder / file)
 
 
 def drop_shard(path: Path) -> None:
-    """Make a shard a file of holes again: its header, and its size."""
+    """Make a shard sparse again: its header and its size stay, its data is freed."""
     _, start = read_header(path)
     size = path.stat().st_size
     with path.open("r+b") as file:
@@ -211,18 +242,18 @@ def drop_shard(path: Path) -> None:
 
 
 def fetch_small_files(name: str, commit: str | None, folder: Path) -> None:
-    """Everything beside the weights that a copy of the checkpoint keeps."""
+    """Download the files beside the weights that a converted checkpoint keeps."""
     from huggingface_hub import snapshot_download
 
-    found = Path(snapshot_download(name, revision=commit, allow_patterns=SMALL_FILES))
+    snapshot = Path(snapshot_download(name, revision=commit, allow_patterns=SMALL_FILES))
     for pattern in SMALL_FILES:
-        for file in found.glob(pattern):
+        for file in snapshot.glob(pattern):
             if file.name != INDEX and not (folder / file.name).exists():
                 shutil.copyfile(file, folder / file.name)
 
 
 def _no_weights(name: str, info: Any) -> str:
-    """What to say of a repository without safetensors; one of GGUF files may name its original."""
+    """The message for a repository without safetensors; one of GGUF files may name its original."""
     if not any(s.rfilename.endswith(".gguf") for s in info.siblings or []):
         return f"{name} holds no model*.safetensors: give a Hugging Face checkpoint in safetensors"
     base = getattr(info.card_data, "base_model", None)
@@ -234,19 +265,17 @@ def _no_weights(name: str, info: Any) -> str:
 
 
 def blob_hash(path: Path) -> str:
-    """The SHA-256 by which the Hub knows a file of its cache (the name of the blob it links to), or
-    ''.
-    """
-    name = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
+    """The SHA-256 that the Hub's cache has for a file, '' outside of the cache."""
+    name = os.path.basename(os.readlink(path)) if path.is_symlink() else ""  # it links to a blob
     return name if _SHA256.fullmatch(name) else ""
 
 
 def check_upload(repo: str, private: bool) -> None:
-    """Refuse an upload that can't be, before the work: no login, or a repository that is public
-    where a private one is wanted, or the other way round.
+    """Refuse an upload that would fail, before the work is done.
 
     Raises:
-        MintError: saying which. (Errors of huggingface_hub pass through.)
+        MintError: nobody is logged in, or the repository is public where a private one is wanted,
+            or the other way round. (Errors of huggingface_hub pass through.)
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
@@ -257,22 +286,22 @@ def check_upload(repo: str, private: bool) -> None:
     except LocalTokenNotFoundError:
         raise MintError("--upload-repo needs a login: run `hf auth login` first") from None
     try:
-        found = api.repo_info(repo)
+        existing = api.repo_info(repo)
     except RepositoryNotFoundError:
         return
-    if private and not found.private:
+    if private and not existing.private:
         raise MintError(f"{repo} exists and is public: give --public, or choose another name")
-    if found.private and not private:
+    if existing.private and not private:
         raise MintError(
             f"{repo} exists and is private: leave --public out, or make it public on its page first"
         )
 
 
 def upload(folder: Path, repo: str, private: bool) -> str:
-    """Upload a written checkpoint; returns its page. Chunks that arrived before an interruption are
-    not sent again.
+    """Upload a written checkpoint and return the URL of its page.
 
-    What an earlier upload left of another size goes: mlx-lm would load its shards as well.
+    Data that arrived before an interruption is not sent again. Files of an earlier upload that are
+    not replaced are deleted (REPLACED).
     """
     from huggingface_hub import HfApi
 

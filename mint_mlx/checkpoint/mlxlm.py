@@ -212,7 +212,7 @@ def bare_model(config: dict[str, Any]) -> Any:
         ) from error
 
 
-def begun_cache(config: dict[str, Any], kv_bits: int | None = None) -> list[Any]:
+def two_token_cache(config: dict[str, Any], kv_bits: int | None = None) -> list[Any]:
     """The prompt cache that mlx-lm makes for a model, two tokens long: its arrays have shapes, but
     aren't computed.
 

@@ -147,7 +147,7 @@ def _place(
     return Straight(parts, rows, columns, dtype)
 
 
-def picked(weight: mx.array, experts: np.ndarray, rows: np.ndarray) -> mx.array:
+def select_rows(weight: mx.array, experts: np.ndarray, rows: np.ndarray) -> mx.array:
     """The same rows of a weight (experts, rows, columns) that is in memory."""
     if rows.shape == weight.shape[:2]:  # all of them
         return weight

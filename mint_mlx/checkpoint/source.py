@@ -1,7 +1,7 @@
 """Where a model comes from: a local folder or a repository of the Hugging Face Hub.
 
-A `Source` is a skeleton: config, headers and a fingerprint. `open_model` makes the lazy mlx-lm
-model of it, whose weights are read only when a step evaluates them (`stream.py`).
+A `Source` holds config, headers and a fingerprint, no weights. `open_model` makes the lazy mlx-lm
+model of it, whose weights are read only when a step evaluates them (layer_stream.py).
 """
 
 from __future__ import annotations
@@ -22,13 +22,8 @@ from .origin import Origin
 
 SAMPLE = 4096  # bytes read at the start, middle and end of each tensor for a local fingerprint
 WHOLE = 512_000_000  # a local checkpoint of at most so many bytes is hashed in full
-DEPTHS = (
-    "num_hidden_layers",
-    "num_layers",
-    "n_layers",
-    "n_layer",
-    "num_kv_reuse_layers",
-)  # in mlx-lm's classes
+# The keys of a config from which mlx-lm's model classes take the number of blocks.
+DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_kv_reuse_layers")
 
 
 @dataclass(frozen=True)
@@ -37,15 +32,15 @@ class Source:
 
     Attributes:
         name: the Hub id, or the folder's name.
-        path: a folder with config.json and shards (shards of holes where `has_weights` is false).
+        path: a folder with config.json and shards (sparse ones where `has_weights` is false).
         config: config.json as it stands.
         revision: the commit on the Hub, or None for a folder.
         structure: hash of the config and of all headers.
         content: hash of the weights: the Hub's own hashes, else all bytes (up to WHOLE), else
             samples of every tensor.
         weight_bytes: bytes of all shards.
-        has_weights: whether the data are here, not only the headers.
-        stamp: hash of the shards' sizes and times of change, for caches of what was measured.
+        has_weights: whether the shards are on this machine, not only their headers.
+        stamp: hash of the shards' sizes and times of change, for caches of measurements.
         headers: of all shards, by file.
     """
 
@@ -74,15 +69,16 @@ class Source:
 
 
 def find_model(model: str) -> Path | hub.RepoId:
-    """The folder that a name means, or the repository.
+    """The folder or the repository that a user names.
 
     Raises:
-        MintError: it is neither, or a folder whose path mlx-lm can't handle.
+        MintError: there is no such folder and the name can't be a repository's, or mlx-lm can't
+            handle the folder's path.
     """
     try:
         folder = Path(model).expanduser()
     except RuntimeError:
-        raise MintError(f"{model} does not exist: there is no such user") from None
+        raise MintError(f"{model} does not exist (there is no such user): check the path") from None
     if folder.exists():
         check_name(folder.absolute(), "model")
         return folder
@@ -104,66 +100,87 @@ def load_source(model: str, weights: bool = True) -> Source:
     """
     repo = find_model(model)
     if not isinstance(repo, hub.RepoId):
-        return _from_folder(
-            repo.absolute(), hub.repo_of(repo.resolve()) or repo.resolve().name, None
-        )
-    local = hub.cached(repo)
-    if local is not None and not weights:
-        return _from_folder(local, repo.name, local.name)
-    if weights:
-        local, commit = hub.download(repo)
-        return _from_folder(local, repo.name, commit)
-    folder, commit, hashes, total = hub.headers(repo)
-    config = read_config(folder)
-    mlxlm.check_model(config, folder)
-    headers = read_folder(folder)
-    _check_depth(config, headers)
-    check_tensors(config, folder, headers)
-    structure = _hash_structure(config, headers)
+        folder = repo.absolute()
+        name = hub.repo_of(repo.resolve()) or repo.resolve().name
+        return _from_folder(folder, name, None)
+
+    # Headers alone are fetched only where the cache doesn't hold the whole model already.
+    if not weights:
+        snapshot = hub.cached(repo)
+        if snapshot is None:
+            return _from_skeleton(repo)
+        return _from_folder(snapshot, repo.name, snapshot.name)
+    snapshot, commit = hub.download(repo)
+    return _from_folder(snapshot, repo.name, commit)
+
+
+def _from_skeleton(repo: hub.RepoId) -> Source:
+    """The source of a repository whose weights stay on the Hub."""
+    skeleton = hub.fetch_skeleton(repo)
+    config, headers = _read_checked(skeleton.folder)
     return Source(
-        repo.name,
-        folder,
-        config,
-        commit,
-        structure,
-        _digest(sorted(hashes.items())),
-        total,
-        False,
-        "",
-        headers,
+        name=repo.name,
+        path=skeleton.folder,
+        config=config,
+        revision=skeleton.commit,
+        structure=_hash_structure(config, headers),
+        content=_digest(sorted(skeleton.hashes.items())),
+        weight_bytes=skeleton.weight_bytes,
+        has_weights=False,
+        headers=headers,
     )
 
 
 def _from_folder(folder: Path, name: str, revision: str | None) -> Source:
-    files = [folder] if folder.is_file() else sorted(folder.iterdir())
+    """The source of a folder that holds config.json and all shards."""
+    _refuse_other_files(folder)
+    config, headers = _read_checked(folder)
+    stats = {file: (folder / file).stat() for file in sorted(headers)}
+    size = sum(stat.st_size for stat in stats.values())
+    return Source(
+        name=name,
+        path=folder,
+        config=config,
+        revision=revision,
+        structure=_hash_structure(config, headers),
+        content=_hash_content(folder, headers, in_full=size <= WHOLE),
+        weight_bytes=size,
+        has_weights=True,
+        stamp=_digest([[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()]),
+        headers=headers,
+    )
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Refuse a file in place of a folder, and GGUF, with the name of the original where it has one.
+
+    Raises:
+        MintError: saying what to give instead.
+    """
+    files = [path] if path.is_file() else sorted(path.iterdir())
     gguf = next((file for file in files if file.suffix.lower() == ".gguf"), None)
     if gguf is not None and not any(file.suffix == ".safetensors" for file in files):
         origin = original_repo(gguf)
-        instead = (
-            f"{origin}, which it was made from"
-            if origin
-            else "the original Hugging Face checkpoint"
-        )
+        instead = "the original Hugging Face checkpoint"
+        if origin:
+            instead = f"{origin}, which it was made from"
         raise MintError(f"{gguf.name} is a GGUF file, which mint-mlx does not read: give {instead}")
-    if folder.is_file():
-        raise MintError(
-            f"{folder} is a file: give the folder that holds config.json and the weights"
-        )
+    if path.is_file():
+        raise MintError(f"{path} is a file: give the folder that holds config.json and the weights")
+
+
+def _read_checked(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, TensorInfo]]]:
+    """The config and the headers of a folder.
+
+    Raises:
+        MintError: they are malformed, don't belong together, or mint-mlx can't read such a model.
+    """
     config = read_config(folder)
     mlxlm.check_model(config, folder)
     headers = read_folder(folder)
     _check_depth(config, headers)
     check_tensors(config, folder, headers)
-    stats = {file: (folder / file).stat() for file in headers}
-    size = sum(stat.st_size for stat in stats.values())
-    stamp = _digest(
-        [[file, stat.st_size, stat.st_mtime_ns] for file, stat in sorted(stats.items())]
-    )
-    structure, content = (
-        _hash_structure(config, headers),
-        _hash_content(folder, headers, size <= WHOLE),
-    )
-    return Source(name, folder, config, revision, structure, content, size, True, stamp, headers)
+    return config, headers
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -185,30 +202,26 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(config, dict):
         raise MintError(f"config.json in {folder.name} is not a table: download it again")
+
+    # The keys that this program and mlx-lm read without a check of their own.
     for key in ("text_config", "quantization_config", "quantization"):
         if not isinstance(config.get(key), (dict, type(None))):
-            raise MintError(
-                f"{key} in {folder.name}'s config.json is not a table: download it again"
-            )
+            raise _malformed(folder, key, "a table")
     names = config.get("architectures") or []
     if not isinstance(names, (list, str)) or any(not isinstance(name, str) for name in names):
-        raise MintError(
-            f"architectures in {folder.name}'s config.json is not a list of names: download it "
-            "again"
-        )
+        raise _malformed(folder, "architectures", "a list of names")
     text_type = (config.get("text_config") or {}).get("model_type")
     if not isinstance(text_type, (str, type(None))):
-        raise MintError(
-            f"text_config.model_type in {folder.name}'s config.json is not a name: download it "
-            "again"
-        )
+        raise _malformed(folder, "text_config.model_type", "a name")
     return config
 
 
+def _malformed(folder: Path, key: str, expected: str) -> MintError:
+    return MintError(f"{key} in {folder.name}'s config.json is not {expected}: download it again")
+
+
 def _check_depth(config: dict[str, Any], headers: dict[str, dict[str, TensorInfo]]) -> None:
-    """Refuse a config with more blocks than there are tensors: building a million of them would
-    take all memory.
-    """
+    """Refuse a config with more blocks than tensors: building a million would take all memory."""
     tensors = sum(map(len, headers.values()))
     for table in (config, config.get("text_config") or {}):
         for key in DEPTHS:
@@ -220,8 +233,9 @@ def _check_depth(config: dict[str, Any], headers: dict[str, dict[str, TensorInfo
 
 
 def open_model(source: Source, stream: Any = None) -> Any:
-    """The lazy mlx-lm model of a source, read on a CPU stream. Evaluate its weights only if
-    `source.has_weights`.
+    """The lazy mlx-lm model of a source, read on a CPU stream.
+
+    Its weights may be evaluated only if `source.has_weights`.
     """
     return mlxlm.build_model(source.path, stream)
 
@@ -231,6 +245,7 @@ def _digest(value: Any) -> str:
 
 
 def _hash_structure(config: dict[str, Any], headers: dict[str, dict[str, TensorInfo]]) -> str:
+    """A hash of the config and of where each tensor lies, with its type and shape."""
     tensors = [
         [file, name, t.dtype, list(t.shape), t.start]
         for file in sorted(headers)
@@ -239,19 +254,22 @@ def _hash_structure(config: dict[str, Any], headers: dict[str, dict[str, TensorI
     return _digest([config, tensors])
 
 
-def _hash_content(folder: Path, headers: dict[str, dict[str, TensorInfo]], whole: bool) -> str:
+def _hash_content(folder: Path, headers: dict[str, dict[str, TensorInfo]], in_full: bool) -> str:
+    """A hash of the weights: of the Hub's own hashes in its cache, else of all bytes or samples."""
     blobs = {name: hub.blob_hash(folder / name) for name in headers}
     if all(blobs.values()):
         return _digest(sorted(blobs.items()))
+
     digest = hashlib.blake2b(digest_size=8)
     for name in sorted(headers):
         data = read_header(folder / name)[1]
         with (folder / name).open("rb") as file:
-            if whole:
+            if in_full:
                 file.seek(data)
                 while block := file.read(1 << 24):
                     digest.update(block)
                 continue
+            # The start, the middle and the end of each tensor.
             for info in headers[name].values():
                 middle = (info.start + info.end) // 2
                 for position in sorted({info.start, middle, max(info.start, info.end - SAMPLE)}):

@@ -59,7 +59,7 @@ def examine(model: str) -> Examination:
 
     found = find_model(model)
     if isinstance(found, hub.RepoId):
-        folder, name = hub.cached(found) or hub.headers(found)[0], found.name
+        folder, name = hub.cached(found) or hub.fetch_skeleton(found).folder, found.name
     else:
         folder, name = found, found.resolve().name
     config = read_config(folder)
@@ -119,7 +119,7 @@ def _file_findings(folder: Path, headers: dict[str, dict[str, TensorInfo]]) -> I
 def _plan_of(folder: Path, model: Path | hub.RepoId) -> Path | None:
     """Our own plan of a checkpoint, if it has one. What another program downloaded lacks it."""
     if isinstance(model, hub.RepoId) and not (folder / PLAN_FILE).is_file():
-        with suppress(hub.NotKept, FileNotFoundError):  # none there, or no network
+        with suppress(hub.MissingFile, FileNotFoundError):  # none there, or no network
             return hub.download_file(model, PLAN_FILE)
     return folder / PLAN_FILE if (folder / PLAN_FILE).is_file() else None
 

@@ -71,7 +71,7 @@ def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> 
             "--effort fast"
         )
         return None
-    with cache.keeping("sensitivity", report):
+    with cache.report_write_errors("sensitivity", report):
         save_sensitivity(made, place)
         resume.clear(place)
     return made
@@ -147,7 +147,7 @@ def get_profile(
         place,
     )
     if place is not None and ranks().first:
-        with cache.keeping("profile", report):
+        with cache.report_write_errors("profile", report):
             save_profile(made, place)
             resume.clear(place)
     return made

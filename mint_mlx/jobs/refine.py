@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import MintError
-from ..base.files import REFINED_FILE, write_whole
+from ..base.files import REFINED_FILE, write_text
 from ..base.hf_config import text_config
 from ..base.quant_config import KEEP
 from ..base.report import Report, Silent
@@ -40,7 +40,7 @@ def refine_checkpoint(
     """
     from ..converters.output import write as writer
     from ..converters.output.card import refined_card
-    from ..converters.output.replace_tensors import put_refined
+    from ..converters.output.replace_tensors import replace_tensors
     from ..converters.quantizers.distil import can_refine, refine_own
     from ..measure.self_text import write_tokens
 
@@ -89,7 +89,7 @@ def refine_checkpoint(
                 f"refining {given.name} gained nothing on text that it was not trained on: nothing "
                 "was written"
             )
-        put_refined(work, found.tensors)
+        replace_tensors(work, found.tensors)
         mlxlm.build_model(work)
         facts = {"source": job.source.name, "kl_before": found.before, "kl_after": found.after}
         card = work / "README.md"
@@ -97,6 +97,6 @@ def refine_checkpoint(
             told = refined_card(
                 card.read_text(encoding="utf-8"), target.name, found.before, found.after
             )
-            write_whole(card, told)
-        write_whole(work / REFINED_FILE, json.dumps(facts, indent=2) + "\n")
+            write_text(card, told)
+        write_text(work / REFINED_FILE, json.dumps(facts, indent=2) + "\n")
     return target, found

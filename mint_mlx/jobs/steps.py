@@ -16,7 +16,7 @@ from ..allocation.search_space import parse_override, search_space
 from ..base.distributed import ranks
 from ..base.errors import MintError, UsageError
 from ..base.report import Report, Silent
-from ..base.targets import check_file, check_rights
+from ..base.targets import check_file, check_writable
 from ..base.units import parse_budget
 from ..checkpoint.layers import Inventory
 from ..checkpoint.towers import check_parts
@@ -94,7 +94,7 @@ def write_sensitivity(
         raise MintError(f"{path} exists and is something else: choose another file with -o")
     if not path.absolute().parent.is_dir():
         raise MintError(f"the folder of {path} does not exist: make it first")
-    check_rights(path.absolute().parent)
+    check_writable(path.absolute().parent)
     check_room(peak(job.inventory, tokens or efforts.TOKENS, True, "rtn"), "take a larger machine")
     sensitivity = get_sensitivity(job, report, tokens)
     if sensitivity is None:

@@ -73,7 +73,7 @@ def cached_profile(
 
 
 @contextmanager
-def keeping(what: str, report: Report) -> Iterator[None]:
+def report_write_errors(what: str, report: Report) -> Iterator[None]:
     """Keep something; where that can't be done it is made again next time, and the job goes on."""
     try:
         yield

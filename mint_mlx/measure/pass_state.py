@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from ..base.files import keep_tensors, kept_tensors, lock_folder, whole
+from ..base.files import atomic_write, lock_folder, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -110,7 +110,7 @@ def _locked(folder: Path) -> IO[str] | None:
 def hidden(folder: Path, index: int) -> mx.array | None:
     """What the block of this index reads, (windows, tokens, hidden), where it was kept."""
     file = folder / f"hidden-{index}.safetensors"
-    return kept_tensors(file)["array"] if file.is_file() else None
+    return read_tensors(file)["array"] if file.is_file() else None
 
 
 def has_hidden(folder: Path, index: int) -> bool:
@@ -130,7 +130,7 @@ def spent(folder: Path) -> int:
 
 def keep_hidden(folder: Path, index: int, array: mx.array) -> None:
     """Keep what a block reads, in the type that it has there."""
-    keep_tensors(folder / f"hidden-{index}.safetensors", {"array": array})
+    write_tensors(folder / f"hidden-{index}.safetensors", {"array": array})
 
 
 def parts(folder: Path, depth: int) -> tuple[dict[int, Part], mx.array | None]:
@@ -146,7 +146,7 @@ def parts(folder: Path, depth: int) -> tuple[dict[int, Part], mx.array | None]:
         if one is None:
             break
         found[index] = one
-    return found, kept_tensors(folder / f"grad-{min(found)}.safetensors")[
+    return found, read_tensors(folder / f"grad-{min(found)}.safetensors")[
         "array"
     ] if found else None
 
@@ -183,7 +183,7 @@ def keep_part(folder: Path, index: int, made: Part, grad: mx.array) -> None:
         for name in ("metric", "embedding")
         if (array := getattr(made, name)) is not None
     }
-    keep_tensors(folder / f"grad-{index}.safetensors", {"array": grad})
-    with whole(folder / f"part-{index}.npz") as partial, partial.open("wb") as file:
+    write_tensors(folder / f"grad-{index}.safetensors", {"array": grad})
+    with atomic_write(folder / f"part-{index}.npz") as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     (folder / f"grad-{index + 1}.safetensors").unlink(missing_ok=True)

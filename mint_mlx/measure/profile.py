@@ -30,7 +30,7 @@ from ..checkpoint.origin import Origin
 from ..checkpoint.source import Source
 from ..rules.recipes import Recipe
 from .distortion import as_experts
-from .resume import add, begun
+from .resume import append_curve, read_curves
 from .row_sampling import EXACT, SEED, Read, measure_sample
 
 ERROR_FLOOR = 1e-12
@@ -142,7 +142,7 @@ def profile(
         p: RateDistortion(p, (), np.zeros((0, 1)), np.ones(1)) for p in layers if not wanted.get(p)
     }
     todo = [layers[p] for p in inventory.order if wanted.get(p)]
-    earlier = begun(place) if place is not None else {}
+    earlier = read_curves(place) if place is not None else {}
     curves |= {
         layer.path: _curve_from_json(layer.path, earlier[layer.path])
         for layer in todo
@@ -164,7 +164,7 @@ def profile(
         progress(layer.path, done, len(mine))
         curves[layer.path] = _measure(layer, read, wanted[layer.path], sample, allow_nonfinite)
         if place is not None:
-            add(place, layer.path, _curve_to_json(curves[layer.path]))
+            append_curve(place, layer.path, _curve_to_json(curves[layer.path]))
         del read  # it may hold the whole layer
         mx.clear_cache()
     progress("", len(mine), len(mine))
@@ -194,7 +194,7 @@ def _readers(
     """
     from ..checkpoint.arrays import dense
     from ..checkpoint.layer_stream import stream
-    from ..checkpoint.row_reader import picked, straight_layers
+    from ..checkpoint.row_reader import select_rows, straight_layers
 
     straight = straight_layers(source, layers) if sample != EXACT else {}
     for layer in layers:
@@ -206,7 +206,7 @@ def _readers(
     for path, tensors in stream(source, inventory, others, allow_nonfinite):
         weight = as_experts(dense(by_path[path], tensors))
         del tensors
-        yield by_path[path], partial(picked, weight)
+        yield by_path[path], partial(select_rows, weight)
         del weight
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import MintError, UsageError
-from ..base.files import write_whole
+from ..base.files import write_text
 from ..base.quant_config import parse_config
 from ..base.safetensors_header import ITEMSIZE
 from ..checkpoint.layers import Inventory, Layer
@@ -46,7 +46,7 @@ def save_profile(profile: Profile, path: Path) -> None:
             json.dumps({**_layer_to_json(layer), **_curve_to_json(profile.curves[layer.path])})
         )
     text = json.dumps(head, indent=None)[:-1] + ',\n"layers": [\n' + ",\n".join(lines) + "\n]}\n"
-    write_whole(path, text)
+    write_text(path, text)
 
 
 def load_profile(path: Path | str) -> Profile:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..base.distributed import ranks
-from ..base.files import whole
+from ..base.files import atomic_write
 from ..base.versions import stamp
 
 
-def begun(place: Path) -> dict[str, Any]:
+def read_curves(place: Path) -> dict[str, Any]:
     """Curves by layer that earlier runs of this version left; a line that was cut short counts as
     none.
     """
@@ -32,7 +32,7 @@ def begun(place: Path) -> dict[str, Any]:
     return found
 
 
-def add(place: Path, path: str, curve: Any) -> None:
+def append_curve(place: Path, path: str, curve: Any) -> None:
     """Note one layer's curve; each rank has a file of its own.
 
     Where that can't be done the work goes on: `get_profile` says so when it comes to keeping the
@@ -45,23 +45,23 @@ def add(place: Path, path: str, curve: Any) -> None:
             file.write(json.dumps({path: curve}) + "\n")
 
 
-def text(place: Path, kind: str) -> tuple[np.ndarray, int] | None:
+def read_tokens(place: Path, kind: str) -> tuple[np.ndarray, int] | None:
     """The model's own text of a kind as earlier runs left it, and how many of its parts or passes
     were finished.
     """
     try:
-        with np.load(_text_file(place, kind)) as found:
+        with np.load(_tokens_file(place, kind)) as found:
             return found["tokens"], int(found["done"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
-def add_text(place: Path, kind: str, tokens: np.ndarray, done: int) -> None:
+def write_tokens(place: Path, kind: str, tokens: np.ndarray, done: int) -> None:
     """Note the model's own text after so many parts or passes."""
-    file = _text_file(place, kind)
+    file = _tokens_file(place, kind)
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with whole(file) as partial, partial.open("wb") as out:
+        with atomic_write(file) as partial, partial.open("wb") as out:
             np.savez(out, tokens=tokens, done=done)
 
 
@@ -71,7 +71,7 @@ def clear(place: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _text_file(place: Path, kind: str) -> Path:
+def _tokens_file(place: Path, kind: str) -> Path:
     return place.with_name(f"{place.name}.begun-{stamp()}-{kind}")
 
 

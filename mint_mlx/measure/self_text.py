@@ -68,11 +68,11 @@ def write_tokens(
     runner = load_runner(source.path, streamed)
     windows = WINDOWS if runner.streamed else at_once(source, runner, length)
     kind = "resampled" if runner.streamed else f"sampled-{windows}"
-    tokens, done = (place and resume.text(place, kind)) or (tokens, 0)
+    tokens, done = (place and resume.read_tokens(place, kind)) or (tokens, 0)
 
     def keep(tokens: np.ndarray, done: int) -> None:
         if place:
-            resume.add_text(place, kind, tokens, done)
+            resume.write_tokens(place, kind, tokens, done)
 
     if not runner.streamed:
         return sample(

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.errors import MintError
-from ..base.files import whole
+from ..base.files import atomic_write
 from ..checkpoint.origin import Origin
 from .sensitivity import SCHEMA, Sensitivity, TokenWeights, halved
 
@@ -54,7 +54,7 @@ def save_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
         arrays[name], scale = halved(matrix)
         arrays[f"{name}.scale"] = np.array(scale)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as partial, partial.open("wb") as file:
+    with atomic_write(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 

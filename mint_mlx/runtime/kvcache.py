@@ -48,7 +48,9 @@ def cache_size(config: dict[str, Any], context: int, kv_bits: int | None = None)
         MintError: mlx-lm can't quantize this model's cache, or the cache is of an unknown kind.
     """
     found = [
-        c for cache in mlxlm.begun_cache(config, kv_bits) for c in _grown(cache, context, kv_bits)
+        c
+        for cache in mlxlm.two_token_cache(config, kv_bits)
+        for c in _grown(cache, context, kv_bits)
     ]
     return CacheSize(
         sum(c.bytes for c in found),

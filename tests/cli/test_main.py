@@ -301,7 +301,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
         )
         == 1
     )
-    assert "cannot be written to: check its rights" in capsys.readouterr().err
+    assert "cannot be written to: check its permissions" in capsys.readouterr().err
 
 
 def test_inspect_draws_equal_blocks_together(

@@ -15,7 +15,7 @@ import pytest
 from helpers import Maker, Notes, llama, qwen3_moe
 
 from mint_mlx.base.errors import MintError, UsageError, explain
-from mint_mlx.base.files import whole, write_arrays
+from mint_mlx.base.files import atomic_write, write_arrays
 from mint_mlx.checkpoint.source import load_source
 from mint_mlx.converters.output import shard_writer, write
 from mint_mlx.jobs.convert import convert
@@ -405,7 +405,7 @@ def test_a_disk_that_is_full_says_so_whoever_writes(
 
 def test_what_is_written_whole_leaves_nothing_when_it_fails(tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_text("old")
-    with pytest.raises(OSError, match="full"), whole(tmp_path / "x.npz") as partial:
+    with pytest.raises(OSError, match="full"), atomic_write(tmp_path / "x.npz") as partial:
         partial.write_text("half")
         raise OSError(28, "full")
     assert [f.name for f in tmp_path.iterdir()] == ["x.npz"] and (

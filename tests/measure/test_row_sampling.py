@@ -71,7 +71,11 @@ def test_estimates_lie_within_their_standard_errors() -> None:
     seen = []
     for seed in range(8):
         found = measure_sample(
-            partial(row_reader.picked, weight), shape, CONFIGS, AUTO, np.random.default_rng(seed)
+            partial(row_reader.select_rows, weight),
+            shape,
+            CONFIGS,
+            AUTO,
+            np.random.default_rng(seed),
         )
         assert found.error <= row_sampling.TOLERANCE and found.share < 0.4
         seen.append(found.nmse / true - 1)
@@ -85,7 +89,7 @@ def test_estimates_lie_within_their_standard_errors() -> None:
 
 def test_a_share_is_drawn_as_it_is_and_a_whole_one_is_exact() -> None:
     weight = heavy(2, 100, 128)
-    read = partial(row_reader.picked, weight)
+    read = partial(row_reader.select_rows, weight)
     rng = np.random.default_rng(0)
     tenth = measure_sample(read, (2, 100, 128), CONFIGS, "0.1", rng)
     assert tenth.share == pytest.approx(0.1) and tenth.error > 0.02
@@ -114,7 +118,7 @@ def test_an_expert_of_zeros_is_no_trouble() -> None:
     weight = mx.concatenate(
         [mx.zeros((1, 2000, 128)), heavy(1, 2000, 128).astype(mx.float32)]
     ).astype(mx.bfloat16)
-    read = partial(row_reader.picked, weight)
+    read = partial(row_reader.select_rows, weight)
     found = measure_sample(read, (2, 2000, 128), CONFIGS, AUTO, np.random.default_rng(0))
     assert (found.nmse[:, 0] == 0).all() and (found.nmse[:, 1] > 0).all()
 
@@ -143,7 +147,7 @@ def test_rows_read_from_the_disk_are_those_of_the_layer(family: str, tmp_path: P
         read = straight[path].read(job.source, layer, chosen, which)
         assert (
             read.dtype == whole.dtype
-            and mx.array_equal(read, row_reader.picked(whole, chosen, which)).item()
+            and mx.array_equal(read, row_reader.select_rows(whole, chosen, which)).item()
         ), path
 
 
