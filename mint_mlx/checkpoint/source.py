@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import MintError
+from ..base.hf_config import config_tables
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
 from ..base.targets import check_name
 from ..converters.sources.gguf import original_repo
@@ -189,8 +190,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"architectures in {folder.name}'s config.json is not a list of names: download it "
             "again"
         )
-    text_type = (config.get("text_config") or {}).get("model_type")
-    if not isinstance(text_type, (str, type(None))):
+    text_types = [table.get("model_type") for table in config_tables(config)[1:]]
+    if any(not isinstance(name, (str, type(None))) for name in text_types):
         raise MintError(
             f"text_config.model_type in {folder.name}'s config.json is not a name: download it "
             "again"
@@ -203,7 +204,7 @@ def _check_depth(config: dict[str, Any], headers: dict[str, dict[str, TensorInfo
     take all memory.
     """
     tensors = sum(map(len, headers.values()))
-    for table in (config, config.get("text_config") or {}):
+    for table in config_tables(config):
         for key in DEPTHS:
             if isinstance(table.get(key), (int, float)) and table[key] > tensors:
                 raise MintError(
