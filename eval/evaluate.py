@@ -26,6 +26,7 @@ from ..checkpoint.source import Source, load_source, open_model
 from ..checkpoint.tokenizer import encode, load_tokenizer
 from ..checkpoint.towers import find_beside
 from ..measure import cache
+from ..runtime.divergence import kl, log_softmax
 from ..runtime.runner import Routing, Runner, forward, load_shared
 from . import chat, stats
 from .protocol import Windows, bos_token, check_protocol, context_of, cut, default_length
@@ -35,7 +36,6 @@ from .reference import (
     Reference,
     check_reference_file,
     load_reference,
-    log_softmax,
     predict,
     save_reference,
     text_hash,
@@ -363,7 +363,7 @@ def noise_floor(runner: Runner, windows: Windows) -> float | None:
     part = predicted(tokens[:, : 1 + tokens.shape[1] // 2])
     for other in (beside, part):
         same = alone[:, : other.shape[1]]
-        floor = max(floor, float(mx.abs(mx.sum(mx.exp(same) * (same - other), axis=-1)).mean()))
+        floor = max(floor, float(mx.abs(kl(same, other)).mean()))
     return floor
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import MintError, UsageError
-from ..base.hf_config import text_config
+from ..base.hf_config import config_tables
 
 PROTOCOLS = ("windows", "llama.cpp")
 DEFAULT_LENGTH = {"windows": 2048, "llama.cpp": 512}
@@ -64,7 +64,7 @@ def default_length(protocol: str, config: dict[str, Any]) -> int:
 
 def context_of(config: dict[str, Any]) -> int | None:
     """The longest context that a model's config states, in tokens."""
-    for table in (config, text_config(config)):
+    for table in config_tables(config):
         for key in (
             "max_position_embeddings",
             "n_positions",

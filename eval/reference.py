@@ -21,7 +21,7 @@ import numpy as np
 from ..base.errors import MintError
 from ..base.files import write_arrays
 from ..base.targets import check_file
-from ..runtime.fast_math import exp, logsumexp
+from ..runtime.divergence import log_softmax, rest_mass
 from ..runtime.runner import Routing, Runner, forward
 from .protocol import Windows
 
@@ -177,18 +177,6 @@ def predict(
         else (),
         control=np.zeros(windows.scored, dtype=bool) if control is None else control,
     )
-
-
-def log_softmax(logits: mx.array) -> mx.array:
-    """Log-probabilities, float32."""
-    return logits - logsumexp(logits)
-
-
-def rest_mass(top: mx.array) -> mx.array:
-    """Log of the mass that the K tokens (n, K) leave; the same formula on both sides, so that equal
-    models agree.
-    """
-    return mx.log(mx.maximum(1 - mx.sum(exp(top), axis=-1), 1e-9))
 
 
 def take(columns: slice, windows: Windows) -> tuple[slice, slice] | None:

@@ -10,10 +10,11 @@ import mlx.core as mx
 import numpy as np
 
 from ..base.errors import MintError
+from ..runtime.divergence import scored_kl
 from ..runtime.fast_math import exp, logsumexp
 from ..runtime.runner import Routing, Runner, forward
 from .protocol import Windows
-from .reference import Part, Progress, places, rest_mass, take
+from .reference import Part, Progress, places, take
 
 ABSURD = 10_000.0  # nats for one token
 PER_TOKEN = ("nll", "kl", "top1", "dp")
@@ -143,10 +144,8 @@ def _measure(
             "the model's vocabulary is smaller than the source's: they are not the same model"
         )
     top = mx.take_along_axis(flat, ids, axis=-1)
-    kl = mx.sum(exp(logp) * (logp - top), axis=-1)
-    if np.isfinite(part.rest[place[0]]):
-        rest = mx.array(part.rest[place])
-        kl = kl + exp(rest) * (rest - rest_mass(top))
+    rest = mx.array(part.rest[place]) if np.isfinite(part.rest[place[0]]) else None
+    kl = scored_kl(logp, top, rest)
     same = mx.argmax(flat, axis=-1) == mx.array(part.best[place].astype(np.int32))
     change = exp(true.reshape(-1)) - exp(mx.array(part.true[place]))
     kept = np.flatnonzero(np.isin(part.whole, place))
@@ -155,7 +154,7 @@ def _measure(
         where = np.searchsorted(place, part.whole[kept])  # places rise within a piece
         p = mx.array(part.whole_logp[kept])
         q = flat[mx.array(where), : p.shape[-1]]
-        exact = mx.sum(exp(p) * (p - q), axis=-1)
+        exact = scored_kl(p, q)
     mx.eval(true, kl, same, change, exact)
     found = {
         "nll": _finite(-np.asarray(true, dtype=np.float64)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -112,3 +113,22 @@ def test_no_module_stands_beside_a_folder_of_its_name(folder: str) -> None:
 def test_the_links_into_the_package_resolve(name: str) -> None:
     link = ROOT / "mint_mlx" / name
     assert link.is_symlink() and link.resolve() == ROOT / name and link.is_dir()
+
+
+def test_one_file_finds_block_numbers_and_one_the_text_config() -> None:
+    """No other file has a pattern such as `\\.(\\d+)\\.`, or opens `text_config` by itself."""
+    number = re.compile(r"\\\.[()?P<>\w]*(\\d|\[0-9\])\+\)?(\\\.|\(\?=)")
+    assert number.search(r"\.(\d+)\.") and number.search(r"\.(?P<n>[0-9]+)(?=\.)")
+    patterns, readers = set(), set()
+    for module, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Constant(value=str(text)) if number.search(text):
+                    patterns.add(module)
+                case (
+                    ast.Call(func=ast.Attribute(attr="get"), args=[ast.Constant("text_config"), *_])
+                    | ast.Subscript(slice=ast.Constant("text_config"))
+                ):
+                    readers.add(module)
+    assert patterns == {"checkpoint.block_path"}
+    assert readers == {"base.hf_config"}

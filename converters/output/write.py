@@ -24,6 +24,7 @@ from ...allocation.plan_file import plan_text
 from ...base.distributed import ranks
 from ...base.errors import MintError
 from ...base.files import PARTIAL, PLAN_FILE, REFINED_FILE, read_tensors
+from ...base.hf_config import edit_text_config
 from ...base.quant_config import QuantConfig
 from ...base.report import Report, Silent
 from ...base.targets import check_space, put_in_place, work_folder
@@ -328,10 +329,9 @@ def _config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
     config: dict[str, Any] = dict(source.config)
     config.pop("quantization_config", None)
     config.pop("quantization", None)
-    if isinstance(config.get("text_config"), dict):
-        config["text_config"] = {
-            k: v for k, v in config["text_config"].items() if k != "quantization_config"
-        }
+    config = edit_text_config(
+        config, lambda text: {k: v for k, v in text.items() if k != "quantization_config"}
+    )
     if plan.parts == "text" and not any(
         map(TOWER.search, inventory.order)
     ):  # (some classes run a tower themselves)
@@ -339,9 +339,7 @@ def _config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
     if not has_mtp((f"{path}." for path in inventory.order), config):
         config = without_mtp(config)
     if "BF16" in {layer.dtype for layer in inventory.layers}:
-        config = _restate(config)
-        if isinstance(config.get("text_config"), dict):
-            config["text_config"] = _restate(config["text_config"])
+        config = edit_text_config(_restate(config), _restate)
     block = plan.quantization()
     if block:
         config["quantization"] = config["quantization_config"] = block

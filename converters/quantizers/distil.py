@@ -31,7 +31,8 @@ from ...checkpoint import mlxlm
 from ...checkpoint.layers import Inventory
 from ...checkpoint.source import Source
 from ...runtime.cpu_ops import on_cpu
-from ...runtime.fast_math import fast_math, logsumexp
+from ...runtime.divergence import log_softmax, mean_merged_kl
+from ...runtime.fast_math import fast_math
 from ...runtime.memory import fits_here, workspace
 from ...runtime.runner import LOGITS, forward, load_runner, logits_of, trunk_output
 from .learn_block import batches, hold_out, moved
@@ -98,27 +99,12 @@ def predict(source: Source, tokens: np.ndarray, progress: Progress = lambda *_: 
         if shape is None:
             shape = (count, length, width)
             ids, logp = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.float32)
-        found = piece.logits - logsumexp(piece.logits)
+        found = log_softmax(piece.logits)
         best = mx.argpartition(-found, width - 1, axis=-1)[..., :width]
         ids[piece.rows, piece.columns] = np.array(best).astype(np.int32)
         logp[piece.rows, piece.columns] = np.array(mx.take_along_axis(found, best, axis=-1))
         mx.clear_cache()
     return Targets(tokens, ids, logp)
-
-
-def divergence(logits: mx.array, ids: mx.array, logp: mx.array) -> mx.array:
-    """Mean KL divergence in nats per token; what lies outside the source's best tokens counts as
-    one token.
-
-    Args:
-        logits: float32 (windows, tokens, vocabulary) of the checkpoint.
-        ids, logp: (windows, tokens, K) of the source.
-    """
-    ours = mx.take_along_axis(logits, ids, axis=-1) - logsumexp(logits)
-    p, q = mx.exp(logp), mx.exp(ours)
-    left_p, left_q = (mx.maximum(1 - mx.sum(x, axis=-1), 1e-6) for x in (p, q))
-    kept = mx.sum(p * (logp - ours), axis=-1)
-    return mx.mean(kept + left_p * (mx.log(left_p) - mx.log(left_q)))
 
 
 class _Student:
@@ -227,7 +213,7 @@ def refine(
 
     def loss(params: Params, rows: np.ndarray) -> mx.array:
         tokens, ids, logp = (mx.array(a[rows]) for a in (targets.tokens, targets.ids, targets.logp))
-        return divergence(student.logits(params, tokens), ids, logp)
+        return mean_merged_kl(student.logits(params, tokens), ids, logp)
 
     def total(params: Params) -> float:
         parts = [valid[i : i + size] for i in range(0, len(valid), size)]

@@ -21,7 +21,6 @@ import mlx.optimizers as optim
 import numpy as np
 
 from ...measure.moments import root
-from ...runtime.fast_math import logsumexp
 from .codes import Codes
 
 STEPS = 200
@@ -85,16 +84,6 @@ def metric_cost(root: mx.array, out: mx.array, target: mx.array) -> mx.array:
     error = (out - target).astype(mx.float32)
     error = error * root if root.ndim == 1 else error @ root.T
     return mx.mean(mx.sum(mx.square(error), axis=-1))
-
-
-def divergence(out: mx.array, target: mx.array) -> mx.array:
-    """Mean over tokens of the KL divergence of the target's next-token distribution from the
-    output's.
-
-    Both are logits, float32 (windows, tokens, vocabulary).
-    """
-    ours, theirs = (x - logsumexp(x) for x in (out, target))
-    return mx.mean(mx.sum(mx.exp(theirs) * (theirs - ours), axis=-1))
 
 
 def learn(

@@ -19,13 +19,14 @@ from ...base.files import read_tensors, write_tensors
 from ...base.quant_config import QuantConfig
 from ...checkpoint.layers import MLX_DTYPES, Layer
 from ...runtime.blocks import Step, call_block, first_input, forward_blocks, run
+from ...runtime.divergence import mean_kl
 from ...runtime.runner import LOGITS, Runner, load_runner, logits_of, make_dense, trunk_output_from
 from ...runtime.taps import Rows
 from . import gptq, rtn
 from .codes import Codes
 from .gptq import SecondMoments
 from .inputs import embedding_moments, head_inputs, weigh
-from .learn_block import Block, divergence, learn, metric_cost, metric_root
+from .learn_block import Block, learn, metric_cost, metric_root
 from .learn_turns import learn_in_turns
 from .memory_estimate import learns_head, turns
 from .protocol import SCRATCH, Work
@@ -225,7 +226,7 @@ class Learner:
 
         def cost(ours: mx.array, target: mx.array) -> mx.array:
             module.weight = exact
-            return divergence(ours, call(target))
+            return mean_kl(ours, call(target))
 
         most = 2 * LOGITS // layer.shape[0]
         head = Block(call, {path: module}, {path: exact}, {path: start}, top, target, cost, most)

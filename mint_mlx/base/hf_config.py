@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -11,9 +12,23 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     return table
 
 
+def config_tables(config: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The config, and after it the table of its text model where it has one."""
+    text = text_config(config)
+    return (config,) if text is config else (config, text)
+
+
+def edit_text_config(
+    config: dict[str, Any], edit: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """The config with the table of its text model edited; as it is where it has none."""
+    text = config.get("text_config")
+    return config | {"text_config": edit(text)} if isinstance(text, dict) else config
+
+
 def stated_dtype(config: dict[str, Any]) -> str | None:
     """The 16-bit type that a config states, F16 or BF16; None where it states another or none."""
-    for table in (config, text_config(config)):
+    for table in config_tables(config):
         for key in ("dtype", "torch_dtype"):
             if isinstance(table.get(key), str):
                 return {"float16": "F16", "bfloat16": "BF16"}.get(table[key].removeprefix("torch."))

@@ -14,10 +14,11 @@ from math import prod
 from typing import Any
 
 from ..base.errors import MintError
-from ..base.hf_config import stated_dtype
+from ..base.hf_config import config_tables, stated_dtype
 from ..base.quant_config import KEEP, QuantConfig
+from .block_path import block_of
 from .layout import Layout, TensorSpec, make_layout, weight_tensors
-from .roles import EXPERTS, GATES, TOWER, block_of, role_of
+from .roles import EXPERTS, GATES, TOWER, role_of
 
 ROUTER_BITS = 8
 FLOATS = ("F16", "BF16", "F32")
@@ -348,7 +349,7 @@ def _experts_read(model: Any, config: dict[str, Any], path: str, experts: int) -
                 value = getattr(owner, key, None)
                 if type(value) is int and 0 < value <= experts:
                     return value / experts
-    for table in (config, config.get("text_config") or {}, config.get("ffn_config") or {}):
+    for table in (*config_tables(config), config.get("ffn_config") or {}):
         for key in _TOP_K:
             if type(table.get(key)) is int and 0 < table[key] <= experts:
                 return int(table[key]) / experts

@@ -7,7 +7,6 @@ shard; one after the other becomes the real shard for a while.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -15,12 +14,12 @@ from ..base.report import Report
 from ..base.targets import check_space
 from ..base.units import both
 from . import hub
+from .block_path import block_of
 from .layers import Inventory
 from .mlxlm import straight_parameters
 from .source import Source
 
 Waves = Callable[[Sequence[str]], Iterator[Sequence[str]]]
-_BLOCK = re.compile(r"\.(\d+)\.")
 
 
 def needed(source: Source, inventory: Inventory) -> dict[str, frozenset[str]]:
@@ -30,10 +29,10 @@ def needed(source: Source, inventory: Inventory) -> dict[str, frozenset[str]]:
     block, since no family's tensors move from one block to another.
     """
     straight = straight_parameters(source.path)
-    by_block: dict[str | None, set[str]] = defaultdict(set)
+    by_block: dict[int | None, set[str]] = defaultdict(set)
     for file, table in source.headers.items():
         for name in table:
-            by_block[_block(name)].add(file)
+            by_block[block_of(name)].add(file)
     stored = {
         layer.path for layer in inventory.layers if layer.stored
     }  # these have more tensors than they are made of
@@ -44,15 +43,10 @@ def needed(source: Source, inventory: Inventory) -> dict[str, frozenset[str]]:
         files = (
             {file for origin in origins for file, _ in origin}
             if exact
-            else by_block[_block(f"{path}.")]
+            else by_block[block_of(f"{path}.")] or set(source.headers)
         )
         found[path] = frozenset(files)
     return found
-
-
-def _block(name: str) -> str | None:
-    match = _BLOCK.search(name)
-    return match.group(1) if match else None
 
 
 def steps(

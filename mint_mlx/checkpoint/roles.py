@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from .block_path import block_of
+
 ROLES = (
     "embedding",
     "head",
@@ -91,11 +93,3 @@ def role_of(path: str, kind: str, block_has_experts: bool, owner: str = "") -> s
     if block_has_experts and _ROUTER.search(path):
         return "router"
     return "mlp" if _MLP.search(path) else "other"
-
-
-def block_of(path: str) -> int | None:
-    """The index of the block (transformer layer) that a module path lies in, or None outside of all
-    blocks.
-    """
-    match = re.search(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.", path)
-    return int(match[1]) if match else None

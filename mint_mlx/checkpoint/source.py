@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import MintError
+from ..base.hf_config import config_tables
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
 from ..base.targets import check_name
 from ..converters.sources.gguf import original_repo
@@ -210,8 +211,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     names = config.get("architectures") or []
     if not isinstance(names, (list, str)) or any(not isinstance(name, str) for name in names):
         raise _malformed(folder, "architectures", "a list of names")
-    text_type = (config.get("text_config") or {}).get("model_type")
-    if not isinstance(text_type, (str, type(None))):
+    text_types = [table.get("model_type") for table in config_tables(config)[1:]]
+    if any(not isinstance(name, (str, type(None))) for name in text_types):
         raise _malformed(folder, "text_config.model_type", "a name")
     return config
 
@@ -223,7 +224,7 @@ def _malformed(folder: Path, key: str, expected: str) -> MintError:
 def _check_depth(config: dict[str, Any], headers: dict[str, dict[str, TensorInfo]]) -> None:
     """Refuse a config with more blocks than tensors: building a million would take all memory."""
     tensors = sum(map(len, headers.values()))
-    for table in (config, config.get("text_config") or {}):
+    for table in config_tables(config):
         for key in DEPTHS:
             if isinstance(table.get(key), (int, float)) and table[key] > tensors:
                 raise MintError(

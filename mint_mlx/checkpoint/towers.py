@@ -14,9 +14,10 @@ from math import prod
 from typing import Any
 
 from ..base.errors import MintError, UsageError
-from ..base.hf_config import text_config
+from ..base.hf_config import edit_text_config, text_config
 from ..base.safetensors_header import TensorInfo
 from ..base.units import human
+from .block_path import block_of
 from .layers import MLX_DTYPES, Inventory
 from .layout import TensorSpec
 from .roles import TOWER
@@ -80,19 +81,12 @@ def find_beside(
 
 
 def is_mtp(name: str, config: dict[str, Any]) -> bool:
-    """Whether a tensor belongs to multi-token prediction: by name, or by a block number beyond the
-    model's depth.
-    """
+    """Whether a tensor belongs to multi-token prediction: by name, or by a block too many."""
     if re.search(r"(^|\.)mtp", name):
         return True
-    table = text_config(config)
-    depth, block = table.get("num_hidden_layers"), re.search(r"(?:^|\.)layers\.(\d+)\.", name)
-    return (
-        type(depth) is int
-        and block is not None
-        and int(block[1]) >= depth
-        and not TOWER.search(name)
-    )
+    depth = text_config(config).get("num_hidden_layers")
+    block = block_of(name)
+    return type(depth) is int and block is not None and block >= depth and not TOWER.search(name)
 
 
 def with_towers(inventory: Inventory, towers: dict[str, TensorInfo]) -> Inventory:
@@ -136,11 +130,10 @@ def text_only(config: dict[str, Any], needed: Collection[str]) -> dict[str, Any]
 
 def without_mtp(config: dict[str, Any]) -> dict[str, Any]:
     """A config that declares no blocks for multi-token prediction."""
-    text = config.get("text_config")
-    mended = {
+    edited = {
         key: type(value)(0) if key in MTP_KEYS and value else value for key, value in config.items()
     }
-    return mended | {"text_config": without_mtp(text)} if isinstance(text, dict) else mended
+    return edit_text_config(edited, without_mtp)
 
 
 def has_mtp(names: Iterable[str], config: dict[str, Any]) -> bool:

@@ -4,7 +4,6 @@ layer got what.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,9 +13,9 @@ from ..allocation.search_space import list_candidates, size_range
 from ..base.quant_config import KEEP
 from ..base.units import Budget, both, count, human, parse_budget
 from ..base.versions import versions
+from ..checkpoint.block_path import any_block, block_of, collapse
 from ..checkpoint.layers import Inventory
 from ..checkpoint.origin import Origin
-from ..checkpoint.roles import block_of
 from ..converters.output.card import config_table
 from ..jobs.convert import choose_plan
 from ..jobs.doctor import Finding
@@ -142,29 +141,6 @@ def raise_hint(order: Order) -> str | None:
     )
 
 
-def collapse(paths: list[str], blocks: int) -> str:
-    """Module paths that differ in their block number as one: `layers.*` for all blocks, else
-    `layers.[0-2,5]`.
-    """
-    match = re.search(r"\.(\d+)\.", paths[0])
-    if match is None:
-        return paths[0]
-    numbers = sorted(block for block in map(block_of, paths) if block is not None)
-    middle = "*" if len(numbers) == blocks > 1 else _ranges(numbers)
-    return f"{paths[0][: match.start()]}.{middle}.{paths[0][match.end() :]}"
-
-
-def _ranges(numbers: list[int]) -> str:
-    runs: list[list[int]] = []
-    for n in numbers:
-        if runs and runs[-1][-1] == n - 1:
-            runs[-1].append(n)
-        else:
-            runs.append([n])
-    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
-    return texts[0] if len(numbers) == 1 else f"[{','.join(texts)}]"
-
-
 @dataclass(frozen=True)
 class LayerRow:
     """One layer as `inspect` shows it. `worst` is the worst expert's NMSE where it is known."""
@@ -203,9 +179,7 @@ def layer_table(layers: list[LayerRow]) -> tuple[list[str], list[Row]]:
     blocks = len({block_of(layer.path) for layer in layers} - {None})
     groups: dict[tuple[str, str, str], list[LayerRow]] = defaultdict(list)
     for layer in layers:
-        groups[re.sub(r"\.\d+\.", ".*.", layer.path, count=1), layer.config, layer.shape].append(
-            layer
-        )
+        groups[any_block(layer.path), layer.config, layer.shape].append(layer)
     rows: list[Row] = []
     for group in groups.values():
         first, worst = group[0], [layer.worst for layer in group if layer.worst]
@@ -222,9 +196,7 @@ def finding_rows(findings: list[Finding]) -> list[tuple[str, str]]:
     """The doctor's findings; the same one in several blocks is drawn together."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for finding in findings:
-        groups[re.sub(r"\.\d+\.", ".*.", finding.where, count=1), finding.problem].append(
-            finding.where
-        )
+        groups[any_block(finding.where), finding.problem].append(finding.where)
     return [(collapse(places, 0), problem) for (_, problem), places in groups.items()]
 
 

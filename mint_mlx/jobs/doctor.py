@@ -18,6 +18,7 @@ from typing import Any
 from ..allocation.plan_file import read_plan
 from ..base.errors import MintError
 from ..base.files import PLAN_FILE
+from ..base.hf_config import config_tables
 from ..base.quant_config import AFFINE_BITS, AFFINE_GROUPS, MX_MODES, QuantConfig
 from ..base.safetensors_header import INDEX, TensorInfo, read_folder
 from ..checkpoint import hub, mlxlm
@@ -306,7 +307,7 @@ def _tower_findings(
             yield Finding(
                 "config.json", f"advertises a tower ({key}), but no tensor belongs to one"
             )
-    for table in (config, config.get("text_config") or {}):
+    for table in config_tables(config):
         for key in MTP_KEYS:
             count = table.get(key)
             if isinstance(count, int) and count > 0 and not has_mtp(tensors, config):

@@ -21,7 +21,6 @@ from mint_mlx.base.errors import MintError
 from mint_mlx.base.quant_config import QuantConfig, affine
 from mint_mlx.checkpoint.source import load_source
 from mint_mlx.converters.quantizers import gptq, learn_block, learn_model, learn_turns
-from mint_mlx.converters.quantizers.distil import divergence
 from mint_mlx.converters.quantizers.learn_block import Block
 from mint_mlx.converters.quantizers.learn_turns import learn_in_turns
 from mint_mlx.jobs import convert, steps
@@ -29,6 +28,7 @@ from mint_mlx.jobs.refine import refine_checkpoint
 from mint_mlx.measure.self_text import write_tokens
 from mint_mlx.rules import efforts
 from mint_mlx.runtime import runner
+from mint_mlx.runtime.divergence import mean_merged_kl
 
 
 def small_block(config: QuantConfig, seed: int = 0) -> Block:
@@ -389,9 +389,9 @@ def test_the_divergence_is_that_of_all_tokens() -> None:
     logp, logq = (a - mx.logsumexp(a, axis=-1, keepdims=True) for a in (p, q))
     ids = mx.broadcast_to(mx.arange(8), (2, 3, 8))
     exact = float(mx.mean(mx.sum(mx.exp(logp) * (logp - logq), axis=-1)))
-    assert float(divergence(q, ids, logp)) == pytest.approx(exact, rel=1e-4)
+    assert float(mean_merged_kl(q, ids, logp)) == pytest.approx(exact, rel=1e-4)
     few = mx.argsort(-logp, axis=-1)[..., :3]
-    lumped = float(divergence(q, few, mx.take_along_axis(logp, few, axis=-1)))
+    lumped = float(mean_merged_kl(q, few, mx.take_along_axis(logp, few, axis=-1)))
     assert 0 < lumped < exact
 
 
