@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from helpers import Maker, qwen3_moe, run_cli
 
-from mint_mlx.allocation.artifacts import KEPT
+from mint_mlx.allocation.artifacts import ARTIFACTS
 from mint_mlx.base.errors import MintError, explain
 from mint_mlx.checkpoint.hub import check_upload, upload
 from mint_mlx.jobs import convert
@@ -389,7 +389,7 @@ def test_a_repository_lends_what_it_keeps(hub: FakeHub, tmp_path: Path) -> None:
     made = convert.convert(
         str(hub.folder), "5bpw", tmp_path / "made", effort="balanced", smoke=False
     )
-    for name in KEPT:
+    for name in ARTIFACTS:
         shutil.copyfile(tmp_path / "made" / name, hub.folder / name)
     hub.bytes_sent.clear()
     for more in ((), ("--sensitivity", "org/tiny")):
