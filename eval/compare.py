@@ -30,14 +30,14 @@ from ..base.versions import versions
 from ..checkpoint.source import Source, load_source
 from ..checkpoint.tokenizer import load_tokenizer
 from ..converters.output import write
-from ..converters.quantizers.memory_estimate import check_room, peak
-from ..converters.quantizers.registry import NEEDS_INPUTS
+from ..converters.quantizers.memory_estimate import check_room
+from ..converters.quantizers.registry import find_quantizer, needs_inputs
 from ..jobs import measurements
 from ..jobs.model import Job, prepare
 from ..measure import cache
 from ..measure.sensitivity import Sensitivity
 from ..rules.efforts import EFFORTS, Effort
-from ..rules.objectives import NEEDS_SENSITIVITY
+from ..rules.objectives import needs_sensitivity
 from . import peers, stats
 from .evaluate import Settings, check_same_tokenizer, cut_text, device, get_reference, score_model
 from .reference import SCHEMA, text_hash
@@ -52,6 +52,7 @@ OURS = {  # the levels of `convert --effort`, and two objectives
 PUBLISHED = (
     "mint",
 )  # built by us at every size, but somebody else's method: a peer like the others
+NAMES = {"nmse": "mint-mlx (nmse)", "mint": "MINT as published"}  # in tables and pictures
 # peers whose sizes differ by less than this share are met by one build of ours, at the smallest of
 # them
 SAME = 0.003
@@ -338,7 +339,7 @@ class _Bench:
                     yield Task(name, kind, False, "-", size, reason=str(error))
                     continue
                 key = json.dumps({path: str(c) for path, c in plan.choice.items()})
-                inputs = mine if quantizer in NEEDS_INPUTS else None
+                inputs = mine if needs_inputs(quantizer) else None
                 if inputs is not None:
                     key += write.digest(inputs)
                 refine = OURS[name].refine and inputs is not None
@@ -358,9 +359,9 @@ class _Bench:
         Raises:
             MintError: it would take too much memory, or the model can't be walked through.
         """
-        if level.objective not in NEEDS_SENSITIVITY and level.quantizer not in NEEDS_INPUTS:
+        if not needs_sensitivity(level.objective) and not needs_inputs(level.quantizer):
             return None
-        needed = peak(self.job.inventory, level.tokens, True, level.quantizer)
+        needed = find_quantizer(level.quantizer).memory(self.job.inventory, level.tokens, True)
         check_room(needed, "leave it out of --methods, or take a larger machine")
         found = measurements.get_sensitivity(self.job, self.report, level.tokens)
         if found is None:

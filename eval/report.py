@@ -11,10 +11,8 @@ from typing import Any
 
 from ..base.files import atomic_write, write_text
 from ..base.units import UNITS, decimal_unit, human
-from ..converters.quantizers.registry import NEEDS_INPUTS
-from .compare import OURS, Comparison, Row
-
-NAMES = {"nmse": "mint-mlx (nmse)", "mint": "MINT as published"}
+from ..converters.quantizers.registry import needs_inputs
+from .compare import NAMES, OURS, Comparison, Row
 
 
 def columns(comparison: Comparison) -> list[str]:
@@ -64,7 +62,7 @@ def _sees(row: Row) -> str:
         return "?"
     if row["sees_text"]:
         return "text"
-    return "own text" if row["about"] in NEEDS_INPUTS else "weights"
+    return "own text" if needs_inputs(row["about"]) else "weights"
 
 
 def tables(comparison: Comparison) -> list[tuple[str, list[list[str]]]]:

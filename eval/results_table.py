@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mint_mlx.eval.compare import SAME
+from mint_mlx.eval.compare import PUBLISHED, SAME
 
 HERE = Path(__file__).parent / "results"
 MODELS = ("demo-moe", "moe-22m", "stories15m", "SmolLM2")
@@ -58,8 +58,8 @@ def line(model: str, rows: list[Row]) -> str:
     level = next(row for row in rows if row["method"] == "best")
     peers = [row for row in rows if row["kind"] == "peer"]
     kinds = (
-        [row for row in peers if not row["sees_text"] and row["method"] != "mint"],
-        [row for row in peers if row["method"] == "mint"],
+        [row for row in peers if not row["sees_text"] and row["method"] not in PUBLISHED],
+        [row for row in peers if row["method"] in PUBLISHED],
         [row for row in peers if row["sees_text"]],
     )
     columns = [model, f"{level['group'] / 1e6:.2f} MB", f"{level['bits_per_weight']:.2f}"]

@@ -16,8 +16,8 @@ from ...base.quant_config import QuantConfig
 from ...base.units import both, count
 from ...checkpoint.layers import Inventory
 from ...rules.efforts import EFFORTS
-from ...rules.objectives import NEEDS_SENSITIVITY
-from ..quantizers.registry import NEEDS_INPUTS
+from ...rules.objectives import needs_sensitivity
+from ..quantizers.registry import needs_inputs
 
 _LICENCE_KEYS = ("license", "license_name", "license_link", "language")
 
@@ -67,7 +67,7 @@ def model_card(plan: Plan, inventory: Inventory, total: int, source: Path, name:
         if plan.objective
         else f"recipe `{plan.recipe}`"
     )
-    looks = plan.objective in NEEDS_SENSITIVITY or plan.quantizer in NEEDS_INPUTS
+    looks = needs_sensitivity(plan.objective) or needs_inputs(plan.quantizer)
     seen = EFFORTS["balanced" if looks else "fast"].sees
     tools = ", ".join(f"{tool} {number}" for tool, number in plan.versions.items())
     link = (

@@ -1,8 +1,7 @@
-"""Layers that are rounded to nearest row by row, from the source's file to the result's: none is
-ever whole in memory.
+"""Quantizes layers row by row, from the source's file to the result's.
 
-That is so for every layer whose rows can be read alone (rows.py). The result is the same to the
-byte."""
+No layer is ever whole in memory. That is so for every layer whose rows can be read alone
+(row_reader.py), where the quantizer's entry says `row_wise`. The result is the same to the byte."""
 
 from __future__ import annotations
 
@@ -20,6 +19,7 @@ from ...checkpoint.layout import TensorSpec
 from ...checkpoint.row_reader import Straight
 from ...checkpoint.source import Source
 from ..quantizers import rtn
+from ..quantizers.protocol import Quantizer
 
 CHUNK = 1 << 22  # weights at once
 
@@ -35,6 +35,7 @@ def pieces(
     place: Straight,
     layer: Layer,
     config: QuantConfig,
+    quantize: Quantizer,
     allow_nonfinite: bool = False,
 ) -> Iterator[dict[str, mx.array]]:
     """A layer's tensors under a configuration, cut along their rows; each piece is evaluated.
@@ -49,7 +50,7 @@ def pieces(
         if not allow_nonfinite and not all_finite(weight):
             raise MintError(f"{layer.path}.weight {NOT_FINITE}")
         with mx.stream(streams[number % len(streams)]):
-            made = rtn.quantize(weight, config) if config.quantized else {"weight": weight}
+            made = quantize(layer, weight, config) if config.quantized else {"weight": weight}
             rtn.check_scales(layer.path, weight, made, config)
         mx.async_eval(made)
         under_way.append(made)

@@ -127,7 +127,7 @@ def write(
         if group.first and not writer.intact:
             learned.unlink(missing_ok=True)
         if not learned.is_file():
-            quantize = find_quantizer(plan.quantizer)(
+            quantize = find_quantizer(plan.quantizer).make(
                 Work(source, inventory, plan.choice, work, sensitivity, report.detail)
             )
             _write_layers(source, inventory, plan, writer, quantize, report, allow_nonfinite, waves)
@@ -179,7 +179,7 @@ def _room(
     )
     beside = 50_000_000
     if (
-        sensitivity is not None and plan.quantizer == "learn"
+        sensitivity is not None and find_quantizer(plan.quantizer).sequential
     ):  # two hidden states, and a shard's copy when it is refined
         wide = max(layer.shape[-1] for layer in inventory.layers if layer.role == "embedding")
         beside += 2 * 4 * sensitivity.tokens.size * wide + max(layout.sizes)
@@ -208,7 +208,9 @@ def _write_layers(
             report.step(name, next(step), len(todo))
             writer.put(
                 name,
-                rowwise.pieces(source, place, layers[name], plan.choice[name], allow_nonfinite),
+                rowwise.pieces(
+                    source, place, layers[name], plan.choice[name], quantize, allow_nonfinite
+                ),
             )
             mx.clear_cache()
         others = [name for name in wave if name not in by_row]
@@ -234,7 +236,7 @@ def _by_row(
     source: Source, plan: Plan, layers: Sequence[Layer], units: Mapping[str, tuple[TensorSpec, ...]]
 ) -> dict[str, Straight]:
     """The layers that can be rounded row by row."""
-    if plan.quantizer != "rtn" or not layers:
+    if not find_quantizer(plan.quantizer).row_wise or not layers:
         return {}
     places = straight_layers(
         source, [layer for layer in layers if rowwise.can_be(layer, units[layer.path])]

@@ -1,26 +1,92 @@
-"""The quantizers by name: same plan, same bytes, other codes. To add one, write its file and enter
-it here.
-"""
+"""The quantizers by name: same plan, same bytes, other codes.
+
+To add one, write its file and enter it here. An entry holds every fact about its quantizer; no
+other file compares a quantizer's name with a literal. (What runs on mlx is imported on use, since
+the command line lists the names here in its help.)"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from ...base.errors import UsageError
-from . import gptq, rtn
-from .protocol import Quantizer, Work
+
+if TYPE_CHECKING:
+    from ...checkpoint.layers import Inventory
+    from .protocol import Quantizer, Work
+
+Make: TypeAlias = "Callable[[Work], Quantizer]"
+Memory: TypeAlias = "Callable[[Inventory, int, bool], int]"
+Seconds: TypeAlias = "Callable[[Inventory, int, float], dict[str, float]]"
+
+
+def _rounding_memory(inventory: Inventory, tokens: int, runs: bool) -> int:
+    from .memory_estimate import rounding
+
+    return rounding(inventory, tokens, runs)
+
+
+def _no_seconds(inventory: Inventory, tokens: int, rate: float) -> dict[str, float]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A quantizer's entry in QUANTIZERS.
+
+    Attributes:
+        name: how plans and the command line call it.
+        help: what it does, in a few words for `--help`.
+        make: (work) -> quantizer, for one conversion; the quantizer is asked for layers in the
+            model's order.
+        needs_inputs: whether it measures what layers read: the model is run, and `work.sensitivity`
+            is there.
+        row_wise: whether the codes of a row follow from that row alone, so that a layer may come in
+            pieces along its rows.
+        sequential: whether a block needs the quantized blocks before it: several machines can't
+            share the work, and hidden states are stored in the work folder.
+        memory: (inventory, tokens, runs) -> bytes that a conversion holds at most; `tokens` are the
+            model's own, `runs` says whether it is run on them.
+        seconds: (inventory, tokens, rate) -> seconds by stage beside those of rounding to nearest;
+            `rate` is how many operations of a float32 matrix product a second has.
+    """
+
+    name: str
+    help: str
+    make: Make
+    needs_inputs: bool = False
+    row_wise: bool = False
+    sequential: bool = False
+    memory: Memory = _rounding_memory
+    seconds: Seconds = _no_seconds
 
 
 def _rtn(_: Work) -> Quantizer:
+    from . import rtn
+
     return lambda layer, weight, config: rtn.quantize(weight, config)
 
 
 def _gptq(work: Work) -> Quantizer:
-    from .inputs import Moments  # (it brings all that runs a model)
+    from . import gptq
+    from .inputs import Moments
 
     assert work.sensitivity is not None
     moments = Moments(work.source, work.inventory, work.sensitivity)
     return lambda layer, weight, config: gptq.quantize(weight, config, moments.of(layer.path))
+
+
+def _gptq_memory(inventory: Inventory, tokens: int, runs: bool) -> int:
+    from .memory_estimate import feedback
+
+    return feedback(inventory, tokens, runs)
+
+
+def _gptq_seconds(inventory: Inventory, tokens: int, rate: float) -> dict[str, float]:
+    from .time_estimate import feedback
+
+    return feedback(inventory, tokens, rate)
 
 
 def _learn(work: Work) -> Quantizer:
@@ -29,12 +95,45 @@ def _learn(work: Work) -> Quantizer:
     return Learner(work)
 
 
-QUANTIZERS: dict[str, Callable[[Work], Quantizer]] = {"rtn": _rtn, "gptq": _gptq, "learn": _learn}
-NEEDS_INPUTS = ("gptq", "learn")
+def _learn_memory(inventory: Inventory, tokens: int, runs: bool) -> int:
+    from .memory_estimate import learning
+
+    return learning(inventory, tokens, runs)
 
 
-def find_quantizer(name: str) -> Callable[[Work], Quantizer]:
-    """A quantizer by name; it is asked for layers in the model's order.
+def _learn_seconds(inventory: Inventory, tokens: int, rate: float) -> dict[str, float]:
+    from .time_estimate import learning
+
+    return learning(inventory, tokens, rate)
+
+
+QUANTIZERS = {
+    entry.name: entry
+    for entry in (
+        Entry("rtn", "rounds to nearest", _rtn, row_wise=True),
+        Entry(
+            "gptq",
+            "passes rounding errors on to later columns",
+            _gptq,
+            needs_inputs=True,
+            memory=_gptq_memory,
+            seconds=_gptq_seconds,
+        ),
+        Entry(
+            "learn",
+            "learns codes block by block",
+            _learn,
+            needs_inputs=True,
+            sequential=True,
+            memory=_learn_memory,
+            seconds=_learn_seconds,
+        ),
+    )
+}
+
+
+def find_quantizer(name: str) -> Entry:
+    """A quantizer's entry by name.
 
     Raises:
         UsageError: there is none of that name.
@@ -42,3 +141,8 @@ def find_quantizer(name: str) -> Callable[[Work], Quantizer]:
     if name not in QUANTIZERS:
         raise UsageError(f"no quantizer is called {name!r}: there are {', '.join(QUANTIZERS)}")
     return QUANTIZERS[name]
+
+
+def needs_inputs(name: str) -> bool:
+    """Whether a quantizer of this name measures what layers read; not for an unknown name."""
+    return name in QUANTIZERS and QUANTIZERS[name].needs_inputs

@@ -100,13 +100,17 @@ def _feedback(model: Path, count: int) -> dict[str, float]:
     from ...converters.output import write
     from ...jobs.model import prepare
     from ...measure.sensitivity_file import load_sensitivity
+    from ...rules.efforts import EFFORTS
     from ...runtime import runner
 
     runner.fits_here = lambda model_bytes: (
         False
     )  # so that two layers are streamed, as all of them are
     job, sensitivity = prepare(str(model)), load_sensitivity(_kept(model, count))
-    plan = replace(uniform(job.source, job.inventory, QuantConfig(4, 64), {}), quantizer="gptq")
+    plan = replace(
+        uniform(job.source, job.inventory, QuantConfig(4, 64), {}),
+        quantizer=EFFORTS["balanced"].quantizer,
+    )
     last = [layer.path for layer in job.inventory.layers if layer.block == 1]
     after = next(layer.path for layer in job.inventory.layers if layer.role == "head")
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:

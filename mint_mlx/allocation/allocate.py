@@ -21,7 +21,8 @@ from ..checkpoint.source import Source
 from ..measure.moments import takes_feedback
 from ..measure.profile import Profile, RateDistortion, sqnr_db
 from ..measure.sensitivity import Sensitivity
-from ..rules.objectives import NEEDS_SENSITIVITY, Context, find_objective
+from ..rules.efforts import EFFORTS
+from ..rules.objectives import Context, find_objective
 from .knapsack import solve
 from .plan import LayerError, Plan
 from .search_space import (
@@ -99,8 +100,9 @@ def allocate(
         profile: measured curves of the layers.
         budget: bytes, bits per weight, or `smallest`.
         space: the candidates; its recipe has the floor and the priors.
-        objective: a name of objectives.OBJECTIVES; the recipe's by default, else `prior`.
-        sensitivity: what the objectives `fisher` and `fisher-gptq` weigh errors with.
+        objective: a name of objectives.OBJECTIVES; the recipe's by default, else that of
+            `--effort fast`.
+        sensitivity: what objectives that need one weigh errors with.
         weighed: whether experts have the lower floor that goes with a sensitivity; by default as
             the objective says.
 
@@ -108,21 +110,23 @@ def allocate(
         MintError: the budget can't be met, or the objective is wrong.
     """
     inventory, recipe = space.inventory, space.recipe
-    name = objective or recipe.objective or "prior"
-    function = find_objective(name)
-    lower = name in NEEDS_SENSITIVITY if weighed is None else weighed
+    name = objective or recipe.objective or EFFORTS["fast"].objective
+    entry = find_objective(name)
+    lower = entry.needs_sensitivity if weighed is None else weighed
     options = safe_candidates(space, profile, budget, lower)
-    if name in NEEDS_SENSITIVITY and sensitivity is None:
+    if entry.needs_sensitivity and sensitivity is None:
         raise MintError(
             f"the objective {name} weighs errors with a sensitivity: measure one with `mint-mlx "
             "sensitivity`"
         )
-    left = {
+    remaining = {
         layer.path: feedback_leaves(layer, options[layer.path], sensitivity)
         for layer in inventory.layers
     }
     fisher = _fisher(profile, sensitivity)
-    context = Context(inventory.blocks, **recipe.priors.model_dump(), fisher=fisher, left=left)
+    context = Context(
+        inventory.blocks, **recipe.priors.model_dump(), fisher=fisher, remaining=remaining
+    )
     costs = [
         np.array([layer.bytes(c) for c in options[layer.path]], dtype=np.int64)
         for layer in inventory.layers
@@ -130,7 +134,7 @@ def allocate(
     losses = [
         np.zeros(1)  # nothing to choose, and an override may name what was never measured
         if len(options[layer.path]) == 1
-        else function(
+        else entry.loss(
             layer,
             np.stack([profile.curves[layer.path].of(c) for c in options[layer.path]]),
             context,

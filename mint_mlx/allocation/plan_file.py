@@ -207,7 +207,7 @@ def read_plan(path: Path | str) -> Plan:
         errors={} if edited else errors,
         edited=edited,
         recipe=str(data.get("recipe") or "default"),
-        quantizer=str(data.get("quantizer") or "rtn"),
+        quantizer=str(data.get("quantizer") or Plan.quantizer),
         effort=str(data.get("effort") or "fast"),
         parts=str(data.get("parts") or "text"),
     )

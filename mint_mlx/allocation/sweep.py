@@ -18,7 +18,7 @@ from ..measure.profile import Profile
 from ..measure.profile_file import load_profile
 from ..measure.sensitivity import Sensitivity
 from ..rules.efforts import EFFORTS, expected_kl, level_with
-from ..rules.objectives import NEEDS_SENSITIVITY
+from ..rules.objectives import needs_sensitivity
 from ..runtime.memory import GIB, MAC_SIZES, RESERVE, gpu_limit
 from .allocate import allocate
 from .artifacts import PROFILE_FILE, find_artifact, find_sensitivity
@@ -179,7 +179,7 @@ def sweep_rows(found: Sweep) -> tuple[list[str], list[list[str]]]:
                 ", ".join(marks),
             ]
         )
-    what = "predicted KL" if found.objective in NEEDS_SENSITIVITY else "loss"
+    what = "predicted KL" if needs_sensitivity(found.objective) else "loss"
     return ["size", "bpw", what, "note"], rows
 
 
@@ -195,7 +195,7 @@ def draw(found: Sweep, path: Path) -> None:
 
     figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
     sizes, losses = [p.bytes for p in found.points], [p.loss for p in found.points]
-    known = found.objective in NEEDS_SENSITIVITY
+    known = needs_sensitivity(found.objective)
     label = "predicted KL from the source, --effort balanced" if known else "loss"
     axis.plot(sizes, losses, marker="o", markersize=4, color="tab:blue", label=label)
     at = found.points[found.knee]

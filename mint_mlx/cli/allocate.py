@@ -59,7 +59,7 @@ def allocate(
     from ..base.units import both
     from ..jobs import steps
     from ..rules import efforts
-    from ..rules.objectives import NEEDS_SENSITIVITY
+    from ..rules.objectives import needs_sensitivity
 
     if emit not in (None, "mlx"):
         raise UsageError(f"--emit {emit} is unknown: there is only `--emit mlx`")
@@ -80,7 +80,7 @@ def allocate(
             f"possible{expected}"
         )
         weighed = sensitivity or (
-            profile if plan.objective in NEEDS_SENSITIVITY else None
+            profile if needs_sensitivity(plan.objective) else None
         )  # kept beside the profile
         own = f" --sensitivity {shlex.quote(weighed)}" if weighed else ""
         output.line(f"Next: mint-mlx convert MODEL --plan {shlex.quote(str(out))}{own}")

@@ -11,6 +11,7 @@ import typer
 
 from ..base.distributed import ranks
 from ..base.errors import UsageError
+from ..converters.quantizers.registry import QUANTIZERS
 from .options import (
     BudgetOpt,
     GuardsOpt,
@@ -23,6 +24,7 @@ from .options import (
     SampleOpt,
     TokensOpt,
     WorkDirOpt,
+    named,
     start,
 )
 
@@ -84,7 +86,8 @@ def convert(
     ] = None,
     override: OverrideOpt = None,
     quantizer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="How codes are made: rtn, gptq, learn.")
+        str | None,
+        typer.Option(metavar="NAME", help=f"How codes are made: {named(QUANTIZERS.values())}."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be written; read headers only.")

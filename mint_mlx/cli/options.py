@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,11 +10,20 @@ import typer
 
 from ..base.errors import UsageError
 from ..rules.efforts import LEAST
+from ..rules.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
+    from ..converters.quantizers.registry import Entry
+    from ..rules.objectives import Objective
     from .output import Output
 
 INTERRUPTED = 130  # exit code after Ctrl-C
+
+
+def named(entries: Iterable[Objective | Entry]) -> str:
+    """The names of a registry's entries for `--help`, each with what it is."""
+    return ", ".join(f"{entry.name} ({entry.help})" for entry in entries)
+
 
 app = typer.Typer(
     name="mint-mlx",
@@ -40,7 +50,7 @@ RecipeOpt = Annotated[
 ObjectiveOpt = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="What the allocator minimises: prior, fisher, fisher-gptq, nmse, mint."
+        metavar="NAME", help=f"What the allocator minimises: {named(OBJECTIVES.values())}."
     ),
 ]
 OverrideOpt = Annotated[

@@ -27,8 +27,8 @@ from ..measure.profile_file import save_profile
 from ..measure.sensitivity import Sensitivity
 from ..measure.sensitivity_file import save_sensitivity
 from ..rules import efforts
-from ..rules.efforts import effort_name
-from ..rules.objectives import NEEDS_SENSITIVITY
+from ..rules.efforts import EFFORTS, effort_name
+from ..rules.objectives import needs_sensitivity
 from ..runtime.memory import fits_here
 from .measurements import get_profile, get_sensitivity, known_profile
 from .model import Job
@@ -64,8 +64,8 @@ def choose_plan(
     Args:
         order: what is asked for.
         curves: gets the profile, where one is needed.
-        weigh: gets the sensitivity, where the objective needs one; without one `prior` takes its
-            place.
+        weigh: gets the sensitivity, where the objective needs one; without one that of
+            `--effort fast` takes its place.
         ahead: the sensitivity will be measured later: the safety floor is that with one.
 
     Raises:
@@ -75,7 +75,7 @@ def choose_plan(
     if plan is None:
         assert order.budget is not None
         job, objective = order.job, order.objective
-        weighed = objective in NEEDS_SENSITIVITY
+        weighed = needs_sensitivity(objective)
         made = curves()
         weights = None
         if weighed:
@@ -83,7 +83,7 @@ def choose_plan(
             safe_candidates(order.space, made, order.budget, weighed)
             weights = weigh()
             weighed = ahead or weights is not None
-            objective = objective if weights is not None else "prior"
+            objective = objective if weights is not None else EFFORTS["fast"].objective
         plan = allocate(made, order.budget, order.space, objective, weights, weighed)
         plan = replace(plan, parts=job.parts, effort=effort_name(order.request.effort))
     return replace(plan, quantizer=order.quantizer)
@@ -121,7 +121,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     """Do what a request asks for that was found possible (see `convert`)."""
     from ..converters.output.write import write
     from ..converters.quantizers.distil import NO_ROOM, can_refine, refine_written
-    from ..converters.quantizers.registry import NEEDS_INPUTS
+    from ..converters.quantizers.registry import needs_inputs
 
     report = report or Silent()
     started = time.monotonic()
@@ -152,10 +152,10 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
         return found
 
     plan = choose_plan(order, curves, sensitivity)
-    looks = plan.quantizer in NEEDS_INPUTS
+    looks = needs_inputs(plan.quantizer)
     if looks and sensitivity() is None:
-        plan, looks = replace(plan, quantizer="rtn"), False
-    if plan.objective not in (None, *NEEDS_SENSITIVITY) and not looks:
+        plan, looks = replace(plan, quantizer=EFFORTS["fast"].quantizer), False
+    if plan.objective is not None and not needs_sensitivity(plan.objective) and not looks:
         plan = replace(plan, effort="fast")
     if looks and (plain := _without_feedback(job, plan)):
         report.note(

@@ -15,15 +15,15 @@ from ..base.quant_config import QuantConfig
 from ..base.units import both, duration
 from ..checkpoint import low_disk
 from ..checkpoint.roles import EXPERTS
-from ..converters.quantizers.memory_estimate import turns
-from ..converters.quantizers.registry import NEEDS_INPUTS
+from ..converters.quantizers.registry import find_quantizer
+from ..converters.quantizers.time_estimate import active_weights
 from ..measure import pass_state
 from ..measure.cache import cached_sensitivity
 from ..measure.profile import Profile, assumed
 from ..measure.row_sampling import first_share, parse_sample
 from ..measure.sensitivity import Sensitivity
 from ..rules import efforts
-from ..rules.objectives import NEEDS_SENSITIVITY
+from ..rules.objectives import needs_sensitivity
 from ..runtime.cpu_ops import on_cpu
 from .convert import choose_plan
 from .measurements import known_profile, profile_candidates
@@ -83,7 +83,7 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
         ) from None
     options = list_candidates(order.space)
     if known is not None:
-        weighed = order.objective in NEEDS_SENSITIVITY
+        weighed = needs_sensitivity(order.objective)
         options = above_floor(order.space, options, known.curves, weighed)
     total = plan.layout(job.inventory).total
     needs_profile = order.fixed is None and known is None
@@ -105,9 +105,7 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
         seconds=_stage_seconds(order, total, needs_profile) | _look_seconds(order),
         profiled=known is not None,
         settled=order.fixed is not None
-        or (
-            known is not None and (order.objective not in NEEDS_SENSITIVITY or weights is not None)
-        ),
+        or (known is not None and (not needs_sensitivity(order.objective) or weights is not None)),
     )
     return plan, run
 
@@ -147,34 +145,16 @@ def _stage_seconds(order: Order, total: int, needs_profile: bool) -> dict[str, f
 
 
 def _look_seconds(order: Order) -> dict[str, float]:
-    """Seconds of what looks at the model's own text: by the count of multiplications and a product
-    timed here.
+    """Seconds of what reads the model's own text: operations over the rate of a product timed here.
 
     A token costs two operations for each weight that it reads: once when it is written, and seven
     times in the walk (forward, forward again for the gradients and for the inputs' shapes, twice
-    that back, and forward for the inputs). Learning and refining take six for each weight and token
-    of a step, three times that with all that isn't a product, and each further turn of learning
-    (peak.py) four: its products, made again. Error feedback costs a row and column of each second
-    moment for every weight, and the moments their tokens."""
-    from ..converters.quantizers import distil as refining
-    from ..converters.quantizers import learn_block as learning
-
-    layers = [layer for layer in order.job.inventory.layers if layer.kind != "embedding"]
-    active = sum(layer.size * layer.reads for layer in layers)
-    rate, seconds = _product_rate(), {}
+    that back, and forward for the inputs). The quantizer's entry says what it takes itself."""
+    inventory, rate = order.job.inventory, _product_rate()
+    seconds = {}
     if order.runs and known_sensitivity(order) is None:
-        seconds["tokens and sensitivity"] = 2 * 8 * active * order.tokens / rate
-    if order.quantizer in NEEDS_INPUTS:
-        each = sum(2 * layer.size * layer.shape[-1] for layer in layers)
-        copies = sum(layer.reads * layer.experts * layer.shape[-1] ** 2 for layer in layers)
-        seconds["error feedback"] = (each + 2 * copies * order.tokens) / rate
-    if order.quantizer == "learn":
-        further = turns(order.job.inventory, order.tokens) - 1
-        seconds["learning"] = (
-            (3 * 6 + 4 * further) * active * learning.STEPS * learning.TOKENS / rate
-        )
-        seconds["refining"] = 3 * 6 * active * refining.STEPS * refining.TOKENS / rate
-    return seconds
+        seconds["tokens and sensitivity"] = 2 * 8 * active_weights(inventory) * order.tokens / rate
+    return seconds | find_quantizer(order.quantizer).seconds(inventory, order.tokens, rate)
 
 
 def _product_rate() -> float:

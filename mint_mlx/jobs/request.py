@@ -35,12 +35,13 @@ from ..base.versions import versions
 from ..checkpoint.source import Source
 from ..checkpoint.tokenizer import why_no_sentence
 from ..checkpoint.towers import check_parts
-from ..converters.quantizers.memory_estimate import check_room, peak
+from ..converters.quantizers.memory_estimate import check_room, rounding
+from ..converters.quantizers.registry import find_quantizer
 from ..measure.row_sampling import parse_sample
 from ..measure.sensitivity import Sensitivity
 from ..measure.sensitivity_file import load_sensitivity
 from ..rules.efforts import EFFORTS, Effort, check_tokens, effort_name
-from ..rules.objectives import NEEDS_SENSITIVITY, find_objective
+from ..rules.objectives import find_objective, needs_sensitivity
 from ..runtime.memory import CONTEXT, Fit, Needs, check_context, fit, machine_limit, needs
 from .model import Job, announce, prepare
 
@@ -64,7 +65,7 @@ class Request:
         recipe: a recipe's name or file.
         objective: a name of objectives.OBJECTIVES.
         effort: a name of efforts.EFFORTS: the objective and the quantizer where they aren't given.
-        quantizer: a name of converters.quantizers.QUANTIZERS.
+        quantizer: a name of converters.quantizers.registry.QUANTIZERS.
         sensitivity: a sensitivity's file, or a checkpoint or repository that keeps one; measured by
             default.
         tokens: how much text of its own the model writes; what the level says by default.
@@ -128,11 +129,11 @@ class Order:
     @property
     def peak(self) -> int:
         """Bytes of memory that carrying it out takes."""
-        return peak(self.job.inventory, self.tokens, self.runs, self.quantizer)
+        return find_quantizer(self.quantizer).memory(self.job.inventory, self.tokens, self.runs)
 
     def check_memory(self) -> None:
         """Refuse what takes more memory than this machine has (a MintError)."""
-        least = peak(self.job.inventory, self.tokens, False, "rtn")
+        least = rounding(self.job.inventory, self.tokens, False)
         check_room(
             self.peak,
             f"give --effort fast, which takes {both(least)}"
@@ -156,8 +157,6 @@ class _Asked:
 
 def _read(request: Request) -> _Asked:
     """Read a request and refuse what contradicts itself (a MintError)."""
-    from ..converters.quantizers.registry import find_quantizer
-
     if (
         sum(x is not None for x in (request.budget, request.fit, request.plan, request.uniform))
         != 1
@@ -194,10 +193,9 @@ def _read(request: Request) -> _Asked:
     if given is not None:
         effort = EFFORTS[effort_name(given.effort)]
     quantizer = request.quantizer or (
-        given.quantizer if given else "rtn" if config else effort.quantizer
+        given.quantizer if given else EFFORTS["fast"].quantizer if config else effort.quantizer
     )
-    find_quantizer(quantizer)
-    if quantizer == "learn" and ranks().size > 1:
+    if find_quantizer(quantizer).sequential and ranks().size > 1:
         raise UsageError(
             "learning goes from block to block, which machines can't share: give --effort balanced"
         )
@@ -219,8 +217,6 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     Raises:
         MintError: for everything that is wrong with it.
     """
-    from ..converters.quantizers.registry import NEEDS_INPUTS
-
     report = report or Silent()
     asked = _read(request)
     job = prepare(request.model, request.recipe, weights=False, parts=asked.parts)
@@ -246,10 +242,11 @@ def place_order(request: Request, report: Report | None = None) -> Order:
     silent = why_no_sentence(source.path)
     if silent is not None:
         report.note(f"{silent}: no sentence is generated")
+    entry = find_quantizer(asked.quantizer)
     objective = (
-        request.objective or job.recipe.objective or asked.effort.objective_for(asked.quantizer)
+        request.objective or job.recipe.objective or asked.effort.objective_for(entry.needs_inputs)
     )
-    runs = asked.quantizer in NEEDS_INPUTS or (fixed is None and objective in NEEDS_SENSITIVITY)
+    runs = entry.needs_inputs or (fixed is None and needs_sensitivity(objective))
     if request.allow_nonfinite and runs:
         raise UsageError(
             "--allow-nonfinite goes with --effort fast: a model with such weights can't be run"

@@ -20,14 +20,14 @@ from ..base.targets import check_file, check_writable
 from ..base.units import parse_budget
 from ..checkpoint.layers import Inventory
 from ..checkpoint.towers import check_parts
-from ..converters.quantizers.memory_estimate import check_room, peak
+from ..converters.quantizers.memory_estimate import check_room, rounding
 from ..measure.profile import Profile
 from ..measure.profile_file import load_profile, save_profile
 from ..measure.row_sampling import parse_sample
 from ..measure.sensitivity import Sensitivity
 from ..measure.sensitivity_file import is_sensitivity, save_sensitivity
 from ..rules import efforts
-from ..rules.objectives import NEEDS_SENSITIVITY
+from ..rules.objectives import needs_sensitivity
 from ..rules.recipes import find_recipe
 from .measurements import get_profile, get_sensitivity
 from .model import announce, prepare
@@ -95,7 +95,7 @@ def write_sensitivity(
     if not path.absolute().parent.is_dir():
         raise MintError(f"the folder of {path} does not exist: make it first")
     check_writable(path.absolute().parent)
-    check_room(peak(job.inventory, tokens or efforts.TOKENS, True, "rtn"), "take a larger machine")
+    check_room(rounding(job.inventory, tokens or efforts.TOKENS, True), "take a larger machine")
     sensitivity = get_sensitivity(job, report, tokens)
     if sensitivity is None:
         raise MintError(
@@ -132,7 +132,7 @@ def plan_profile(
     curves = load_profile(find_artifact(path, PROFILE_FILE))
     chosen = find_recipe(recipe, {}) if recipe is not None else curves.recipe
     objective, weights = objective or chosen.objective, None
-    if objective in (None, *NEEDS_SENSITIVITY):
+    if objective is None or needs_sensitivity(objective):
         weights = find_sensitivity(path, sensitivity)
     elif sensitivity is not None:
         raise UsageError(

@@ -1,12 +1,13 @@
-"""Levels of effort: what a conversion looks at, and how it rounds. Each is a named objective and a
-named quantizer.
-"""
+"""Levels of effort: what a conversion sees, and how it rounds.
+
+Each is a named objective and a named quantizer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..base.errors import UsageError
+from .objectives import OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -14,10 +15,10 @@ class Effort:
     """One level.
 
     Attributes:
-        sees: what it looks at, for people.
+        sees: what it is made from, for people.
         objective: a name of objectives.OBJECTIVES.
-        quantizer: a name of converters.quantizers.QUANTIZERS.
-        samples: how much text of its own the model writes for it, in units of TOKENS.
+        quantizer: a name of converters.quantizers.registry.QUANTIZERS.
+        samples: how much text the model writes for it, in units of TOKENS.
         refine: whether scales and biases are distilled end to end afterwards, where the result fits
             in memory.
     """
@@ -28,13 +29,10 @@ class Effort:
     samples: int = 1
     refine: bool = False
 
-    def objective_for(self, quantizer: str) -> str:
-        """The objective where another quantizer than the level's own is named: without feedback
-        nothing is left out.
-        """
-        return (
-            "fisher" if self.objective == "fisher-gptq" and quantizer == "rtn" else self.objective
-        )
+    def objective_for(self, feedback: bool) -> str:
+        """The level's objective, or the one in its place for a quantizer without error feedback."""
+        other = OBJECTIVES[self.objective].without_feedback
+        return other if other and not feedback else self.objective
 
     @property
     def tokens(self) -> int:
@@ -54,27 +52,22 @@ EFFORTS = {
     ),
 }
 DEFAULT = "balanced"
-# Measured KL over what the objective predicts, by quantizer, fitted on demo-moe from 3 to 5 bits
-# per weight. On other models the true KL lay between SPREAD times the product (docs/quality.md).
-LEFT = {
-    "fisher": {"rtn": 1.0, "gptq": 0.65, "learn": 0.35},
-    "fisher-gptq": {"gptq": 1.2, "learn": 0.6},
-}
+# On other models than demo-moe the true KL was between SPREAD times the expected (docs/quality.md).
 SPREAD = (0.2, 5.5)
-LEAST = 1024  # tokens that say anything
-TOKENS = 16_384  # of the model's own, that a sensitivity is measured on
+LEAST = 1024  # fewest tokens that a sensitivity can be measured on
+TOKENS = 16_384  # that the model writes for its sensitivity
 
 
 def expected_kl(objective: str | None, quantizer: str, loss: float | None) -> float | None:
-    """The KL divergence from the source that a plan is expected to have, in nats per token, where
-    it can be told.
-    """
-    factor = LEFT.get(objective or "", {}).get(quantizer)
-    return loss * factor if loss is not None and factor is not None else None
+    """A plan's expected KL divergence from the source, nats per token; None where none is known."""
+    if loss is None or objective not in OBJECTIVES:
+        return None
+    factor = OBJECTIVES[objective].expectation.get(quantizer)
+    return None if factor is None else loss * factor
 
 
 def expectation(objective: str | None, quantizer: str, loss: float | None) -> str:
-    """The same as a sentence's end, with the error of such predictions; '' where there is none."""
+    """The expected KL and its error as the end of a sentence; '' where none is known."""
     value = expected_kl(objective, quantizer, loss)
     if value is None:
         return ""
@@ -91,12 +84,12 @@ def refines(effort: str, quantizer: str) -> bool:
 
 
 def level_with(sensitivity: bool) -> str:
-    """The level whose objective and quantizer serve where a sensitivity is there, or isn't."""
+    """The level that a plan made with, or without, a sensitivity belongs to."""
     return "balanced" if sensitivity else "fast"
 
 
 def effort_name(name: str | None) -> str:
-    """The level asked for, or the default.
+    """The name of the level asked for, or of the default one.
 
     Raises:
         UsageError: there is none of that name.
@@ -108,7 +101,11 @@ def effort_name(name: str | None) -> str:
 
 
 def check_tokens(count: int | None) -> None:
-    """Refuse to look at too little text (a UsageError)."""
+    """Refuse a text that is too short to measure anything on.
+
+    Raises:
+        UsageError: it has fewer than LEAST tokens.
+    """
     if count is not None and count < LEAST:
         raise UsageError(
             f"{count} tokens are too few to learn anything from: give --tokens {LEAST} or more"

@@ -1,20 +1,24 @@
-"""Objectives: how much a layer's error at each candidate is taken to hurt. The allocator minimises
-their sum.
+"""Objectives: how much a layer's error at each candidate is expected to hurt the model.
 
-An objective is a function `(layer, nmse, context) -> loss`, with `nmse` float64 (candidates,
-experts) and `loss` float64 (candidates,), never negative. To add one, write it here and enter it in
-OBJECTIVES."""
+The allocator minimises their sum. To add one, write its function and enter it in OBJECTIVES: the
+entry holds every fact about it, and no other file compares its name with a literal. (numpy is
+imported on use: the command line lists the names here in its help.)"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-
-import numpy as np
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..base.errors import UsageError
-from ..checkpoint.layers import Layer
 from ..checkpoint.roles import DOWN
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..checkpoint.layers import Layer
+
+SATURATION = 8.0
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,8 @@ class Context:
         fisher: by layer, float64 (experts,): the KL divergence in nats per token that an NMSE of
             one would cost, as the Fisher information predicts it; empty where no sensitivity was
             measured.
-        left: by layer, float64 (candidates,): the share of that cost that error feedback leaves of
-            each candidate's error; all of it where there is none.
+        remaining: by layer, float64 (candidates,): the share of that cost that remains of each
+            candidate's error after error feedback; 1 for a layer that isn't listed.
     """
 
     blocks: int
@@ -36,12 +40,33 @@ class Context:
     last_block: float = 1.0
     roles: Mapping[str, float] = field(default_factory=dict)
     fisher: Mapping[str, np.ndarray] = field(default_factory=dict)
-    left: Mapping[str, np.ndarray] = field(default_factory=dict)
+    remaining: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-SATURATION = 8.0
+Loss: TypeAlias = "Callable[[Layer, np.ndarray, Context], np.ndarray]"
 
-Objective = Callable[[Layer, np.ndarray, Context], np.ndarray]
+
+@dataclass(frozen=True)
+class Objective:
+    """An objective's entry in OBJECTIVES.
+
+    Attributes:
+        name: how plans, recipes and the command line call it.
+        help: what it is, in a few words for `--help`.
+        loss: (layer, nmse, context) -> loss; `nmse` is float64 (candidates, experts), `loss`
+            float64 (candidates,), never negative.
+        needs_sensitivity: whether it weighs errors with a sensitivity (context.fisher).
+        expectation: measured KL over the sum of its losses, by quantizer; empty where the sum
+            predicts no KL.
+        without_feedback: the objective in its place for quantizers without error feedback, or ''.
+    """
+
+    name: str
+    help: str
+    loss: Loss
+    needs_sensitivity: bool = False
+    expectation: Mapping[str, float] = field(default_factory=dict)
+    without_feedback: str = ""
 
 
 def nmse(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
@@ -50,11 +75,12 @@ def nmse(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
 
 
 def mint(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
-    """MINT's published objective: prior x NRMSE, one term a layer, the mean over its experts
-    (baa.ai, 2026).
+    """MINT's published objective: prior x NRMSE, one term a layer (baa.ai, 2026).
 
-    Its sources give 3 for the first block, 2 for the last, 10 for embedding and head, 8 for
-    routers."""
+    The NRMSE is the mean over a layer's experts. Its sources give 3 for the first block, 2 for the
+    last, 10 for embedding and head, 8 for routers."""
+    import numpy as np
+
     prior = context.roles.get(layer.role, 1.0)
     if layer.block == 0:
         prior = max(prior, context.first_block)
@@ -64,8 +90,7 @@ def mint(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
 
 
 def prior(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
-    """Mean NMSE over experts x a prior that needs no data: every layer counts alike, whatever its
-    size.
+    """Mean NMSE over experts x a prior that needs no data, whatever the layer's size.
 
     All blocks add to one residual stream, so a relative error costs about the same in a small layer
     as in a large one: the Fisher information of trained models varies with a layer's role, hardly
@@ -79,9 +104,9 @@ def prior(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
 
 
 def _weight(layer: Layer) -> float:
-    if layer.role == "head" or (
-        layer.role == "embedding" and layer.reads == 1
-    ):  # a tied embedding is the head
+    """A layer's prior for `prior`."""
+    # A tied embedding is the head as well.
+    if layer.role == "head" or (layer.role == "embedding" and layer.reads == 1):
         return 30.0
     if layer.role in ("router", "embedding"):
         return 3.0
@@ -93,37 +118,52 @@ def _weight(layer: Layer) -> float:
 
 
 def fisher(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
-    """Predicted KL divergence in nats per token: NMSE x its cost by the Fisher information, over
-    all experts.
+    """Predicted KL divergence in nats per token: NMSE x its cost by the Fisher information.
 
-    With the Hessian's trace for weight this is HAWQ-V2's objective (Dong et al., 2020). Where
-    errors are large the second order falls short of the divergence; the factor 1 + SATURATION x
-    NMSE makes up for it."""
-    return np.asarray(errors * (1 + SATURATION * errors) @ context.fisher[layer.path])
+    Summed over all experts. With the Hessian's trace for weight this is HAWQ-V2's objective (Dong
+    et al., 2020). Where errors are large the second order falls short of the divergence; the factor
+    1 + SATURATION x NMSE makes up for it."""
+    loss: np.ndarray = errors * (1 + SATURATION * errors) @ context.fisher[layer.path]
+    return loss
 
 
 def fisher_gptq(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
-    """Predicted KL divergence after error feedback: as `fisher`, times the share that it leaves of
-    a layer's cost.
+    """Predicted KL divergence after error feedback: `fisher` x the share of the cost that remains.
 
-    That is the trace of D over the trace of H = L D L^T, the layer's second moments (ldl.py):
+    That is the trace of D over the trace of H = L D L^T, the layer's second moments (moments.py):
     little where its inputs are strongly correlated, nearly all where they are not.
     """
-    return np.asarray(fisher(layer, errors, context) * context.left.get(layer.path, 1.0))
+    return fisher(layer, errors, context) * context.remaining.get(layer.path, 1.0)
 
 
-OBJECTIVES: dict[str, Objective] = {
-    "nmse": nmse,
-    "mint": mint,
-    "prior": prior,
-    "fisher": fisher,
-    "fisher-gptq": fisher_gptq,
+# The expectations were fitted on demo-moe from 3 to 5 bits per weight (docs/quality.md).
+OBJECTIVES = {
+    objective.name: objective
+    for objective in (
+        Objective("prior", "squared error with a prior for each role", prior),
+        Objective(
+            "fisher",
+            "KL predicted from a sensitivity",
+            fisher,
+            needs_sensitivity=True,
+            expectation={"rtn": 1.0, "gptq": 0.65, "learn": 0.35},
+        ),
+        Objective(
+            "fisher-gptq",
+            "the same after error feedback",
+            fisher_gptq,
+            needs_sensitivity=True,
+            expectation={"gptq": 1.2, "learn": 0.6},
+            without_feedback="fisher",
+        ),
+        Objective("nmse", "squared error, every weight alike", nmse),
+        Objective("mint", "MINT as published", mint),
+    )
 }
-NEEDS_SENSITIVITY = ("fisher", "fisher-gptq")
 
 
 def find_objective(name: str) -> Objective:
-    """An objective by name.
+    """An objective's entry by name.
 
     Raises:
         UsageError: there is none of that name.
@@ -131,3 +171,8 @@ def find_objective(name: str) -> Objective:
     if name not in OBJECTIVES:
         raise UsageError(f"no objective is called {name!r}: there are {', '.join(OBJECTIVES)}")
     return OBJECTIVES[name]
+
+
+def needs_sensitivity(name: str | None) -> bool:
+    """Whether an objective of this name weighs errors with a sensitivity; not for None."""
+    return name in OBJECTIVES and OBJECTIVES[name].needs_sensitivity

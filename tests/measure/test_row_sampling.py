@@ -215,11 +215,9 @@ def _loss(exact: Profile, plan: Plan, weights: Sensitivity) -> float:
     context = Context(
         inventory.blocks, **exact.recipe.priors.model_dump(), fisher=_fisher(exact, weights)
     )
-    function = find_objective(plan.objective or "")
+    loss = find_objective(plan.objective or "").loss
     return sum(
-        float(
-            function(layer, exact.curves[layer.path].of(plan.choice[layer.path])[None], context)[0]
-        )
+        float(loss(layer, exact.curves[layer.path].of(plan.choice[layer.path])[None], context)[0])
         for layer in inventory.layers
     )
 

@@ -23,6 +23,7 @@ from mint_mlx.checkpoint.layers import list_layers
 from mint_mlx.cli import tables
 from mint_mlx.converters.quantizers import distil, memory_estimate
 from mint_mlx.converters.quantizers.inputs import block_inputs
+from mint_mlx.converters.quantizers.registry import QUANTIZERS
 from mint_mlx.eval.bench.shapes import COMMON, qwen3_30b
 from mint_mlx.jobs import convert, steps
 from mint_mlx.jobs.model import prepare
@@ -232,13 +233,13 @@ def test_the_peak_follows_from_one_block_and_not_from_the_depth() -> None:
     """
     config = qwen3_30b(48)[0] | COMMON
     inventory = list_layers(mlxlm.bare_model(config), config)
-    assert 7e9 < memory_estimate.peak(inventory, 4096, True, "rtn") < 11e9
-    assert 8e9 < memory_estimate.peak(inventory, 4096, True, "gptq") < 11e9
+    assert 7e9 < QUANTIZERS["rtn"].memory(inventory, 4096, True) < 11e9
+    assert 8e9 < QUANTIZERS["gptq"].memory(inventory, 4096, True) < 11e9
     deeper = list_layers(mlxlm.bare_model(config | {"num_hidden_layers": 60}), config)
-    assert memory_estimate.peak(deeper, 4096, True, "gptq") == memory_estimate.peak(
-        inventory, 4096, True, "gptq"
+    assert QUANTIZERS["gptq"].memory(deeper, 4096, True) == QUANTIZERS["gptq"].memory(
+        inventory, 4096, True
     )
-    assert memory_estimate.peak(inventory, 4096, False, "rtn") < 3e9
+    assert QUANTIZERS["rtn"].memory(inventory, 4096, False) < 3e9
 
 
 @pytest.mark.parametrize(
@@ -269,9 +270,9 @@ def test_a_gpu_holds_weights_as_they_are_stored(
     source = prepare(str(make(llama(2)))).inventory
     convert.convert(str(make(llama(2))), None, tmp_path / "q", uniform="4bit-g64", smoke=False)
     quantized = prepare(str(tmp_path / "q")).inventory
-    on_a_cpu = [memory_estimate.peak(one, 4096, True, "rtn") for one in (source, quantized)]
+    on_a_cpu = [QUANTIZERS["rtn"].memory(one, 4096, True) for one in (source, quantized)]
     request.getfixturevalue("like_a_gpu")
-    on_a_gpu = [memory_estimate.peak(one, 4096, True, "rtn") for one in (source, quantized)]
+    on_a_gpu = [QUANTIZERS["rtn"].memory(one, 4096, True) for one in (source, quantized)]
     size = sum(layer.size for layer in source.layers)
     assert on_a_cpu[0] == on_a_cpu[1] and on_a_cpu[0] - on_a_gpu[0] == pytest.approx(
         2 * size, rel=0.1
@@ -305,8 +306,8 @@ def test_a_model_without_blocks_has_a_peak(make: Maker) -> None:
     ends = replace(
         inventory, layers=tuple(layer for layer in inventory.layers if layer.block is None)
     )
-    assert memory_estimate.peak(ends, 4096, True, "learn") > memory_estimate.peak(
-        ends, 4096, False, "rtn"
+    assert QUANTIZERS["learn"].memory(ends, 4096, True) > QUANTIZERS["rtn"].memory(
+        ends, 4096, False
     )
 
 
@@ -320,7 +321,7 @@ def test_experts_are_learned_in_as_few_turns_as_memory_allows(
         monkeypatch.setattr(memory_estimate, "room", lambda gib=gib: gib * 2**30)
         found[gib] = (
             memory_estimate.turns(inventory, 65_536),
-            memory_estimate.peak(inventory, 65_536, True, "learn"),
+            QUANTIZERS["learn"].memory(inventory, 65_536, True),
         )
     assert [turns for turns, _ in found.values()] == [4, 4, 2, 1]
     assert all(needed <= gib * 2**30 for gib, (_, needed) in found.items() if gib > 16)

@@ -1,0 +1,47 @@
+"""How long a quantizer takes beside rounding to nearest, from headers alone.
+
+Seconds are the count of multiplications over the rate of a product timed on this machine."""
+
+from __future__ import annotations
+
+from ...checkpoint.layers import Inventory, Layer
+
+
+def _products(inventory: Inventory) -> list[Layer]:
+    """The layers that multiply: all but embeddings."""
+    return [layer for layer in inventory.layers if layer.kind != "embedding"]
+
+
+def active_weights(inventory: Inventory) -> float:
+    """Weights that one token is multiplied with."""
+    return sum(layer.size * layer.reads for layer in _products(inventory))
+
+
+def feedback(inventory: Inventory, tokens: int, rate: float) -> dict[str, float]:
+    """Seconds of error feedback by stage.
+
+    It costs a row and column of each second moment for every weight, and the moments their tokens.
+    """
+    layers = _products(inventory)
+    columns = sum(2 * layer.size * layer.shape[-1] for layer in layers)
+    moments = sum(layer.reads * layer.experts * layer.shape[-1] ** 2 for layer in layers)
+    return {"error feedback": (columns + 2 * moments * tokens) / rate}
+
+
+def learning(inventory: Inventory, tokens: int, rate: float) -> dict[str, float]:
+    """Seconds of error feedback, learning and refining by stage.
+
+    Learning and refining take six operations for each weight and token of a step, three times that
+    with all that isn't a product, and each further turn of learning (memory_estimate.turns) four:
+    its products, made again.
+    """
+    from . import distil, learn_block
+    from .memory_estimate import turns
+
+    active = active_weights(inventory)
+    further = turns(inventory, tokens) - 1
+    step = (3 * 6 + 4 * further) * active
+    return feedback(inventory, tokens, rate) | {
+        "learning": step * learn_block.STEPS * learn_block.TOKENS / rate,
+        "refining": 3 * 6 * active * distil.STEPS * distil.TOKENS / rate,
+    }

@@ -1,0 +1,85 @@
+"""Objectives' entries: facts, losses, what the levels of effort make of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import Maker, llama
+
+from mint_mlx.allocation.plan_file import read_plan
+from mint_mlx.base.errors import UsageError
+from mint_mlx.base.files import PLAN_FILE
+from mint_mlx.checkpoint.layers import Layer
+from mint_mlx.converters.quantizers.registry import QUANTIZERS
+from mint_mlx.jobs import convert
+from mint_mlx.rules import efforts
+from mint_mlx.rules.objectives import (
+    OBJECTIVES,
+    SATURATION,
+    Context,
+    Objective,
+    find_objective,
+    needs_sensitivity,
+)
+
+PATH = "model.layers.1.mlp.down_proj"
+
+
+def a_layer(path: str = PATH, role: str = "mlp", experts: int = 1) -> Layer:
+    shape = (8, 32) if experts == 1 else (experts, 8, 32)
+    return Layer(path, shape, "BF16", "linear" if experts == 1 else "experts", role)
+
+
+def test_every_entry_is_found_by_its_name() -> None:
+    for name, entry in OBJECTIVES.items():
+        assert find_objective(name) is entry and entry.name == name and entry.help
+        assert needs_sensitivity(name) == entry.needs_sensitivity
+        assert entry.without_feedback in ("", *OBJECTIVES)
+        assert entry.expectation.keys() <= QUANTIZERS.keys()
+    assert not needs_sensitivity(None) and not needs_sensitivity("other")
+    with pytest.raises(UsageError, match=r"no objective is called 'other': there are prior, "):
+        find_objective("other")
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_a_loss_has_a_value_for_each_candidate_and_grows_with_the_error(name: str) -> None:
+    layer = a_layer(experts=4)
+    context = Context(2, fisher={PATH: np.full(4, 0.5)}, remaining={PATH: np.array([0.5, 0.5])})
+    errors = np.array([[0.01] * 4, [0.1] * 4])
+    losses = OBJECTIVES[name].loss(layer, errors, context)
+    assert losses.shape == (2,) and losses.dtype == np.float64 and 0 < losses[0] < losses[1]
+
+
+def test_fisher_sums_the_cost_of_every_expert() -> None:
+    context = Context(2, fisher={PATH: np.array([1.0, 3.0])}, remaining={PATH: np.array([0.25])})
+    layer, errors = a_layer(experts=2), np.array([[0.1, 0.2]])
+    expected = 0.1 * (1 + SATURATION * 0.1) + 3 * 0.2 * (1 + SATURATION * 0.2)
+    assert OBJECTIVES["fisher"].loss(layer, errors, context).item() == pytest.approx(expected)
+    after = OBJECTIVES["fisher-gptq"].loss(layer, errors, context).item()
+    assert after == pytest.approx(expected / 4)
+
+
+def test_the_levels_name_entries_and_fall_back_without_feedback() -> None:
+    for level in efforts.EFFORTS.values():
+        assert level.objective in OBJECTIVES and level.quantizer in QUANTIZERS
+        assert level.objective_for(feedback=True) == level.objective
+    assert efforts.EFFORTS["balanced"].objective_for(feedback=False) == "fisher"
+    assert efforts.EFFORTS["fast"].objective_for(feedback=False) == "prior"
+
+
+def test_a_kl_is_expected_where_the_entry_knows_the_quantizer() -> None:
+    assert efforts.expected_kl("fisher", "rtn", 0.5) == 0.5
+    assert efforts.expected_kl("fisher-gptq", "gptq", 0.5) == pytest.approx(0.6)
+    for unknown in (("fisher-gptq", "rtn", 0.5), ("prior", "gptq", 0.5), (None, "gptq", 0.5)):
+        assert efforts.expected_kl(*unknown) is None
+    assert efforts.expected_kl("fisher", "rtn", None) is None
+
+
+def test_a_new_objective_is_one_entry(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is accepted, allocated by, and named in the plan."""
+    entry = Objective("toy", "the worst expert", lambda layer, nmse, context: nmse.max(axis=1))
+    monkeypatch.setitem(OBJECTIVES, "toy", entry)
+    model = make(llama(1))
+    made = convert.convert(str(model), "5bpw", model.parent / "out", objective="toy", smoke=False)
+    assert made.plan.objective == "toy" and made.plan.loss is not None
+    assert read_plan(made.path / PLAN_FILE).objective == "toy"
