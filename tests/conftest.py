@@ -14,7 +14,7 @@ use_fast_blas()  # where there is one: the trained models' tests take several ti
 import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from helpers import DEMO, Maker, write_checkpoint  # noqa: E402
+from helpers import DEMO, Cli, Maker, Ran, run_cli, write_checkpoint  # noqa: E402
 
 from mint_mlx.jobs.model import prepare  # noqa: E402
 from mint_mlx.measure.self_text import write_tokens  # noqa: E402
@@ -72,3 +72,15 @@ def make(tmp_path: Path) -> Maker:
         return write_checkpoint(tmp_path / name, model, **more)
 
     return write
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """cli("convert", folder, ...) runs the command line in this process."""
+
+    def run(*args: str | Path) -> Ran:
+        capsys.readouterr()  # drops what was printed before
+        code = run_cli(monkeypatch, *args)
+        return Ran(code, *capsys.readouterr())
+
+    return run

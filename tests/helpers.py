@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -175,9 +176,26 @@ def write_checkpoint(
 Maker = Callable[..., Path]
 
 
-def run_cli(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
-    """The exit code of a command line, in this process."""
-    monkeypatch.setattr(sys, "argv", ["mint-mlx", *args])
+@dataclass(frozen=True)
+class Ran:
+    """A command line's exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Its stdout, parsed; a ValueError where it holds anything but one JSON value."""
+        return json.loads(self.out)
+
+
+Cli = Callable[..., Ran]
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *args: str | Path) -> int:
+    """Run a command line in this process; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["mint-mlx", *map(str, args)])
     with pytest.raises(SystemExit) as stopped:
         main.main()
     return int(stopped.value.code or 0)

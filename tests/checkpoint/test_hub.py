@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import Maker, qwen3_moe, run_cli
+from helpers import Cli, Maker, qwen3_moe
 
 from mint_mlx.allocation.artifacts import ARTIFACTS
 from mint_mlx.base.errors import MintError, explain
@@ -365,12 +365,11 @@ def test_files_that_the_index_does_not_tell_of(hub: FakeHub) -> None:
 
 @pytest.mark.parametrize("name", ["models/My--Model", "org/name.git", "./nowhere", "~nouser/x"])
 @pytest.mark.parametrize("command", ["doctor", "inspect", "profile"])
-def test_names_that_are_none(
-    command: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, told = run_cli(monkeypatch, command, name), capsys.readouterr().err
-    assert code == 1 and len(told.splitlines()) == 1, told
-    assert "does not exist" in told or "check the spelling" in told
+def test_names_that_are_none(cli: Cli, command: str, name: str) -> None:
+    refused = cli(command, name)
+    assert refused.code == 1
+    assert len(refused.err.splitlines()) == 1
+    assert "does not exist" in refused.err or "check the spelling" in refused.err
 
 
 def test_a_half_downloaded_model_is_one_sentence(hub: FakeHub) -> None:

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx_lm.utils
 import numpy as np
 import pytest
-from helpers import Notes, run_cli
+from helpers import Cli, Notes
 from released import RELEASED, known, released
 
 from mint_mlx.base.errors import MintError
@@ -136,25 +136,20 @@ def test_blocks_for_multi_token_prediction_are_gone_from_the_config_too(
     assert examine(str(tmp_path / "out")).findings == []
 
 
-def test_a_profile_of_other_parts_gives_the_true_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_profile_of_other_parts_gives_the_true_size(cli: Cli, tmp_path: Path) -> None:
     """The cache holds one profile for text and tower; what is said before is what is written."""
     model = source("llama4", tmp_path / "llama4")
     get_profile(prepare(str(model)))
     order = place_order(Request(str(model), "5bpw", out=tmp_path / "out", parts="all"))
     _, promised = dry_run.dry_run(order)
-    made = convert.carry_out(order, smoke=False)
-    assert promised.profiled and promised.bytes == made.bytes
-    assert made.bytes == sum(f.stat().st_size for f in made.path.glob("*.safetensors"))
-    capsys.readouterr()
-    assert run_cli(monkeypatch, "inspect", str(made.path), "--json") == 0
-    told = json.loads(capsys.readouterr().out)["bits_per_weight"]
-    assert (
-        told
-        == pytest.approx(made.bits_per_weight)
-        == pytest.approx(examine(str(made.path)).bits_per_weight)
-    )
+    result = convert.carry_out(order, smoke=False)
+    assert promised.profiled
+    assert promised.bytes == result.bytes
+    assert result.bytes == sum(f.stat().st_size for f in result.path.glob("*.safetensors"))
+    inspected = cli("inspect", result.path, "--json")
+    assert inspected.code == 0
+    assert inspected.json["bits_per_weight"] == pytest.approx(result.bits_per_weight)
+    assert examine(str(result.path)).bits_per_weight == pytest.approx(result.bits_per_weight)
 
 
 def test_parts_that_cannot_be(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from helpers import Maker, llama, mixtral, qwen3_moe, run_cli
+from helpers import Cli, Maker, llama, mixtral, qwen3_moe
 from mlx_lm import convert as mlx_lm_convert
 
 from mint_mlx.base.errors import MintError
@@ -181,10 +181,9 @@ def test_a_damaged_plan_is_one_of_the_things_that_are_wrong(good: Path) -> None:
     assert any(PLAN_FILE in finding.problem for finding in examine(str(good)).findings)
 
 
-def test_the_exit_code_says_whether_something_is_wrong(
-    good: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_exit_code_says_whether_something_is_wrong(cli: Cli, good: Path) -> None:
     for code, text in ((0, "nothing is wrong"), (1, "1 thing is wrong")):
-        assert run_cli(monkeypatch, "doctor", str(good)) == code
-        assert text in capsys.readouterr().out
+        examined = cli("doctor", good)
+        assert examined.code == code
+        assert text in examined.out
         edit_config(good, lambda config: config["quantization"][PROJ].update(mode=None))

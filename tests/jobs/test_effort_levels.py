@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers import DEFAULT, TOKENS, Maker, Notes, llama, qwen3_moe, run_cli
+from helpers import DEFAULT, TOKENS, Cli, Maker, Notes, llama, qwen3_moe
 
 from mint_mlx.base.errors import MintError, UsageError
 from mint_mlx.cli import tables
@@ -80,36 +80,24 @@ def test_what_is_said_before_a_sensitivity_is_what_comes_after_it(
     assert sizes[0].bytes < 880_000
 
 
-def test_a_sensitivity_goes_along_with_its_plan(
-    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """From `allocate CHECKPOINT` by the command that it prints, and by `--plan CHECKPOINT`; not to
-    another model.
-    """
-    source, made = str(make(qwen3_moe(2, 4))), tmp_path / "made"
-    convert.convert(source, "5bpw", made, effort="balanced", tokens=1024, smoke=False)
-    assert (
-        run_cli(
-            monkeypatch, "allocate", str(made), "--budget", "6bpw", "-o", str(tmp_path / "p.yaml")
-        )
-        == 0
-    )
-    assert f"--plan {tmp_path / 'p.yaml'} --sensitivity {made}" in capsys.readouterr().out
-    measured = load_sensitivity(made / "mint-sensitivity.npz")
-    read = place_order(Request(source, plan=str(made), out=tmp_path / "a")).sensitivity
-    assert (
-        read is not None
-        and read.tokens.size == measured.tokens.size == 1024
-        and read.origin == measured.origin
-    )
-    assert (
-        place_order(
-            Request(source, plan=str(made / "mint-plan.yaml"), out=tmp_path / "b")
-        ).sensitivity
-        is None
-    )
+def test_a_sensitivity_goes_along_with_its_plan(cli: Cli, make: Maker, tmp_path: Path) -> None:
+    """By the command that `allocate CHECKPOINT` prints, and by `--plan CHECKPOINT`."""
+    source, result = str(make(qwen3_moe(2, 4))), tmp_path / "result"
+    convert.convert(source, "5bpw", result, effort="balanced", tokens=1024, smoke=False)
+    allocated = cli("allocate", result, "--budget", "6bpw", "-o", tmp_path / "p.yaml")
+    assert allocated.code == 0
+    assert f"--plan {tmp_path / 'p.yaml'} --sensitivity {result}" in allocated.out
+    tokens, measured = load_sensitivity(result / "mint-sensitivity.npz")
+    passed_on = place_order(Request(source, plan=str(result), out=tmp_path / "a")).own
+    assert passed_on is not None
+    assert passed_on[0].size == tokens.size == 1024
+    assert passed_on[1].content == measured.content
+
+    # Neither with the plan's file alone nor to another model.
+    plan = str(result / "mint-plan.yaml")
+    assert place_order(Request(source, plan=plan, out=tmp_path / "b")).own is None
     other = str(make(qwen3_moe(2, 4), "other", seed=1))
-    assert place_order(Request(other, plan=str(made), out=tmp_path / "c")).sensitivity is None
+    assert place_order(Request(other, plan=str(result), out=tmp_path / "c")).own is None
 
 
 def test_a_dry_run_says_what_is_spilled(

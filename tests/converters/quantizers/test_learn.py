@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from helpers import VOCAB, Maker, Notes, llama, qwen3_moe, run_cli
+from helpers import VOCAB, Cli, Maker, Notes, llama, qwen3_moe
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from mint_mlx.allocation import sweep
@@ -485,18 +485,17 @@ def test_measured_points_that_are_none(make: Maker, tmp_path: Path, text: str) -
 
 
 def test_refine_and_sweep_on_the_command_line(
-    demo_model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli, demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, source = partial(run_cli, monkeypatch), str(demo_model)
     monkeypatch.setattr("mint_mlx.rules.efforts.TOKENS", 2048)
-    made, out = tmp_path / "made", tmp_path / "out"
-    assert run("convert", source, "--budget", "4bpw", "-o", str(made), "--no-smoke") == 0
-    assert run("refine", str(made), "--source", source, "-o", str(out), "--steps", "4") == 0
-    assert "KL from the source" in capsys.readouterr().out
-    assert run("refine", str(made), "--source", source, "-o", str(out)) == 1
-    assert "exists already" in capsys.readouterr().err
-    assert run("sweep", str(out), "--plot", str(tmp_path / "s.txt")) == 1
-    assert run("sweep", str(out)) == 0
+    result, out = tmp_path / "result", tmp_path / "out"
+    assert cli("convert", demo_model, "--budget", "4bpw", "-o", result, "--no-smoke").code == 0
+    refine = ("refine", result, "--source", demo_model, "-o", out)
+    refined = cli(*refine, "--steps", "4")
+    assert refined.code == 0
+    assert "KL from the source" in refined.out
+    refused = cli(*refine)
+    assert refused.code == 1
+    assert "exists already" in refused.err
+    assert cli("sweep", out, "--plot", tmp_path / "s.txt").code == 1
+    assert cli("sweep", out).code == 0
