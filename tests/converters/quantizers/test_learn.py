@@ -84,12 +84,23 @@ def test_scales_and_biases_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_learning_that_gains_nothing_gives_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learn_block, "LATENT", 50.0)  # throws the codes about
-    monkeypatch.setattr(learn_block, "LATENT", 0.02)  # so few steps of the usual size move no code
+    monkeypatch.setattr(learn_block, "LATENT", 50.0)  # throws codes from one end to the other
+    total, losses = learn_block._total, []
+
+    def recorded(*args: Any) -> float:
+        losses.append(total(*args))
+        return losses[-1]
+
+    monkeypatch.setattr(learn_block, "_total", recorded)
     block = small_block(QuantConfig(4, 32))
-    found = learn_block.learn(block, steps=4)["layer"]
-    np.testing.assert_array_equal(found.codes, block.start["layer"].codes)
-    assert mx.array_equal(found.scales, block.start["layer"].scales)
+    start, learned = block.start["layer"], learn_block.learn(block, steps=4)["layer"]
+
+    # Each of the four looks at the held-out windows sees that what was learned is worse.
+    assert len(losses) == 5
+    assert min(losses[1:]) > 2 * losses[0]
+    np.testing.assert_array_equal(learned.codes, start.codes)
+    assert mx.array_equal(learned.scales, start.scales)
+    assert mx.array_equal(learned.biases, start.biases)
 
 
 def test_a_diagonal_metric_is_a_metric() -> None:
