@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ use_fast_blas()  # where there is one: the trained models' tests take several ti
 import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from helpers import DEMO, Cli, Maker, Ran, run_cli, write_checkpoint  # noqa: E402
+from fake_hub import FakeHub, serve_hub  # noqa: E402
+from helpers import DEMO, Cli, Maker, Ran, qwen3_moe, run_cli, write_checkpoint  # noqa: E402
 
-from mint_mlx.jobs.model import prepare  # noqa: E402
+from mint_mlx.jobs import measurements  # noqa: E402
+from mint_mlx.jobs.model import Job, prepare  # noqa: E402
+from mint_mlx.measure.profile import Profile  # noqa: E402
 from mint_mlx.measure.self_text import write_tokens  # noqa: E402
 from mint_mlx.rules import efforts  # noqa: E402
 from mint_mlx.runtime.cpu_ops import on_cpu  # noqa: E402
@@ -51,6 +55,15 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def on_the_cpu() -> Iterator[None]:
+    """On a Mac as well."""
+    device = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(device)
+
+
+@pytest.fixture
 def demo_model() -> Path:
     """The trained 2.3 M Mixture-of-Experts model that comes with the package."""
     return DEMO
@@ -72,6 +85,26 @@ def make(tmp_path: Path) -> Maker:
         return write_checkpoint(tmp_path / name, model, **more)
 
     return write
+
+
+@pytest.fixture
+def job(make: Maker) -> Job:
+    """A random Qwen3-MoE of two blocks, opened."""
+    return prepare(str(make(qwen3_moe(2))))
+
+
+@pytest.fixture
+def curves(job: Job) -> Profile:
+    """The profile of `job`."""
+    return measurements.get_profile(job)
+
+
+@pytest.fixture
+def hub(make: Maker, tmp_path: Path) -> Iterator[FakeHub]:
+    """A Hub of one repository, org/tiny: a Qwen3-MoE in two shards."""
+    (tmp_path / "home").mkdir()
+    with serve_hub(make(qwen3_moe(2), shards=2), tmp_path / "home") as server:
+        yield server
 
 
 @pytest.fixture

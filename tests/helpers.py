@@ -5,6 +5,7 @@ no network and no other files, and the command line in this process.
 from __future__ import annotations
 
 import json
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import pytest
 
 from mint_mlx.cli import main
 from mint_mlx.rules import efforts
+from mint_mlx.runtime import runner
 
 # On Python 3.10: fewer families, and quantizers that fail on MoEs.
 OLD_MLX_LM = version("mlx-lm") < "0.32"
@@ -215,3 +217,70 @@ class Notes:
 
     def note(self, text: str) -> None:
         self.said.append(text)
+
+
+Weights = dict[str, mx.array]
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Change keys of a checkpoint's config.json."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def edit_weights(folder: Path, change: Callable[[Weights], Weights]) -> None:
+    """Rewrite the tensors of a checkpoint of one shard."""
+    weights = change(dict(mx.load(str(folder / "model.safetensors"))))
+    mx.eval(weights)
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+
+
+def spoil_weight(folder: Path, name: str, value: float) -> None:
+    """Write `value` into one element of a tensor."""
+
+    def spoil(weights: Weights) -> Weights:
+        weights[name][3, 4] = value
+        return weights
+
+    edit_weights(folder, spoil)
+
+
+def kl(source: Path, checkpoint: Path, tokens: np.ndarray) -> float:
+    """Mean KL divergence of a checkpoint from its source, on tokens (windows, length)."""
+    logp = []
+    for folder in (source, checkpoint):
+        logits = runner.load_runner(folder).model(mx.array(tokens)).astype(mx.float32)
+        logp.append(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+    return float(mx.mean(mx.sum(mx.exp(logp[0]) * (logp[0] - logp[1]), axis=-1)))
+
+
+def rewrite_shards(folder: Path, change: Any) -> Path:
+    """Rewrite a checkpoint's shards as one, with its raw bytes and types changed."""
+    tensors: dict[str, tuple[str, list[int], bytes]] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        raw = file.read_bytes()
+        (length,) = struct.unpack("<Q", raw[:8])
+        for name, entry in json.loads(raw[8 : 8 + length]).items():
+            if name != "__metadata__":
+                start, end = (8 + length + n for n in entry["data_offsets"])
+                tensors[name] = (entry["dtype"], entry["shape"], raw[start:end])
+        file.unlink()
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    change(tensors)
+    header, data = {}, b""
+    for name, (dtype, shape, content) in tensors.items():
+        header[name] = {
+            "dtype": dtype,
+            "shape": shape,
+            "data_offsets": [len(data), len(data) + len(content)],
+        }
+        data += content
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return folder
+
+
+def gradients(function: Callable[..., mx.array], *arrays: mx.array) -> list[np.ndarray]:
+    """Of a sum of the outputs, each weighted in its own way."""
+    weights = mx.random.normal(function(*arrays).shape, key=mx.random.key(9))
+    return [np.array(a) for a in mx.vjp(function, list(arrays), [weights])[1]]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Maker, llama, mixtral, qwen3_moe
+from helpers import TOKENS, Maker, llama
 
 from mint_mlx.allocation.allocate import allocate, feedback_leaves, uniform
 from mint_mlx.allocation.plan_file import plan_text
@@ -25,20 +24,9 @@ from mint_mlx.checkpoint.origin import Origin
 from mint_mlx.jobs import measurements
 from mint_mlx.jobs.model import Job, prepare
 from mint_mlx.measure.profile import Profile
-from mint_mlx.measure.sensitivity import Sensitivity
-from mint_mlx.rules.objectives import OBJECTIVES, Context, prior
-from mint_mlx.rules.recipes import Recipe, find_recipe
-
-
-@pytest.fixture
-def job(make: Maker) -> Job:
-    return prepare(str(make(qwen3_moe(2))))
-
-
-@pytest.fixture
-def curves(job: Job) -> Profile:
-    return measurements.get_profile(job)
-
+from mint_mlx.measure.sensitivity import Sensitivity, measure
+from mint_mlx.rules.objectives import OBJECTIVES
+from mint_mlx.rules.recipes import find_recipe
 
 DEFAULT = find_recipe("default", {})
 
@@ -158,49 +146,6 @@ def test_malformed_overrides_are_usage_errors(text: str) -> None:
         parse_override(text)
 
 
-def test_guards_hold_in_uniform_plans_and_can_be_overruled(make: Maker) -> None:
-    job = prepare(str(make(mixtral(1))))
-    gate = "model.layers.0.block_sparse_moe.gate"
-    plan = uniform(job.source, job.inventory, QuantConfig(3, 32), {})
-    assert plan.choice[gate] == QuantConfig(8, 32)
-    assert {c for path, c in plan.choice.items() if path != gate} == {QuantConfig(3, 32)}
-    free = uniform(job.source, job.inventory, QuantConfig(3, 32), {}, ignore_guards=True)
-    assert free.choice[gate] == QuantConfig(3, 32)
-
-
-def test_a_uniform_plan_keeps_what_its_group_does_not_divide(job: Job) -> None:
-    plan = uniform(job.source, job.inventory, QuantConfig(4, 128), {})
-    assert plan.choice["model.layers.0.mlp.switch_mlp.down_proj"] == KEEP
-    assert plan.choice["model.layers.0.mlp.switch_mlp.up_proj"] == QuantConfig(4, 128)
-
-
-def test_mint_protects_what_its_priors_name(make: Maker) -> None:
-    folder = make(llama(4))
-    curves = measurements.get_profile(prepare(str(folder)))
-    plain = allocate(curves, parse_budget("4.5bpw"), SearchSpace(curves.inventory, DEFAULT), "nmse")
-    mint = allocate(curves, parse_budget("4.5bpw"), SearchSpace(curves.inventory, DEFAULT), "mint")
-    assert mint.choice["lm_head"].bits > plain.choice["lm_head"].bits
-
-
-def test_the_prior_ranks_the_head_first_and_queries_last(job: Job) -> None:
-    def cost(path: str) -> float:
-        layer = next(layer for layer in job.inventory.layers if layer.path.endswith(path))
-        return prior(layer, np.full((1, layer.experts), 0.5), Context(job.inventory.blocks)).item()
-
-    down = "mlp.switch_mlp.down_proj"
-    names = (
-        "lm_head",
-        f"0.{down}",
-        "embed_tokens",
-        f"1.{down}",
-        "0.self_attn.v_proj",
-        "0.self_attn.q_proj",
-    )
-    costs = [cost(name) for name in names]
-    assert costs == sorted(costs, reverse=True) and len(set(costs)) == len(costs)
-    assert cost("mlp.gate") == cost("embed_tokens")
-
-
 def test_a_layer_that_feedback_mends_gets_fewer_bits(job: Job, curves: Profile) -> None:
     trace = {path: np.ones(len(curve.energy)) for path, curve in curves.curves.items()}
     path, size = "model.layers.1.mlp.switch_mlp.down_proj", parse_budget("5bpw")
@@ -239,44 +184,14 @@ def test_feedback_mends_what_it_knows(job: Job) -> None:
     assert feedback_leaves(replace(layer, kind="multi-linear"), configs, made).tolist() == [1, 1, 1]
 
 
-def test_a_recipe_bounds_roles(curves: Profile) -> None:
-    rules = [
-        {"roles": ["attention"], "floor": 6, "reason": "r"},
-        {"roles": ["head"], "keep": True, "reason": "r"},
-    ]
-    rules.append({"roles": ["expert_up"], "ceiling": 4, "reason": "r"})
-    recipe = Recipe.model_validate({"name": "x", "about": "y", "rules": rules, "candidates": "few"})
-    plan = allocate(curves, parse_budget("7bpw"), SearchSpace(curves.inventory, recipe))
-    assert plan.choice["lm_head"] == KEEP
-    assert all(c.bits >= 6 for path, c in plan.choice.items() if "self_attn" in path)
-    assert all(c.bits <= 4 for path, c in plan.choice.items() if path.endswith("up_proj"))
-    assert all(c.bits in (2, 4, 8, 16) for c in plan.choice.values())
-
-
-@pytest.mark.parametrize(
-    ("text", "line", "problem"),
-    [
-        ("name: x\nabout: y\nbits: 4\n", 3, "no such key"),
-        (
-            "name: x\nabout: y\nrules:\n- roles: [chef]\n  reason: r\n",
-            4,
-            "no role is called 'chef'",
-        ),
-        ("name: x\nabout: y\nobjective: best\n", 3, "no objective"),
-        ("name: x\nabout: y\nsqnr_floor: .nan\n", 3, "number"),
-        (
-            "name: x\nabout: y\nrules:\n- {roles: [head], reason: r, floor: 8, ceiling: 4}\n",
-            4,
-            "lies above",
-        ),
-        ("name: x\nabout: y\npriors: {first_block: -1}\n", 3, "greater than 0"),
-        ("name: [\n", 2, "recipe"),
-        ("a: &a [1]\nb: *a\n", 2, "aliases"),
-    ],
-)
-def test_a_bad_recipe_is_refused_with_its_line(
-    tmp_path: Path, text: str, line: int, problem: str
-) -> None:
-    (tmp_path / "r.yaml").write_text(text)
-    with pytest.raises(MintError, match=rf"line {line}.*{problem}"):
-        find_recipe(str(tmp_path / "r.yaml"), {})
+def test_a_sensitivity_of_another_model_is_refused(make: Maker) -> None:
+    one, two = (prepare(str(make(llama(1), f"m{seed}", seed=seed))) for seed in (0, 1))
+    made = measure(one.source, one.inventory, TOKENS, "random")
+    with pytest.raises(MintError, match="another model"):
+        allocate(
+            measurements.get_profile(two),
+            parse_budget("5bpw"),
+            two.recipe,
+            "fisher",
+            sensitivity=made,
+        )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from fake_hub import FakeHub
 from helpers import Maker, qwen3_moe
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from released import FAMILIES, known, released
 
 from mint_mlx.checkpoint import hub, low_disk
 from mint_mlx.checkpoint.source import open_model
+from mint_mlx.jobs import convert
 from mint_mlx.jobs.model import prepare
 
 
@@ -88,3 +90,41 @@ def test_a_dropped_shard_is_holes(make: Maker) -> None:
     hub.drop_shard(shard)
     assert shard.stat().st_size == size and prepare(str(folder)).source.headers == before
     assert not any(shard.read_bytes()[-100:])
+
+
+def test_low_disk_has_a_shard_or_two_at_a_time_and_writes_the_same(
+    hub: FakeHub, make: Maker, tmp_path: Path
+) -> None:
+    """Shard by shard, fast (two downloads) and with a plan (one); nothing of them stays, and the
+    bytes are the same.
+    """
+    whole, low, planned = (tmp_path / name for name in ("whole", "low", "planned"))
+    fast = hub.run(
+        "convert", "org/tiny", "--budget", "5bpw", "--no-smoke", "--low-disk", "-o", str(low)
+    )
+    assert fast.returncode == 0, fast.stderr
+    assert "downloaded twice" in fast.stderr
+    sizes = {f.name: f.stat().st_size for f in hub.folder.glob("*.safetensors")}
+    assert sum(hub.bytes_sent.get(name, 0) for name in sizes) <= 2.5 * sum(
+        sizes.values()
+    )  # and the headers
+    assert not list((hub.home / "hub").rglob("*.safetensors"))
+    hub.bytes_sent.clear()
+    plan = ("--plan", str(low / "mint-plan.yaml"))
+    done = hub.run("convert", "org/tiny", *plan, "--no-smoke", "--low-disk", "-o", str(planned))
+    assert done.returncode == 0 and "downloaded once" in done.stderr, done.stderr
+    assert sum(hub.bytes_sent.get(name, 0) for name in sizes) <= 1.5 * sum(sizes.values())
+    known = hub.run("convert", "org/tiny", "--budget", "6bpw", "--no-smoke", "--low-disk")
+    assert known.returncode == 0 and "downloaded once" in known.stderr, known.stderr
+    convert.convert(str(hub.folder), plan=low / "mint-plan.yaml", out=whole, smoke=False)
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (
+            (low / name).read_bytes()
+            == (whole / name).read_bytes()
+            == (planned / name).read_bytes()
+        )
+
+
+def test_low_disk_is_refused_where_the_model_is_run(hub: FakeHub) -> None:
+    told = hub.run("convert", "org/tiny", "--budget", "5bpw", "--low-disk", "--quantizer", "gptq")
+    assert told.returncode == 2 and "--effort fast" in told.stderr

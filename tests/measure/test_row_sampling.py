@@ -14,7 +14,6 @@ import pytest
 from helpers import Cli, Maker, llama, qwen3_moe, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
-from released import FAMILIES, known, released
 
 from mint_mlx.allocation.allocate import _fisher, allocate
 from mint_mlx.allocation.plan import Plan
@@ -23,7 +22,6 @@ from mint_mlx.base.errors import MintError, UsageError
 from mint_mlx.base.quant_config import QuantConfig
 from mint_mlx.base.units import parse_budget
 from mint_mlx.checkpoint import row_reader
-from mint_mlx.checkpoint.layer_stream import stream
 from mint_mlx.jobs import convert, measurements, steps
 from mint_mlx.jobs.model import prepare
 from mint_mlx.measure import row_sampling
@@ -119,52 +117,6 @@ def test_an_expert_of_zeros_is_no_trouble() -> None:
     read = partial(row_reader.select_rows, weight)
     found = measure_sample(read, (2, 2000, 128), CONFIGS, AUTO, np.random.default_rng(0))
     assert (found.nmse[:, 0] == 0).all() and (found.nmse[:, 1] > 0).all()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_rows_read_from_the_disk_are_those_of_the_layer(family: str, tmp_path: Path) -> None:
-    if not known(family):
-        pytest.skip("mlx-lm is older than this family")
-    job = prepare(str(released(family, tmp_path / family)))
-    layers = {layer.path: layer for layer in job.inventory.layers}
-    straight = row_reader.straight_layers(job.source, job.inventory.layers)
-    experts = [
-        layer for layer in layers.values() if layer.kind == "experts" and layer.stored is None
-    ]
-    if family in ("qwen3_moe", "mixtral", "olmoe"):
-        assert experts and all(layer.path in straight for layer in experts)
-    rng = np.random.default_rng(0)
-    for path, tensors in stream(
-        job.source, job.inventory, [p for p in job.inventory.order if p in straight]
-    ):
-        layer = layers[path]
-        count, height, _ = layer.as_experts
-        chosen = np.sort(rng.permutation(count)[: max(1, count // 2)])
-        which = np.sort(rng.integers(0, height, (len(chosen), 3)), axis=1)
-        whole = tensors["weight"].reshape(layer.as_experts)
-        read = straight[path].read(job.source, layer, chosen, which)
-        assert (
-            read.dtype == whole.dtype
-            and mx.array_equal(read, row_reader.select_rows(whole, chosen, which)).item()
-        ), path
-
-
-def test_of_a_layer_that_maps_straight_through_only_the_drawn_rows_are_read(
-    make: Maker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = prepare(str(make(qwen3_moe(1))))
-    touched: list[str] = []
-
-    def watched(source: object, inventory: object, paths: list[str], *more: object) -> object:
-        touched.extend(paths)
-        return stream(source, inventory, paths, *more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("mint_mlx.checkpoint.layer_stream.stream", watched)
-    made = measurements.get_profile(job, sample="0.1")
-    assert not touched and made.sample == "0.1"
-    assert all(curve.share < 0.6 for curve in made.curves.values() if len(curve.configs))
-    measurements.get_profile(job, sample="1.0")
-    assert touched
 
 
 def wide_moe(inner: int = 1024) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:

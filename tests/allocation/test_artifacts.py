@@ -1,0 +1,114 @@
+"""What a checkpoint keeps of its making serves the next conversion."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from fake_hub import FakeHub
+from helpers import Cli, Maker, llama, qwen3_moe
+
+from mint_mlx.allocation.artifacts import KEPT
+from mint_mlx.base.errors import MintError
+from mint_mlx.jobs import convert, steps
+from mint_mlx.jobs.request import Request, place_order
+from mint_mlx.measure.sensitivity_file import load_sensitivity
+
+
+def test_a_sensitivity_goes_along_with_its_plan(cli: Cli, make: Maker, tmp_path: Path) -> None:
+    """By the command that `allocate CHECKPOINT` prints, and by `--plan CHECKPOINT`."""
+    source, result = str(make(qwen3_moe(2, 4))), tmp_path / "result"
+    convert.convert(source, "5bpw", result, effort="balanced", tokens=1024, smoke=False)
+    allocated = cli("allocate", result, "--budget", "6bpw", "-o", tmp_path / "p.yaml")
+    assert allocated.code == 0
+    assert f"--plan {tmp_path / 'p.yaml'} --sensitivity {result}" in allocated.out
+    tokens, measured = load_sensitivity(result / "mint-sensitivity.npz")
+    passed_on = place_order(Request(source, plan=str(result), out=tmp_path / "a")).own
+    assert passed_on is not None
+    assert passed_on[0].size == tokens.size == 1024
+    assert passed_on[1].content == measured.content
+
+    # Neither with the plan's file alone nor to another model.
+    plan = str(result / "mint-plan.yaml")
+    assert place_order(Request(source, plan=plan, out=tmp_path / "b")).own is None
+    other = str(make(qwen3_moe(2, 4), "other", seed=1))
+    assert place_order(Request(other, plan=str(result), out=tmp_path / "c")).own is None
+
+
+def test_a_checkpoint_keeps_what_made_it(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(make(qwen3_moe(1)))
+    first = convert.convert(folder, "5bpw", tmp_path / "a", effort="balanced", smoke=False)
+    monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(
+        "mint_mlx.measure.sensitivity.measure", None
+    )  # the hours are not spent again
+    again = convert.convert(
+        folder, "5bpw", tmp_path / "b", effort="balanced", sensitivity=tmp_path / "a", smoke=False
+    )
+    assert first.plan.choice == again.plan.choice
+    third = convert.convert(
+        folder,
+        plan=str(tmp_path / "a"),
+        out=tmp_path / "c",
+        sensitivity=tmp_path / "b",
+        smoke=False,
+    )
+    assert third.plan.quantizer == "gptq"
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"]
+    assert files[0] == files[1] == files[2]
+    plan, _ = steps.plan_profile(str(tmp_path / "a"), "5bpw", sensitivity=str(tmp_path / "a"))
+    assert plan.choice == first.plan.choice
+
+
+def test_a_kept_sensitivity_that_does_not_serve(make: Maker, tmp_path: Path) -> None:
+    one, two = (str(make(llama(1), f"m{seed}", seed=seed)) for seed in (0, 1))
+    convert.convert(one, "6bpw", tmp_path / "a", effort="balanced", smoke=False)
+    with pytest.raises(MintError, match="another model"):
+        convert.convert(
+            two, "6bpw", tmp_path / "b", effort="balanced", sensitivity=tmp_path / "a", smoke=False
+        )
+    with pytest.raises(MintError, match="no use"):
+        convert.convert(
+            one, "6bpw", tmp_path / "b", effort="fast", sensitivity=tmp_path / "a", smoke=False
+        )
+    convert.convert(one, "6bpw", tmp_path / "fast", effort="fast", smoke=False)
+    with pytest.raises(MintError, match="holds no mint-sensitivity"):
+        convert.convert(
+            one,
+            "6bpw",
+            tmp_path / "b",
+            effort="balanced",
+            sensitivity=tmp_path / "fast",
+            smoke=False,
+        )
+
+
+def test_a_repository_lends_what_it_keeps(hub: FakeHub, tmp_path: Path) -> None:
+    """Plan, profile and sensitivity come from the Hub as one small file each; what is missing is
+    one sentence.
+    """
+    absent = hub.run("allocate", "org/tiny", "--budget", "5bpw")
+    assert absent.returncode == 1 and "org/tiny holds no mint-profile.json" in absent.stderr
+    made = convert.convert(
+        str(hub.folder), "5bpw", tmp_path / "made", effort="balanced", smoke=False
+    )
+    for name in KEPT:
+        shutil.copyfile(tmp_path / "made" / name, hub.folder / name)
+    hub.bytes_sent.clear()
+    for more in ((), ("--sensitivity", "org/tiny")):
+        plan = hub.run("allocate", "org/tiny", *more, "--budget", "5bpw", "--json")
+        assert plan.returncode == 0, plan.stderr
+        assert json.loads(plan.stdout)["layers"] == {
+            path: str(config) for path, config in made.plan.choice.items()
+        }
+    assert set(hub.bytes_sent) == {"mint-profile.json", "mint-sensitivity.npz"}
+    offline = hub.run("sweep", "org/tiny", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
+    assert (
+        offline.returncode == 1
+        and "holds no" not in offline.stderr
+        and "Traceback" not in offline.stderr
+    )

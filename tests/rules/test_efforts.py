@@ -1,0 +1,79 @@
+"""The levels of effort: what each sees, and that more of it is better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from helpers import DEFAULT, Maker, llama
+from released import known, released
+
+from mint_mlx.base.errors import UsageError
+from mint_mlx.checkpoint.source import load_source
+from mint_mlx.converters.quantizers.inputs import Moments
+from mint_mlx.jobs import convert, measurements, steps
+from mint_mlx.jobs.model import prepare
+from mint_mlx.rules import efforts
+from mint_mlx.runtime import runner
+
+
+def test_balanced_is_what_people_get(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(efforts, "DEFAULT", DEFAULT)
+    plan = convert.convert(str(make(llama(1))), "5bpw", tmp_path / "out", smoke=False).plan
+    assert (plan.effort, plan.objective, plan.quantizer) == ("balanced", "fisher-gptq", "gptq")
+
+
+def test_balanced_beats_fast_on_a_trained_model(
+    demo_model: Path, demo_text: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(efforts, "TOKENS", 4096)
+    text = mx.array(demo_text)
+    source = runner.load_runner(demo_model).model(text)
+    source = source - mx.logsumexp(source, axis=-1, keepdims=True)
+    divergence = {}
+    for effort in ("fast", "balanced"):
+        convert.convert(str(demo_model), "4bpw", tmp_path / effort, effort=effort, smoke=False)
+        logits = runner.load_runner(tmp_path / effort).model(text)
+        logp = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        divergence[effort] = float(
+            mx.mean(mx.sum(mx.exp(source) * (source - logp), axis=-1)).item()
+        )
+    assert divergence["balanced"] < 0.75 * divergence["fast"]
+
+
+@pytest.mark.parametrize("tokens", [-5, 256, 1023])
+def test_too_little_text_is_refused(make: Maker, tmp_path: Path, tokens: int) -> None:
+    folder = str(make(llama(1)))
+    with pytest.raises(UsageError, match="too few"):
+        convert.convert(folder, "5bpw", tmp_path / "out", effort="balanced", tokens=tokens)
+    with pytest.raises(UsageError, match="too few"):
+        steps.write_sensitivity(folder, tmp_path / "s.npz", tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    "family", ["gpt_oss", "deepseek_v3", "qwen3_next", "llama4", "gemma3_text", "kimi_k2"]
+)
+def test_released_families_are_balanced(tmp_path: Path, family: str) -> None:
+    """Sliding windows, latents, linear attention, chunks, tied heads and quantized sources: the
+    whole level runs.
+    """
+    if not known(family):
+        pytest.skip("this mlx-lm has no such family")
+    folder = released(family, tmp_path / family)
+    result = convert.convert(str(folder), "5bpw", tmp_path / "out", effort="balanced", smoke=False)
+    assert (
+        result.plan.objective == "fisher-gptq"
+        and result.plan.quantizer == "gptq"
+        and result.plan.effort == "balanced"
+    )
+    own = measurements.get_sensitivity(prepare(str(folder)))
+    assert own is not None
+    moments = Moments(load_source(str(folder)), result.inventory, *own)
+    followed = [
+        layer.path for layer in result.inventory.layers if layer.kind in ("linear", "experts")
+    ]
+    assert [path for path in followed if moments.of(path) is None] == []
