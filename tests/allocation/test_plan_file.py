@@ -29,11 +29,9 @@ def test_a_plan_survives_its_file(job: Job, tmp_path: Path, name: str) -> None:
     write_plan(plan, job.inventory, tmp_path / "p.yaml")
     read = read_plan(tmp_path / "p.yaml")
     assert read.source == plan.source
-    assert (
-        read.choice == plan.choice
-        and read.structure == plan.structure
-        and read.content == plan.content
-    )
+    assert read.choice == plan.choice
+    assert read.structure == plan.structure
+    assert read.content == plan.content
     assert (read.objective, read.recipe, read.budget) == (plan.objective, plan.recipe, plan.budget)
     check_plan(read, job.inventory)
 
@@ -61,23 +59,22 @@ def test_what_was_said_of_a_plan_does_not_outlive_an_edit(make: Maker, tmp_path:
     made = convert.convert(folder, "4.5bpw", tmp_path / "made", smoke=False).plan
     text = (tmp_path / "made" / "mint-plan.yaml").read_text()
     same = read_plan(tmp_path / "made" / "mint-plan.yaml")
-    assert (
-        not same.edited
-        and same.loss == pytest.approx(made.loss, rel=1e-5)
-        and same.errors.keys() == made.errors.keys()
-    )
+    assert not same.edited
+    assert same.loss == pytest.approx(made.loss, rel=1e-5)
+    assert same.errors.keys() == made.errors.keys()
     head = next(line for line in text.splitlines() if "layer: lm_head" in line)
     plan = tmp_path / "p.yaml"
     plan.write_text(text.replace(head, re.sub('as: "[^"]*"', 'as: "2bit-g64"', head)))
     read = read_plan(plan)
-    assert read.edited and (read.loss, read.gap, read.budget, read.budget_bytes, read.errors) == (
-        None,
-    ) * 4 + ({},)
+    assert read.edited
+    assert (read.loss, read.gap, read.budget, read.budget_bytes, read.errors) == (None,) * 4 + ({},)
     result = convert.convert(folder, plan=plan, out=tmp_path / "edited", smoke=False)
-    assert convert.summary(result)["loss"] is None and "KL" not in convert.describe(result)
+    assert convert.summary(result)["loss"] is None
+    assert "KL" not in convert.describe(result)
     assert result.plan.errors["lm_head"].worst > 2 * made.errors["lm_head"].worst
     again = read_plan(tmp_path / "edited" / "mint-plan.yaml")
-    assert not again.edited and again.errors.keys() == result.plan.errors.keys()
+    assert not again.edited
+    assert again.errors.keys() == result.plan.errors.keys()
 
 
 @pytest.mark.parametrize(

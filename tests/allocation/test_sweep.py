@@ -24,11 +24,9 @@ def test_a_sweep_goes_from_the_smallest_to_the_largest(make: Maker, tmp_path: Pa
     convert.convert(folder, "5bpw", tmp_path / "made", effort="balanced", smoke=False)
     found = sweep.sweep(tmp_path / "made", measured=("5bpw:7.5",))
     sizes, losses = [p.bytes for p in found.points], [p.loss for p in found.points]
-    assert (
-        sizes == sorted(sizes)
-        and losses == sorted(losses, reverse=True)
-        and found.objective == "fisher-gptq"
-    )
+    assert sizes == sorted(sizes)
+    assert losses == sorted(losses, reverse=True)
+    assert found.objective == "fisher-gptq"
     assert any("measured 7.5" in row[3] for row in sweep.sweep_rows(found)[1])
     short = sweep.sweep(
         tmp_path / "made", measured=(f"{sizes[3] - 2}B:9",)

@@ -18,9 +18,8 @@ def test_what_is_written_whole_leaves_nothing_when_it_fails(tmp_path: Path) -> N
     with pytest.raises(OSError, match="full"), whole(tmp_path / "x.npz") as partial:
         partial.write_text("half")
         raise OSError(28, "full")
-    assert [f.name for f in tmp_path.iterdir()] == ["x.npz"] and (
-        tmp_path / "x.npz"
-    ).read_text() == "old"
+    assert [f.name for f in tmp_path.iterdir()] == ["x.npz"]
+    assert (tmp_path / "x.npz").read_text() == "old"
 
 
 def test_a_file_system_without_locks_stops_nothing(

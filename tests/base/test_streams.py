@@ -22,4 +22,5 @@ def test_two_threads_of_a_program_convert(make: Maker, tmp_path: Path) -> None:
         thread = threading.Thread(target=work, args=(number,))
         thread.start()
         thread.join()
-    assert len(made) == 2 and made[0] == made[1]
+    assert len(made) == 2
+    assert made[0] == made[1]

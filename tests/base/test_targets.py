@@ -52,7 +52,8 @@ def test_a_work_folder_with_other_files_is_left_alone(make: Maker, tmp_path: Pat
     for name in ("out", "other"):
         with pytest.raises(MintError, match="rename it"):
             convert(source, "5bpw", tmp_path / name, smoke=False)
-    assert (tmp_path / "out.partial" / "gold").exists() and (tmp_path / "other.partial").is_file()
+    assert (tmp_path / "out.partial" / "gold").exists()
+    assert (tmp_path / "other.partial").is_file()
 
 
 def test_a_neighbour_with_a_like_name_is_left_alone(make: Maker, tmp_path: Path) -> None:

@@ -75,7 +75,8 @@ def test_a_tower_that_mlx_lm_runs_itself_stays_as_it_is(
     )
     result = convert.convert(str(folder), "smallest", tmp_path / "out", parts=parts, effort="fast")
     tower = [layer.path for layer in result.inventory.layers if "vision" in layer.path]
-    assert tower and {result.plan.choice[path] for path in tower} == {KEEP}
+    assert tower
+    assert {result.plan.choice[path] for path in tower} == {KEEP}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vision_config"] == VISION
     model, _ = mlx_lm.utils.load_model(tmp_path / "out")
     weights, source = (
@@ -94,7 +95,8 @@ def test_a_family_from_its_roles_to_its_score(tmp_path: Path, family: str) -> No
     roles: dict[str, list[str]] = {}
     for layer in job.inventory.layers:
         roles.setdefault(layer.role, []).append(layer.path)
-    assert "expert_down" in roles and "expert_up" in roles, roles
+    assert "expert_down" in roles, roles
+    assert "expert_up" in roles, roles
     assert ("router" in roles) == (family not in CUSTOM_GATE), roles
     assert "other" not in roles, roles["other"]
     for layer in job.inventory.layers:

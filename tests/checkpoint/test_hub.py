@@ -32,12 +32,11 @@ def test_sizes_and_refusals_cost_headers_only(hub: FakeHub) -> None:
     said = json.loads(
         dry.stdout
     )  # twice, since there is no profile; but on the disk both shards once
-    assert (
-        1.9 * total < said["download"] < 2.1 * total
-        and said["disk"] <= said["bytes"] + 1.01 * total
-    )
+    assert 1.9 * total < said["download"] < 2.1 * total
+    assert said["disk"] <= said["bytes"] + 1.01 * total
     refused = hub.run("convert", "org/tiny", "--budget", "10KB")
-    assert refused.returncode == 1 and "too small" in refused.stderr
+    assert refused.returncode == 1
+    assert "too small" in refused.stderr
     assert (
         weights_sent(hub) <= 3 * 2 * 100_001
     )  # huggingface_hub reads the first 100 kB of each shard
@@ -52,17 +51,16 @@ def test_a_hub_model_is_converted_and_its_profile_found_again(hub: FakeHub) -> N
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)
     name = "tiny-mint-5bpw"  # what the plan reaches, to two places
-    assert (
-        data["path"] == name and 4.995 < data["bits_per_weight"] < 5 and data["revision"] == COMMIT
-    )
+    assert data["path"] == name
+    assert 4.995 < data["bits_per_weight"] < 5
+    assert data["revision"] == COMMIT
     assert "pytorch_model.bin" not in hub.bytes_sent
     card = (hub.home / name / "README.md").read_text()
-    assert "license: apache-2.0" in card and "the original's page" not in card
-    assert (
-        "base_model: org/tiny" in card
-        and "base_model_relation: quantized" in card
-        and COMMIT in card
-    )
+    assert "license: apache-2.0" in card
+    assert "the original's page" not in card
+    assert "base_model: org/tiny" in card
+    assert "base_model_relation: quantized" in card
+    assert COMMIT in card
     again = hub.run("convert", "org/tiny", "--json")
     assert json.loads(again.stdout)["sizes"][0]["loss"] is not None
     offline = hub.run("convert", "org/tiny", "--budget", "6bpw", "--json", HF_HUB_OFFLINE="1")
@@ -80,9 +78,9 @@ def test_a_hub_model_is_converted_and_its_profile_found_again(hub: FakeHub) -> N
 def test_a_refusal_of_the_hub_is_one_sentence(hub: FakeHub, fault: str, sentence: str) -> None:
     hub.fault = fault
     done = hub.run("convert", "org/tiny@v9", "--budget", "5bpw")
-    assert (
-        done.returncode == 1 and sentence in done.stderr and len(done.stderr.splitlines()) == 1
-    ), done.stderr
+    assert done.returncode == 1, done.stderr
+    assert sentence in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -139,7 +137,8 @@ def test_an_upload_leaves_no_shard_of_another_size(
 def test_offline_and_unreachable_are_one_sentence(hub: FakeHub) -> None:
     for env in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
         done = hub.run("convert", "org/tiny", "--budget", "5bpw", **env)
-        assert done.returncode == 1 and "cannot be reached" in done.stderr, done.stderr
+        assert done.returncode == 1, done.stderr
+        assert "cannot be reached" in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
@@ -147,7 +146,8 @@ def test_a_cache_without_a_tokenizer_is_completed(hub: FakeHub) -> None:
     """Another program may have left config and weights only; who has all needs no network."""
     snapshot = hub.fill_cache()
     found = hub.run("doctor", "org/tiny", HF_HUB_OFFLINE="1")
-    assert found.returncode == 1 and "not in mlx-lm's layout" in found.stderr
+    assert found.returncode == 1
+    assert "not in mlx-lm's layout" in found.stderr
     for file in snapshot.glob("tokenizer*.json"):
         file.unlink()
     done = hub.run("convert", "org/tiny", "--budget", "5bpw")
@@ -157,7 +157,8 @@ def test_a_cache_without_a_tokenizer_is_completed(hub: FakeHub) -> None:
 def test_a_damaged_index_in_the_cache_is_one_sentence(hub: FakeHub) -> None:
     (hub.fill_cache() / "model.safetensors.index.json").write_text("{")
     done = hub.run("convert", "org/tiny", "--budget", "5bpw")
-    assert done.returncode == 1 and "is not a safetensors index" in done.stderr, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "is not a safetensors index" in done.stderr, done.stderr
 
 
 def test_files_that_the_index_does_not_tell_of(hub: FakeHub) -> None:
@@ -167,15 +168,18 @@ def test_files_that_the_index_does_not_tell_of(hub: FakeHub) -> None:
     shard = next(hub.folder.glob("*.safetensors"))
     shutil.copyfile(shard, hub.folder / "model.fp32-copy.safetensors")
     done = hub.run("convert", "org/tiny", "--budget", "5bpw", "--dry-run")
-    assert done.returncode == 1 and "two copies of its weights" in done.stderr, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "two copies of its weights" in done.stderr, done.stderr
     (hub.folder / "model.fp32-copy.safetensors").unlink()
     (hub.folder / "model.safetensors.index.json").unlink()
     done = hub.run("convert", "org/tiny", "--budget", "5bpw")
-    assert done.returncode == 1 and "have no index" in done.stderr, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "have no index" in done.stderr, done.stderr
 
 
 def test_a_half_downloaded_model_is_one_sentence(hub: FakeHub) -> None:
     (hub.fill_cache() / "model-00002-of-00002.safetensors").unlink()
     done = hub.run("convert", "org/tiny", "--budget", "5bpw", HF_HUB_OFFLINE="1")
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "not complete in the local cache" in done.stderr

@@ -45,12 +45,15 @@ def test_a_router_is_never_below_8_bits_even_where_its_class_does_not_care(make:
         "model.layers.0.block_sparse_moe.gate"
     ]
     assert (router.role, router.floor) == ("router", 8)
-    assert router.objection(QuantConfig(6, 64)) and not router.objection(QuantConfig(8, 128))
+    assert router.objection(QuantConfig(6, 64))
+    assert not router.objection(QuantConfig(8, 128))
 
 
 def test_a_gate_whose_outputs_are_not_a_multiple_of_8_stays(make: Maker) -> None:
     router = by_path(inventory(make(mixtral(1, experts=6))))["model.layers.0.block_sparse_moe.gate"]
-    assert router.keep and router.objection(QuantConfig(8, 64)) and not router.objection(KEEP)
+    assert router.keep
+    assert router.objection(QuantConfig(8, 64))
+    assert not router.objection(KEEP)
 
 
 def test_only_the_embedding_of_tokens_is_a_tied_head(tmp_path: Path) -> None:
@@ -69,7 +72,8 @@ def test_only_the_embedding_of_tokens_is_a_tied_head(tmp_path: Path) -> None:
         }
         first, second = reads
         assert (first, second) in (("wte", "wpe"), ("embed_tokens", "embed_tokens_per_layer"))
-        assert reads[first] == 1 and reads[second] < 0.1
+        assert reads[first] == 1
+        assert reads[second] < 0.1
 
 
 def test_a_tied_embedding_is_the_head_and_counts_once(make: Maker) -> None:

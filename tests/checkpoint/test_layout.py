@@ -54,7 +54,8 @@ def test_the_size_is_the_sum_of_the_tensors(tensors: list[TensorSpec], max_shard
     for size, header in zip(layout.sizes, layout.headers, strict=True):
         assert size <= max(max_shard, SHARD_BYTES + largest)
         (length,) = struct.unpack("<Q", header[:8])
-        assert length + 8 == len(header) and len(header) % 8 == 0
+        assert length + 8 == len(header)
+        assert len(header) % 8 == 0
         json.loads(header[8:])
 
 

@@ -62,7 +62,8 @@ def test_a_text_model_says_nothing_of_its_tower(tmp_path: Path, family: str) -> 
     assert not [
         key for key in config if "vision" in key or "image" in key or "video" in key or "boi" in key
     ]
-    assert config["text_config"] and config["model_type"] == family
+    assert config["text_config"]
+    assert config["model_type"] == family
     assert not [name for name in PROCESSORS if (tmp_path / "out" / name).exists()]
     assert "processor_class" not in json.loads(
         (tmp_path / "out" / "tokenizer_config.json").read_text()
@@ -76,9 +77,11 @@ def test_all_parts_carry_the_tower_as_it_is(tmp_path: Path, family: str) -> None
     model = source(family, tmp_path / family)
     whole = convert.convert(str(model), "6bpw", tmp_path / "whole", parts="all", smoke=False)
     before, after = tensors(model, TOWERS[family]), tensors(tmp_path / "whole", TOWERS[family])
-    assert before.keys() == after.keys() and len(before) > 20
+    assert before.keys() == after.keys()
+    assert len(before) > 20
     for name, array in before.items():
-        assert array.dtype == after[name].dtype and mx.array_equal(array, after[name]), name
+        assert array.dtype == after[name].dtype, name
+        assert mx.array_equal(array, after[name]), name
     files = sum(f.stat().st_size for f in (tmp_path / "whole").glob("model*.safetensors"))
     assert files == whole.bytes <= 6 * whole.inventory.parameters / 8
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
@@ -89,7 +92,8 @@ def test_all_parts_carry_the_tower_as_it_is(tmp_path: Path, family: str) -> None
     # The tower changes nothing for stock mlx-lm, and the plan remembers that it is there.
     plan = tmp_path / "whole" / "mint-plan.yaml"
     again = convert.convert(str(model), plan=plan, out=tmp_path / "again", smoke=False)
-    assert again.bytes == whole.bytes and again.plan.parts == "all"
+    assert again.bytes == whole.bytes
+    assert again.plan.parts == "all"
     edited = tmp_path / "text.yaml"
     edited.write_text(plan.read_text().replace("parts: all", "parts: text"))
     convert.convert(str(model), plan=edited, out=tmp_path / "text", smoke=False)
@@ -132,7 +136,8 @@ def test_blocks_for_multi_token_prediction_are_gone_from_the_config_too(
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert not any(is_mtp(name, written) for name in names(tmp_path / "out"))
     if family in MTP:
-        assert config[MTP[family]] == 1 and written[MTP[family]] == 0
+        assert config[MTP[family]] == 1
+        assert written[MTP[family]] == 0
     assert examine(str(tmp_path / "out")).findings == []
 
 

@@ -24,7 +24,8 @@ def test_sizes_after_a_sensitivity_without_a_profile(demo_model: Path) -> None:
 
     measurements.get_sensitivity(prepare(str(demo_model)))
     _, rows = tables.size_table(Request(str(demo_model), effort="balanced"))
-    assert len(rows) > 3 and rows[0].loss is None
+    assert len(rows) > 3
+    assert rows[0].loss is None
 
 
 def test_the_wired_limit_is_mentioned_where_it_helps(make: Maker) -> None:
@@ -36,4 +37,6 @@ def test_the_wired_limit_is_mentioned_where_it_helps(make: Maker) -> None:
     order = place_order(Request(model, budget="100MB"))
     tight = Fit(64 * GIB, beside.total + 50_000, True, beside)
     hint = tables.raise_hint(replace(order, fit=tight))
-    assert hint and "iogpu.wired_limit_mb=57344" in hint and "restart" in hint
+    assert hint
+    assert "iogpu.wired_limit_mb=57344" in hint
+    assert "restart" in hint

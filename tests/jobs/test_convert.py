@@ -66,9 +66,8 @@ def test_uniform_is_bit_identical_to_mlx_lm(
     guarded = {name for name in theirs if ".mlp.gate." in name}  # 4 outputs: ours stay unquantized
     assert ours.keys() - theirs.keys() <= guarded | {n for n in ours if ".mlp.gate." in n}
     for name in theirs.keys() - guarded:
-        assert ours[name].dtype == theirs[name].dtype and mx.array_equal(
-            ours[name], theirs[name]
-        ), name
+        assert ours[name].dtype == theirs[name].dtype, name
+        assert mx.array_equal(ours[name], theirs[name]), name
 
 
 def test_the_plan_that_is_kept_makes_the_same_bytes(make: Maker, tmp_path: Path) -> None:
@@ -207,5 +206,6 @@ def test_an_interruption_at_the_end_of_best_loses_nothing(
         )
     convert(folder, "5bpw", tmp_path / "out", effort="best", smoke=False)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
-    assert files[0] == files[1] and looks == [2] * (when == "distilling")
+    assert files[0] == files[1]
+    assert looks == [2] * (when == "distilling")
     assert not list((tmp_path / "out").glob("scratch-*"))

@@ -29,16 +29,17 @@ def test_what_is_said_before_a_sensitivity_is_what_comes_after_it(
         )
         plan, said = dry_run.dry_run(order)
         made = convert.choose_plan(order, lambda: profile, lambda: weights)
-        assert said.profiled and not said.settled and plan.objective == "prior"
-        assert said.bytes <= 880_000 and (
-            budget != "smallest" or said.bytes == made.layout(profile.inventory).total
-        )
+        assert said.profiled
+        assert not said.settled
+        assert plan.objective == "prior"
+        assert said.bytes <= 880_000
+        assert budget != "smallest" or said.bytes == made.layout(profile.inventory).total
         text = "\n".join(dry_run.dry_lines(order.job, plan, said))
-        assert "by errors alone" in text and ("(exact)" in text) == (budget == "smallest")
+        assert "by errors alone" in text
+        assert ("(exact)" in text) == (budget == "smallest")
         fixed = place_order(Request(str(demo_model), plan=made, out=tmp_path / "out"))
-        assert dry_run.dry_run(fixed)[1].settled and "Gaussian" not in str(
-            dry_run.dry_lines(fixed.job, made, said)
-        )
+        assert dry_run.dry_run(fixed)[1].settled
+        assert "Gaussian" not in str(dry_run.dry_lines(fixed.job, made, said))
     sizes = tables.size_table(Request(str(demo_model), effort="balanced"))[1]
     assert sizes[0].bytes < 880_000
 
@@ -55,5 +56,6 @@ def test_a_dry_run_says_what_is_spilled(
     )
     before = dry_run.dry_run(place_order(request))[1].spilled
     convert.carry_out(place_order(request), smoke=False)
-    assert needed == [before] and before > 0
+    assert needed == [before]
+    assert before > 0
     assert dry_run.dry_run(place_order(request))[1].spilled == 0

@@ -21,11 +21,13 @@ def test_the_steps_do_what_the_whole_job_does(make: Maker, tmp_path: Path) -> No
     profile, _ = steps.write_profile(folder, tmp_path / "p.json")
     sensitivity, _ = steps.write_sensitivity(folder, tmp_path / "s.npz")
     plan, _ = steps.plan_profile(profile, "5bpw", sensitivity=sensitivity)
-    assert plan.objective == "fisher-gptq" and plan.choice == whole.plan.choice
+    assert plan.objective == "fisher-gptq"
+    assert plan.choice == whole.plan.choice
     assert (plan.effort, plan.quantizer) == ("balanced", "gptq")
     again = convert.convert(folder, plan=plan, out=tmp_path / "again", smoke=False)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "again")]
-    assert again.bytes == whole.bytes and files[0] == files[1]
+    assert again.bytes == whole.bytes
+    assert files[0] == files[1]
 
 
 def test_a_sensitivity_replaces_nothing_else(make: Maker, tmp_path: Path) -> None:
@@ -71,7 +73,8 @@ def test_a_profile_carries_its_recipe(make: Maker, tmp_path: Path) -> None:
         str(make(llama(1))), tmp_path / "p.json", str(tmp_path / "mine.yaml")
     )
     plan, _ = steps.plan_profile(path, "smallest")
-    assert made.recipe.sqnr_floor == 30 and plan.recipe == "mine"
+    assert made.recipe.sqnr_floor == 30
+    assert plan.recipe == "mine"
     assert min(c.bits for c in plan.choice.values()) >= 5
 
 

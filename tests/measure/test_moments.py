@@ -67,7 +67,8 @@ def test_moments_are_bounded_and_an_expert_that_nobody_chose_borrows(
     moments.add(
         rows, np.ones(len(rows), dtype=np.float32), np.zeros(len(rows), dtype=np.int64), 100
     )
-    assert len(moments.found) <= EXPERTS and 0 < moments.remaining() < 1
+    assert len(moments.found) <= EXPERTS
+    assert 0 < moments.remaining() < 1
     borrowed = moments.remaining()
     monkeypatch.setattr("mint_mlx.measure.moments.POOL", 0.0)
     assert moments.remaining() != borrowed

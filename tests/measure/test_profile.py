@@ -50,11 +50,9 @@ def test_an_interrupted_profile_goes_on_after_the_last_layer(
         lambda layer, *more: measured.append(layer.path) or measure_layer(layer, *more),
     )
     _, made = steps.write_profile(folder, tmp_path / "p.json")
-    assert (
-        len(first) == 5
-        and not first & set(measured)
-        and first | set(measured) == made.curves.keys()
-    )
+    assert len(first) == 5
+    assert not first & set(measured)
+    assert first | set(measured) == made.curves.keys()
     assert not list((cache.cache_dir() / "profiles").glob("*.begun-*"))
     monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "other"))
     steps.write_profile(folder, tmp_path / "fresh.json")

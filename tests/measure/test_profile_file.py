@@ -19,7 +19,8 @@ def test_a_profile_survives_its_file(make: Maker, tmp_path: Path) -> None:
     made = measurements.get_profile(prepare(str(make(qwen3_moe(2)))))
     save_profile(made, tmp_path / "p.json")
     read = load_profile(tmp_path / "p.json")
-    assert read.inventory == made.inventory and read.fingerprint == made.fingerprint
+    assert read.inventory == made.inventory
+    assert read.fingerprint == made.fingerprint
     for path, curve in made.curves.items():
         assert read.curves[path].configs == curve.configs
         assert np.array_equal(read.curves[path].nmse, curve.nmse)

@@ -57,7 +57,8 @@ def test_every_stratum_is_drawn_from_once_and_no_row_twice(
         drawn *= 2
         edges = row_sampling._edges(count, drawn)
         assert rows_.shape == (3, drawn)
-        assert (rows_ >= edges[:-1]).all() and (rows_ < edges[1:]).all()
+        assert (rows_ >= edges[:-1]).all()
+        assert (rows_ < edges[1:]).all()
 
 
 def test_estimates_lie_within_their_standard_errors() -> None:
@@ -73,7 +74,8 @@ def test_estimates_lie_within_their_standard_errors() -> None:
             AUTO,
             np.random.default_rng(seed),
         )
-        assert found.error <= row_sampling.TOLERANCE and found.share < 0.4
+        assert found.error <= row_sampling.TOLERANCE
+        assert found.share < 0.4
         seen.append(found.nmse / true - 1)
         assert np.abs(found.energy / energy - 1).max() < 0.2
     spread = np.stack(seen)
@@ -88,9 +90,11 @@ def test_a_share_is_drawn_as_it_is_and_a_whole_one_is_exact() -> None:
     read = partial(row_reader.select_rows, weight)
     rng = np.random.default_rng(0)
     tenth = measure_sample(read, (2, 100, 128), CONFIGS, "0.1", rng)
-    assert tenth.share == pytest.approx(0.1) and tenth.error > 0.02
+    assert tenth.share == pytest.approx(0.1)
+    assert tenth.error > 0.02
     whole = measure_sample(read, (2, 100, 128), CONFIGS, "1", rng)
-    assert whole.share == 1 and whole.error == 0
+    assert whole.share == 1
+    assert whole.error == 0
     np.testing.assert_allclose(whole.nmse, measure(weight, CONFIGS)[0])
 
 
@@ -116,7 +120,8 @@ def test_an_expert_of_zeros_is_no_trouble() -> None:
     ).astype(mx.bfloat16)
     read = partial(row_reader.select_rows, weight)
     found = measure_sample(read, (2, 2000, 128), CONFIGS, AUTO, np.random.default_rng(0))
-    assert (found.nmse[:, 0] == 0).all() and (found.nmse[:, 1] > 0).all()
+    assert (found.nmse[:, 0] == 0).all()
+    assert (found.nmse[:, 1] > 0).all()
 
 
 def wide_moe(inner: int = 1024) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
@@ -138,7 +143,8 @@ def test_plans_from_a_sample_lose_less_than_half_a_percent(
     _add_tails(folder)
     job = prepare(str(folder))
     drawn, exact = (measurements.get_profile(job, sample=how) for how in ("auto", "1"))
-    assert sum(curve.share < 0.6 for curve in drawn.curves.values()) >= 3 and exact.sampled == ""
+    assert sum(curve.share < 0.6 for curve in drawn.curves.values()) >= 3
+    assert exact.sampled == ""
     assert max(curve.error for curve in drawn.curves.values()) <= row_sampling.TOLERANCE
     own = measurements.get_sensitivity(job)
     assert own is not None

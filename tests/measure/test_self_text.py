@@ -25,7 +25,9 @@ def test_tokens_are_the_models_own_and_the_same_each_time(demo_model: Path) -> N
     source = prepare(str(demo_model)).source
     one, how = write_tokens(source, 2048, 1024, start=7, length=64)
     two, _ = write_tokens(source, 2048, 1024, start=7, length=64)
-    assert one.shape == (16, 64) and (one[:, 0] == 7).all() and "sampled" in how
+    assert one.shape == (16, 64)
+    assert (one[:, 0] == 7).all()
+    assert "sampled" in how
     np.testing.assert_array_equal(one, two)
     other, _ = write_tokens(source, 2048, 1024, start=7, length=64, seed=1)
     assert (one != other).mean() > 0.5
@@ -59,7 +61,8 @@ def test_text_that_was_interrupted_goes_on_after_its_last_pass(
     )
     again, also = write_tokens(source, 2048, 256, length=64, streamed=True, place=place)
     np.testing.assert_array_equal(whole, again)
-    assert also == how and len(done) == tokens_module.PASSES
+    assert also == how
+    assert len(done) == tokens_module.PASSES
     assert resume.text(place, "resampled") is not None
     resume.clear(place)
     assert not list(place.parent.iterdir())
@@ -100,7 +103,9 @@ def test_text_that_was_interrupted_while_sampled_goes_on_after_its_last_part(
         source, 96, 160, length=16, streamed=False, place=place, progress=progress
     )
     np.testing.assert_array_equal(whole, again)
-    assert also == how and len(drawn) == 50 + 15  # three parts of four were there
+    # three parts of four were there
+    assert also == how
+    assert len(drawn) == 50 + 15
 
 
 def test_resampled_tokens_are_the_same_streamed_or_not(demo_model: Path) -> None:
@@ -111,4 +116,5 @@ def test_resampled_tokens_are_the_same_streamed_or_not(demo_model: Path) -> None
         for s in (False, True)
     )
     np.testing.assert_array_equal(whole, streamed)
-    assert (whole[:, 0] == tokens[:, 0]).all() and (whole[:, 1:] != tokens[:, 1:]).mean() > 0.5
+    assert (whole[:, 0] == tokens[:, 0]).all()
+    assert (whole[:, 1:] != tokens[:, 1:]).mean() > 0.5

@@ -97,11 +97,10 @@ def test_experts_are_told_apart_and_streaming_changes_nothing(make: Maker) -> No
         measure(job.source, job.inventory, TOKENS, "r", batch=2, streamed=s) for s in (False, True)
     )
     down = "model.layers.1.mlp.switch_mlp.down_proj"
-    assert whole.trace[down].shape == (8,) and len(set(whole.trace[down])) == 8
-    assert (
-        whole.weights[down].weight.shape == (TOKENS.size, 2)
-        and whole.weights[down].part is not None
-    )
+    assert whole.trace[down].shape == (8,)
+    assert len(set(whole.trace[down])) == 8
+    assert whole.weights[down].weight.shape == (TOKENS.size, 2)
+    assert whole.weights[down].part is not None
     for path in whole.trace:
         np.testing.assert_allclose(whole.trace[path], streamed.trace[path], rtol=1e-4)
         assert whole.trace[path].sum() > 0
@@ -126,7 +125,8 @@ def test_the_prediction_is_near_the_divergence(demo_model: Path, tmp_path: Path)
         logits = runner.load_runner(folder).model(mx.array(fresh)).astype(mx.float32)
         logp.append(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
     divergence = float(mx.mean(mx.sum(mx.exp(logp[0]) * (logp[0] - logp[1]), axis=-1)).item())
-    assert plan.loss is not None and plan.loss / 2 < divergence < plan.loss * 2
+    assert plan.loss is not None
+    assert plan.loss / 2 < divergence < plan.loss * 2
 
 
 def test_heads_of_latent_attention_leave_no_row_for_every_token(tmp_path: Path) -> None:
@@ -136,7 +136,8 @@ def test_heads_of_latent_attention_leave_no_row_for_every_token(tmp_path: Path) 
         job.source, job.inventory, np.random.default_rng(0).integers(0, 96, (2, 16)), "random"
     )
     heads = {layer.path for layer in job.inventory.layers if layer.kind == "multi-linear"}
-    assert heads and all(made.trace[path].sum() > 0 for path in heads)
+    assert heads
+    assert all(made.trace[path].sum() > 0 for path in heads)
     assert not heads & (made.weights.keys() | made.left.keys())
 
 

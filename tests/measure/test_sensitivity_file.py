@@ -18,11 +18,9 @@ from mint_mlx.measure.sensitivity_file import load_sensitivity, save_sensitivity
 def test_a_sensitivity_survives_its_file(make: Maker, tmp_path: Path) -> None:
     job = prepare(str(make(qwen3_moe(1))))
     made = measure(job.source, job.inventory, TOKENS, "random")
-    assert (
-        made.metric.keys() == {0}
-        and made.metric[0].shape == (128, 128)
-        and made.embedding is not None
-    )
+    assert made.metric.keys() == {0}
+    assert made.metric[0].shape == (128, 128)
+    assert made.embedding is not None
     save_sensitivity(TOKENS, made, tmp_path / "s.npz")
     tokens, read = load_sensitivity(tmp_path / "s.npz")
     np.testing.assert_array_equal(tokens, TOKENS)
@@ -35,11 +33,9 @@ def test_a_sensitivity_survives_its_file(make: Maker, tmp_path: Path) -> None:
         if weights.part is not None:
             np.testing.assert_array_equal(read.weights[path].part, weights.part)
     np.testing.assert_array_equal(read.metric[0], made.metric[0])
-    assert (
-        read.left == made.left
-        and made.left.keys() == made.trace.keys()
-        and min(made.left.values()) < 0.999
-    )
+    assert read.left == made.left
+    assert made.left.keys() == made.trace.keys()
+    assert min(made.left.values()) < 0.999
     np.testing.assert_array_equal(read.embedding, made.embedding)
     whole = (tmp_path / "s.npz").read_bytes()
     (tmp_path / "s.npz").write_bytes(whole[:500])

@@ -65,11 +65,9 @@ def test_released_families_are_balanced(tmp_path: Path, family: str) -> None:
         pytest.skip("this mlx-lm has no such family")
     folder = released(family, tmp_path / family)
     result = convert.convert(str(folder), "5bpw", tmp_path / "out", effort="balanced", smoke=False)
-    assert (
-        result.plan.objective == "fisher-gptq"
-        and result.plan.quantizer == "gptq"
-        and result.plan.effort == "balanced"
-    )
+    assert result.plan.objective == "fisher-gptq"
+    assert result.plan.quantizer == "gptq"
+    assert result.plan.effort == "balanced"
     own = measurements.get_sensitivity(prepare(str(folder)))
     assert own is not None
     moments = Moments(load_source(str(folder)), result.inventory, *own)

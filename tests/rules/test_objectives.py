@@ -40,5 +40,6 @@ def test_the_prior_ranks_the_head_first_and_queries_last(job: Job) -> None:
         "0.self_attn.q_proj",
     )
     costs = [cost(name) for name in names]
-    assert costs == sorted(costs, reverse=True) and len(set(costs)) == len(costs)
+    assert costs == sorted(costs, reverse=True)
+    assert len(set(costs)) == len(costs)
     assert cost("mlp.gate") == cost("embed_tokens")

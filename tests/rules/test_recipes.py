@@ -60,9 +60,9 @@ def test_rules_hold_in_plans(tmp_path: Path) -> None:
     result = convert.convert(str(model), "5bpw", tmp_path / "out", smoke=False)
     roles = {layer.path: layer.role for layer in result.inventory.layers}
     latents = [config for path, config in result.plan.choice.items() if roles[path] == "mla"]
-    assert (
-        result.plan.recipe == "deepseek" and latents and all(config.bits >= 6 for config in latents)
-    )
+    assert result.plan.recipe == "deepseek"
+    assert latents
+    assert all(config.bits >= 6 for config in latents)
     free = convert.convert(str(model), "5bpw", tmp_path / "free", recipe="default", smoke=False)
     assert any(config.bits < 6 for path, config in free.plan.choice.items() if roles[path] == "mla")
 

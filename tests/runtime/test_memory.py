@@ -58,9 +58,11 @@ def test_workspace_counts_each_tokens_experts(make: Maker) -> None:
 
 
 def test_the_limits_of_macs() -> None:
-    assert gpu_limit(24 * GIB) == 16 * GIB and gpu_limit(64 * GIB) == 48 * GIB
+    assert gpu_limit(24 * GIB) == 16 * GIB
+    assert gpu_limit(64 * GIB) == 48 * GIB
     beside = Needs(8192, None, cache=GIB, workspace=GIB)
-    assert smallest_mac(13 * GIB, beside) == 24 and smallest_mac(13 * GIB + 1, beside) == 32
+    assert smallest_mac(13 * GIB, beside) == 24
+    assert smallest_mac(13 * GIB + 1, beside) == 32
     assert smallest_mac(400 * GIB, beside) is None
 
 
@@ -70,23 +72,27 @@ def test_a_fit_is_a_sum(make: Maker, tmp_path: Path) -> None:
     found = fit("16GiB", beside)
     assert found.budget == 16 * GIB * 2 // 3 - RESERVE - beside.cache - beside.workspace
     columns, rows = tables.fit_rows(found)
-    assert len(columns) == 2 and len(rows) == 5
+    assert len(columns) == 2
+    assert len(rows) == 5
     # a machine that leaves 150 KB for weights
     least = -(-(RESERVE + beside.cache + beside.workspace + 150_000) * 3 // 2)
     result = convert.convert(
         str(tmp_path / "model"), smoke=False, fit=f"{least}B", context=1000, out=tmp_path / "out"
     )
-    assert 140_000 < result.bytes <= 150_001 and "fit" in (result.plan.budget or "")
+    assert 140_000 < result.bytes <= 150_001
+    assert "fit" in (result.plan.budget or "")
 
 
 def test_this_mac_is_what_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
     beside = Needs(8192, None, GIB, GIB)
     monkeypatch.setattr(memory, "machine_memory", lambda: 64 * GIB)
     monkeypatch.setattr(mx.metal, "is_available", lambda: False)
-    assert fit("this-mac", beside).limit == 48 * GIB and not fit("this-mac", beside).measured
+    assert fit("this-mac", beside).limit == 48 * GIB
+    assert not fit("this-mac", beside).measured
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 50 * GIB})
-    assert fit("this-mac", beside).limit == 50 * GIB and fit("this-mac", beside).measured
+    assert fit("this-mac", beside).limit == 50 * GIB
+    assert fit("this-mac", beside).measured
 
 
 def test_a_container_has_what_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

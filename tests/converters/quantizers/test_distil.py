@@ -30,19 +30,19 @@ def test_refining_keeps_codes_and_bytes_and_comes_closer(
         mx.load(str(tmp_path / name / "model.safetensors")) for name in ("uniform", "refined")
     )
     changed = {name for name in one if not mx.array_equal(one[name], two[name])}
-    assert changed and all(name.endswith((".scales", ".biases")) for name in changed)
+    assert changed
+    assert all(name.endswith((".scales", ".biases")) for name in changed)
     assert {n: (a.shape, a.dtype) for n, a in one.items()} == {
         n: (a.shape, a.dtype) for n, a in two.items()
     }
     names = [sorted(f.name for f in (tmp_path / name).iterdir()) for name in ("uniform", "refined")]
-    assert set(names[1]) - set(names[0]) == {"mint-refined.json"} and set(names[0]) <= set(names[1])
+    assert set(names[1]) - set(names[0]) == {"mint-refined.json"}
+    assert set(names[0]) <= set(names[1])
     card = (path / "README.md").read_text()
-    assert (
-        'load("refined")' in card
-        and "--model refined" in card
-        and "then refined" in card
-        and "# uniform" not in card
-    )
+    assert 'load("refined")' in card
+    assert "--model refined" in card
+    assert "then refined" in card
+    assert "# uniform" not in card
 
 
 def test_refining_that_gains_nothing_writes_nothing(

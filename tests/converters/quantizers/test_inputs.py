@@ -28,9 +28,11 @@ def test_moments_are_those_of_the_layers_inputs(make: Maker) -> None:
     job = prepare(str(make(qwen3_moe(2, experts=8))))
     made = measure(job.source, job.inventory, TOKENS, "random", batch=2)
     blocks = dict(block_inputs(job.source, job.inventory, TOKENS, made, batch=4))
-    assert list(blocks) == [0, 1, None] and list(blocks[None]) == ["lm_head"]
+    assert list(blocks) == [0, 1, None]
+    assert list(blocks[None]) == ["lm_head"]
     found = blocks[1]["model.layers.1.mlp.switch_mlp.up_proj"]
-    assert sum(len(batch.weight) for batch in found.batches) == TOKENS.size * 2 and found.parts == 8
+    assert sum(len(batch.weight) for batch in found.batches) == TOKENS.size * 2
+    assert found.parts == 8
     down = blocks[0]["model.layers.0.mlp.switch_mlp.down_proj"]
     trace = sum(
         np.bincount(batch.part, batch.weight * (np.array(batch.x) ** 2).sum(1), minlength=8)
@@ -41,10 +43,12 @@ def test_moments_are_those_of_the_layers_inputs(make: Maker) -> None:
     )
     moments = Moments(job.source, job.inventory, TOKENS, made)
     of_rows = moments.of("model.embed_tokens")
-    assert of_rows is not None and of_rows.shape == (1, 128, 128)
+    assert of_rows is not None
+    assert of_rows.shape == (1, 128, 128)
     assert np.trace(of_rows[0]) == pytest.approx(made.trace["model.embed_tokens"].sum(), rel=2e-3)
     q = moments.of("model.layers.1.self_attn.q_proj")
-    assert q is not None and q[:].shape == (1, 128, 128)
+    assert q is not None
+    assert q[:].shape == (1, 128, 128)
     assert np.trace(q[:][0]) == pytest.approx(
         made.trace["model.layers.1.self_attn.q_proj"].sum(), rel=1e-3
     )
@@ -73,4 +77,5 @@ def test_error_feedback_runs_experts_as_the_sensitivity_did(tmp_path: Path) -> N
     weights = np.concatenate(
         [batch.weight for batch in seen["transformer.blocks.0.ffn.experts.0.w1"].batches]
     )
-    assert block == 0 and len(set(weights.tolist())) > 0.9 * len(weights)
+    assert block == 0
+    assert len(set(weights.tolist())) > 0.9 * len(weights)

@@ -55,8 +55,10 @@ def test_learning_never_raises_the_loss_on_held_out_text(config: QuantConfig) ->
     block = small_block(config)
     start, found = block.start["layer"], learn_block.learn(block, steps=40)["layer"]
     assert cost(block, found) <= cost(block, start) * 1.01
-    assert found.codes.dtype == np.uint8 and found.codes.max() < 2**config.bits
-    assert found.scales.dtype == start.scales.dtype and found.scales.shape == start.scales.shape
+    assert found.codes.dtype == np.uint8
+    assert found.codes.max() < 2**config.bits
+    assert found.scales.dtype == start.scales.dtype
+    assert found.scales.shape == start.scales.shape
 
 
 def test_scales_and_biases_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,6 @@ def test_a_repository_of_gguf_files_names_the_original(
     (hub.folder / "tiny-Q4_K_M.gguf").write_bytes(b"GGUF")
     hub.card = card
     done = hub.run("convert", "org/tiny", "--budget", "5bpw")
-    assert done.returncode == 1 and "GGUF files only" in done.stderr and instead in done.stderr, (
-        done.stderr
-    )
+    assert done.returncode == 1, done.stderr
+    assert "GGUF files only" in done.stderr, done.stderr
+    assert instead in done.stderr, done.stderr

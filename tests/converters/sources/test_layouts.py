@@ -67,7 +67,8 @@ def test_layers_that_stay_as_they_are_keep_their_bytes(tmp_path: Path, family: s
     folder = released(family, tmp_path / family)
     result = convert.convert(str(folder), "8bpw", tmp_path / "out", smoke=False)
     stored = {layer.path: layer.stored for layer in result.inventory.layers if layer.stored}
-    assert stored and all(result.plan.choice[path] == config for path, config in stored.items())
+    assert stored
+    assert all(result.plan.choice[path] == config for path, config in stored.items())
     assert all(result.plan.errors[path].worst == 0 for path in stored)
     before = dict(tree_flatten(open_model(load_source(str(folder))).parameters()))
     after = dict(tree_flatten(open_model(load_source(str(tmp_path / "out"))).parameters()))
@@ -107,7 +108,8 @@ def test_an_mlx_checkpoint_is_a_source_too(make: Maker, tmp_path: Path) -> None:
     result = convert.convert(str(tmp_path / "six"), "6bpw", tmp_path / "five", smoke=False)
     assert result.bytes <= 6 * result.inventory.parameters / 8
     kept = [path for path, config in result.plan.choice.items() if config == QuantConfig(6, 64)]
-    assert kept and len(kept) < len(result.plan.choice)
+    assert kept
+    assert len(kept) < len(result.plan.choice)
     router = next(layer for layer in result.inventory.layers if layer.role == "router")
     assert result.plan.choice[router.path] == KEEP  # four outputs: slow when quantized
 
