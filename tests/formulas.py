@@ -26,7 +26,8 @@ def bf16(x: np.ndarray) -> np.ndarray:
 def e4m3(codes: np.ndarray) -> np.ndarray:
     """The values of E4M3 codes, from sign, exponent (bias 7) and mantissa."""
     sign = np.where(codes & 0x80, -1.0, 1.0)
-    exponent, mantissa = (codes >> 3) & 15, codes & 7
+    exponent = (codes >> 3) & 15
+    mantissa = codes & 7
     size = np.where(
         exponent == 0,
         mantissa / 8 * 2.0**-6,

@@ -267,7 +267,8 @@ def rewrite_shards(folder: Path, change: Any) -> Path:
         file.unlink()
     (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     change(tensors)
-    header, data = {}, b""
+    header = {}
+    data = b""
     for name, (dtype, shape, content) in tensors.items():
         header[name] = {
             "dtype": dtype,

@@ -150,7 +150,8 @@ def test_malformed_overrides_are_usage_errors(text: str) -> None:
 
 def test_a_layer_that_feedback_mends_gets_fewer_bits(job: Job, curves: Profile) -> None:
     trace = {path: np.ones(len(curve.energy)) for path, curve in curves.curves.items()}
-    path, size = "model.layers.1.mlp.switch_mlp.down_proj", parse_budget("5bpw")
+    path = "model.layers.1.mlp.switch_mlp.down_proj"
+    size = parse_budget("5bpw")
     bits = []
     for left in ({}, {path: 0.01}):
         made = Sensitivity(Origin(), np.zeros((1, 100), np.int32), "", trace, left=left)

@@ -19,7 +19,8 @@ from mint_mlx.measure.sensitivity_file import load_sensitivity
 
 def test_a_sensitivity_goes_along_with_its_plan(cli: Cli, make: Maker, tmp_path: Path) -> None:
     """By the command that `allocate CHECKPOINT` prints, and by `--plan CHECKPOINT`."""
-    source, result = str(make(qwen3_moe(2, 4))), tmp_path / "result"
+    source = str(make(qwen3_moe(2, 4)))
+    result = tmp_path / "result"
     convert.convert(source, "5bpw", result, effort="balanced", tokens=1024, smoke=False)
     allocated = cli("allocate", result, "--budget", "6bpw", "-o", tmp_path / "p.yaml")
     assert allocated.code == 0

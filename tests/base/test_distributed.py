@@ -118,7 +118,9 @@ main()
 def test_what_one_rank_wrote_is_kept_when_another_is_lost(
     cli: Cli, make: Maker, tmp_path: Path
 ) -> None:
-    source, out, whole = make(qwen3_moe(3)), tmp_path / "out", tmp_path / "whole"
+    source = make(qwen3_moe(3))
+    out = tmp_path / "out"
+    whole = tmp_path / "whole"
     script = tmp_path / "lost.py"
     script.write_text(f"OUT = {str(out)!r}\n{LOST}")
     command = ["convert", str(source), "--uniform", "4bit-g64", "--no-smoke", "-o"]
@@ -145,7 +147,8 @@ main()
 
 
 def test_eval_splits_the_model_and_agrees(cli: Cli, make: Maker, tmp_path: Path) -> None:
-    text, source = tmp_path / "text.txt", str(make(qwen3_moe(2)))
+    text = tmp_path / "text.txt"
+    source = str(make(qwen3_moe(2)))
     text.write_text("the quick brown fox jumps over the lazy dog. " * 20)
     command = ["eval", source, "--source", source, "--text", str(text)]
     command += ["--windows", "2", "--length", "64", "--json"]

@@ -12,7 +12,8 @@ from mint_mlx.jobs.convert import convert
 
 def test_two_threads_of_a_program_convert(make: Maker, tmp_path: Path) -> None:
     """MLX binds a stream to the thread that made it: a second thread may not get the first's."""
-    source, made = str(make(llama(1))), []
+    source = str(make(llama(1)))
+    made = []
 
     def work(number: int) -> None:
         convert(source, "5bpw", tmp_path / str(number), smoke=False)

@@ -27,7 +27,9 @@ from mint_mlx.jobs.model import prepare
 def test_every_module_comes_once_with_its_shards_and_all_are_dropped(
     needs: dict[str, frozenset[str]],
 ) -> None:
-    here, seen, fetched = set(), [], []
+    here = set()
+    seen = []
+    fetched = []
     for file, ready, drop in low_disk.steps(needs, list(needs)):
         here.add(file)
         fetched.append(file)

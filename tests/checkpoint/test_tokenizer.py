@@ -13,7 +13,8 @@ from mint_mlx.jobs.convert import convert
 def test_code_that_a_checkpoint_brings_is_never_run_and_never_asked_about(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, ran = make(qwen3_moe(1)), tmp_path / "ran"
+    folder = make(qwen3_moe(1))
+    ran = tmp_path / "ran"
     (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: pass\n")
     edit_config(
         folder,
@@ -35,7 +36,8 @@ def test_code_that_a_checkpoint_brings_is_never_run_and_never_asked_about(
 def test_a_template_that_wants_more_than_a_message_stops_nothing(
     make: Maker, tmp_path: Path, template: str
 ) -> None:
-    folder, notes = make(llama(1)), Notes()
+    folder = make(llama(1))
+    notes = Notes()
     (folder / "chat_template.jinja").write_text(template)
     result = convert(str(folder), "5bpw", tmp_path / "out", report=notes)
     assert result.sentence is None

@@ -114,10 +114,8 @@ def test_mlx_vlm_takes_a_model_with_its_tower(tmp_path: Path, family: str) -> No
     model = source(family, tmp_path / family)
     convert.convert(str(model), "6bpw", tmp_path / "whole", parts="all", smoke=False)
     tokens = mx.array(np.random.default_rng(0).integers(9, 96, (1, 16)))
-    seeing, text = (
-        vlm.load_model(tmp_path / "whole"),
-        mlx_lm.utils.load_model(tmp_path / "whole")[0],
-    )
+    seeing = vlm.load_model(tmp_path / "whole")
+    text = mlx_lm.utils.load_model(tmp_path / "whole")[0]
     seeing.set_dtype(mx.float32)
     text.set_dtype(mx.float32)
     assert mx.abs(seeing.language_model(tokens).logits - text(tokens)).max().item() < 1e-4

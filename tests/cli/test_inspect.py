@@ -8,7 +8,8 @@ from helpers import Cli, Maker, llama
 
 
 def test_inspect_draws_equal_blocks_together(cli: Cli, make: Maker, tmp_path: Path) -> None:
-    folder, out = make(llama(3)), tmp_path / "out"
+    folder = make(llama(3))
+    out = tmp_path / "out"
     override = r"layers\.[01]\..*down_proj=8bit-g32"
     command = ("convert", folder, "--uniform", "4bit-g64", "--override", override)
     assert cli(*command, "-o", out, "--no-smoke").code == 0

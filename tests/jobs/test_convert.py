@@ -118,7 +118,8 @@ def test_what_the_floor_forbids_costs_no_sensitivity(
 
 
 def test_what_feedback_does_not_know_is_said(make: Maker, tmp_path: Path) -> None:
-    folder, notes = str(make(llama(1))), Notes()
+    folder = str(make(llama(1)))
+    notes = Notes()
     more: dict[str, Any] = {"effort": "balanced", "overrides": ["up_proj=mxfp4"], "smoke": False}
     convert(folder, "6bpw", tmp_path / "out", report=notes, **more)
     assert any("mxfp4" in note and note.endswith("rounded to nearest: 1") for note in notes.said)
@@ -133,7 +134,8 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
 
     folder = str(make(qwen3_moe(2)))
     convert(folder, "5bpw", tmp_path / "whole", effort=effort, smoke=False)
-    put, left = Writer.put, [units]
+    put = Writer.put
+    left = [units]
     if units == 99:
         left = [len(prepare(folder).inventory.order) - 1]
 
@@ -158,7 +160,8 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
 def test_an_interruption_at_the_end_of_best_loses_nothing(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    folder, whole = str(make(qwen3_moe(2))), distil.refine
+    folder = str(make(qwen3_moe(2)))
+    whole = distil.refine
 
     def gained(*args: Any, **more: Any) -> distil.Refined:
         found = whole(*args, **more)

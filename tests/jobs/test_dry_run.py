@@ -47,7 +47,8 @@ def test_what_is_said_before_a_sensitivity_is_what_comes_after_it(
 def test_a_dry_run_says_what_is_spilled(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, needed = str(make(qwen3_moe(2, 4))), []
+    source = str(make(qwen3_moe(2, 4)))
+    needed = []
     monkeypatch.setattr(
         sensitivity, "check_space", lambda folder, size, instead: needed.append(size)
     )

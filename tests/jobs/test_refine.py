@@ -13,7 +13,9 @@ from mint_mlx.jobs.refine import refine_checkpoint
 
 
 def test_what_cannot_be_refined(make: Maker, tmp_path: Path) -> None:
-    folder, other, made = make(llama(1)), make(llama(2), "other"), tmp_path / "made"
+    folder = make(llama(1))
+    other = make(llama(2), "other")
+    made = tmp_path / "made"
     convert.convert(str(folder), uniform="4bit-g32", out=made, smoke=False)
     for given, source, why in (
         (folder, folder, "no layer with scales"),

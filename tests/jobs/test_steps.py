@@ -47,7 +47,8 @@ def test_a_sensitivity_replaces_nothing_else(make: Maker, tmp_path: Path) -> Non
 def test_a_damaged_profile_is_made_anew_and_nothing_else_is_replaced(
     make: Maker, tmp_path: Path
 ) -> None:
-    folder, file = str(make(llama(1))), tmp_path / "p.json"
+    folder = str(make(llama(1)))
+    file = tmp_path / "p.json"
     steps.write_profile(folder, file)
     whole = file.read_text()
     file.write_text(whole[:500])

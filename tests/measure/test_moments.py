@@ -24,7 +24,8 @@ def test_the_share_is_what_error_feedback_really_leaves(fall: float) -> None:
     rows = correlated(128, fall)
     moment = rows.T @ rows
     weight = mx.array(np.random.default_rng(1).normal(size=(64, 128)).astype(np.float32))
-    config, costs = QuantConfig(6, 64), []
+    config = QuantConfig(6, 64)
+    costs = []
     for packed in (gptq.quantize(weight, config, moment[None]), rtn.quantize(weight, config)):
         back = mx.dequantize(packed["weight"], packed["scales"], packed["biases"], 64, 6)
         error = np.array(back - weight)

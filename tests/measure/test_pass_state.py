@@ -100,7 +100,8 @@ def test_what_is_kept_of_a_walk_has_the_type_that_it_had(
 def test_what_blocks_read_must_fit_on_the_disk(
     make: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, free = prepare(str(make(qwen3_moe(2)))), TOKENS.size * HIDDEN * 4 * 3 - 1
+    job = prepare(str(make(qwen3_moe(2))))
+    free = TOKENS.size * HIDDEN * 4 * 3 - 1
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
     with pytest.raises(MintError, match="--work-dir"):
         measure(job.source, job.inventory, TOKENS, "random", batch=2)

@@ -30,7 +30,9 @@ def test_a_layer_is_measured_where_its_group_divides(make: Maker) -> None:
 def test_an_interrupted_profile_goes_on_after_the_last_layer(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, measure_layer, measured = str(make(qwen3_moe(2))), profiles._measure, []
+    folder = str(make(qwen3_moe(2)))
+    measure_layer = profiles._measure
+    measured = []
 
     def interrupted(layer: Layer, *more: Any) -> Any:
         if len(measured) == 5:

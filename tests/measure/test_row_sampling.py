@@ -100,7 +100,8 @@ def test_a_share_is_drawn_as_it_is_and_a_whole_one_is_exact() -> None:
 
 def test_an_expert_whose_rows_are_all_drawn_draws_no_more() -> None:
     """One of them is sure while the sum over both isn't: what is left to draw is the other's."""
-    rng, (row_reader, columns) = np.random.default_rng(0), (31, 32768)
+    rng = np.random.default_rng(0)
+    (row_reader, columns) = (31, 32768)
     weight = rng.normal(size=(2, row_reader, columns)).astype(np.float32)
     weight *= 0.02 / np.sqrt(np.square(weight).mean(-1, keepdims=True))
     weight[0, 1::2] = np.sign(weight[0, 1::2]) * 0.02  # the same energy, other ranges
@@ -198,7 +199,8 @@ def test_what_is_no_share_is_refused(text: str) -> None:
 
 
 def test_the_profile_tells_what_it_was_measured_on(cli: Cli, make: Maker, tmp_path: Path) -> None:
-    folder, file = str(make(qwen3_moe(1))), tmp_path / "p.json"
+    folder = str(make(qwen3_moe(1)))
+    file = tmp_path / "p.json"
     profiled = cli("profile", folder, "-o", file, "--sample", "0.25")
     assert profiled.code == 0
     assert "% of the weights (standard errors up to" in profiled.out

@@ -44,7 +44,9 @@ def test_tokens_are_the_models_own_and_the_same_each_time(demo_model: Path) -> N
 def test_text_that_was_interrupted_goes_on_after_its_last_pass(
     demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, place, done = prepare(str(demo_model)).source, tmp_path / "kept" / "s.npz", []
+    source = prepare(str(demo_model)).source
+    place = tmp_path / "kept" / "s.npz"
+    done = []
     whole, how = write_tokens(source, 2048, 256, length=64, streamed=True)
 
     def interrupted(*args: Any) -> np.ndarray:
@@ -73,7 +75,8 @@ def test_text_that_was_interrupted_goes_on_after_its_last_pass(
 def test_as_many_windows_are_sampled_at_once_as_memory_has_room_for(
     demo_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, loaded = prepare(str(demo_model)).source, runner.load_runner(demo_model)
+    source = prepare(str(demo_model)).source
+    loaded = runner.load_runner(demo_model)
     weights = sum(array.nbytes for _, array in tree_flatten(loaded.model.parameters()))
     cache = make_prompt_cache(loaded.model)
     mx.eval(loaded.model(mx.zeros((8, 256), dtype=mx.int32), cache=cache))
@@ -89,7 +92,9 @@ def test_text_that_was_interrupted_while_sampled_goes_on_after_its_last_part(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens_module, "at_once", lambda *_: 3)
-    source, place, drawn = prepare(str(make(llama(1)))).source, tmp_path / "s.npz", []
+    source = prepare(str(make(llama(1)))).source
+    place = tmp_path / "s.npz"
+    drawn = []
     whole, how = write_tokens(source, 96, 160, length=16, streamed=False)
 
     def progress(what: str, done: int, total: int) -> None:

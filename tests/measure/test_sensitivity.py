@@ -110,14 +110,9 @@ def test_the_prediction_is_near_the_divergence(demo_model: Path, tmp_path: Path)
     """At 5 bits per weight the predicted KL is within a factor of two of the measured one."""
     job = prepare(str(demo_model))
     tokens, how = write_tokens(job.source, 2048, 2048, length=64)
-    curves, made = measurements.get_profile(job), measure(job.source, job.inventory, tokens, how)
-    plan = allocate(
-        curves,
-        parse_budget("5bpw"),
-        SearchSpace(job.inventory, job.recipe),
-        "fisher",
-        sensitivity=made,
-    )
+    curves = measurements.get_profile(job)
+    made = measure(job.source, job.inventory, tokens, how)
+    plan = allocate(curves, parse_budget("5bpw"), job.recipe, "fisher", sensitivity=made)
     convert.convert(str(demo_model), plan=plan, out=tmp_path / "out", smoke=False)
     fresh, _ = write_tokens(job.source, 2048, 2048, seed=9, length=64)
     logp = []

@@ -32,10 +32,8 @@ from mint_mlx.runtime.memory import (
 
 
 def test_scores_count_where_attention_is_not_fused() -> None:
-    long, config = (
-        32_768,
-        json.loads((RELEASED / "llama" / "config.json").read_text()) | {"head_dim": 64},
-    )
+    long = 32_768
+    config = json.loads((RELEASED / "llama" / "config.json").read_text()) | {"head_dim": 64}
     inventory = list_layers(mlxlm.bare_model(config), config)
     fused = needs(config, inventory, long)
     assert fused.workspace == workspace(inventory, PREFILL)

@@ -31,7 +31,8 @@ def raw(folder: Path) -> dict[str, bytes]:
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, units: int, error: BaseException) -> None:
-    put, left = shard_writer.Writer.put, [units]
+    put = shard_writer.Writer.put
+    left = [units]
 
     def stop(self: Any, unit: str, arrays: Any) -> None:
         if left[0] == 0:
@@ -62,7 +63,8 @@ def test_shards_and_index_agree(
 def test_a_large_tensor_is_written_in_parts(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, write = str(make(llama(1))), os.pwrite
+    folder = str(make(llama(1)))
+    write = os.pwrite
     convert(folder, "5bpw", tmp_path / "whole", smoke=False)
 
     def like_macos(file: int, data: Any, offset: int) -> int:

@@ -19,6 +19,7 @@ from mint_mlx.converters.quantizers.codes import pack
 )
 def test_packed_codes_are_what_mlx_reads(bits: int, rows: int, groups: int, seed: int) -> None:
     codes = np.random.default_rng(seed).integers(0, 2**bits, (rows, 32 * groups)).astype(np.uint8)
-    ones, zeros = mx.ones((rows, groups)), mx.zeros((rows, groups))
+    ones = mx.ones((rows, groups))
+    zeros = mx.zeros((rows, groups))
     read = mx.dequantize(mx.array(pack(codes, bits)), ones, zeros, 32, bits)
     np.testing.assert_array_equal(np.array(read), codes)

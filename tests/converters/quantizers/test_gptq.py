@@ -31,7 +31,8 @@ def test_feedback_lowers_the_error_at_the_output(config: QuantConfig) -> None:
         error = restore(packed, config) - exact
         return float(np.einsum("ij,jk,ik->", error, moment, error))
 
-    plain, fed = rtn.quantize(weight, config), gptq.quantize(weight, config, moment[None])
+    plain = rtn.quantize(weight, config)
+    fed = gptq.quantize(weight, config, moment[None])
     assert {k: (a.shape, a.dtype) for k, a in plain.items()} == {
         k: (a.shape, a.dtype) for k, a in fed.items()
     }
@@ -54,18 +55,18 @@ def test_what_has_no_inputs_or_no_grid_is_rounded_to_nearest() -> None:
         (QuantConfig(4, 32), None),
         (QuantConfig(4, 32, "mxfp4"), moments),
     ):
-        fed, plain = gptq.quantize(weight, config, given_moments), rtn.quantize(weight, config)
+        fed = gptq.quantize(weight, config, given_moments)
+        plain = rtn.quantize(weight, config)
         assert all(mx.array_equal(fed[name], plain[name]) for name in plain)
 
 
 def test_a_group_without_a_range_is_its_bias() -> None:
     """As a GPU may make it of numbers below the smallest that 16 bits hold."""
     weight = np.full((1, 2, 64), 1e-9, dtype=np.float32)
-    scales, biases = (
-        np.zeros((1, 2, 1), dtype=np.float32),
-        np.full((1, 2, 1), 1e-9, dtype=np.float32),
-    )
-    orders, passed = np.arange(64)[None], np.eye(64, dtype=np.float32)[None]
+    scales = np.zeros((1, 2, 1), dtype=np.float32)
+    biases = np.full((1, 2, 1), 1e-9, dtype=np.float32)
+    orders = np.arange(64)[None]
+    passed = np.eye(64, dtype=np.float32)[None]
     with np.errstate(all="raise"):
         codes = gptq._feed_back(weight, scales, biases, orders, passed, QuantConfig(4, 64))
     assert not codes.any()

@@ -43,7 +43,8 @@ def small_block(config: QuantConfig, seed: int = 0) -> Block:
 
 def cost(block: Block, codes: learn_block.Codes) -> float:
     """The loss of a layer's written codes on the windows that are held out."""
-    packed, config = codes.packed(), codes.config
+    packed = codes.packed()
+    config = codes.config
     weight = mx.dequantize(
         packed["weight"], packed["scales"], packed["biases"], config.group_size, config.bits
     )
@@ -53,7 +54,8 @@ def cost(block: Block, codes: learn_block.Codes) -> float:
 @pytest.mark.parametrize("config", affine((2, 3, 4, 6), (32, 64)), ids=str)
 def test_learning_never_raises_the_loss_on_held_out_text(config: QuantConfig) -> None:
     block = small_block(config)
-    start, found = block.start["layer"], learn_block.learn(block, steps=40)["layer"]
+    start = block.start["layer"]
+    found = learn_block.learn(block, steps=40)["layer"]
     assert cost(block, found) <= cost(block, start) * 1.01
     assert found.codes.dtype == np.uint8
     assert found.codes.max() < 2**config.bits
@@ -64,14 +66,16 @@ def test_learning_never_raises_the_loss_on_held_out_text(config: QuantConfig) ->
 def test_scales_and_biases_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learn_block, "LATENT", 0.0)
     block = small_block(QuantConfig(2, 32))
-    start, found = block.start["layer"], learn_block.learn(block, steps=80)["layer"]
+    start = block.start["layer"]
+    found = learn_block.learn(block, steps=80)["layer"]
     np.testing.assert_array_equal(found.codes, start.codes)
     assert cost(block, found) < 0.95 * cost(block, start)
 
 
 def test_learning_that_gains_nothing_gives_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learn_block, "LATENT", 50.0)  # throws codes from one end to the other
-    total, losses = learn_block._total, []
+    total = learn_block._total
+    losses = []
 
     def recorded(*args: Any) -> float:
         losses.append(total(*args))
@@ -79,7 +83,8 @@ def test_learning_that_gains_nothing_gives_the_start(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(learn_block, "_total", recorded)
     block = small_block(QuantConfig(4, 32))
-    start, learned = block.start["layer"], learn_block.learn(block, steps=4)["layer"]
+    start = block.start["layer"]
+    learned = learn_block.learn(block, steps=4)["layer"]
 
     # Each of the four looks at the held-out windows sees that what was learned is worse.
     assert len(losses) == 5

@@ -89,7 +89,8 @@ def test_best_in_turns_is_near_best(
     monkeypatch.setattr(learn_block, "TOKENS", 2048)  # so that every expert has some
     monkeypatch.setattr(efforts, "TOKENS", 2048)
     monkeypatch.setattr("mint_mlx.measure.self_text.LENGTH", 256)
-    folder, notes = make(qwen3_moe(1, experts=8)), Notes()
+    folder = make(qwen3_moe(1, experts=8))
+    notes = Notes()
     convert.convert(str(folder), "4bpw", tmp_path / "whole", effort="best", smoke=False)
     monkeypatch.setattr(learn_model, "turns", lambda inventory, tokens: 4)
     convert.convert(

@@ -20,7 +20,8 @@ from mint_mlx.converters.quantizers.learn_turns import learn_in_turns
 def experts_block(config: QuantConfig) -> Block:
     """A layer of six experts, of which each token goes to two, and one layer before it."""
     rng = np.random.default_rng(7)
-    first, stack = nn.Linear(64, 64, bias=False), SwitchLinear(64, 32, 6, bias=True)
+    first = nn.Linear(64, 64, bias=False)
+    stack = SwitchLinear(64, 32, 6, bias=True)
     x = (
         rng.normal(size=(16, 64, 64)) @ (rng.normal(size=(64, 64)) * np.geomspace(1, 0.1, 64))
     ).astype(np.float32)
@@ -53,7 +54,8 @@ def test_learning_in_turns_learns_all_experts_about_as_well(
         block = experts_block(QuantConfig(3, 32))
 
         def put(path: str, codes: learn_block.Codes, block: Block = block) -> None:
-            p, c = codes.packed(), codes.config
+            p = codes.packed()
+            c = codes.config
             block.modules[path].weight = mx.dequantize(
                 p["weight"], p["scales"], p["biases"], c.group_size, c.bits
             )
@@ -86,7 +88,8 @@ def test_learning_in_turns_learns_all_experts_about_as_well(
 def test_a_part_of_the_experts_takes_the_gradient_of_its_rows(bias: bool, ordered: bool) -> None:
     rng = np.random.default_rng(0)
     stack = SwitchLinear(16, 8, 5, bias=bias)
-    whole, some = stack.weight, slice(1, 3)
+    whole = stack.weight
+    some = slice(1, 3)
     x = mx.array(rng.normal(size=(40, 1, 16)).astype(np.float32))
     chosen = rng.integers(0, 5, size=40)
     indices = mx.array(np.sort(chosen) if ordered else chosen)
@@ -111,7 +114,9 @@ def test_a_part_of_the_experts_reads_rows_that_follow_each_other(
 
     Seen on CUDA with 0.32.4, reported for Metal up to 0.32.0; a CPU takes any strides.
     """
-    stack, stock, strides = SwitchLinear(16, 8, 5), mx.gather_mm, []
+    stack = SwitchLinear(16, 8, 5)
+    stock = mx.gather_mm
+    strides = []
 
     def gather_mm(x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
         strides.append(memoryview(x).strides)  # type: ignore[arg-type]

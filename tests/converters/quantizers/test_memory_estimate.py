@@ -31,7 +31,8 @@ def test_what_takes_more_memory_than_there_is_is_refused_before_it_starts(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_estimate, "machine_memory", lambda: 700_000_000)
-    model, out = str(make(llama(1))), tmp_path / "out"
+    model = str(make(llama(1)))
+    out = tmp_path / "out"
     with pytest.raises(
         MintError,
         match=r"this takes 1\.3.* GB .*this machine has 700.00 MB .*--effort fast, which takes 50",

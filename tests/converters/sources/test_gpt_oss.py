@@ -20,7 +20,8 @@ from mint_mlx.checkpoint.source import load_source, open_model
     ],
 )
 def test_mxfp4_is_e2m1_times_a_power_of_two(projection: str, fused: str, rows: slice) -> None:
-    folder, prefix = RELEASED / "gpt_oss", "model.layers.1.mlp.experts"
+    folder = RELEASED / "gpt_oss"
+    prefix = "model.layers.1.mlp.experts"
     blocks, scales = (
         raw(folder, f"{prefix}.{fused}_blocks"),
         raw(folder, f"{prefix}.{fused}_scales"),
@@ -35,7 +36,8 @@ def test_mxfp4_is_e2m1_times_a_power_of_two(projection: str, fused: str, rows: s
 
 
 def test_gpt_oss_experts_in_bf16_are_those_of_the_fused_tensors() -> None:
-    folder, prefix = RELEASED / "gpt_oss_bf16", "model.layers.0.mlp.experts"
+    folder = RELEASED / "gpt_oss_bf16"
+    prefix = "model.layers.0.mlp.experts"
     fused, bias = raw(folder, f"{prefix}.gate_up_proj"), raw(folder, f"{prefix}.gate_up_proj_bias")
     model = dict(tree_flatten(open_model(load_source(str(folder))).parameters()))
     for projection, start in (("gate_proj", 0), ("up_proj", 1)):
