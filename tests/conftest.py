@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a cache and settings of their own, the demo model, random checkpoints."""
+"""Fixtures of all tests: an empty cache, the demo model, random checkpoints, the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from fake_hub import FakeHub, serve_hub  # noqa: E402
-from helpers import DEMO, Cli, Maker, Ran, qwen3_moe, run_cli, write_checkpoint  # noqa: E402
+from helpers import DEMO, Cli, Maker, Model, Ran, qwen3_moe, run_cli, write_checkpoint  # noqa: E402
 
 from mint_mlx.jobs import measurements  # noqa: E402
 from mint_mlx.jobs.model import Job, prepare  # noqa: E402
@@ -27,16 +27,16 @@ from mint_mlx.runtime.cpu_ops import on_cpu  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or leaves anything in the user's cache, and none reaches the network."""
+def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has an empty cache, no network, and settings that cost little time."""
     monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    # What looks at the model's own text has tests of its own (test_effort.py), on few tokens.
+
+    # The levels that use the model's own text have tests of their own, on few tokens; shorter
+    # windows are sampled side by side, in a quarter of the steps.
     monkeypatch.setattr(efforts, "DEFAULT", "fast")
     monkeypatch.setattr(efforts, "TOKENS", 512)
-    monkeypatch.setattr(
-        "mint_mlx.measure.self_text.LENGTH", 64
-    )  # sampled side by side: a quarter of the steps
+    monkeypatch.setattr("mint_mlx.measure.self_text.LENGTH", 64)
     monkeypatch.setattr("mint_mlx.converters.quantizers.learn_block.STEPS", 2)
     monkeypatch.setattr("mint_mlx.converters.quantizers.learn_block.TOKENS", 256)
     monkeypatch.setattr("mint_mlx.converters.quantizers.distil.STEPS", 2)
@@ -45,9 +45,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU takes the ways of a GPU: quantized layers run themselves, in bfloat16 (dense ones;
-    `gather_mm` can't).
-    """
+    """Quantized layers run as on a GPU, in bfloat16 (dense layers only: `gather_mm` can't)."""
     if on_cpu():
         stream = mx.default_stream(mx.cpu)
         monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
@@ -56,7 +54,7 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def on_the_cpu() -> Iterator[None]:
-    """On a Mac as well."""
+    """What replaces parts of the CPU backend is tested on the CPU, on a Mac as well."""
     device = mx.default_device()
     mx.set_default_device(mx.cpu)
     yield
@@ -71,7 +69,7 @@ def demo_model() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_text() -> np.ndarray:
-    """2,048 tokens of the demo model, of another seed than conversions use, windows of 64."""
+    """2,048 tokens of the demo model in windows of 64, of another seed than conversions use."""
     return write_tokens(prepare(str(DEMO)).source, 2048, 2048, seed=5, length=64)[0]
 
 
@@ -79,9 +77,7 @@ def demo_text() -> np.ndarray:
 def make(tmp_path: Path) -> Maker:
     """make(llama(2), ...) writes a random checkpoint and returns its folder."""
 
-    def write(
-        model: tuple[dict[str, Any], dict[str, tuple[int, ...]]], name: str = "model", **more: Any
-    ) -> Path:
+    def write(model: Model, name: str = "model", **more: Any) -> Path:
         return write_checkpoint(tmp_path / name, model, **more)
 
     return write

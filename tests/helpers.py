@@ -1,6 +1,4 @@
-"""What tests share: tiny random checkpoints in the released layouts, made here so that tests need
-no network and no other files, and the command line in this process.
-"""
+"""What tests share: random checkpoints, made here, what spoils them, and the command line."""
 
 from __future__ import annotations
 
@@ -58,7 +56,10 @@ def _attention(prefix: str, heads: int = 4, kv: int = 2) -> dict[str, tuple[int,
     }
 
 
-def llama(layers: int, tied: bool = False) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+Model = tuple[dict[str, Any], dict[str, tuple[int, ...]]]  # config and tensor shapes
+
+
+def llama(layers: int, tied: bool = False) -> Model:
     """A dense Llama: config and tensor shapes."""
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (VOCAB, HIDDEN),
@@ -75,9 +76,9 @@ def llama(layers: int, tied: bool = False) -> tuple[dict[str, Any], dict[str, tu
     return config, shapes
 
 
-def qwen3_moe(layers: int, experts: int = 4) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+def qwen3_moe(layers: int, experts: int = 4) -> Model:
     """A Qwen3-MoE with one file entry per expert, as released."""
-    config, shapes = llama(layers)
+    _, shapes = llama(layers)
     for i in range(layers):
         prefix = f"model.layers.{i}"
         for name in [n for n in shapes if n.startswith(f"{prefix}.mlp.")]:
@@ -85,11 +86,10 @@ def qwen3_moe(layers: int, experts: int = 4) -> tuple[dict[str, Any], dict[str, 
         shapes |= {f"{prefix}.self_attn.{n}_norm.weight": (HEAD_DIM,) for n in ("q", "k")}
         shapes[f"{prefix}.mlp.gate.weight"] = (experts, HIDDEN)
         for e in range(experts):
-            shapes |= {
-                f"{prefix}.mlp.experts.{e}.{name}_proj.weight": (64, HIDDEN)
-                for name in ("gate", "up")
-            }
-            shapes[f"{prefix}.mlp.experts.{e}.down_proj.weight"] = (HIDDEN, 64)
+            expert = f"{prefix}.mlp.experts.{e}"
+            shapes |= {f"{expert}.{name}_proj.weight": (64, HIDDEN) for name in ("gate", "up")}
+            shapes[f"{expert}.down_proj.weight"] = (HIDDEN, 64)
+
     config = _config(
         "qwen3_moe",
         layers,
@@ -105,20 +105,19 @@ def qwen3_moe(layers: int, experts: int = 4) -> tuple[dict[str, Any], dict[str, 
     return config, shapes
 
 
-def mixtral(layers: int, experts: int = 8) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+def mixtral(layers: int, experts: int = 8) -> Model:
     """A Mixtral: its class has no predicate that protects the router."""
-    config, shapes = llama(layers)
+    _, shapes = llama(layers)
     for i in range(layers):
         prefix = f"model.layers.{i}"
         for name in [n for n in shapes if n.startswith(f"{prefix}.mlp.")]:
             del shapes[name]
         shapes[f"{prefix}.block_sparse_moe.gate.weight"] = (experts, HIDDEN)
         for e in range(experts):
-            shapes |= {
-                f"{prefix}.block_sparse_moe.experts.{e}.{w}.weight": (64, HIDDEN)
-                for w in ("w1", "w3")
-            }
-            shapes[f"{prefix}.block_sparse_moe.experts.{e}.w2.weight"] = (HIDDEN, 64)
+            expert = f"{prefix}.block_sparse_moe.experts.{e}"
+            shapes |= {f"{expert}.{name}.weight": (64, HIDDEN) for name in ("w1", "w3")}
+            shapes[f"{expert}.w2.weight"] = (HIDDEN, 64)
+
     config = _config(
         "mixtral", layers, intermediate_size=64, num_local_experts=experts, num_experts_per_tok=2
     )
@@ -145,7 +144,7 @@ def _config(model_type: str, layers: int, **more: Any) -> dict[str, Any]:
 
 def write_checkpoint(
     folder: Path,
-    model: tuple[dict[str, Any], dict[str, tuple[int, ...]]],
+    model: Model,
     shards: int = 1,
     dtype: mx.Dtype = mx.bfloat16,
     seed: int = 0,
@@ -159,15 +158,17 @@ def write_checkpoint(
         key, draw = mx.random.split(key)
         scale = 1.0 if len(shape) == 1 else shape[-1] ** -0.5
         tensors[name] = (mx.random.normal(shape, key=draw) * scale).astype(dtype)
+
     names = list(tensors)
     weight_map = {}
     for s in range(shards):
-        file = (
-            "model.safetensors" if shards == 1 else f"model-{s + 1:05d}-of-{shards:05d}.safetensors"
-        )
-        part = {name: tensors[name] for name in names[s::shards]}
-        mx.save_safetensors(str(folder / file), part, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(part, file)
+        file = f"model-{s + 1:05d}-of-{shards:05d}.safetensors"
+        if shards == 1:
+            file = "model.safetensors"
+        shard = {name: tensors[name] for name in names[s::shards]}
+        mx.save_safetensors(str(folder / file), shard, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+
     if shards > 1:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps(config))
@@ -254,9 +255,12 @@ def kl(source: Path, checkpoint: Path, tokens: np.ndarray) -> float:
     return float(mx.mean(mx.sum(mx.exp(logp[0]) * (logp[0] - logp[1]), axis=-1)))
 
 
-def rewrite_shards(folder: Path, change: Any) -> Path:
-    """Rewrite a checkpoint's shards as one, with its raw bytes and types changed."""
-    tensors: dict[str, tuple[str, list[int], bytes]] = {}
+RawTensors = dict[str, tuple[str, list[int], bytes]]  # type, shape and bytes by name
+
+
+def rewrite_shards(folder: Path, change: Callable[[RawTensors], Any]) -> Path:
+    """Rewrite a checkpoint's shards as one, with what `change` does to its raw tensors."""
+    tensors: RawTensors = {}
     for file in sorted(folder.glob("model*.safetensors")):
         raw = file.read_bytes()
         (length,) = struct.unpack("<Q", raw[:8])
@@ -267,14 +271,12 @@ def rewrite_shards(folder: Path, change: Any) -> Path:
         file.unlink()
     (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     change(tensors)
+
     header = {}
     data = b""
     for name, (dtype, shape, content) in tensors.items():
-        header[name] = {
-            "dtype": dtype,
-            "shape": shape,
-            "data_offsets": [len(data), len(data) + len(content)],
-        }
+        offsets = [len(data), len(data) + len(content)]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
         data += content
     text = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
@@ -282,6 +284,6 @@ def rewrite_shards(folder: Path, change: Any) -> Path:
 
 
 def gradients(function: Callable[..., mx.array], *arrays: mx.array) -> list[np.ndarray]:
-    """Of a sum of the outputs, each weighted in its own way."""
+    """The gradients of a sum of the outputs, each with a random weight."""
     weights = mx.random.normal(function(*arrays).shape, key=mx.random.key(9))
     return [np.array(a) for a in mx.vjp(function, list(arrays), [weights])[1]]

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and file systems without locks do."""
+"""Files are written whole or not at all, and locks are used only where there are any."""
 
 from __future__ import annotations
 

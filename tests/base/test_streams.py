@@ -1,4 +1,4 @@
-"""Each thread has streams of its own."""
+"""Each thread reads and computes on MLX streams of its own."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mint_mlx.jobs.convert import convert
 def test_two_threads_of_a_program_convert(make: Maker, tmp_path: Path) -> None:
     """MLX binds a stream to the thread that made it: a second thread may not get the first's."""
     source = str(make(llama(1)))
-    made = []
+    files = []
 
     def work(number: int) -> None:
         convert(source, "5bpw", tmp_path / str(number), smoke=False)
-        made.append((tmp_path / str(number) / "model.safetensors").read_bytes())
+        files.append((tmp_path / str(number) / "model.safetensors").read_bytes())
 
     for number in range(2):
         thread = threading.Thread(target=work, args=(number,))
         thread.start()
         thread.join()
-    assert len(made) == 2
-    assert made[0] == made[1]
+    assert len(files) == 2
+    assert files[0] == files[1]

@@ -1,4 +1,4 @@
-"""Where may be written: nothing but our own checkpoints is ever replaced."""
+"""Targets: only mint-mlx's own checkpoints are replaced, and only when that is asked for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from mint_mlx.base.errors import MintError
 from mint_mlx.converters.output import write
 from mint_mlx.jobs.convert import convert
 
+# Where force must delete nothing: the source, its parent, folders and files of others, links, and
+# paths that cannot be written.
+PRECIOUS = ("proj/src", "proj", "notes", "link", "gone", "file", ".", "..")
+IMPOSSIBLE = ("a[1]", "x" * 250, "no/parent", "")
+
 
 def test_force_deletes_nothing_but_our_own_checkpoints(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -24,21 +29,9 @@ def test_force_deletes_nothing_but_our_own_checkpoints(
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path)
+
     before = sorted(p for p in tmp_path.rglob("*") if "cache" not in p.parts)
-    for target in (
-        "proj/src",
-        "proj",
-        "notes",
-        "link",
-        "gone",
-        "file",
-        ".",
-        "..",
-        "a[1]",
-        "x" * 250,
-        "no/parent",
-        "",
-    ):
+    for target in (*PRECIOUS, *IMPOSSIBLE):
         with pytest.raises(MintError):
             convert(str(source), "5bpw", target, smoke=False, force=True)
     assert sorted(p for p in tmp_path.rglob("*") if "cache" not in p.parts) == before
@@ -64,11 +57,8 @@ def test_a_neighbour_with_a_like_name_is_left_alone(make: Maker, tmp_path: Path)
     convert(source, "5bpw", tmp_path / "old", smoke=False)
     (tmp_path / "old").rename(tmp_path / "out.replaced-3")  # as a killed run leaves it
     convert(source, "5bpw", tmp_path / "out", smoke=False)
-    assert {p.name for p in tmp_path.glob("out*")} == {
-        "out",
-        "out.replaced-notes",
-        "out.replaced-2",
-    }
+    names = {p.name for p in tmp_path.glob("out*")}
+    assert names == {"out", "out.replaced-notes", "out.replaced-2"}
 
 
 def test_a_path_that_mlx_lm_cannot_handle_is_refused_from_inside_too(
