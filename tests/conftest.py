@@ -18,6 +18,9 @@ import pytest  # noqa: E402
 from fake_hub import FakeHub, serve_hub  # noqa: E402
 from helpers import DEMO, Cli, Maker, Model, Ran, qwen3_moe, run_cli, write_checkpoint  # noqa: E402
 
+from mint_mlx.allocation.allocate import allocate  # noqa: E402
+from mint_mlx.allocation.plan import Plan  # noqa: E402
+from mint_mlx.base.units import parse_budget  # noqa: E402
 from mint_mlx.jobs import measurements  # noqa: E402
 from mint_mlx.jobs.model import Job, prepare  # noqa: E402
 from mint_mlx.measure.profile import Profile  # noqa: E402
@@ -93,6 +96,12 @@ def job(make: Maker) -> Job:
 def curves(job: Job) -> Profile:
     """The profile of `job`."""
     return measurements.get_profile(job)
+
+
+@pytest.fixture
+def plan(job: Job, curves: Profile) -> Plan:
+    """The plan of `job` at 4.5 bits per weight."""
+    return allocate(curves, parse_budget("4.5bpw"), job.recipe)
 
 
 @pytest.fixture

@@ -59,15 +59,12 @@ def test_a_plan_meets_its_budget_to_the_byte(
 def test_many_shards_never_break_the_budget(
     job: Job, curves: Profile, monkeypatch: pytest.MonkeyPatch, max_shard: int
 ) -> None:
-    from mint_mlx.checkpoint import layout
-
-    monkeypatch.setattr(layout, "MAX_SHARD", max_shard)
-    least, most = size_range(job.inventory, list_candidates(SearchSpace(job.inventory, DEFAULT)))
+    monkeypatch.setattr("mint_mlx.checkpoint.layout.MAX_SHARD", max_shard)
+    least, most = size_range(job.inventory, list_candidates(job.inventory, DEFAULT))
     for limit in np.linspace(1.6 * least, most, 40).astype(int):
-        plan = allocate(curves, parse_budget(f"{limit}B"), SearchSpace(curves.inventory, DEFAULT))
-        made = plan.layout(job.inventory)
-        assert len(made.names) > 2
-        assert 0.98 * limit < made.total <= limit
+        layout = allocate(curves, parse_budget(f"{limit}B"), DEFAULT).layout(job.inventory)
+        assert len(layout.names) > 2
+        assert 0.98 * limit < layout.total <= limit
 
 
 def test_the_same_profile_and_budget_give_the_same_plan(job: Job, curves: Profile) -> None:
@@ -153,48 +150,29 @@ def test_a_layer_that_feedback_mends_gets_fewer_bits(job: Job, curves: Profile) 
     path = "model.layers.1.mlp.switch_mlp.down_proj"
     size = parse_budget("5bpw")
     bits = []
-    for left in ({}, {path: 0.01}):
-        made = Sensitivity(Origin(), np.zeros((1, 100), np.int32), "", trace, left=left)
-        bits.append(
-            allocate(
-                curves,
-                size,
-                SearchSpace(curves.inventory, DEFAULT),
-                "fisher-gptq",
-                sensitivity=made,
-            )
-            .choice[path]
-            .bits
-        )
-        plain = (
-            allocate(
-                curves, size, SearchSpace(curves.inventory, DEFAULT), "fisher", sensitivity=made
-            )
-            .choice[path]
-            .bits
-        )
-        assert plain == bits[0]
+    for remaining in ({}, {path: 0.01}):
+        sensitivity = Sensitivity("", "", "", 100, "", trace, left=remaining)
+        fed = allocate(curves, size, DEFAULT, "fisher-gptq", sensitivity=sensitivity)
+        plain = allocate(curves, size, DEFAULT, "fisher", sensitivity=sensitivity)
+        bits.append(fed.choice[path].bits)
+        assert plain.choice[path].bits == bits[0]
     assert bits[1] < bits[0]
 
 
 def test_feedback_mends_what_it_knows(job: Job) -> None:
     """Only affine codes of layers whose inputs are followed."""
     layer = next(layer for layer in job.inventory.layers if layer.role == "expert_down")
-    made = Sensitivity(Origin(), np.zeros((1, 100), np.int32), "", {}, left={layer.path: 0.5})
+    sensitivity = Sensitivity("", "", "", 100, "", {}, left={layer.path: 0.5})
     configs = (QuantConfig(4, 32), parse_config("mxfp4"), KEEP)
-    assert feedback_leaves(layer, configs, made).tolist() == [0.5, 1, 1]
+    assert feedback_leaves(layer, configs, sensitivity).tolist() == [0.5, 1, 1]
     assert feedback_leaves(layer, configs, None).tolist() == [1, 1, 1]
-    assert feedback_leaves(replace(layer, kind="multi-linear"), configs, made).tolist() == [1, 1, 1]
+    heads = replace(layer, kind="multi-linear")
+    assert feedback_leaves(heads, configs, sensitivity).tolist() == [1, 1, 1]
 
 
 def test_a_sensitivity_of_another_model_is_refused(make: Maker) -> None:
     one, two = (prepare(str(make(llama(1), f"m{seed}", seed=seed))) for seed in (0, 1))
-    made = measure(one.source, one.inventory, TOKENS, "random")
+    sensitivity = measure(one.source, one.inventory, TOKENS, "random")
+    profile = measurements.get_profile(two)
     with pytest.raises(MintError, match="another model"):
-        allocate(
-            measurements.get_profile(two),
-            parse_budget("5bpw"),
-            two.recipe,
-            "fisher",
-            sensitivity=made,
-        )
+        allocate(profile, parse_budget("5bpw"), two.recipe, "fisher", sensitivity=sensitivity)

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of its making serves the next conversion."""
+"""Plan, profile and sensitivity that a checkpoint holds serve the next conversion."""
 
 from __future__ import annotations
 
@@ -42,72 +42,55 @@ def test_a_checkpoint_keeps_what_made_it(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = str(make(qwen3_moe(1)))
-    first = convert.convert(folder, "5bpw", tmp_path / "a", effort="balanced", smoke=False)
+    a, b, c = (tmp_path / name for name in "abc")
+    first = convert.convert(folder, "5bpw", a, effort="balanced", smoke=False)
+
+    # With an empty cache, the sensitivity that took hours is not measured again.
     monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "empty"))
-    monkeypatch.setattr(
-        "mint_mlx.measure.sensitivity.measure", None
-    )  # the hours are not spent again
-    again = convert.convert(
-        folder, "5bpw", tmp_path / "b", effort="balanced", sensitivity=tmp_path / "a", smoke=False
-    )
+    monkeypatch.setattr("mint_mlx.measure.sensitivity.measure", None)
+    again = convert.convert(folder, "5bpw", b, effort="balanced", sensitivity=a, smoke=False)
     assert first.plan.choice == again.plan.choice
-    third = convert.convert(
-        folder,
-        plan=str(tmp_path / "a"),
-        out=tmp_path / "c",
-        sensitivity=tmp_path / "b",
-        smoke=False,
-    )
+    third = convert.convert(folder, plan=str(a), out=c, sensitivity=b, smoke=False)
     assert third.plan.quantizer == "gptq"
-    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"]
+    files = [(folder / "model.safetensors").read_bytes() for folder in (a, b, c)]
     assert files[0] == files[1] == files[2]
-    plan, _ = steps.plan_profile(str(tmp_path / "a"), "5bpw", sensitivity=str(tmp_path / "a"))
+    plan, _ = steps.plan_profile(str(a), "5bpw", sensitivity=str(a))
     assert plan.choice == first.plan.choice
 
 
 def test_a_kept_sensitivity_that_does_not_serve(make: Maker, tmp_path: Path) -> None:
     one, two = (str(make(llama(1), f"m{seed}", seed=seed)) for seed in (0, 1))
-    convert.convert(one, "6bpw", tmp_path / "a", effort="balanced", smoke=False)
+    a, b, fast = (tmp_path / name for name in ("a", "b", "fast"))
+    convert.convert(one, "6bpw", a, effort="balanced", smoke=False)
     with pytest.raises(MintError, match="another model"):
-        convert.convert(
-            two, "6bpw", tmp_path / "b", effort="balanced", sensitivity=tmp_path / "a", smoke=False
-        )
+        convert.convert(two, "6bpw", b, effort="balanced", sensitivity=a, smoke=False)
     with pytest.raises(MintError, match="no use"):
-        convert.convert(
-            one, "6bpw", tmp_path / "b", effort="fast", sensitivity=tmp_path / "a", smoke=False
-        )
-    convert.convert(one, "6bpw", tmp_path / "fast", effort="fast", smoke=False)
+        convert.convert(one, "6bpw", b, effort="fast", sensitivity=a, smoke=False)
+    convert.convert(one, "6bpw", fast, effort="fast", smoke=False)
     with pytest.raises(MintError, match="holds no mint-sensitivity"):
-        convert.convert(
-            one,
-            "6bpw",
-            tmp_path / "b",
-            effort="balanced",
-            sensitivity=tmp_path / "fast",
-            smoke=False,
-        )
+        convert.convert(one, "6bpw", b, effort="balanced", sensitivity=fast, smoke=False)
 
 
 def test_a_repository_lends_what_it_keeps(hub: FakeHub, tmp_path: Path) -> None:
-    """Plan, profile and sensitivity come from the Hub as one small file each; what is missing is
-    one sentence.
-    """
+    """Each comes from the Hub as one small file; one that is missing is one sentence."""
     absent = hub.run("allocate", "org/tiny", "--budget", "5bpw")
     assert absent.returncode == 1
     assert "org/tiny holds no mint-profile.json" in absent.stderr
-    made = convert.convert(
-        str(hub.folder), "5bpw", tmp_path / "made", effort="balanced", smoke=False
-    )
+
+    # From the files of a conversion its plan is made again, without anything else.
+    out = tmp_path / "out"
+    result = convert.convert(str(hub.folder), "5bpw", out, effort="balanced", smoke=False)
     for name in KEPT:
-        shutil.copyfile(tmp_path / "made" / name, hub.folder / name)
+        shutil.copyfile(out / name, hub.folder / name)
     hub.bytes_sent.clear()
     for more in ((), ("--sensitivity", "org/tiny")):
         plan = hub.run("allocate", "org/tiny", *more, "--budget", "5bpw", "--json")
         assert plan.returncode == 0, plan.stderr
-        assert json.loads(plan.stdout)["layers"] == {
-            path: str(config) for path, config in made.plan.choice.items()
-        }
+        choice = {path: str(config) for path, config in result.plan.choice.items()}
+        assert json.loads(plan.stdout)["layers"] == choice
     assert set(hub.bytes_sent) == {"mint-profile.json", "mint-sensitivity.npz"}
+
+    # Without a network, the message does not say that they are missing.
     offline = hub.run("sweep", "org/tiny", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"))
     assert offline.returncode == 1
     assert "holds no" not in offline.stderr

@@ -20,21 +20,22 @@ def test_the_knee_is_where_a_curve_bends() -> None:
 
 
 def test_a_sweep_goes_from_the_smallest_to_the_largest(make: Maker, tmp_path: Path) -> None:
-    folder = str(make(qwen3_moe(1)))
-    convert.convert(folder, "5bpw", tmp_path / "made", effort="balanced", smoke=False)
-    found = sweep.sweep(tmp_path / "made", measured=("5bpw:7.5",))
-    sizes, losses = [p.bytes for p in found.points], [p.loss for p in found.points]
+    out = tmp_path / "out"
+    convert.convert(str(make(qwen3_moe(1))), "5bpw", out, effort="balanced", smoke=False)
+    curve = sweep.sweep(out, measured=("5bpw:7.5",))
+    sizes = [point.bytes for point in curve.points]
+    losses = [point.loss for point in curve.points]
     assert sizes == sorted(sizes)
     assert losses == sorted(losses, reverse=True)
-    assert found.objective == "fisher-gptq"
-    assert any("measured 7.5" in row[3] for row in sweep.sweep_rows(found)[1])
-    short = sweep.sweep(
-        tmp_path / "made", measured=(f"{sizes[3] - 2}B:9",)
-    )  # a size that is nearly the fourth
-    assert "measured 9" in sweep.sweep_rows(short)[1][3][3]
-    sweep.draw(found, tmp_path / "s.png")
+    assert curve.objective == "fisher-gptq"
+    assert sweep.sweep(out / "mint-profile.json").objective == "prior"
+
+    # Measured figures stand beside the size that they are nearest to.
+    assert any("measured 7.5" in row[3] for row in sweep.sweep_rows(curve)[1])
+    near_the_fourth = sweep.sweep(out, measured=(f"{sizes[3] - 2}B:9",))
+    assert "measured 9" in sweep.sweep_rows(near_the_fourth)[1][3][3]
+    sweep.draw(curve, tmp_path / "s.png")
     assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
-    assert sweep.sweep(tmp_path / "made" / "mint-profile.json").objective == "prior"
 
 
 @pytest.mark.parametrize("text", ["5bpw", "5bpw:", "smallest:3", "5bpw:-1", "x:3"])

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from helpers import Maker, mixtral
 
-from mint_mlx.allocation.allocate import (
-    uniform,
-)
+from mint_mlx.allocation.allocate import uniform
 from mint_mlx.base.quant_config import KEEP, QuantConfig
 from mint_mlx.jobs.model import Job, prepare
 

@@ -1,6 +1,4 @@
-"""The Hugging Face Hub, played by a small local server: headers first, download later, a sentence
-for each fault.
-"""
+"""The Hugging Face Hub: headers first, download later, a sentence for each fault."""
 
 from __future__ import annotations
 
@@ -27,19 +25,19 @@ def test_sizes_and_refusals_cost_headers_only(hub: FakeHub) -> None:
     table = hub.run("convert", "org/tiny", "--json")
     assert table.returncode == 2, table.stderr
     assert json.loads(table.stdout)["sizes"][-1]["label"] == "(unquantized)"
+
+    # Without a profile both shards are downloaded twice, but are on the disk once.
     dry = hub.run("convert", "org/tiny", "--budget", "5bpw", "--dry-run", "--low-disk", "--json")
     assert dry.returncode == 0, dry.stderr
-    said = json.loads(
-        dry.stdout
-    )  # twice, since there is no profile; but on the disk both shards once
+    said = json.loads(dry.stdout)
     assert 1.9 * total < said["download"] < 2.1 * total
     assert said["disk"] <= said["bytes"] + 1.01 * total
     refused = hub.run("convert", "org/tiny", "--budget", "10KB")
     assert refused.returncode == 1
     assert "too small" in refused.stderr
-    assert (
-        weights_sent(hub) <= 3 * 2 * 100_001
-    )  # huggingface_hub reads the first 100 kB of each shard
+
+    # huggingface_hub reads the first 100 kB of each shard, three times here.
+    assert weights_sent(hub) <= 3 * 2 * 100_001
     assert total > 2 * 100_001
     assert not any((hub.home / "hub").rglob("*.safetensors"))
 
@@ -49,18 +47,24 @@ def test_a_hub_model_is_converted_and_its_profile_found_again(hub: FakeHub) -> N
     (hub.folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nthe original's page")
     done = hub.run("convert", "org/tiny", "--budget", "5bpw", "--json")
     assert done.returncode == 0, done.stderr
+
+    # The folder's name says what the plan reaches, to two places.
     data = json.loads(done.stdout)
-    name = "tiny-mint-5bpw"  # what the plan reaches, to two places
+    name = "tiny-mint-5bpw"
     assert data["path"] == name
     assert 4.995 < data["bits_per_weight"] < 5
     assert data["revision"] == COMMIT
     assert "pytorch_model.bin" not in hub.bytes_sent
+
+    # The card names the original, whose own page it isn't.
     card = (hub.home / name / "README.md").read_text()
     assert "license: apache-2.0" in card
     assert "the original's page" not in card
     assert "base_model: org/tiny" in card
     assert "base_model_relation: quantized" in card
     assert COMMIT in card
+
+    # The next run has profile and weights, without a network too.
     again = hub.run("convert", "org/tiny", "--json")
     assert json.loads(again.stdout)["sizes"][0]["loss"] is not None
     offline = hub.run("convert", "org/tiny", "--budget", "6bpw", "--json", HF_HUB_OFFLINE="1")
@@ -84,23 +88,24 @@ def test_a_refusal_of_the_hub_is_one_sentence(hub: FakeHub, fault: str, sentence
 
 
 @pytest.mark.parametrize(
-    ("here", "wanted"), [(True, False), (False, True), (True, True), (None, True)]
+    ("private", "wanted"), [(True, False), (False, True), (True, True), (None, True)]
 )
 def test_a_repository_is_as_private_as_it_is_said_to_be(
-    here: bool | None, wanted: bool, monkeypatch: pytest.MonkeyPatch
+    private: bool | None, wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """`private` is what the repository is; None where there is none yet."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     class Api:
         def whoami(self) -> None: ...
 
         def repo_info(self, repo: str) -> SimpleNamespace:
-            if here is None:
+            if private is None:
                 raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
-            return SimpleNamespace(private=here)
+            return SimpleNamespace(private=private)
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    if here is (not wanted):
+    if private is (not wanted):
         with pytest.raises(MintError, match="exists and is"):
             check_upload("me/mine", private=wanted)
     else:
@@ -121,17 +126,16 @@ def test_an_upload_leaves_no_shard_of_another_size(
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     assert upload(tmp_path, "me/mine", private=True) == "page-of-me/mine"
-    old = (
+
+    # Files of an earlier upload are deleted there, others stay.
+    ours = [
         "model-00004-of-00004.safetensors",
         "model.safetensors.index.json",
         "mint-refined.json",
-        "README.md",
-        "own.txt",
-    )
-    gone = [
-        name for name in old if any(fnmatch(name, pattern) for pattern in asked["delete_patterns"])
     ]
-    assert gone == list(old[:3])
+    patterns = asked["delete_patterns"]
+    names = [*ours, "README.md", "own.txt"]
+    assert ours == [n for n in names if any(fnmatch(n, pattern) for pattern in patterns)]
 
 
 def test_offline_and_unreachable_are_one_sentence(hub: FakeHub) -> None:
@@ -145,9 +149,9 @@ def test_offline_and_unreachable_are_one_sentence(hub: FakeHub) -> None:
 def test_a_cache_without_a_tokenizer_is_completed(hub: FakeHub) -> None:
     """Another program may have left config and weights only; who has all needs no network."""
     snapshot = hub.fill_cache()
-    found = hub.run("doctor", "org/tiny", HF_HUB_OFFLINE="1")
-    assert found.returncode == 1
-    assert "not in mlx-lm's layout" in found.stderr
+    examined = hub.run("doctor", "org/tiny", HF_HUB_OFFLINE="1")
+    assert examined.returncode == 1
+    assert "not in mlx-lm's layout" in examined.stderr
     for file in snapshot.glob("tokenizer*.json"):
         file.unlink()
     done = hub.run("convert", "org/tiny", "--budget", "5bpw")
@@ -162,9 +166,7 @@ def test_a_damaged_index_in_the_cache_is_one_sentence(hub: FakeHub) -> None:
 
 
 def test_files_that_the_index_does_not_tell_of(hub: FakeHub) -> None:
-    """A second copy of the weights is found before the download; shards without an index are one
-    sentence.
-    """
+    """A second copy of the weights (before the download), and shards without an index."""
     shard = next(hub.folder.glob("*.safetensors"))
     shutil.copyfile(shard, hub.folder / "model.fp32-copy.safetensors")
     done = hub.run("convert", "org/tiny", "--budget", "5bpw", "--dry-run")

@@ -1,4 +1,4 @@
-"""What loading and running stock mlx-lm may answer."""
+"""Stock mlx-lm, as far as mint-mlx loads and runs it."""
 
 from __future__ import annotations
 

@@ -23,24 +23,26 @@ def test_rows_read_from_the_disk_are_those_of_the_layer(family: str, tmp_path: P
     job = prepare(str(released(family, tmp_path / family)))
     layers = {layer.path: layer for layer in job.inventory.layers}
     straight = row_reader.straight_layers(job.source, job.inventory.layers)
-    experts = [
-        layer for layer in layers.values() if layer.kind == "experts" and layer.stored is None
-    ]
+
+    # Experts in tensors of their own map straight through.
     if family in ("qwen3_moe", "mixtral", "olmoe"):
+        unquantized = [layer for layer in layers.values() if layer.stored is None]
+        experts = [layer.path for layer in unquantized if layer.kind == "experts"]
         assert experts
-        assert all(layer.path in straight for layer in experts)
+        assert all(path in straight for path in experts)
+
+    # Three rows of each of half of the experts are those of the whole layer.
     rng = np.random.default_rng(0)
-    for path, tensors in stream(
-        job.source, job.inventory, [p for p in job.inventory.order if p in straight]
-    ):
+    paths = [path for path in job.inventory.order if path in straight]
+    for path, tensors in stream(job.source, job.inventory, paths):
         layer = layers[path]
         count, height, _ = layer.as_experts
-        chosen = np.sort(rng.permutation(count)[: max(1, count // 2)])
-        which = np.sort(rng.integers(0, height, (len(chosen), 3)), axis=1)
+        experts = np.sort(rng.permutation(count)[: max(1, count // 2)])
+        rows = np.sort(rng.integers(0, height, (len(experts), 3)), axis=1)
         whole = tensors["weight"].reshape(layer.as_experts)
-        read = straight[path].read(job.source, layer, chosen, which)
+        read = straight[path].read(job.source, layer, experts, rows)
         assert read.dtype == whole.dtype, path
-        assert mx.array_equal(read, row_reader.picked(whole, chosen, which)).item(), path
+        assert mx.array_equal(read, row_reader.picked(whole, experts, rows)).item(), path
 
 
 def test_of_a_layer_that_maps_straight_through_only_the_drawn_rows_are_read(
@@ -54,9 +56,9 @@ def test_of_a_layer_that_maps_straight_through_only_the_drawn_rows_are_read(
         return stream(source, inventory, paths, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr("mint_mlx.checkpoint.layer_stream.stream", watched)
-    made = measurements.get_profile(job, sample="0.1")
+    profile = measurements.get_profile(job, sample="0.1")
     assert not touched
-    assert made.sample == "0.1"
-    assert all(curve.share < 0.6 for curve in made.curves.values() if len(curve.configs))
+    assert profile.sample == "0.1"
+    assert all(curve.share < 0.6 for curve in profile.curves.values() if len(curve.configs))
     measurements.get_profile(job, sample="1.0")
     assert touched

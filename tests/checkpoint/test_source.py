@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +14,33 @@ from mint_mlx.checkpoint.source import load_source
 from mint_mlx.jobs.convert import convert
 
 
-def spoil_tokenizer(folder: Path) -> None:
+def no_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
 
-def cut_tokenizer(folder: Path) -> None:
+def half_a_tokenizer(folder: Path) -> None:
     file = folder / "tokenizer.json"
     file.write_bytes(file.read_bytes()[:500])
 
 
-def spoil_template(folder: Path) -> None:
+def bad_template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{% for %}")
 
 
-def spoil_text_config(folder: Path) -> None:
+def bad_text_config(folder: Path) -> None:
     edit_config(folder, text_config="x")
 
 
-def say_gptq(folder: Path) -> None:
+def gptq(folder: Path) -> None:
     edit_config(folder, quantization_config={"quant_method": "gptq"})
 
 
-def spoil_link(folder: Path) -> None:
+def broken_link(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to("blobs/gone")
 
 
-def int8(folder: Path) -> None:
+def int8_weights(folder: Path) -> None:
     edit_weights(folder, lambda w: w | {"lm_head.weight": w["lm_head.weight"].astype(mx.int8)})
 
 
@@ -49,53 +48,53 @@ def extra_tensor(folder: Path) -> None:
     edit_weights(folder, lambda w: w | {"model.surprise": mx.zeros((2,))})
 
 
-def spoil_weights(folder: Path) -> None:
+def half_the_weights(folder: Path) -> None:
     with (folder / "model.safetensors").open("r+b") as file:
         file.truncate(20_000)
 
 
-def spoil_type(folder: Path) -> None:
+def unknown_type(folder: Path) -> None:
     edit_config(folder, model_type="no_such_model")
 
 
-def spoil_shape(folder: Path) -> None:
+def too_many_blocks(folder: Path) -> None:
     edit_config(folder, num_hidden_layers=7)
 
 
-def spoil_depth(folder: Path) -> None:
+def a_million_blocks(folder: Path) -> None:
     edit_config(folder, num_hidden_layers=10**6)
 
 
-def spoil_config(folder: Path) -> None:
+def half_a_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
 
-def spoil_fields(folder: Path) -> None:
+def config_of_a_type_only(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "llama"}')
 
 
-def bring_code(folder: Path) -> None:
+def code_beside_it(folder: Path) -> None:
     edit_config(folder, model_file="evil.py")
 
 
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (spoil_tokenizer, "no tokenizer"),
-        (cut_tokenizer, "tokenizer of model cannot be read"),
-        (spoil_template, "chat template"),
-        (spoil_text_config, "text_config"),
-        (say_gptq, "quantized with GPTQ"),
-        (spoil_link, "not a regular file"),
-        (int8, "lm_head has weights of type I8"),
+        (no_tokenizer, "no tokenizer"),
+        (half_a_tokenizer, "tokenizer of model cannot be read"),
+        (bad_template, "chat template"),
+        (bad_text_config, "text_config"),
+        (gptq, "quantized with GPTQ"),
+        (broken_link, "not a regular file"),
+        (int8_weights, "lm_head has weights of type I8"),
         (extra_tensor, "model.surprise"),
-        (spoil_weights, "truncated"),
-        (spoil_type, "no model of type 'no_such_model'"),
-        (spoil_depth, "num_hidden_layers is 1000000"),
-        (spoil_shape, "cannot build"),
-        (spoil_config, "not valid JSON"),
-        (spoil_fields, "cannot build"),
-        (bring_code, "code of its own"),
+        (half_the_weights, "truncated"),
+        (unknown_type, "no model of type 'no_such_model'"),
+        (a_million_blocks, "num_hidden_layers is 1000000"),
+        (too_many_blocks, "cannot build"),
+        (half_a_config, "not valid JSON"),
+        (config_of_a_type_only, "cannot build"),
+        (code_beside_it, "code of its own"),
     ],
 )
 def test_bad_sources_are_refused_and_leave_nothing(
@@ -109,12 +108,12 @@ def test_bad_sources_are_refused_and_leave_nothing(
 
 
 def test_a_snapshot_is_called_by_its_repository(make: Maker) -> None:
-    made = make(llama(1), "models--org--some--name")
-    folder = made / "snapshots" / "0123abc"
-    folder.mkdir(parents=True)
-    for file in [f for f in made.iterdir() if f.is_file()]:
-        file.rename(folder / file.name)
-    assert load_source(str(folder)).name == "org/some--name"
+    cache = make(llama(1), "models--org--some--name")
+    snapshot = cache / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    for file in [f for f in cache.iterdir() if f.is_file()]:
+        file.rename(snapshot / file.name)
+    assert load_source(str(snapshot)).name == "org/some--name"
 
 
 @pytest.mark.parametrize("name", ["models/My--Model", "org/name.git", "./nowhere", "~nouser/x"])
@@ -133,6 +132,5 @@ def test_the_fingerprint_follows_config_and_weights(make: Maker) -> None:
     assert first.fingerprint == same.fingerprint
     assert first.structure == other.structure
     assert first.content != other.content
-    config = json.loads((same.path / "config.json").read_text()) | {"rope_theta": 5.0}
-    (same.path / "config.json").write_text(json.dumps(config))
+    edit_config(same.path, rope_theta=5.0)
     assert load_source(str(same.path)).structure != first.structure

@@ -16,14 +16,8 @@ def test_code_that_a_checkpoint_brings_is_never_run_and_never_asked_about(
     folder = make(qwen3_moe(1))
     ran = tmp_path / "ran"
     (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: pass\n")
-    edit_config(
-        folder,
-        auto_map={
-            "AutoConfig": "own.Own",
-            "AutoModelForCausalLM": "own.Own",
-            "AutoTokenizer": "own.Own",
-        },
-    )
+    classes = ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")
+    edit_config(folder, auto_map=dict.fromkeys(classes, "own.Own"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
     for effort in ("fast", "balanced"):
         convert(str(folder), "5bpw", tmp_path / effort, effort=effort)

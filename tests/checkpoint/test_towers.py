@@ -1,6 +1,4 @@
-"""Towers and multi-token-prediction blocks: dropped with all that tells of them, or carried along
-as they are.
-"""
+"""Towers and multi-token-prediction blocks: dropped with their settings, or copied as they are."""
 
 from __future__ import annotations
 
@@ -48,10 +46,10 @@ def names(folder: Path) -> set[str]:
 
 
 def tensors(folder: Path, prefixes: tuple[str, ...]) -> dict[str, mx.array]:
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for file in read_folder(folder):
-        found |= mx.load(str(folder / file))  # type: ignore[arg-type]
-    return {name: array for name, array in found.items() if name.startswith(prefixes)}
+        arrays |= mx.load(str(folder / file))  # type: ignore[arg-type]
+    return {name: array for name, array in arrays.items() if name.startswith(prefixes)}
 
 
 @pytest.mark.parametrize("family", TOWERS)
@@ -59,15 +57,13 @@ def test_a_text_model_says_nothing_of_its_tower(tmp_path: Path, family: str) -> 
     model = source(family, tmp_path / family)
     convert.convert(str(model), "5bpw", tmp_path / "out", smoke=False)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert not [
-        key for key in config if "vision" in key or "image" in key or "video" in key or "boi" in key
-    ]
+    words = ("vision", "image", "video", "boi")
+    assert not [key for key in config if any(word in key for word in words)]
     assert config["text_config"]
     assert config["model_type"] == family
     assert not [name for name in PROCESSORS if (tmp_path / "out" / name).exists()]
-    assert "processor_class" not in json.loads(
-        (tmp_path / "out" / "tokenizer_config.json").read_text()
-    )
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert "processor_class" not in settings
     assert not [name for name in names(tmp_path / "out") if "vis" in name or "multi_modal" in name]
     assert examine(str(tmp_path / "out")).findings == []
 
@@ -76,6 +72,8 @@ def test_a_text_model_says_nothing_of_its_tower(tmp_path: Path, family: str) -> 
 def test_all_parts_carry_the_tower_as_it_is(tmp_path: Path, family: str) -> None:
     model = source(family, tmp_path / family)
     whole = convert.convert(str(model), "6bpw", tmp_path / "whole", parts="all", smoke=False)
+
+    # Its tensors, its config and the processors' files are all there, within the budget.
     before, after = tensors(model, TOWERS[family]), tensors(tmp_path / "whole", TOWERS[family])
     assert before.keys() == after.keys()
     assert len(before) > 20
@@ -89,11 +87,14 @@ def test_all_parts_carry_the_tower_as_it_is(tmp_path: Path, family: str) -> None
     assert config["vision_config"] == original["vision_config"]
     assert all((tmp_path / "whole" / name).is_file() for name in PROCESSORS)
     assert examine(str(tmp_path / "whole")).findings == []
-    # The tower changes nothing for stock mlx-lm, and the plan remembers that it is there.
+
+    # The plan remembers that the tower is there.
     plan = tmp_path / "whole" / "mint-plan.yaml"
     again = convert.convert(str(model), plan=plan, out=tmp_path / "again", smoke=False)
     assert again.bytes == whole.bytes
     assert again.plan.parts == "all"
+
+    # It changes nothing for stock mlx-lm.
     edited = tmp_path / "text.yaml"
     edited.write_text(plan.read_text().replace("parts: all", "parts: text"))
     convert.convert(str(model), plan=edited, out=tmp_path / "text", smoke=False)
@@ -159,13 +160,12 @@ def test_parts_that_cannot_be(tmp_path: Path) -> None:
     model = released("llama", tmp_path / "llama")
     with pytest.raises(MintError, match="--parts vision is unknown"):
         convert.convert(str(model), "5bpw", tmp_path / "out", parts="vision")
-    convert.convert(
-        str(model), "5bpw", tmp_path / "out", parts="all", smoke=False
-    )  # there is no tower to add
+
+    # It has no tower to add, but a plan for all parts is not one for the text alone.
+    convert.convert(str(model), "5bpw", tmp_path / "out", parts="all", smoke=False)
+    plan = tmp_path / "out" / "mint-plan.yaml"
     with pytest.raises(MintError, match="the plan was made for --parts all"):
-        convert.convert(
-            str(model), plan=tmp_path / "out" / "mint-plan.yaml", out=tmp_path / "b", parts="text"
-        )
+        convert.convert(str(model), plan=plan, out=tmp_path / "b", parts="text")
 
 
 @pytest.mark.parametrize(

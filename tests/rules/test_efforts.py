@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 import pytest
-from helpers import DEFAULT, Maker, llama
+from helpers import DEFAULT, Maker, kl, llama
 from released import known, released
 
 from mint_mlx.base.errors import UsageError
@@ -16,7 +15,6 @@ from mint_mlx.converters.quantizers.inputs import Moments
 from mint_mlx.jobs import convert, measurements, steps
 from mint_mlx.jobs.model import prepare
 from mint_mlx.rules import efforts
-from mint_mlx.runtime import runner
 
 
 def test_balanced_is_what_people_get(
@@ -31,17 +29,10 @@ def test_balanced_beats_fast_on_a_trained_model(
     demo_model: Path, demo_text: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(efforts, "TOKENS", 4096)
-    text = mx.array(demo_text)
-    source = runner.load_runner(demo_model).model(text)
-    source = source - mx.logsumexp(source, axis=-1, keepdims=True)
     divergence = {}
     for effort in ("fast", "balanced"):
         convert.convert(str(demo_model), "4bpw", tmp_path / effort, effort=effort, smoke=False)
-        logits = runner.load_runner(tmp_path / effort).model(text)
-        logp = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        divergence[effort] = float(
-            mx.mean(mx.sum(mx.exp(source) * (source - logp), axis=-1)).item()
-        )
+        divergence[effort] = kl(demo_model, tmp_path / effort, demo_text)
     assert divergence["balanced"] < 0.75 * divergence["fast"]
 
 
@@ -58,9 +49,7 @@ def test_too_little_text_is_refused(make: Maker, tmp_path: Path, tokens: int) ->
     "family", ["gpt_oss", "deepseek_v3", "qwen3_next", "llama4", "gemma3_text", "kimi_k2"]
 )
 def test_released_families_are_balanced(tmp_path: Path, family: str) -> None:
-    """Sliding windows, latents, linear attention, chunks, tied heads and quantized sources: the
-    whole level runs.
-    """
+    """Windows, latents, linear attention, chunks, tied heads and quantized sources: all of it."""
     if not known(family):
         pytest.skip("this mlx-lm has no such family")
     folder = released(family, tmp_path / family)
@@ -68,10 +57,10 @@ def test_released_families_are_balanced(tmp_path: Path, family: str) -> None:
     assert result.plan.objective == "fisher-gptq"
     assert result.plan.quantizer == "gptq"
     assert result.plan.effort == "balanced"
-    own = measurements.get_sensitivity(prepare(str(folder)))
-    assert own is not None
-    moments = Moments(load_source(str(folder)), result.inventory, *own)
-    followed = [
-        layer.path for layer in result.inventory.layers if layer.kind in ("linear", "experts")
-    ]
-    assert [path for path in followed if moments.of(path) is None] == []
+
+    # Every linear layer's inputs are followed.
+    measured = measurements.get_sensitivity(prepare(str(folder)))
+    assert measured is not None
+    moments = Moments(load_source(str(folder)), result.inventory, *measured)
+    layers = [layer for layer in result.inventory.layers if layer.kind in ("linear", "experts")]
+    assert [layer.path for layer in layers if moments.of(layer.path) is None] == []

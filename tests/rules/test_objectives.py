@@ -1,13 +1,11 @@
-"""What an objective protects."""
+"""Objectives: which layers they protect."""
 
 from __future__ import annotations
 
 import numpy as np
 from helpers import Maker, llama
 
-from mint_mlx.allocation.allocate import (
-    allocate,
-)
+from mint_mlx.allocation.allocate import allocate
 from mint_mlx.base.units import parse_budget
 from mint_mlx.jobs import measurements
 from mint_mlx.jobs.model import Job, prepare

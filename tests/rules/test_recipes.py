@@ -1,4 +1,4 @@
-"""Recipes: the bundled ones, how a family finds its own, and what a file of one's own may say."""
+"""Recipes: the bundled ones, the one that a family gets, and what a user's file may say."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 from released import FAMILIES, RELEASED, known, released
 
-from mint_mlx.allocation.allocate import (
-    allocate,
-)
+from mint_mlx.allocation.allocate import allocate
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.quant_config import KEEP
 from mint_mlx.base.units import parse_budget
@@ -19,7 +17,7 @@ from mint_mlx.jobs import convert
 from mint_mlx.measure.profile import Profile
 from mint_mlx.rules.recipes import Recipe, bundled, find_recipe, read_recipe
 
-OWN = {
+RECIPES = {  # by family, where it has one of its own
     "deepseek_v2": "deepseek",
     "deepseek_v3": "deepseek",
     "kimi_k2": "deepseek",
@@ -50,7 +48,7 @@ def test_bundled_recipes_say_something_and_serve_each_family_once() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_finds_its_recipe(family: str) -> None:
     config = json.loads((RELEASED / family / "config.json").read_text())
-    assert find_recipe(None, config).name == OWN.get(family, "default")
+    assert find_recipe(None, config).name == RECIPES.get(family, "default")
 
 
 def test_rules_hold_in_plans(tmp_path: Path) -> None:
@@ -63,6 +61,8 @@ def test_rules_hold_in_plans(tmp_path: Path) -> None:
     assert result.plan.recipe == "deepseek"
     assert latents
     assert all(config.bits >= 6 for config in latents)
+
+    # Without the family's rules they get fewer bits.
     free = convert.convert(str(model), "5bpw", tmp_path / "free", recipe="default", smoke=False)
     assert any(config.bits < 6 for path, config in free.plan.choice.items() if roles[path] == "mla")
 
@@ -113,8 +113,8 @@ def test_a_recipe_bounds_roles(curves: Profile) -> None:
     rules = [
         {"roles": ["attention"], "floor": 6, "reason": "r"},
         {"roles": ["head"], "keep": True, "reason": "r"},
+        {"roles": ["expert_up"], "ceiling": 4, "reason": "r"},
     ]
-    rules.append({"roles": ["expert_up"], "ceiling": 4, "reason": "r"})
     recipe = Recipe.model_validate({"name": "x", "about": "y", "rules": rules, "candidates": "few"})
     plan = allocate(curves, parse_budget("7bpw"), recipe)
     assert plan.choice["lm_head"] == KEEP

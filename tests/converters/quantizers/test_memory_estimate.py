@@ -22,9 +22,7 @@ from mint_mlx.jobs import convert, steps
 from mint_mlx.jobs.model import prepare
 from mint_mlx.measure.sensitivity import measure
 from mint_mlx.runtime import memory
-from mint_mlx.runtime.memory import (
-    GIB,
-)
+from mint_mlx.runtime.memory import GIB
 
 
 def test_what_takes_more_memory_than_there_is_is_refused_before_it_starts(
