@@ -20,6 +20,7 @@ from helpers import DEMO, Cli, Maker, Model, Ran, qwen3_moe, run_cli, write_chec
 
 from mint_mlx.allocation.allocate import allocate  # noqa: E402
 from mint_mlx.allocation.plan import Plan  # noqa: E402
+from mint_mlx.allocation.search_space import SearchSpace  # noqa: E402
 from mint_mlx.base.units import parse_budget  # noqa: E402
 from mint_mlx.jobs import measurements  # noqa: E402
 from mint_mlx.jobs.model import Job, prepare  # noqa: E402
@@ -101,7 +102,7 @@ def curves(job: Job) -> Profile:
 @pytest.fixture
 def plan(job: Job, curves: Profile) -> Plan:
     """The plan of `job` at 4.5 bits per weight."""
-    return allocate(curves, parse_budget("4.5bpw"), job.recipe)
+    return allocate(curves, parse_budget("4.5bpw"), SearchSpace(job.inventory, job.recipe))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from fake_hub import FakeHub
 from helpers import Cli, Maker, llama, qwen3_moe
 
-from mint_mlx.allocation.artifacts import KEPT
+from mint_mlx.allocation.artifacts import ARTIFACTS
 from mint_mlx.base.errors import MintError
 from mint_mlx.jobs import convert, steps
 from mint_mlx.jobs.request import Request, place_order
@@ -25,17 +25,17 @@ def test_a_sensitivity_goes_along_with_its_plan(cli: Cli, make: Maker, tmp_path:
     allocated = cli("allocate", result, "--budget", "6bpw", "-o", tmp_path / "p.yaml")
     assert allocated.code == 0
     assert f"--plan {tmp_path / 'p.yaml'} --sensitivity {result}" in allocated.out
-    tokens, measured = load_sensitivity(result / "mint-sensitivity.npz")
-    passed_on = place_order(Request(source, plan=str(result), out=tmp_path / "a")).own
-    assert passed_on is not None
-    assert passed_on[0].size == tokens.size == 1024
-    assert passed_on[1].content == measured.content
+    measured = load_sensitivity(result / "mint-sensitivity.npz")
+    read = place_order(Request(source, plan=str(result), out=tmp_path / "a")).sensitivity
+    assert read is not None
+    assert read.tokens.size == measured.tokens.size == 1024
+    assert read.origin == measured.origin
 
     # Neither with the plan's file alone nor to another model.
     plan = str(result / "mint-plan.yaml")
-    assert place_order(Request(source, plan=plan, out=tmp_path / "b")).own is None
+    assert place_order(Request(source, plan=plan, out=tmp_path / "b")).sensitivity is None
     other = str(make(qwen3_moe(2, 4), "other", seed=1))
-    assert place_order(Request(other, plan=str(result), out=tmp_path / "c")).own is None
+    assert place_order(Request(other, plan=str(result), out=tmp_path / "c")).sensitivity is None
 
 
 def test_a_checkpoint_keeps_what_made_it(
@@ -80,7 +80,7 @@ def test_a_repository_lends_what_it_keeps(hub: FakeHub, tmp_path: Path) -> None:
     # From the files of a conversion its plan is made again, without anything else.
     out = tmp_path / "out"
     result = convert.convert(str(hub.folder), "5bpw", out, effort="balanced", smoke=False)
-    for name in KEPT:
+    for name in ARTIFACTS:
         shutil.copyfile(out / name, hub.folder / name)
     hub.bytes_sent.clear()
     for more in ((), ("--sensitivity", "org/tiny")):

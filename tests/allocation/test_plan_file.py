@@ -19,13 +19,13 @@ from mint_mlx.jobs.model import Job
 
 @pytest.mark.parametrize("name", ["org/model", "a: b", "modèle \N{ROCKET}"])
 def test_a_plan_survives_its_file(job: Job, plan: Plan, tmp_path: Path, name: str) -> None:
-    plan = replace(plan, source=name)
+    plan = replace(plan, origin=replace(plan.origin, source=name))
     write_plan(plan, job.inventory, tmp_path / "p.yaml")
     read = read_plan(tmp_path / "p.yaml")
-    assert read.source == plan.source
+    assert read.origin.source == plan.origin.source
     assert read.choice == plan.choice
-    assert read.structure == plan.structure
-    assert read.content == plan.content
+    assert read.origin.structure == plan.origin.structure
+    assert read.origin.content == plan.origin.content
     assert (read.objective, read.recipe, read.budget) == (plan.objective, plan.recipe, plan.budget)
     check_plan(read, job.inventory)
 

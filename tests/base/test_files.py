@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from helpers import Maker, llama
 
-from mint_mlx.base.files import whole
+from mint_mlx.base.files import atomic_write
 from mint_mlx.jobs.convert import convert
 
 
 def test_what_is_written_whole_leaves_nothing_when_it_fails(tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_text("old")
-    with pytest.raises(OSError, match="full"), whole(tmp_path / "x.npz") as partial:
+    with pytest.raises(OSError, match="full"), atomic_write(tmp_path / "x.npz") as partial:
         partial.write_text("half")
         raise OSError(28, "full")
     assert [f.name for f in tmp_path.iterdir()] == ["x.npz"]

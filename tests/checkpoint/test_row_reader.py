@@ -42,7 +42,7 @@ def test_rows_read_from_the_disk_are_those_of_the_layer(family: str, tmp_path: P
         whole = tensors["weight"].reshape(layer.as_experts)
         read = straight[path].read(job.source, layer, experts, rows)
         assert read.dtype == whole.dtype, path
-        assert mx.array_equal(read, row_reader.picked(whole, experts, rows)).item(), path
+        assert mx.array_equal(read, row_reader.select_rows(whole, experts, rows)).item(), path
 
 
 def test_of_a_layer_that_maps_straight_through_only_the_drawn_rows_are_read(

@@ -177,7 +177,7 @@ def test_an_interruption_at_the_end_of_best_loses_nothing(
 
     places = {
         "refining": "mint_mlx.converters.quantizers.distil.predict",
-        "rewriting": "mint_mlx.converters.output.write.put_refined",
+        "rewriting": "mint_mlx.converters.output.write.replace_tensors",
     }
     with monkeypatch.context() as patch:
         if when == "distilling":
@@ -186,9 +186,9 @@ def test_an_interruption_at_the_end_of_best_loses_nothing(
                 "mint_mlx.converters.quantizers.distil._note", lambda *args: (note(*args), stop())
             )
         elif when in ("verifying", "crashed"):
-            put = replace_tensors.put_refined
+            put = replace_tensors.replace_tensors
             patch.setattr(
-                "mint_mlx.converters.output.write.put_refined",
+                "mint_mlx.converters.output.write.replace_tensors",
                 lambda *args: (put(*args), stop()),
             )
         else:

@@ -22,7 +22,7 @@ def test_what_is_said_before_a_sensitivity_is_what_comes_after_it(
     """Experts' lower floor holds for a dry run too, though what errors cost isn't known yet."""
     profile = measurements.get_profile(prepare(str(demo_model)))
     traces = {layer.path: np.ones(layer.as_experts[0]) for layer in profile.inventory.layers}
-    weights = Sensitivity(profile.source, profile.structure, profile.content, 1, "", traces)
+    weights = Sensitivity(profile.origin, np.zeros((1, 1), np.int32), "", traces)
     for budget in ("smallest", "0.88MB"):
         order = place_order(
             Request(str(demo_model), budget, out=tmp_path / "out", effort="balanced")

@@ -41,7 +41,7 @@ def test_a_sensitivity_replaces_nothing_else(make: Maker, tmp_path: Path) -> Non
     assert (tmp_path / "mine.npz").read_text() == "precious"
     np.savez(tmp_path / "old.npz", head=np.array('{"mint_mlx_sensitivity": 1}'))
     path, _ = steps.write_sensitivity(folder, tmp_path / "old.npz")  # of another version, but ours
-    assert load_sensitivity(path)[1].tokens == efforts.TOKENS
+    assert load_sensitivity(path).tokens.size == efforts.TOKENS
 
 
 def test_a_damaged_profile_is_made_anew_and_nothing_else_is_replaced(
@@ -89,4 +89,4 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
     monkeypatch.setattr(steps, "get_sensitivity", lambda *_: pytest.fail("it was measured"))
     refused = cli(command, make(llama(1)), "-o", tmp_path / "closed" / "out.npz")
     assert refused.code == 1
-    assert "cannot be written to: check its rights" in refused.err
+    assert "cannot be written to: check its permissions" in refused.err

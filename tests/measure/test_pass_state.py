@@ -54,7 +54,7 @@ def test_a_walk_that_was_interrupted_goes_on_to_the_same_numbers(
             job.source, job.inventory, TOKENS, "r", progress=progress, streamed=streamed, key="k"
         )
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz"
-        save_sensitivity(TOKENS, made, path)
+        save_sensitivity(made, path)
         return path, seen
 
     whole, _ = walk()

@@ -20,7 +20,7 @@ def test_a_profile_survives_its_file(make: Maker, tmp_path: Path) -> None:
     save_profile(made, tmp_path / "p.json")
     read = load_profile(tmp_path / "p.json")
     assert read.inventory == made.inventory
-    assert read.fingerprint == made.fingerprint
+    assert read.origin.fingerprint == made.origin.fingerprint
     for path, curve in made.curves.items():
         assert read.curves[path].configs == curve.configs
         assert np.array_equal(read.curves[path].nmse, curve.nmse)

@@ -65,11 +65,11 @@ def test_text_that_was_interrupted_goes_on_after_its_last_pass(
     np.testing.assert_array_equal(whole, again)
     assert also == how
     assert len(done) == tokens_module.PASSES
-    assert resume.text(place, "resampled") is not None
+    assert resume.read_tokens(place, "resampled") is not None
     resume.clear(place)
     assert not list(place.parent.iterdir())
-    resume._text_file(place, "sampled-64").write_bytes(b"cut short")
-    assert resume.text(place, "sampled-64") is None
+    resume._tokens_file(place, "sampled-64").write_bytes(b"cut short")
+    assert resume.read_tokens(place, "sampled-64") is None
 
 
 def test_as_many_windows_are_sampled_at_once_as_memory_has_room_for(

@@ -13,6 +13,7 @@ from families import write_family
 from helpers import TOKENS, Maker, llama, qwen3_moe
 
 from mint_mlx.allocation.allocate import allocate
+from mint_mlx.allocation.search_space import SearchSpace
 from mint_mlx.base.units import parse_budget
 from mint_mlx.jobs import convert, measurements
 from mint_mlx.jobs.model import prepare
@@ -112,7 +113,8 @@ def test_the_prediction_is_near_the_divergence(demo_model: Path, tmp_path: Path)
     tokens, how = write_tokens(job.source, 2048, 2048, length=64)
     curves = measurements.get_profile(job)
     made = measure(job.source, job.inventory, tokens, how)
-    plan = allocate(curves, parse_budget("5bpw"), job.recipe, "fisher", sensitivity=made)
+    space = SearchSpace(job.inventory, job.recipe)
+    plan = allocate(curves, parse_budget("5bpw"), space, "fisher", sensitivity=made)
     convert.convert(str(demo_model), plan=plan, out=tmp_path / "out", smoke=False)
     fresh, _ = write_tokens(job.source, 2048, 2048, seed=9, length=64)
     logp = []

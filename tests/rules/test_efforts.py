@@ -61,6 +61,6 @@ def test_released_families_are_balanced(tmp_path: Path, family: str) -> None:
     # Every linear layer's inputs are followed.
     measured = measurements.get_sensitivity(prepare(str(folder)))
     assert measured is not None
-    moments = Moments(load_source(str(folder)), result.inventory, *measured)
+    moments = Moments(load_source(str(folder)), result.inventory, measured)
     layers = [layer for layer in result.inventory.layers if layer.kind in ("linear", "experts")]
     assert [layer.path for layer in layers if moments.of(layer.path) is None] == []

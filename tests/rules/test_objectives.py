@@ -6,20 +6,21 @@ import numpy as np
 from helpers import Maker, llama
 
 from mint_mlx.allocation.allocate import allocate
+from mint_mlx.allocation.search_space import SearchSpace
 from mint_mlx.base.units import parse_budget
 from mint_mlx.jobs import measurements
 from mint_mlx.jobs.model import Job, prepare
 from mint_mlx.rules.objectives import Context, prior
 from mint_mlx.rules.recipes import find_recipe
 
-DEFAULT = find_recipe("default", {})
-
 
 def test_mint_protects_what_its_priors_name(make: Maker) -> None:
     folder = make(llama(4))
     curves = measurements.get_profile(prepare(str(folder)))
-    plain = allocate(curves, parse_budget("4.5bpw"), DEFAULT, "nmse")
-    mint = allocate(curves, parse_budget("4.5bpw"), DEFAULT, "mint")
+    budget = parse_budget("4.5bpw")
+    space = SearchSpace(curves.inventory, find_recipe("default", {}))
+    plain = allocate(curves, budget, space, "nmse")
+    mint = allocate(curves, budget, space, "mint")
     assert mint.choice["lm_head"].bits > plain.choice["lm_head"].bits
 
 

@@ -10,6 +10,7 @@ import pytest
 from released import FAMILIES, RELEASED, known, released
 
 from mint_mlx.allocation.allocate import allocate
+from mint_mlx.allocation.search_space import SearchSpace
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.quant_config import KEEP
 from mint_mlx.base.units import parse_budget
@@ -116,7 +117,7 @@ def test_a_recipe_bounds_roles(curves: Profile) -> None:
         {"roles": ["expert_up"], "ceiling": 4, "reason": "r"},
     ]
     recipe = Recipe.model_validate({"name": "x", "about": "y", "rules": rules, "candidates": "few"})
-    plan = allocate(curves, parse_budget("7bpw"), recipe)
+    plan = allocate(curves, parse_budget("7bpw"), SearchSpace(curves.inventory, recipe))
     assert plan.choice["lm_head"] == KEEP
     assert all(c.bits >= 6 for path, c in plan.choice.items() if "self_attn" in path)
     assert all(c.bits <= 4 for path, c in plan.choice.items() if path.endswith("up_proj"))

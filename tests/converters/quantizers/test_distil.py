@@ -11,7 +11,6 @@ import pytest
 from helpers import Maker, kl, llama
 
 from mint_mlx.base.errors import MintError
-from mint_mlx.converters.quantizers.distil import divergence
 from mint_mlx.jobs import convert
 from mint_mlx.jobs.refine import refine_checkpoint
 
@@ -68,16 +67,3 @@ def test_an_operation_without_a_gradient_is_named(
     with pytest.raises(MintError, match=r"no gradient in MLX .*QRF"):
         refine_checkpoint(str(tmp_path / "made"), folder, tmp_path / "out", steps=1)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_divergence_is_that_of_all_tokens() -> None:
-    """Where every token is among the source's best, nothing is lumped together."""
-    rng = np.random.default_rng(0)
-    p, q = (mx.array(rng.normal(size=(2, 3, 8)).astype(np.float32)) for _ in range(2))
-    logp, logq = (a - mx.logsumexp(a, axis=-1, keepdims=True) for a in (p, q))
-    ids = mx.broadcast_to(mx.arange(8), (2, 3, 8))
-    exact = float(mx.mean(mx.sum(mx.exp(logp) * (logp - logq), axis=-1)))
-    assert float(divergence(q, ids, logp)) == pytest.approx(exact, rel=1e-4)
-    few = mx.argsort(-logp, axis=-1)[..., :3]
-    lumped = float(divergence(q, few, mx.take_along_axis(logp, few, axis=-1)))
-    assert 0 < lumped < exact

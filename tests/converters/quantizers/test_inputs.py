@@ -17,7 +17,7 @@ from mint_mlx.measure.sensitivity import measure
 def test_layers_that_no_block_follows_don_t_end_the_walk(make: Maker) -> None:
     job = prepare(str(make(qwen3_moe(2))))
     made = measure(job.source, job.inventory, TOKENS, "random", batch=2)
-    moments = Moments(job.source, job.inventory, TOKENS, made)
+    moments = Moments(job.source, job.inventory, made)
     assert moments.of("model.embed_tokens") is not None
     assert moments.of("model.layers.0.mlp.switch_mlp.down_proj") is not None
     assert moments.of("model.layers.1.mlp.gate") is not None
@@ -27,7 +27,7 @@ def test_layers_that_no_block_follows_don_t_end_the_walk(make: Maker) -> None:
 def test_moments_are_those_of_the_layers_inputs(make: Maker) -> None:
     job = prepare(str(make(qwen3_moe(2, experts=8))))
     made = measure(job.source, job.inventory, TOKENS, "random", batch=2)
-    blocks = dict(block_inputs(job.source, job.inventory, TOKENS, made, batch=4))
+    blocks = dict(block_inputs(job.source, job.inventory, made, batch=4))
     assert list(blocks) == [0, 1, None]
     assert list(blocks[None]) == ["lm_head"]
     found = blocks[1]["model.layers.1.mlp.switch_mlp.up_proj"]
@@ -41,7 +41,7 @@ def test_moments_are_those_of_the_layers_inputs(make: Maker) -> None:
     np.testing.assert_allclose(
         trace, made.trace["model.layers.0.mlp.switch_mlp.down_proj"], rtol=1e-3
     )
-    moments = Moments(job.source, job.inventory, TOKENS, made)
+    moments = Moments(job.source, job.inventory, made)
     of_rows = moments.of("model.embed_tokens")
     assert of_rows is not None
     assert of_rows.shape == (1, 128, 128)
@@ -73,7 +73,7 @@ def test_error_feedback_runs_experts_as_the_sensitivity_did(tmp_path: Path) -> N
     job = prepare(str(write_family(tmp_path / "model", "dbrx")))
     tokens = np.random.default_rng(0).integers(0, 96, (2, 16))
     made = measure(job.source, job.inventory, tokens, "random")
-    block, seen = next(block_inputs(job.source, job.inventory, tokens, made))
+    block, seen = next(block_inputs(job.source, job.inventory, made))
     weights = np.concatenate(
         [batch.weight for batch in seen["transformer.blocks.0.ffn.experts.0.w1"].batches]
     )

@@ -70,7 +70,7 @@ def test_what_layers_read_is_all_counted(
     job = prepare(str(make(shapes)))
     made = measure(job.source, job.inventory, TOKENS, "random")
     block = [layer for layer in job.inventory.layers if layer.block == 1]
-    inputs = dict(block_inputs(job.source, job.inventory, TOKENS, made, batch=4))[1]
+    inputs = dict(block_inputs(job.source, job.inventory, made, batch=4))[1]
     arrays = [np.asarray(batch.x) for found in inputs.values() for batch in found.batches]
     held = {array.ctypes.data: array.size for array in arrays}  # several layers read the same
     assert (
