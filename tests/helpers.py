@@ -1,12 +1,12 @@
-"""What tests share: tiny random checkpoints in the released layouts, made here so that tests need
-no network and no other files, and the command line in this process.
-"""
+"""What tests share: random checkpoints, made here, what spoils them, and the command line."""
 
 from __future__ import annotations
 
 import json
+import struct
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 
 from mint_mlx.cli import main
 from mint_mlx.rules import efforts
+from mint_mlx.runtime import runner
 
 # On Python 3.10: fewer families, and quantizers that fail on MoEs.
 OLD_MLX_LM = version("mlx-lm") < "0.32"
@@ -55,7 +56,10 @@ def _attention(prefix: str, heads: int = 4, kv: int = 2) -> dict[str, tuple[int,
     }
 
 
-def llama(layers: int, tied: bool = False) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+Model = tuple[dict[str, Any], dict[str, tuple[int, ...]]]  # config and tensor shapes
+
+
+def llama(layers: int, tied: bool = False) -> Model:
     """A dense Llama: config and tensor shapes."""
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (VOCAB, HIDDEN),
@@ -72,9 +76,9 @@ def llama(layers: int, tied: bool = False) -> tuple[dict[str, Any], dict[str, tu
     return config, shapes
 
 
-def qwen3_moe(layers: int, experts: int = 4) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+def qwen3_moe(layers: int, experts: int = 4) -> Model:
     """A Qwen3-MoE with one file entry per expert, as released."""
-    config, shapes = llama(layers)
+    _, shapes = llama(layers)
     for i in range(layers):
         prefix = f"model.layers.{i}"
         for name in [n for n in shapes if n.startswith(f"{prefix}.mlp.")]:
@@ -82,11 +86,10 @@ def qwen3_moe(layers: int, experts: int = 4) -> tuple[dict[str, Any], dict[str, 
         shapes |= {f"{prefix}.self_attn.{n}_norm.weight": (HEAD_DIM,) for n in ("q", "k")}
         shapes[f"{prefix}.mlp.gate.weight"] = (experts, HIDDEN)
         for e in range(experts):
-            shapes |= {
-                f"{prefix}.mlp.experts.{e}.{name}_proj.weight": (64, HIDDEN)
-                for name in ("gate", "up")
-            }
-            shapes[f"{prefix}.mlp.experts.{e}.down_proj.weight"] = (HIDDEN, 64)
+            expert = f"{prefix}.mlp.experts.{e}"
+            shapes |= {f"{expert}.{name}_proj.weight": (64, HIDDEN) for name in ("gate", "up")}
+            shapes[f"{expert}.down_proj.weight"] = (HIDDEN, 64)
+
     config = _config(
         "qwen3_moe",
         layers,
@@ -102,20 +105,19 @@ def qwen3_moe(layers: int, experts: int = 4) -> tuple[dict[str, Any], dict[str, 
     return config, shapes
 
 
-def mixtral(layers: int, experts: int = 8) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+def mixtral(layers: int, experts: int = 8) -> Model:
     """A Mixtral: its class has no predicate that protects the router."""
-    config, shapes = llama(layers)
+    _, shapes = llama(layers)
     for i in range(layers):
         prefix = f"model.layers.{i}"
         for name in [n for n in shapes if n.startswith(f"{prefix}.mlp.")]:
             del shapes[name]
         shapes[f"{prefix}.block_sparse_moe.gate.weight"] = (experts, HIDDEN)
         for e in range(experts):
-            shapes |= {
-                f"{prefix}.block_sparse_moe.experts.{e}.{w}.weight": (64, HIDDEN)
-                for w in ("w1", "w3")
-            }
-            shapes[f"{prefix}.block_sparse_moe.experts.{e}.w2.weight"] = (HIDDEN, 64)
+            expert = f"{prefix}.block_sparse_moe.experts.{e}"
+            shapes |= {f"{expert}.{name}.weight": (64, HIDDEN) for name in ("w1", "w3")}
+            shapes[f"{expert}.w2.weight"] = (HIDDEN, 64)
+
     config = _config(
         "mixtral", layers, intermediate_size=64, num_local_experts=experts, num_experts_per_tok=2
     )
@@ -142,7 +144,7 @@ def _config(model_type: str, layers: int, **more: Any) -> dict[str, Any]:
 
 def write_checkpoint(
     folder: Path,
-    model: tuple[dict[str, Any], dict[str, tuple[int, ...]]],
+    model: Model,
     shards: int = 1,
     dtype: mx.Dtype = mx.bfloat16,
     seed: int = 0,
@@ -156,15 +158,17 @@ def write_checkpoint(
         key, draw = mx.random.split(key)
         scale = 1.0 if len(shape) == 1 else shape[-1] ** -0.5
         tensors[name] = (mx.random.normal(shape, key=draw) * scale).astype(dtype)
+
     names = list(tensors)
     weight_map = {}
     for s in range(shards):
-        file = (
-            "model.safetensors" if shards == 1 else f"model-{s + 1:05d}-of-{shards:05d}.safetensors"
-        )
-        part = {name: tensors[name] for name in names[s::shards]}
-        mx.save_safetensors(str(folder / file), part, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(part, file)
+        file = f"model-{s + 1:05d}-of-{shards:05d}.safetensors"
+        if shards == 1:
+            file = "model.safetensors"
+        shard = {name: tensors[name] for name in names[s::shards]}
+        mx.save_safetensors(str(folder / file), shard, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+
     if shards > 1:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps(config))
@@ -175,9 +179,26 @@ def write_checkpoint(
 Maker = Callable[..., Path]
 
 
-def run_cli(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
-    """The exit code of a command line, in this process."""
-    monkeypatch.setattr(sys, "argv", ["mint-mlx", *args])
+@dataclass(frozen=True)
+class Ran:
+    """A command line's exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Its stdout, parsed; a ValueError where it holds anything but one JSON value."""
+        return json.loads(self.out)
+
+
+Cli = Callable[..., Ran]
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *args: str | Path) -> int:
+    """Run a command line in this process; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["mint-mlx", *map(str, args)])
     with pytest.raises(SystemExit) as stopped:
         main.main()
     return int(stopped.value.code or 0)
@@ -197,3 +218,72 @@ class Notes:
 
     def note(self, text: str) -> None:
         self.said.append(text)
+
+
+Weights = dict[str, mx.array]
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Change keys of a checkpoint's config.json."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def edit_weights(folder: Path, change: Callable[[Weights], Weights]) -> None:
+    """Rewrite the tensors of a checkpoint of one shard."""
+    weights = change(dict(mx.load(str(folder / "model.safetensors"))))
+    mx.eval(weights)
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+
+
+def spoil_weight(folder: Path, name: str, value: float) -> None:
+    """Write `value` into one element of a tensor."""
+
+    def spoil(weights: Weights) -> Weights:
+        weights[name][3, 4] = value
+        return weights
+
+    edit_weights(folder, spoil)
+
+
+def kl(source: Path, checkpoint: Path, tokens: np.ndarray) -> float:
+    """Mean KL divergence of a checkpoint from its source, on tokens (windows, length)."""
+    logp = []
+    for folder in (source, checkpoint):
+        logits = runner.load_runner(folder).model(mx.array(tokens)).astype(mx.float32)
+        logp.append(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+    return float(mx.mean(mx.sum(mx.exp(logp[0]) * (logp[0] - logp[1]), axis=-1)))
+
+
+RawTensors = dict[str, tuple[str, list[int], bytes]]  # type, shape and bytes by name
+
+
+def rewrite_shards(folder: Path, change: Callable[[RawTensors], Any]) -> Path:
+    """Rewrite a checkpoint's shards as one, with what `change` does to its raw tensors."""
+    tensors: RawTensors = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        raw = file.read_bytes()
+        (length,) = struct.unpack("<Q", raw[:8])
+        for name, entry in json.loads(raw[8 : 8 + length]).items():
+            if name != "__metadata__":
+                start, end = (8 + length + n for n in entry["data_offsets"])
+                tensors[name] = (entry["dtype"], entry["shape"], raw[start:end])
+        file.unlink()
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    change(tensors)
+
+    header = {}
+    data = b""
+    for name, (dtype, shape, content) in tensors.items():
+        offsets = [len(data), len(data) + len(content)]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        data += content
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return folder
+
+
+def gradients(function: Callable[..., mx.array], *arrays: mx.array) -> list[np.ndarray]:
+    """The gradients of a sum of the outputs, each with a random weight."""
+    weights = mx.random.normal(function(*arrays).shape, key=mx.random.key(9))
+    return [np.array(a) for a in mx.vjp(function, list(arrays), [weights])[1]]

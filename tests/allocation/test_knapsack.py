@@ -79,7 +79,8 @@ def test_the_reported_gap_holds_against_an_exact_solver(seed: int) -> None:
     costs, losses = realistic(60, seed, options=8)
     budget = middle(costs)
     solution = solve(costs, losses, budget)
-    assert solution is not None and solution.bytes <= budget
+    assert solution is not None
+    assert solution.bytes <= budget
     best = milp(costs, losses, budget)
     assert solution.bound <= best * (1 + 1e-6)
     # HiGHS itself stops some 1e-6 above the optimum, or exceeds the budget by as much
@@ -119,7 +120,8 @@ def test_more_bytes_never_cost_more_than_the_gap(seed: int, share: float, more: 
         solve(costs, losses, middle(costs, share)),
         solve(costs, losses, middle(costs, share + more)),
     )
-    assert small is not None and large is not None
+    assert small is not None
+    assert large is not None
     assert large.loss <= small.loss / (1 - min(large.gap, 0.999)) + 1e-12
 
 
@@ -128,7 +130,8 @@ def test_a_whole_model_is_allocated_closely_and_the_same_every_time() -> None:
     start = time.perf_counter()
     first = solve(costs, losses, middle(costs))
     seconds = time.perf_counter() - start
-    assert first is not None and first.gap < 1e-4
+    assert first is not None
+    assert first.gap < 1e-4
     assert first == solve(costs, losses, middle(costs))
     assert seconds < 5  # 0.3 s is the promise, measured by eval/bench; this only catches a blunder
 
@@ -137,4 +140,6 @@ def test_nothing_to_choose() -> None:
     assert solve([], [], 0) is not None
     assert solve([np.array([5])], [np.array([1.0])], 4) is None
     solution = solve([np.array([5])], [np.array([1.0])], 5)
-    assert solution is not None and solution.choice == (0,) and solution.optimal
+    assert solution is not None
+    assert solution.choice == (0,)
+    assert solution.optimal

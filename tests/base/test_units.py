@@ -60,4 +60,5 @@ def test_sizes_are_printed_in_both_units() -> None:
 def test_a_smallest_size_is_one_that_can_be_typed() -> None:
     """Rounded down it would be refused."""
     text = both(6_720_992, up=True).split(" (")[0]
-    assert text == "6.73 MB" and parse_budget(text).bytes >= 6_720_992
+    assert text == "6.73 MB"
+    assert parse_budget(text).bytes >= 6_720_992

@@ -1,6 +1,4 @@
-"""What holds for every family with routed experts: roles, guards, conversion, reload, scores in
-memory and streamed.
-"""
+"""Every family with routed experts: roles, guards, conversion, scores in memory and streamed."""
 
 from __future__ import annotations
 
@@ -41,18 +39,15 @@ CUSTOM_GATE = {
     "muse_spark",
     "nemotron_h",
 }
-
-
+# Families that keep state between their blocks, so that they can't be streamed.
 STATEFUL = {"deepseek_v41", "kimi_k3"}
 
 
 def known(family: str) -> bool:
-    """Whether the installed mlx-lm has the family (0.31's phimoe can't be built without rope
-    scaling).
-    """
-    return find_spec(f"mlx_lm.models.{family}") is not None and not (
-        OLD_MLX_LM and family == "phimoe"
-    )
+    """Whether the installed mlx-lm has the family."""
+    if OLD_MLX_LM and family == "phimoe":  # can't be built there without rope scaling
+        return False
+    return find_spec(f"mlx_lm.models.{family}") is not None
 
 
 VISION = {
@@ -74,27 +69,30 @@ def test_a_tower_that_mlx_lm_runs_itself_stays_as_it_is(
         "mint_mlx.jobs.request.why_no_sentence", lambda folder: "its tokenizer takes no tiny model"
     )
     result = convert.convert(str(folder), "smallest", tmp_path / "out", parts=parts, effort="fast")
+
+    # Planned and written as it is, with its config.
     tower = [layer.path for layer in result.inventory.layers if "vision" in layer.path]
-    assert tower and {result.plan.choice[path] for path in tower} == {KEEP}
+    assert tower
+    assert {result.plan.choice[path] for path in tower} == {KEEP}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vision_config"] == VISION
     model, _ = mlx_lm.utils.load_model(tmp_path / "out")
-    weights, source = (
-        dict(tree_flatten(model.parameters())),
-        mx.load(str(folder / "model.safetensors")),
-    )
-    assert all(
-        mx.array_equal(weights[f"{path}.weight"], source[f"{path}.weight"]) for path in tower
-    )
+    weights = dict(tree_flatten(model.parameters()))
+    source = mx.load(str(folder / "model.safetensors"))
+    for path in tower:
+        assert mx.array_equal(weights[f"{path}.weight"], source[f"{path}.weight"])
 
 
 @pytest.mark.parametrize("family", [f for f in (*FAMILIES, *NESTED) if known(f)])
 def test_a_family_from_its_roles_to_its_score(tmp_path: Path, family: str) -> None:
     folder = write_family(tmp_path / family, family)
     job = prepare(str(folder))
+
+    # Every layer has a role, and each role its guards.
     roles: dict[str, list[str]] = {}
     for layer in job.inventory.layers:
         roles.setdefault(layer.role, []).append(layer.path)
-    assert "expert_down" in roles and "expert_up" in roles, roles
+    assert "expert_down" in roles, roles
+    assert "expert_up" in roles, roles
     assert ("router" in roles) == (family not in CUSTOM_GATE), roles
     assert "other" not in roles, roles["other"]
     for layer in job.inventory.layers:
@@ -104,6 +102,8 @@ def test_a_family_from_its_roles_to_its_score(tmp_path: Path, family: str) -> No
             assert layer.keep or layer.floor >= 8
     if family == "muse_spark":  # transformers' config for its tokenizer takes no tiny model
         return
+
+    # It converts, and scores the same in memory and streamed.
     result = convert.convert(str(folder), "6bpw", tmp_path / "out", smoke=False)
     assert result.bytes <= 6 * result.inventory.parameters / 8
     windows = Windows(np.random.default_rng(0).integers(0, 96, (2, 16)).astype(np.int32))

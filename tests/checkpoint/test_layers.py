@@ -19,20 +19,17 @@ def inventory(folder: Path) -> Inventory:
     return list_layers(open_model(source), source.config)
 
 
-def by_path(found: Inventory) -> dict[str, Layer]:
-    return {layer.path: layer for layer in found.layers}
+def by_path(layers: Inventory) -> dict[str, Layer]:
+    return {layer.path: layer for layer in layers.layers}
 
 
 def test_experts_of_one_projection_are_one_layer(make: Maker) -> None:
     layers = by_path(inventory(make(qwen3_moe(2))))
     down = layers["model.layers.1.mlp.switch_mlp.down_proj"]
-    assert (down.shape, down.role, down.kind, down.reads, down.block) == (
-        (4, 128, 64),
-        "expert_down",
-        "experts",
-        0.5,
-        1,
-    )
+    assert down.shape == (4, 128, 64)
+    assert (down.role, down.kind) == ("expert_down", "experts")
+    assert down.reads == 0.5
+    assert down.block == 1
     assert layers["model.layers.0.self_attn.q_proj"].role == "attention"
     assert layers["lm_head"].role == "head"
     assert layers["model.embed_tokens"].reads == 1 / 96
@@ -41,16 +38,18 @@ def test_experts_of_one_projection_are_one_layer(make: Maker) -> None:
 def test_a_router_is_never_below_8_bits_even_where_its_class_does_not_care(make: Maker) -> None:
     qwen = by_path(inventory(make(qwen3_moe(1, experts=8), "a")))["model.layers.0.mlp.gate"]
     assert (qwen.role, qwen.floor, qwen.class_config) == ("router", 8, QuantConfig(8, 64))
-    router = by_path(inventory(make(mixtral(1, experts=8), "b")))[
-        "model.layers.0.block_sparse_moe.gate"
-    ]
+    layers = by_path(inventory(make(mixtral(1, experts=8), "b")))
+    router = layers["model.layers.0.block_sparse_moe.gate"]
     assert (router.role, router.floor) == ("router", 8)
-    assert router.objection(QuantConfig(6, 64)) and not router.objection(QuantConfig(8, 128))
+    assert router.objection(QuantConfig(6, 64))
+    assert not router.objection(QuantConfig(8, 128))
 
 
 def test_a_gate_whose_outputs_are_not_a_multiple_of_8_stays(make: Maker) -> None:
     router = by_path(inventory(make(mixtral(1, experts=6))))["model.layers.0.block_sparse_moe.gate"]
-    assert router.keep and router.objection(QuantConfig(8, 64)) and not router.objection(KEEP)
+    assert router.keep
+    assert router.objection(QuantConfig(8, 64))
+    assert not router.objection(KEEP)
 
 
 def test_only_the_embedding_of_tokens_is_a_tied_head(tmp_path: Path) -> None:
@@ -69,23 +68,24 @@ def test_only_the_embedding_of_tokens_is_a_tied_head(tmp_path: Path) -> None:
         }
         first, second = reads
         assert (first, second) in (("wte", "wpe"), ("embed_tokens", "embed_tokens_per_layer"))
-        assert reads[first] == 1 and reads[second] < 0.1
+        assert reads[first] == 1
+        assert reads[second] < 0.1
 
 
 def test_a_tied_embedding_is_the_head_and_counts_once(make: Maker) -> None:
-    found = inventory(make(llama(1, tied=True), "tied"))
-    embedding = by_path(found)["model.embed_tokens"]
+    tied = inventory(make(llama(1, tied=True), "tied"))
+    embedding = by_path(tied)["model.embed_tokens"]
     assert embedding.reads == 1.0
-    assert "lm_head" not in by_path(found)
+    assert "lm_head" not in by_path(tied)
     untied = inventory(make(llama(1), "untied"))
-    assert untied.parameters - found.parameters == 96 * 128
+    assert untied.parameters - tied.parameters == 96 * 128
 
 
 def test_every_parameter_is_accounted_for(make: Maker) -> None:
     folder = make(qwen3_moe(2))
-    found = inventory(folder)
+    layers = inventory(folder)
     stored = sum(a.size for a in mx.load(str(folder / "model.safetensors")).values())
-    assert found.parameters == stored
+    assert layers.parameters == stored
 
 
 def test_float32_is_written_as_bfloat16_unless_the_config_says_float16(make: Maker) -> None:
@@ -107,19 +107,8 @@ def test_both_names_of_the_type_are_read(make: Maker) -> None:
 
 
 def test_active_bytes_count_the_chosen_experts_only(make: Maker) -> None:
-    found = inventory(make(qwen3_moe(1)))
-    dense = {layer.path: KEEP for layer in found.layers}
-    experts = sum(2 * layer.size for layer in found.layers if layer.kind == "experts")
+    layers = inventory(make(qwen3_moe(1)))
+    dense = {layer.path: KEEP for layer in layers.layers}
+    experts = sum(2 * layer.size for layer in layers.layers if layer.kind == "experts")
     embedding = 2 * 96 * 128
-    assert found.active_bytes(dense) == 2 * found.parameters - experts // 2 - embedding + 2 * 128
-
-
-def test_the_fingerprint_follows_config_and_weights(make: Maker) -> None:
-    first = load_source(str(make(llama(1), "a")))
-    same = load_source(str(make(llama(1), "b")))
-    other = load_source(str(make(llama(1), "c", seed=1)))
-    assert first.fingerprint == same.fingerprint
-    assert first.structure == other.structure and first.content != other.content
-    config = json.loads((same.path / "config.json").read_text()) | {"rope_theta": 5.0}
-    (same.path / "config.json").write_text(json.dumps(config))
-    assert load_source(str(same.path)).structure != first.structure
+    assert layers.active_bytes(dense) == 2 * layers.parameters - experts // 2 - embedding + 2 * 128

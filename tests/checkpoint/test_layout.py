@@ -26,7 +26,8 @@ def test_tensors_are_those_of_mx_quantize(config: QuantConfig) -> None:
     specs = weight_tensors("a", SHAPE, "BF16", config)
     assert [s.shape for s in specs] == [tuple(p.shape) for p in packed]
     assert [s.nbytes for s in specs] == [p.nbytes for p in packed]
-    n, itemsize = 3 * 8 * 256, 2
+    n = 3 * 8 * 256
+    itemsize = 2
     scales = (
         2 * itemsize * n // config.group_size if config.mode == "affine" else n // config.group_size
     )
@@ -54,7 +55,8 @@ def test_the_size_is_the_sum_of_the_tensors(tensors: list[TensorSpec], max_shard
     for size, header in zip(layout.sizes, layout.headers, strict=True):
         assert size <= max(max_shard, SHARD_BYTES + largest)
         (length,) = struct.unpack("<Q", header[:8])
-        assert length + 8 == len(header) and len(header) % 8 == 0
+        assert length + 8 == len(header)
+        assert len(header) % 8 == 0
         json.loads(header[8:])
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from fake_hub import FakeHub
 from helpers import Maker, qwen3_moe
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from released import FAMILIES, known, released
 
 from mint_mlx.checkpoint import hub, low_disk
 from mint_mlx.checkpoint.source import open_model
+from mint_mlx.jobs import convert
 from mint_mlx.jobs.model import prepare
 
 
@@ -25,14 +27,17 @@ from mint_mlx.jobs.model import prepare
 def test_every_module_comes_once_with_its_shards_and_all_are_dropped(
     needs: dict[str, frozenset[str]],
 ) -> None:
-    here, seen, fetched = set(), [], []
+    on_disk = set()
+    seen = []
+    fetched = []
     for file, ready, drop in low_disk.steps(needs, list(needs)):
-        here.add(file)
+        on_disk.add(file)
         fetched.append(file)
-        assert all(needs[path] <= here for path in ready)
+        assert all(needs[path] <= on_disk for path in ready)
         seen += ready
-        here -= drop
-    assert sorted(seen) == sorted(needs) and not here
+        on_disk -= drop
+    assert sorted(seen) == sorted(needs)
+    assert not on_disk
     assert len(fetched) == len(set(fetched))
 
 
@@ -48,9 +53,9 @@ def test_a_module_is_the_same_without_the_shards_that_it_does_not_need(
     need = low_disk.needed(job.source, job.inventory)
     whole = dict(tree_flatten(open_model(job.source).parameters()))
     mx.eval(whole)
-    kept = {file: (folder / file).read_bytes() for file in job.source.headers}
+    contents = {file: (folder / file).read_bytes() for file in job.source.headers}
     for wanted in sorted(set(need.values()), key=sorted)[:12]:
-        for file, data in kept.items():
+        for file, data in contents.items():
             (folder / file).write_bytes(data)
             if file not in wanted:
                 hub.drop_shard(folder / file)
@@ -61,7 +66,7 @@ def test_a_module_is_the_same_without_the_shards_that_it_does_not_need(
 
 
 def _split(folder: Path) -> None:
-    """Put each third tensor of a checkpoint into a shard of its own kind."""
+    """Rewrite a checkpoint as three shards."""
     with mx.stream(mx.cpu):
         tensors = {}
         for file in sorted(folder.glob("model*.safetensors")):
@@ -70,15 +75,10 @@ def _split(folder: Path) -> None:
     for file in folder.glob("model*.safetensors*"):
         file.unlink()
     names = sorted(tensors)
-    for part in range(3):
-        mx.save_safetensors(
-            str(folder / f"model-{part + 1:05d}-of-00003.safetensors"),
-            {
-                name: tensors[name]
-                for name in names[part * len(names) // 3 : (part + 1) * len(names) // 3]
-            },
-            metadata={"format": "pt"},
-        )
+    for shard in range(3):
+        file = folder / f"model-{shard + 1:05d}-of-00003.safetensors"
+        third = names[shard * len(names) // 3 : (shard + 1) * len(names) // 3]
+        mx.save_safetensors(str(file), {n: tensors[n] for n in third}, metadata={"format": "pt"})
 
 
 def test_a_dropped_shard_is_holes(make: Maker) -> None:
@@ -86,5 +86,43 @@ def test_a_dropped_shard_is_holes(make: Maker) -> None:
     shard = folder / "model.safetensors"
     size, before = shard.stat().st_size, prepare(str(folder)).source.headers
     hub.drop_shard(shard)
-    assert shard.stat().st_size == size and prepare(str(folder)).source.headers == before
+    assert shard.stat().st_size == size
+    assert prepare(str(folder)).source.headers == before
     assert not any(shard.read_bytes()[-100:])
+
+
+def test_low_disk_has_a_shard_or_two_at_a_time_and_writes_the_same(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    whole, low, planned = (tmp_path / name for name in ("whole", "low", "planned"))
+    command = ("convert", "org/tiny", "--low-disk", "--no-smoke")
+    shards = {f.name: f.stat().st_size for f in hub.folder.glob("*.safetensors")}
+    size = sum(shards.values())
+
+    # To profile and to write: each shard is downloaded twice (and headers), and none stays.
+    fast = hub.run(*command, "--budget", "5bpw", "-o", str(low))
+    assert fast.returncode == 0, fast.stderr
+    assert "downloaded twice" in fast.stderr
+    assert sum(hub.bytes_sent.get(name, 0) for name in shards) <= 2.5 * size
+    assert not list((hub.home / "hub").rglob("*.safetensors"))
+
+    # With a plan, or the profile that is known by now: once.
+    hub.bytes_sent.clear()
+    done = hub.run(*command, "--plan", str(low / "mint-plan.yaml"), "-o", str(planned))
+    assert done.returncode == 0, done.stderr
+    assert "downloaded once" in done.stderr, done.stderr
+    assert sum(hub.bytes_sent.get(name, 0) for name in shards) <= 1.5 * size
+    known = hub.run(*command, "--budget", "6bpw")
+    assert known.returncode == 0, known.stderr
+    assert "downloaded once" in known.stderr, known.stderr
+
+    convert.convert(str(hub.folder), plan=low / "mint-plan.yaml", out=whole, smoke=False)
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        files = [(folder / name).read_bytes() for folder in (whole, low, planned)]
+        assert files[0] == files[1] == files[2]
+
+
+def test_low_disk_is_refused_where_the_model_is_run(hub: FakeHub) -> None:
+    done = hub.run("convert", "org/tiny", "--budget", "5bpw", "--low-disk", "--quantizer", "gptq")
+    assert done.returncode == 2
+    assert "--effort fast" in done.stderr

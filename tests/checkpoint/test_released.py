@@ -1,6 +1,4 @@
-"""Every family in the layout in which it is released (fixtures/make.py): convert, reload in
-stock mlx-lm, logits.
-"""
+"""Every family in its released layout (fixtures/make.py): convert, reload in mlx-lm, logits."""
 
 from __future__ import annotations
 
@@ -24,31 +22,24 @@ BITS = 4.5
 
 
 def dense_source(folder: Path, written: Any) -> Any:
-    """The source's model in float32, unquantized, with `mx.dequantize`d copies of the written
-    layers.
-    """
+    """The source's model in float32 with the written layers' weights, dequantized by MLX."""
     source = load_source(str(folder))
     model = open_model(source)
     tensors = dict(tree_flatten(model.parameters()))
-    layers = {layer.path for layer in list_layers(model, source.config).layers}
-    owned = {
-        path: {n: tensors.pop(n) for n in list(tensors) if n.rpartition(".")[0] == path}
-        for path in layers
-    }
+
+    # Each layer's stored weight gives way to the one that was written; biases stay.
     modules = dict(written.named_modules())
-    for path, own in owned.items():
+    for path in {layer.path for layer in list_layers(model, source.config).layers}:
+        for name in ("weight", "scales", "biases"):
+            tensors.pop(f"{path}.{name}", None)
         module = modules[path]
         weight = module.weight
         if hasattr(module, "bits"):
             biases = module.get("biases")
             size = {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
             weight = mx.dequantize(weight, module.scales, biases, **size, dtype=mx.float32)
-        tensors |= {
-            n: a
-            for n, a in own.items()
-            if n.rpartition(".")[2] not in ("weight", "scales", "biases")
-        }
         tensors[f"{path}.weight"] = weight
+
     bare = mlxlm.bare_model(source.config)
     if hasattr(bare, "sanitize"):  # Gemma 3 decides there that its embedding is the head
         tensors = bare.sanitize(tensors)
@@ -66,12 +57,13 @@ def test_converts_and_its_logits_are_those_of_the_dequantized_source(
     result = convert.convert(str(folder), f"{BITS}bpw", tmp_path / "out", smoke=False)
     assert examine(str(tmp_path / "out")).findings == []
     assert 0.97 * BITS < result.bits_per_weight <= BITS
+
     written, _ = mlx_lm.utils.load_model(tmp_path / "out")
     written.set_dtype(mx.float32)
     source = dense_source(folder, written)
     tokens = mx.array(np.random.default_rng(0).integers(3, 96, (2, 24)))
-    ours, theirs = written(tokens), source(tokens)
+    ours = written(tokens)
+    theirs = source(tokens)
     assert mx.abs(ours - theirs).max().item() < 1e-3
-    assert (
-        ours.max().item() - ours.min().item() > 0.1
-    )  # logits that are all alike would agree with anything
+    # Logits that are all alike would agree with anything.
+    assert ours.max().item() - ours.min().item() > 0.1

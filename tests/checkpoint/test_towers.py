@@ -1,6 +1,4 @@
-"""Towers and multi-token-prediction blocks: dropped with all that tells of them, or carried along
-as they are.
-"""
+"""Towers and multi-token-prediction blocks: dropped with their settings, or copied as they are."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import mlx.core as mx
 import mlx_lm.utils
 import numpy as np
 import pytest
-from helpers import Notes, run_cli
+from helpers import Cli, Notes
 from released import RELEASED, known, released
 
 from mint_mlx.base.errors import MintError
@@ -48,10 +46,10 @@ def names(folder: Path) -> set[str]:
 
 
 def tensors(folder: Path, prefixes: tuple[str, ...]) -> dict[str, mx.array]:
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for file in read_folder(folder):
-        found |= mx.load(str(folder / file))  # type: ignore[arg-type]
-    return {name: array for name, array in found.items() if name.startswith(prefixes)}
+        arrays |= mx.load(str(folder / file))  # type: ignore[arg-type]
+    return {name: array for name, array in arrays.items() if name.startswith(prefixes)}
 
 
 @pytest.mark.parametrize("family", TOWERS)
@@ -59,14 +57,13 @@ def test_a_text_model_says_nothing_of_its_tower(tmp_path: Path, family: str) -> 
     model = source(family, tmp_path / family)
     convert.convert(str(model), "5bpw", tmp_path / "out", smoke=False)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert not [
-        key for key in config if "vision" in key or "image" in key or "video" in key or "boi" in key
-    ]
-    assert config["text_config"] and config["model_type"] == family
+    words = ("vision", "image", "video", "boi")
+    assert not [key for key in config if any(word in key for word in words)]
+    assert config["text_config"]
+    assert config["model_type"] == family
     assert not [name for name in PROCESSORS if (tmp_path / "out" / name).exists()]
-    assert "processor_class" not in json.loads(
-        (tmp_path / "out" / "tokenizer_config.json").read_text()
-    )
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert "processor_class" not in settings
     assert not [name for name in names(tmp_path / "out") if "vis" in name or "multi_modal" in name]
     assert examine(str(tmp_path / "out")).findings == []
 
@@ -75,10 +72,14 @@ def test_a_text_model_says_nothing_of_its_tower(tmp_path: Path, family: str) -> 
 def test_all_parts_carry_the_tower_as_it_is(tmp_path: Path, family: str) -> None:
     model = source(family, tmp_path / family)
     whole = convert.convert(str(model), "6bpw", tmp_path / "whole", parts="all", smoke=False)
+
+    # Its tensors, its config and the processors' files are all there, within the budget.
     before, after = tensors(model, TOWERS[family]), tensors(tmp_path / "whole", TOWERS[family])
-    assert before.keys() == after.keys() and len(before) > 20
+    assert before.keys() == after.keys()
+    assert len(before) > 20
     for name, array in before.items():
-        assert array.dtype == after[name].dtype and mx.array_equal(array, after[name]), name
+        assert array.dtype == after[name].dtype, name
+        assert mx.array_equal(array, after[name]), name
     files = sum(f.stat().st_size for f in (tmp_path / "whole").glob("model*.safetensors"))
     assert files == whole.bytes <= 6 * whole.inventory.parameters / 8
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
@@ -86,10 +87,14 @@ def test_all_parts_carry_the_tower_as_it_is(tmp_path: Path, family: str) -> None
     assert config["vision_config"] == original["vision_config"]
     assert all((tmp_path / "whole" / name).is_file() for name in PROCESSORS)
     assert examine(str(tmp_path / "whole")).findings == []
-    # The tower changes nothing for stock mlx-lm, and the plan remembers that it is there.
+
+    # The plan remembers that the tower is there.
     plan = tmp_path / "whole" / "mint-plan.yaml"
     again = convert.convert(str(model), plan=plan, out=tmp_path / "again", smoke=False)
-    assert again.bytes == whole.bytes and again.plan.parts == "all"
+    assert again.bytes == whole.bytes
+    assert again.plan.parts == "all"
+
+    # It changes nothing for stock mlx-lm.
     edited = tmp_path / "text.yaml"
     edited.write_text(plan.read_text().replace("parts: all", "parts: text"))
     convert.convert(str(model), plan=edited, out=tmp_path / "text", smoke=False)
@@ -110,10 +115,8 @@ def test_mlx_vlm_takes_a_model_with_its_tower(tmp_path: Path, family: str) -> No
     model = source(family, tmp_path / family)
     convert.convert(str(model), "6bpw", tmp_path / "whole", parts="all", smoke=False)
     tokens = mx.array(np.random.default_rng(0).integers(9, 96, (1, 16)))
-    seeing, text = (
-        vlm.load_model(tmp_path / "whole"),
-        mlx_lm.utils.load_model(tmp_path / "whole")[0],
-    )
+    seeing = vlm.load_model(tmp_path / "whole")
+    text = mlx_lm.utils.load_model(tmp_path / "whole")[0]
     seeing.set_dtype(mx.float32)
     text.set_dtype(mx.float32)
     assert mx.abs(seeing.language_model(tokens).logits - text(tokens)).max().item() < 1e-4
@@ -132,42 +135,37 @@ def test_blocks_for_multi_token_prediction_are_gone_from_the_config_too(
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert not any(is_mtp(name, written) for name in names(tmp_path / "out"))
     if family in MTP:
-        assert config[MTP[family]] == 1 and written[MTP[family]] == 0
+        assert config[MTP[family]] == 1
+        assert written[MTP[family]] == 0
     assert examine(str(tmp_path / "out")).findings == []
 
 
-def test_a_profile_of_other_parts_gives_the_true_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_profile_of_other_parts_gives_the_true_size(cli: Cli, tmp_path: Path) -> None:
     """The cache holds one profile for text and tower; what is said before is what is written."""
     model = source("llama4", tmp_path / "llama4")
     get_profile(prepare(str(model)))
     order = place_order(Request(str(model), "5bpw", out=tmp_path / "out", parts="all"))
     _, promised = dry_run.dry_run(order)
-    made = convert.carry_out(order, smoke=False)
-    assert promised.profiled and promised.bytes == made.bytes
-    assert made.bytes == sum(f.stat().st_size for f in made.path.glob("*.safetensors"))
-    capsys.readouterr()
-    assert run_cli(monkeypatch, "inspect", str(made.path), "--json") == 0
-    told = json.loads(capsys.readouterr().out)["bits_per_weight"]
-    assert (
-        told
-        == pytest.approx(made.bits_per_weight)
-        == pytest.approx(examine(str(made.path)).bits_per_weight)
-    )
+    result = convert.carry_out(order, smoke=False)
+    assert promised.profiled
+    assert promised.bytes == result.bytes
+    assert result.bytes == sum(f.stat().st_size for f in result.path.glob("*.safetensors"))
+    inspected = cli("inspect", result.path, "--json")
+    assert inspected.code == 0
+    assert inspected.json["bits_per_weight"] == pytest.approx(result.bits_per_weight)
+    assert examine(str(result.path)).bits_per_weight == pytest.approx(result.bits_per_weight)
 
 
 def test_parts_that_cannot_be(tmp_path: Path) -> None:
     model = released("llama", tmp_path / "llama")
     with pytest.raises(MintError, match="--parts vision is unknown"):
         convert.convert(str(model), "5bpw", tmp_path / "out", parts="vision")
-    convert.convert(
-        str(model), "5bpw", tmp_path / "out", parts="all", smoke=False
-    )  # there is no tower to add
+
+    # It has no tower to add, but a plan for all parts is not one for the text alone.
+    convert.convert(str(model), "5bpw", tmp_path / "out", parts="all", smoke=False)
+    plan = tmp_path / "out" / "mint-plan.yaml"
     with pytest.raises(MintError, match="the plan was made for --parts all"):
-        convert.convert(
-            str(model), plan=tmp_path / "out" / "mint-plan.yaml", out=tmp_path / "b", parts="text"
-        )
+        convert.convert(str(model), plan=plan, out=tmp_path / "b", parts="text")
 
 
 @pytest.mark.parametrize(

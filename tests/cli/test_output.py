@@ -26,7 +26,8 @@ def test_no_figure_is_cut_off(width: int, capsys: pytest.CaptureFixture[str]) ->
     out.table(COLUMNS, [ROW, [""] * len(ROW)], "at 4.5 bits")
     printed = capsys.readouterr().out
     words = " ".join(printed.replace("│", " ").split())
-    assert all(str(cell) in words for cell in ROW) and "at 4.5 bits" in printed
+    assert all(str(cell) in words for cell in ROW)
+    assert "at 4.5 bits" in printed
     assert max(map(len, printed.splitlines())) <= width
 
 
@@ -41,7 +42,8 @@ def test_a_log_has_a_line_a_minute(
         out.step(f"block {block}", block, 48)
         out.detail("back")
     lines = capsys.readouterr().err.splitlines()
-    assert 5 <= len(lines) <= 40 and all(line.startswith("sensitivity: block ") for line in lines)
+    assert 5 <= len(lines) <= 40
+    assert all(line.startswith("sensitivity: block ") for line in lines)
     assert any("of 48, about" in line and "left" in line for line in lines)
 
 

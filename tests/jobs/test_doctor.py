@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from helpers import Maker, llama, mixtral, qwen3_moe, run_cli
+from fake_hub import FakeHub
+from helpers import Cli, Maker, llama, mixtral, qwen3_moe
 from mlx_lm import convert as mlx_lm_convert
 
 from mint_mlx.base.errors import MintError
@@ -181,10 +183,22 @@ def test_a_damaged_plan_is_one_of_the_things_that_are_wrong(good: Path) -> None:
     assert any(PLAN_FILE in finding.problem for finding in examine(str(good)).findings)
 
 
-def test_the_exit_code_says_whether_something_is_wrong(
-    good: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_exit_code_says_whether_something_is_wrong(cli: Cli, good: Path) -> None:
     for code, text in ((0, "nothing is wrong"), (1, "1 thing is wrong")):
-        assert run_cli(monkeypatch, "doctor", str(good)) == code
-        assert text in capsys.readouterr().out
+        examined = cli("doctor", good)
+        assert examined.code == code
+        assert text in examined.out
         edit_config(good, lambda config: config["quantization"][PROJ].update(mode=None))
+
+
+def test_the_doctor_knows_what_our_own_plan_keeps(hub: FakeHub, tmp_path: Path) -> None:
+    """Also where another program downloaded all but the plan."""
+    made = convert(str(hub.folder), "12bpw", tmp_path / "made", effort="fast", smoke=False)
+    assert any(not config.quantized for config in made.plan.choice.values())
+    hub.folder = tmp_path / "made"
+    first = hub.run("doctor", "org/tiny")
+    shutil.rmtree(hub.home / "hub")
+    (hub.fill_cache() / "mint-plan.yaml").unlink()
+    second = hub.run("doctor", "org/tiny")
+    for found in (first, second):
+        assert "nothing is wrong" in found.stdout, found.stdout + found.stderr

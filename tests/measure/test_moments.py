@@ -24,7 +24,8 @@ def test_the_share_is_what_error_feedback_really_leaves(fall: float) -> None:
     rows = correlated(128, fall)
     moment = rows.T @ rows
     weight = mx.array(np.random.default_rng(1).normal(size=(64, 128)).astype(np.float32))
-    config, costs = QuantConfig(6, 64), []
+    config = QuantConfig(6, 64)
+    costs = []
     for packed in (gptq.quantize(weight, config, moment[None]), rtn.quantize(weight, config)):
         back = mx.dequantize(packed["weight"], packed["scales"], packed["biases"], 64, 6)
         error = np.array(back - weight)
@@ -67,7 +68,8 @@ def test_moments_are_bounded_and_an_expert_that_nobody_chose_borrows(
     moments.add(
         rows, np.ones(len(rows), dtype=np.float32), np.zeros(len(rows), dtype=np.int64), 100
     )
-    assert len(moments.found) <= EXPERTS and 0 < moments.remaining() < 1
+    assert len(moments.found) <= EXPERTS
+    assert 0 < moments.remaining() < 1
     borrowed = moments.remaining()
     monkeypatch.setattr("mint_mlx.measure.moments.POOL", 0.0)
     assert moments.remaining() != borrowed

@@ -1,4 +1,4 @@
-"""Objectives' entries: facts, losses, what the levels of effort make of them."""
+"""Objectives' entries: facts, losses, which layers they protect, what the levels make of them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 from helpers import Maker, llama
 
+from mint_mlx.allocation.allocate import allocate
 from mint_mlx.allocation.plan_file import read_plan
+from mint_mlx.allocation.search_space import SearchSpace
 from mint_mlx.base.errors import UsageError
 from mint_mlx.base.files import PLAN_FILE
+from mint_mlx.base.units import parse_budget
 from mint_mlx.checkpoint.layers import Layer
 from mint_mlx.converters.quantizers.registry import QUANTIZERS
-from mint_mlx.jobs import convert
+from mint_mlx.jobs import convert, measurements
+from mint_mlx.jobs.model import Job, prepare
 from mint_mlx.rules import efforts
 from mint_mlx.rules.objectives import (
     OBJECTIVES,
@@ -20,7 +24,9 @@ from mint_mlx.rules.objectives import (
     Objective,
     find_objective,
     needs_sensitivity,
+    prior,
 )
+from mint_mlx.rules.recipes import find_recipe
 
 PATH = "model.layers.1.mlp.down_proj"
 
@@ -83,3 +89,33 @@ def test_a_new_objective_is_one_entry(make: Maker, monkeypatch: pytest.MonkeyPat
     made = convert.convert(str(model), "5bpw", model.parent / "out", objective="toy", smoke=False)
     assert made.plan.objective == "toy" and made.plan.loss is not None
     assert read_plan(made.path / PLAN_FILE).objective == "toy"
+
+
+def test_mint_protects_what_its_priors_name(make: Maker) -> None:
+    folder = make(llama(4))
+    curves = measurements.get_profile(prepare(str(folder)))
+    budget = parse_budget("4.5bpw")
+    space = SearchSpace(curves.inventory, find_recipe("default", {}))
+    plain = allocate(curves, budget, space, "nmse")
+    mint = allocate(curves, budget, space, "mint")
+    assert mint.choice["lm_head"].bits > plain.choice["lm_head"].bits
+
+
+def test_the_prior_ranks_the_head_first_and_queries_last(job: Job) -> None:
+    def cost(path: str) -> float:
+        layer = next(layer for layer in job.inventory.layers if layer.path.endswith(path))
+        return prior(layer, np.full((1, layer.experts), 0.5), Context(job.inventory.blocks)).item()
+
+    down = "mlp.switch_mlp.down_proj"
+    names = (
+        "lm_head",
+        f"0.{down}",
+        "embed_tokens",
+        f"1.{down}",
+        "0.self_attn.v_proj",
+        "0.self_attn.q_proj",
+    )
+    costs = [cost(name) for name in names]
+    assert costs == sorted(costs, reverse=True)
+    assert len(set(costs)) == len(costs)
+    assert cost("mlp.gate") == cost("embed_tokens")

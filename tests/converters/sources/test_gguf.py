@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fake_hub import FakeHub
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.converters.sources.gguf import original_repo
@@ -66,3 +68,20 @@ def test_arrays_in_arrays_without_end_name_nothing(tmp_path: Path) -> None:
     )
     (tmp_path / "model.gguf").write_bytes(head + struct.pack("<IQ", 9, 1) * 5000)
     assert original_repo(tmp_path / "model.gguf") is None
+
+
+@pytest.mark.parametrize(
+    ("card", "instead"),
+    [({"base_model": ["org/original"]}, "give org/original"), ({}, "give the original checkpoint")],
+)
+def test_a_repository_of_gguf_files_names_the_original(
+    hub: FakeHub, card: dict[str, Any], instead: str
+) -> None:
+    for shard in hub.folder.glob("*.safetensors*"):
+        shard.unlink()
+    (hub.folder / "tiny-Q4_K_M.gguf").write_bytes(b"GGUF")
+    hub.card = card
+    done = hub.run("convert", "org/tiny", "--budget", "5bpw")
+    assert done.returncode == 1, done.stderr
+    assert "GGUF files only" in done.stderr, done.stderr
+    assert instead in done.stderr, done.stderr

@@ -6,139 +6,22 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers import Maker, Notes, llama, qwen3_moe
+from formulas import bf16, raw, weight
+from helpers import Maker, Notes, llama, qwen3_moe, rewrite_shards
 from mlx.utils import tree_flatten
 from released import RELEASED, known, released
-from safetensors import safe_open
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.quant_config import KEEP, QuantConfig
-from mint_mlx.checkpoint.arrays import dense
-from mint_mlx.checkpoint.layer_stream import stream
 from mint_mlx.checkpoint.source import load_source, open_model
-from mint_mlx.converters.sources.fp8 import dequantize
 from mint_mlx.jobs import convert
-from mint_mlx.jobs.model import prepare
 from mint_mlx.jobs.request import Request, place_order
-
-E2M1 = np.array(
-    [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32
-)
-
-
-def bf16(x: np.ndarray) -> np.ndarray:
-    """float32 values rounded to bfloat16 (nearest, ties to even)."""
-    bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
-
-
-def e4m3(codes: np.ndarray) -> np.ndarray:
-    """The values of E4M3 codes, from sign, exponent (bias 7) and mantissa."""
-    sign = np.where(codes & 0x80, -1.0, 1.0)
-    exponent, mantissa = (codes >> 3) & 15, codes & 7
-    size = np.where(
-        exponent == 0,
-        mantissa / 8 * 2.0**-6,
-        (1 + mantissa / 8) * 2.0 ** (exponent.astype(float) - 7),
-    )
-    return (sign * size).astype(np.float32)
-
-
-def as_numpy(array: mx.array) -> np.ndarray:
-    return np.array(array.astype(mx.float32))
-
-
-def raw(folder: Path, name: str) -> np.ndarray:
-    """A source's tensor: its bytes where numpy lacks the type, float32 for bfloat16."""
-    for file in folder.glob("model*.safetensors"):
-        with safe_open(file, "numpy") as shard:
-            if name in shard.keys():  # noqa: SIM118 (it is no mapping)
-                try:
-                    return np.asarray(shard.get_tensor(name))
-                except (TypeError, AttributeError):  # float8 and bfloat16
-                    array = mx.load(str(file))[name]  # type: ignore[index, call-overload]
-                    return np.array(array) if array.dtype == mx.uint8 else as_numpy(array)
-    raise KeyError(name)
-
-
-def weight(folder: Path, path: str) -> np.ndarray:
-    """A layer's unquantized weight as profile and convert see it."""
-    job = prepare(str(folder))
-    layer = next(layer for layer in job.inventory.layers if layer.path == path)
-    ((_, tensors),) = stream(job.source, job.inventory, [path])
-    return as_numpy(dense(layer, tensors))
-
-
-def test_fp8_blocks_that_overhang() -> None:
-    rng = np.random.default_rng(0)
-    codes = rng.integers(0, 256, (3, 200, 300)).astype(np.uint8)
-    codes[(codes & 0x7F) == 0x7F] = 0  # E4M3's NaN
-    scale = rng.random((3, 2, 3)).astype(np.float32)
-    wanted = e4m3(codes) * np.repeat(np.repeat(scale, 128, -2), 128, -1)[:, :200, :300]
-    np.testing.assert_array_equal(
-        as_numpy(dequantize(mx.array(codes), mx.array(scale))), bf16(wanted)
-    )
-
-
-# mlx-lm dequantizes the first two families itself; nothing but our own hook reads the third.
-@pytest.mark.parametrize(
-    ("family", "path", "tensor"),
-    [
-        (
-            "deepseek_v3",
-            "model.layers.1.mlp.switch_mlp.down_proj",
-            "model.layers.1.mlp.experts.{}.down_proj.weight",
-        ),
-        (
-            "minimax_m2",
-            "model.layers.0.block_sparse_moe.switch_mlp.up_proj",
-            "model.layers.0.block_sparse_moe.experts.{}.w3.weight",
-        ),
-        (
-            "qwen3_moe_fp8",
-            "model.layers.1.mlp.switch_mlp.gate_proj",
-            "model.layers.1.mlp.experts.{}.gate_proj.weight",
-        ),
-    ],
-)
-def test_fp8_experts_are_code_times_scale(family: str, path: str, tensor: str) -> None:
-    folder = RELEASED / family
-    wanted = []
-    for expert in range(8):
-        name = tensor.format(expert)
-        scale = np.repeat(np.repeat(raw(folder, f"{name}_scale_inv"), 128, 0), 128, 1)[:64, :64]
-        wanted.append(bf16(e4m3(raw(folder, name)) * scale))
-    np.testing.assert_array_equal(weight(folder, path), np.stack(wanted))
-
-
-@pytest.mark.parametrize(
-    ("projection", "fused", "rows"),
-    [
-        ("gate_proj", "gate_up_proj", slice(0, None, 2)),
-        ("up_proj", "gate_up_proj", slice(1, None, 2)),
-        ("down_proj", "down_proj", slice(None)),
-    ],
-)
-def test_mxfp4_is_e2m1_times_a_power_of_two(projection: str, fused: str, rows: slice) -> None:
-    folder, prefix = RELEASED / "gpt_oss", "model.layers.1.mlp.experts"
-    blocks, scales = (
-        raw(folder, f"{prefix}.{fused}_blocks"),
-        raw(folder, f"{prefix}.{fused}_scales"),
-    )
-    values = np.stack([E2M1[blocks & 15], E2M1[blocks >> 4]], axis=-1).reshape(
-        *blocks.shape[:3], 32
-    )
-    wanted = (values * 2.0 ** (scales[..., None].astype(np.float32) - 127)).reshape(
-        *blocks.shape[:2], -1
-    )
-    np.testing.assert_array_equal(weight(folder, f"{prefix}.{projection}"), wanted[:, rows])
 
 
 def test_int4_is_code_minus_eight_times_scale() -> None:
@@ -179,28 +62,13 @@ def test_mlx_layers_are_code_times_scale_plus_bias(
     np.testing.assert_array_equal(weight(tmp_path / "q", base), wanted.reshape(len(codes), -1))
 
 
-def test_gpt_oss_experts_in_bf16_are_those_of_the_fused_tensors() -> None:
-    folder, prefix = RELEASED / "gpt_oss_bf16", "model.layers.0.mlp.experts"
-    fused, bias = raw(folder, f"{prefix}.gate_up_proj"), raw(folder, f"{prefix}.gate_up_proj_bias")
-    model = dict(tree_flatten(open_model(load_source(str(folder))).parameters()))
-    for projection, start in (("gate_proj", 0), ("up_proj", 1)):
-        np.testing.assert_array_equal(
-            as_numpy(model[f"{prefix}.{projection}.weight"]),
-            fused[:, :, start::2].transpose(0, 2, 1),
-        )
-        np.testing.assert_array_equal(
-            as_numpy(model[f"{prefix}.{projection}.bias"]), bias[:, start::2]
-        )
-    down = raw(folder, f"{prefix}.down_proj").transpose(0, 2, 1)
-    np.testing.assert_array_equal(as_numpy(model[f"{prefix}.down_proj.weight"]), down)
-
-
 @pytest.mark.parametrize("family", ["gpt_oss", "kimi_k2"])
 def test_layers_that_stay_as_they_are_keep_their_bytes(tmp_path: Path, family: str) -> None:
     folder = released(family, tmp_path / family)
     result = convert.convert(str(folder), "8bpw", tmp_path / "out", smoke=False)
     stored = {layer.path: layer.stored for layer in result.inventory.layers if layer.stored}
-    assert stored and all(result.plan.choice[path] == config for path, config in stored.items())
+    assert stored
+    assert all(result.plan.choice[path] == config for path, config in stored.items())
     assert all(result.plan.errors[path].worst == 0 for path in stored)
     before = dict(tree_flatten(open_model(load_source(str(folder))).parameters()))
     after = dict(tree_flatten(open_model(load_source(str(tmp_path / "out"))).parameters()))
@@ -240,7 +108,8 @@ def test_an_mlx_checkpoint_is_a_source_too(make: Maker, tmp_path: Path) -> None:
     result = convert.convert(str(tmp_path / "six"), "6bpw", tmp_path / "five", smoke=False)
     assert result.bytes <= 6 * result.inventory.parameters / 8
     kept = [path for path, config in result.plan.choice.items() if config == QuantConfig(6, 64)]
-    assert kept and len(kept) < len(result.plan.choice)
+    assert kept
+    assert len(kept) < len(result.plan.choice)
     router = next(layer for layer in result.inventory.layers if layer.role == "router")
     assert result.plan.choice[router.path] == KEEP  # four outputs: slow when quantized
 
@@ -299,32 +168,6 @@ def test_a_modelopt_file_beside_the_config_is_enough(make: Maker) -> None:
         convert.convert(str(folder), "5bpw")
 
 
-def spoil(folder: Path, change: Any) -> Path:
-    """Rewrite a checkpoint's shards as one, with its raw bytes and types changed."""
-    tensors: dict[str, tuple[str, list[int], bytes]] = {}
-    for file in sorted(folder.glob("model*.safetensors")):
-        raw = file.read_bytes()
-        (length,) = struct.unpack("<Q", raw[:8])
-        for name, entry in json.loads(raw[8 : 8 + length]).items():
-            if name != "__metadata__":
-                start, end = (8 + length + n for n in entry["data_offsets"])
-                tensors[name] = (entry["dtype"], entry["shape"], raw[start:end])
-        file.unlink()
-    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
-    change(tensors)
-    header, data = {}, b""
-    for name, (dtype, shape, content) in tensors.items():
-        header[name] = {
-            "dtype": dtype,
-            "shape": shape,
-            "data_offsets": [len(data), len(data) + len(content)],
-        }
-        data += content
-    text = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
-    return folder
-
-
 UP = "model.layers.0.mlp.experts.3.up_proj.weight"
 SPOILT = {
     "without scales": (
@@ -350,7 +193,7 @@ SPOILT = {
 @pytest.mark.parametrize("fault", SPOILT)
 def test_fp8_that_would_be_read_wrongly_is_refused(tmp_path: Path, fault: str) -> None:
     change, message = SPOILT[fault]
-    folder = spoil(released("qwen3_moe_fp8", tmp_path / "model"), change)
+    folder = rewrite_shards(released("qwen3_moe_fp8", tmp_path / "model"), change)
     with pytest.raises(MintError, match=re.escape(message)):
         convert.convert(str(folder), "5bpw")
 
@@ -372,23 +215,6 @@ def test_fp8_that_config_says_nothing_of_is_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(MintError, match=r"config\.json says nothing"):
         convert.convert(str(folder), "5bpw")
-
-
-def test_one_scale_a_tensor_is_code_times_scale(tmp_path: Path) -> None:
-    name = "model.layers.0.self_attn.q_proj.weight"
-
-    def change(tensors: dict[str, tuple[str, list[int], bytes]]) -> None:
-        for scale in [n for n in tensors if n.endswith("_scale_inv")]:
-            tensors[scale] = ("F32", [], np.float32(0.5).tobytes())
-        tensors[name.replace("weight", "activation_scale")] = ("F32", [], np.float32(1).tobytes())
-
-    folder = spoil(released("qwen3_moe_fp8", tmp_path / "model"), change)
-    config = json.loads((folder / "config.json").read_text())
-    del config["quantization_config"]["weight_block_size"]
-    (folder / "config.json").write_text(json.dumps(config))
-    np.testing.assert_array_equal(
-        weight(folder, name.removesuffix(".weight")), bf16(e4m3(raw(folder, name)) * 0.5)
-    )
 
 
 def test_float32_scales_of_an_mlx_checkpoint_become_bfloat16(make: Maker, tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+"""Stock mlx-lm, as far as mint-mlx loads and runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import Maker, qwen3_moe
+
+from mint_mlx.base.errors import MintError
+from mint_mlx.jobs.convert import convert
+
+
+def test_a_result_that_cannot_generate_gets_no_name(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx_lm
+
+    def fail(*args: Any, **kwargs: Any) -> str:
+        raise TypeError("unsupported operand")
+
+    monkeypatch.setattr(mlx_lm, "generate", fail)
+    with pytest.raises(MintError, match="cannot generate"):
+        convert(str(make(qwen3_moe(1))), "5bpw", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

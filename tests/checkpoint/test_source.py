@@ -1,0 +1,136 @@
+"""A checkpoint as a source: what is refused, its name, and what its fingerprint follows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from helpers import Cli, Maker, edit_config, edit_weights, llama
+
+from mint_mlx.base.errors import MintError
+from mint_mlx.checkpoint.source import load_source
+from mint_mlx.jobs.convert import convert
+
+
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def half_a_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    file.write_bytes(file.read_bytes()[:500])
+
+
+def bad_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% for %}")
+
+
+def bad_text_config(folder: Path) -> None:
+    edit_config(folder, text_config="x")
+
+
+def gptq(folder: Path) -> None:
+    edit_config(folder, quantization_config={"quant_method": "gptq"})
+
+
+def broken_link(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("blobs/gone")
+
+
+def int8_weights(folder: Path) -> None:
+    edit_weights(folder, lambda w: w | {"lm_head.weight": w["lm_head.weight"].astype(mx.int8)})
+
+
+def extra_tensor(folder: Path) -> None:
+    edit_weights(folder, lambda w: w | {"model.surprise": mx.zeros((2,))})
+
+
+def half_the_weights(folder: Path) -> None:
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(20_000)
+
+
+def unknown_type(folder: Path) -> None:
+    edit_config(folder, model_type="no_such_model")
+
+
+def too_many_blocks(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=7)
+
+
+def a_million_blocks(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=10**6)
+
+
+def half_a_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def config_of_a_type_only(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+
+
+def code_beside_it(folder: Path) -> None:
+    edit_config(folder, model_file="evil.py")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (no_tokenizer, "no tokenizer"),
+        (half_a_tokenizer, "tokenizer of model cannot be read"),
+        (bad_template, "chat template"),
+        (bad_text_config, "text_config"),
+        (gptq, "quantized with GPTQ"),
+        (broken_link, "not a regular file"),
+        (int8_weights, "lm_head has weights of type I8"),
+        (extra_tensor, "model.surprise"),
+        (half_the_weights, "truncated"),
+        (unknown_type, "no model of type 'no_such_model'"),
+        (a_million_blocks, "num_hidden_layers is 1000000"),
+        (too_many_blocks, "cannot build"),
+        (half_a_config, "not valid JSON"),
+        (config_of_a_type_only, "cannot build"),
+        (code_beside_it, "code of its own"),
+    ],
+)
+def test_bad_sources_are_refused_and_leave_nothing(
+    make: Maker, tmp_path: Path, spoil: Any, problem: str
+) -> None:
+    folder = make(llama(2))
+    spoil(folder)
+    with pytest.raises(MintError, match=problem):
+        convert(str(folder), "5bpw", tmp_path / "out")
+    assert {p.name for p in tmp_path.iterdir()} == {"model"}
+
+
+def test_a_snapshot_is_called_by_its_repository(make: Maker) -> None:
+    cache = make(llama(1), "models--org--some--name")
+    snapshot = cache / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    for file in [f for f in cache.iterdir() if f.is_file()]:
+        file.rename(snapshot / file.name)
+    assert load_source(str(snapshot)).name == "org/some--name"
+
+
+@pytest.mark.parametrize("name", ["models/My--Model", "org/name.git", "./nowhere", "~nouser/x"])
+@pytest.mark.parametrize("command", ["doctor", "inspect", "profile"])
+def test_names_that_are_none(cli: Cli, command: str, name: str) -> None:
+    refused = cli(command, name)
+    assert refused.code == 1
+    assert len(refused.err.splitlines()) == 1
+    assert "does not exist" in refused.err or "check the spelling" in refused.err
+
+
+def test_the_fingerprint_follows_config_and_weights(make: Maker) -> None:
+    first = load_source(str(make(llama(1), "a")))
+    same = load_source(str(make(llama(1), "b")))
+    other = load_source(str(make(llama(1), "c", seed=1)))
+    assert first.fingerprint == same.fingerprint
+    assert first.structure == other.structure
+    assert first.content != other.content
+    edit_config(same.path, rope_theta=5.0)
+    assert load_source(str(same.path)).structure != first.structure

@@ -1,0 +1,16 @@
+"""`demo` runs the whole job."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import Cli
+
+
+def test_the_demo_runs_the_whole_job(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mint_mlx.cli.demo.WINDOWS", 4)
+    ran = cli("demo", "--json")
+    assert ran.code == 0
+    rows = {row["name"]: row for row in ran.json["rows"]}
+    source, ours, uniform = rows["source (bf16)"], rows["mint-mlx"], rows["uniform 4bit-g64"]
+    assert ours["bytes"] <= uniform["bytes"] < source["bytes"] / 3
+    assert source["perplexity"] < ours["perplexity"] < 1.1 * source["perplexity"]

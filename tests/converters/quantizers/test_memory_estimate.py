@@ -1,0 +1,143 @@
+"""What a conversion takes of memory, estimated before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from helpers import TOKENS, Maker, llama, qwen3_moe
+
+from mint_mlx.base.errors import MintError
+from mint_mlx.base.quant_config import KEEP
+from mint_mlx.checkpoint import mlxlm
+from mint_mlx.checkpoint.layers import list_layers
+from mint_mlx.converters.quantizers import distil, memory_estimate
+from mint_mlx.converters.quantizers.inputs import block_inputs
+from mint_mlx.converters.quantizers.registry import QUANTIZERS
+from mint_mlx.eval.bench.shapes import COMMON, qwen3_30b
+from mint_mlx.jobs import convert, steps
+from mint_mlx.jobs.model import prepare
+from mint_mlx.measure.sensitivity import measure
+from mint_mlx.runtime import memory
+from mint_mlx.runtime.memory import GIB
+
+
+def test_what_takes_more_memory_than_there_is_is_refused_before_it_starts(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_estimate, "machine_memory", lambda: 700_000_000)
+    model = str(make(llama(1)))
+    out = tmp_path / "out"
+    with pytest.raises(
+        MintError,
+        match=r"this takes 1\.3.* GB .*this machine has 700.00 MB .*--effort fast, which takes 50",
+    ):
+        convert.convert(model, "5bpw", out, effort="balanced")
+    with pytest.raises(MintError, match="larger machine"):
+        steps.write_sensitivity(model, tmp_path / "s.npz")
+    assert not out.exists()
+    assert convert.convert(model, "5bpw", out, effort="fast", smoke=False).path == out
+
+
+def test_the_peak_follows_from_one_block_and_not_from_the_depth() -> None:
+    """Measured on two streamed layers of Qwen3-30B-A3B (eval/bench): 7.8 GB for a sensitivity, 8.4
+    with feedback.
+    """
+    config = qwen3_30b(48)[0] | COMMON
+    inventory = list_layers(mlxlm.bare_model(config), config)
+    assert 7e9 < QUANTIZERS["rtn"].memory(inventory, 4096, True) < 11e9
+    assert 8e9 < QUANTIZERS["gptq"].memory(inventory, 4096, True) < 11e9
+    deeper = list_layers(mlxlm.bare_model(config | {"num_hidden_layers": 60}), config)
+    assert QUANTIZERS["gptq"].memory(deeper, 4096, True) == QUANTIZERS["gptq"].memory(
+        inventory, 4096, True
+    )
+    assert QUANTIZERS["rtn"].memory(inventory, 4096, False) < 3e9
+
+
+@pytest.mark.parametrize(
+    ("shapes", "device"),
+    [(llama(2), None), (llama(2), "like_a_gpu"), (qwen3_moe(2, experts=8), None)],
+    ids=["dense", "dense_on_a_gpu", "experts"],
+)
+def test_what_layers_read_is_all_counted(
+    make: Maker, shapes: dict[str, Any], device: str | None, request: pytest.FixtureRequest
+) -> None:
+    if device:
+        request.getfixturevalue(device)
+    job = prepare(str(make(shapes)))
+    made = measure(job.source, job.inventory, TOKENS, "random")
+    block = [layer for layer in job.inventory.layers if layer.block == 1]
+    inputs = dict(block_inputs(job.source, job.inventory, made, batch=4))[1]
+    arrays = [np.asarray(batch.x) for found in inputs.values() for batch in found.batches]
+    held = {array.ctypes.data: array.size for array in arrays}  # several layers read the same
+    assert (
+        sum(held.values()) <= TOKENS.size * memory_estimate._read(block) <= 1.3 * sum(held.values())
+    )
+
+
+def test_a_gpu_holds_weights_as_they_are_stored(
+    make: Maker, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_estimate, "WINDOWS", 0)  # no activations
+    source = prepare(str(make(llama(2)))).inventory
+    convert.convert(str(make(llama(2))), None, tmp_path / "q", uniform="4bit-g64", smoke=False)
+    quantized = prepare(str(tmp_path / "q")).inventory
+    on_a_cpu = [QUANTIZERS["rtn"].memory(one, 4096, True) for one in (source, quantized)]
+    request.getfixturevalue("like_a_gpu")
+    on_a_gpu = [QUANTIZERS["rtn"].memory(one, 4096, True) for one in (source, quantized)]
+    size = sum(layer.size for layer in source.layers)
+    assert on_a_cpu[0] == on_a_cpu[1]
+    assert on_a_cpu[0] - on_a_gpu[0] == pytest.approx(2 * size, rel=0.1)
+    assert on_a_gpu[0] - on_a_gpu[1] == pytest.approx((2 - 4.5 / 8) * size, rel=0.1)
+    monkeypatch.setattr(memory, "machine_limit", lambda: (6 * GIB, True))
+    assert memory.room() == 6 * GIB
+
+
+def test_what_refining_holds_is_all_counted(demo_model: Path, tmp_path: Path) -> None:
+    convert.convert(str(demo_model), uniform="4bit-g64", out=tmp_path / "made", smoke=False)
+    inventory = prepare(str(tmp_path / "made")).inventory
+    estimate = distil.refining(
+        inventory, {layer.path: layer.stored or KEEP for layer in inventory.layers}
+    )
+    tokens = np.random.default_rng(0).integers(0, 256, (16, 256)).astype(np.int32)
+    ids = np.broadcast_to(np.arange(256, dtype=np.int32), (*tokens.shape, 256))
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    distil.refine(
+        tmp_path / "made",
+        distil.Targets(tokens, ids, np.full(ids.shape, -np.log(256), np.float32)),
+        steps=1,
+    )
+    held = mx.get_peak_memory() - before
+    assert 0.5 * estimate < held < estimate
+
+
+def test_a_model_without_blocks_has_a_peak(make: Maker) -> None:
+    inventory = prepare(str(make(llama(1)))).inventory
+    ends = replace(
+        inventory, layers=tuple(layer for layer in inventory.layers if layer.block is None)
+    )
+    assert QUANTIZERS["learn"].memory(ends, 4096, True) > QUANTIZERS["rtn"].memory(
+        ends, 4096, False
+    )
+
+
+def test_experts_are_learned_in_as_few_turns_as_memory_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = qwen3_30b(48)[0] | COMMON
+    inventory = list_layers(mlxlm.bare_model(config), config)
+    found = {}
+    for gib in (16, 20, 24, 36):
+        monkeypatch.setattr(memory_estimate, "room", lambda gib=gib: gib * 2**30)
+        found[gib] = (
+            memory_estimate.turns(inventory, 65_536),
+            QUANTIZERS["learn"].memory(inventory, 65_536, True),
+        )
+    assert [turns for turns, _ in found.values()] == [4, 4, 2, 1]
+    assert all(needed <= gib * 2**30 for gib, (_, needed) in found.items() if gib > 16)
+    assert found[16][1] > 16 * 2**30  # refused: one expert after the other would take as much

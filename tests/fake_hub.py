@@ -1,0 +1,175 @@
+"""The Hugging Face Hub, played by a small local server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+COMMIT = "c" * 40
+
+
+FAULTS = {"GatedRepo": 403, "RepoNotFound": 404, "RevisionNotFound": 404}
+
+
+@dataclass
+class FakeHub:
+    """What the server holds, and the bytes that it has sent of each file."""
+
+    folder: Path
+    fault: str | None = None
+    card: dict[str, Any] = field(default_factory=dict)
+    bytes_sent: dict[str, int] = field(default_factory=dict)
+    url: str = ""
+    home: Path = Path()
+
+    def fill_cache(self) -> Path:
+        """Fill the cache as a whole download would; returns the snapshot."""
+        cache = self.home / "hub" / "models--org--tiny"
+        (cache / "refs").mkdir(parents=True)
+        (cache / "refs" / "main").write_text(COMMIT)
+        shutil.copytree(self.folder, cache / "snapshots" / COMMIT)
+        return cache / "snapshots" / COMMIT
+
+    def run(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line against this hub in a process of its own."""
+        settings = {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(self.home),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        if args[0] == "convert" and "--plan" not in args:
+            args = (*args, "--effort", "fast")
+        return subprocess.run(
+            [sys.executable, "-m", "mint_mlx", *args],
+            env={**os.environ, **settings, **env},
+            capture_output=True,
+            text=True,
+            cwd=self.home,
+            timeout=120,
+            check=False,
+        )
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers what huggingface_hub asks of a Hub: a repository's files, and their bytes."""
+
+    protocol_version = "HTTP/1.1"
+    hub: FakeHub
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        path = self.path.partition("?")[0]
+        name = path.rpartition("/")[2]
+        if self.hub.fault:
+            headers = {"X-Error-Code": self.hub.fault}
+            self.reply(FAULTS[self.hub.fault], b"{}", headers, body)
+        elif path.startswith("/api/models/org/tiny"):
+            listing = self.tree() if "/tree/" in path else self.info()
+            self.reply(200, json.dumps(listing).encode(), {}, body)
+        elif "/resolve/" in path and (self.hub.folder / name).is_file():
+            self.send_file(self.hub.folder / name, body)
+        else:
+            self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
+
+    def files(self) -> list[Path]:
+        return sorted(f for f in self.hub.folder.iterdir() if f.is_file())
+
+    def tree(self) -> list[dict[str, Any]]:
+        return [
+            {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40, **lfs(f)}
+            for f in self.files()
+        ]
+
+    def info(self) -> dict[str, Any]:
+        siblings = [
+            {"rfilename": f.name, "size": f.stat().st_size, "blobId": "0" * 40, **lfs(f)}
+            for f in self.files()
+        ]
+        return {
+            "id": "org/tiny",
+            "sha": COMMIT,
+            "siblings": siblings,
+            "private": False,
+            "tags": [],
+            "downloads": 0,
+            "cardData": self.hub.card,
+        }
+
+    def send_file(self, file: Path, body: bool) -> None:
+        data = file.read_bytes()
+        headers = {
+            "ETag": f'"{digest(file)}"',
+            "X-Repo-Commit": COMMIT,
+            "Accept-Ranges": "bytes",
+            "X-Linked-Size": str(len(data)),
+        }
+
+        # A part of the file, where one is asked for.
+        wanted = self.headers.get("Range")
+        code = 200
+        if wanted:
+            start, _, end = wanted.removeprefix("bytes=").partition("-")
+            last = min(int(end or len(data) - 1), len(data) - 1)
+            headers["Content-Range"] = f"bytes {start}-{last}/{len(data)}"
+            data = data[int(start) : last + 1]
+            code = 206
+
+        if body:
+            sent = self.hub.bytes_sent
+            sent[file.name] = sent.get(file.name, 0) + len(data)
+        self.reply(code, data, headers, body)
+
+    def reply(self, code: int, data: bytes, headers: dict[str, str], body: bool) -> None:
+        self.send_response(code)
+        for key, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def lfs(file: Path) -> dict[str, Any]:
+    """What the Hub says besides of a file that is stored in LFS: weights only."""
+    if file.suffix != ".safetensors":
+        return {}
+    size = file.stat().st_size
+    return {"lfs": {"sha256": digest(file), "oid": digest(file), "size": size, "pointerSize": 100}}
+
+
+@contextmanager
+def serve_hub(folder: Path, home: Path) -> Iterator[FakeHub]:
+    """Serve a checkpoint as org/tiny; `home` is the HF_HOME of what runs against it."""
+    hub = FakeHub(folder, home=home)
+    handler = type("HubHandler", (Handler,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()

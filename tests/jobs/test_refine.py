@@ -1,0 +1,26 @@
+"""A checkpoint is refined with the source that it was made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers import Maker, llama
+
+from mint_mlx.base.errors import MintError
+from mint_mlx.jobs import convert
+from mint_mlx.jobs.refine import refine_checkpoint
+
+
+def test_what_cannot_be_refined(make: Maker, tmp_path: Path) -> None:
+    folder = make(llama(1))
+    other = make(llama(2), "other")
+    made = tmp_path / "made"
+    convert.convert(str(folder), uniform="4bit-g32", out=made, smoke=False)
+    for given, source, why in (
+        (folder, folder, "no layer with scales"),
+        (made, other, "was not made from"),
+        (made, made, "is its own source"),
+    ):
+        with pytest.raises(MintError, match=why):
+            refine_checkpoint(str(given), str(source), tmp_path / "out")

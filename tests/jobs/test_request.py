@@ -1,0 +1,116 @@
+"""What is refused, or said, before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import Maker, Notes, llama
+
+from mint_mlx.base.errors import MintError, UsageError
+from mint_mlx.jobs import dry_run
+from mint_mlx.jobs.convert import carry_out, convert
+from mint_mlx.jobs.request import Request, place_order
+from mint_mlx.runtime import memory
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"uniform": "4bit-g64", "effort": "best"},
+        {"uniform": "4bit-g64", "objective": "mint"},
+        {"uniform": "4bit-g64", "sample": "0.5"},
+        {"plan": "PLAN", "recipe": "default"},
+    ],
+)
+def test_what_would_say_nothing_is_refused(
+    make: Maker, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    source = str(make(llama(1)))
+    if "plan" in more:
+        more = more | {"plan": convert(source, "5bpw", tmp_path / "made", smoke=False).plan}
+    with pytest.raises(UsageError, match="leave"):
+        convert(source, out=tmp_path / "out", smoke=False, **more)
+
+
+def test_a_wrong_name_costs_no_profile(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "mint_mlx.jobs.convert.get_profile", lambda *_: pytest.fail("profiled before checking")
+    )
+    folder = str(make(llama(1)))
+    for wrong in (
+        {"objective": "nosuch"},
+        {"quantizer": "nosuch"},
+        {"overrides": ["nosuch=4bit-g64"]},
+    ):
+        with pytest.raises(MintError, match="nosuch"):
+            convert(folder, "5bpw", tmp_path / "out", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"budget": "5bpw", "effort": "fast", "tokens": 2048}, "--tokens is of no use"),
+        (
+            {"budget": "5bpw", "effort": "balanced", "tokens": 2048, "sensitivity": "s.npz"},
+            "either --sensitivity or --tokens",
+        ),
+        ({"budget": "5bpw", "effort": "heroic"}, "--effort heroic is unknown"),
+        ({"budget": "5bpw", "quantizer": "awq"}, "no quantizer is called 'awq'"),
+    ],
+)
+def test_levels_that_cannot_be(make: Maker, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(MintError, match=message):
+        convert(str(make(llama(1))), **more)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"fit": "huge"}, "--fit huge is no machine"),
+        ({"fit": "4.5bpw"}, "is no machine"),
+        ({"fit": "1GiB"}, "nothing is left for the weights"),
+        ({"fit": "32GiB", "context": 0}, "a context of 0 tokens"),
+        ({"fit": "32GiB", "kv_bits": 7}, "--kv-bits 7 is unknown"),
+        ({"fit": "32GiB", "budget": "1GB"}, "exactly one of"),
+    ],
+)
+def test_fits_that_cannot_be(make: Maker, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(MintError, match=message):
+        convert(str(make(llama(1))), **more)
+
+
+def test_a_budget_beyond_this_machine_is_said(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = Notes()
+    request = Request(str(make(llama(1))), budget="100MB")
+    place_order(request, notes)
+    assert notes.said == []
+    monkeypatch.setattr(memory, "machine_memory", lambda: 1000)
+    place_order(request, notes)
+    assert any("more than this machine can run" in note for note in notes.said)
+
+
+def test_a_quantized_cache_that_leaves_less_is_told_of(demo_model: Path) -> None:
+    """Its scores are written out, which the fused attention does without."""
+    notes = Notes()
+    for bits, told in ((None, 0), (8, 1)):
+        order = place_order(
+            Request(str(demo_model), fit="8GiB", context=32768, kv_bits=bits), notes
+        )
+        assert sum("without --kv-bits" in note for note in notes.said) == told
+        assert order.fit is not None
+
+
+def test_a_plan_on_file_is_found_wanting_no_folder_until_it_is_carried_out(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = str(make(llama(1)))
+    made = convert(folder, "5bpw", smoke=False)
+    order = place_order(Request(folder, plan=made.plan))
+    assert dry_run.dry_run(order)[1].bytes == made.bytes
+    with pytest.raises(MintError, match="exists already"):
+        carry_out(order)

@@ -1,0 +1,36 @@
+"""What is measured once is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers import Maker, llama
+
+from mint_mlx.jobs import measurements
+from mint_mlx.jobs.convert import convert
+from mint_mlx.jobs.model import prepare
+from mint_mlx.measure import profile as profiles
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "file"))
+    convert(str(make(llama(1))), "5bpw", tmp_path / "out", smoke=False)
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_profile_is_cached_until_the_source_changes(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(llama(1))
+    measurements.get_profile(prepare(str(folder)))
+    calls = []
+    monkeypatch.setattr(measurements, "profile", lambda *a: calls.append(a) or profiles.profile(*a))
+    measurements.get_profile(prepare(str(folder)))
+    assert not calls
+    make(llama(1), seed=5)
+    measurements.get_profile(prepare(str(folder)))
+    assert len(calls) == 1

@@ -1,0 +1,132 @@
+"""A pass through the blocks that was interrupted goes on to the same numbers."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from helpers import HIDDEN, TOKENS, Cli, Maker, llama, qwen3_moe
+
+from mint_mlx.base.errors import MintError
+from mint_mlx.jobs.model import prepare
+from mint_mlx.measure import pass_state
+from mint_mlx.measure.sensitivity import measure
+from mint_mlx.measure.sensitivity_file import save_sensitivity
+from mint_mlx.runtime import blocks
+
+
+@pytest.mark.parametrize(
+    ("calls", "streamed", "error"),
+    [
+        *(
+            (calls, streamed, KeyboardInterrupt)
+            for calls in (1, 3, 4, 5)
+            for streamed in (False, True)
+        ),
+        *((3, True, error) for error in (OSError, MemoryError, RuntimeError)),
+    ],
+)
+def test_a_walk_that_was_interrupted_goes_on_to_the_same_numbers(
+    make: Maker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    calls: int,
+    streamed: bool,
+    error: type[BaseException],
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "work"))
+    (tmp_path / "work").mkdir()
+    job = prepare(str(make(qwen3_moe(3))))
+
+    def walk(stop: int | None = None) -> tuple[Path, list[str]]:
+        seen: list[str] = []
+
+        def progress(what: str, *_: int) -> None:
+            if len(seen) == stop:
+                raise error
+            seen.append(what)
+
+        made = measure(
+            job.source, job.inventory, TOKENS, "r", progress=progress, streamed=streamed, key="k"
+        )
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz"
+        save_sensitivity(made, path)
+        return path, seen
+
+    whole, _ = walk()
+    assert not list((tmp_path / "work").iterdir())
+    with pytest.raises(error):
+        walk(calls)
+    (left,) = (tmp_path / "work").iterdir()
+    assert (left.stat().st_mode & 0o77) == 0
+    run_again = []
+    run = blocks.run
+    monkeypatch.setattr(
+        blocks, "run", lambda step, *more: run_again.append(step.index) or run(step, *more)
+    )
+    again, _ = walk()
+    assert whole.read_bytes() == again.read_bytes()
+    assert run_again == list(range(calls, 3))
+    assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.usefixtures("like_a_gpu")
+def test_what_is_kept_of_a_walk_has_the_type_that_it_had(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Norms in float32 make all that comes after the first one float32, in a model of bfloat16."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = make(llama(3))
+    tensors = mx.load(str(folder / "model.safetensors"))
+    mixed = {name: a.astype(mx.float32) if "norm" in name else a for name, a in tensors.items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), mixed, metadata={"format": "pt"})
+    job = prepare(str(folder))
+
+    def stop(what: str, done: int, _: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    whole = measure(job.source, job.inventory, TOKENS, "r")
+    with pytest.raises(KeyboardInterrupt):
+        measure(job.source, job.inventory, TOKENS, "r", progress=stop, key="k")
+    again = measure(job.source, job.inventory, TOKENS, "r", key="k")
+    assert all((whole.trace[path] == again.trace[path]).all() for path in whole.trace)
+
+
+def test_what_blocks_read_must_fit_on_the_disk(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = prepare(str(make(qwen3_moe(2))))
+    free = TOKENS.size * HIDDEN * 4 * 3 - 1
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+    with pytest.raises(MintError, match="--work-dir"):
+        measure(job.source, job.inventory, TOKENS, "random", batch=2)
+
+
+def test_spills_go_where_they_are_told_to(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, make: Maker
+) -> None:
+    folder = make(llama(1))
+    spills = folder.parent / "spills"
+    command = ("sensitivity", folder, "-o", folder.parent / "s.npz", "--work-dir", spills)
+    refused = cli(*command)
+    assert refused.code == 2
+    assert "make it first" in refused.err
+
+    spills.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    seen: list[Path] = []
+    keep = pass_state.keep_hidden
+
+    def watched(folder: Path, *more: Any) -> None:
+        seen.append(folder.parent)
+        keep(folder, *more)
+
+    monkeypatch.setattr(pass_state, "keep_hidden", watched)
+    assert cli(*command).code == 0
+    assert set(seen) == {spills}
+    assert not list(spills.iterdir())

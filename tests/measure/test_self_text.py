@@ -1,0 +1,125 @@
+"""The model's own text: the same each time, and resumed where it was interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from helpers import Maker, llama
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
+
+from mint_mlx.jobs.model import prepare
+from mint_mlx.measure import resume
+from mint_mlx.measure import self_text as tokens_module
+from mint_mlx.measure.self_text import resample, write_tokens
+from mint_mlx.runtime import runner
+from mint_mlx.runtime.memory import RESERVE
+
+
+def test_tokens_are_the_models_own_and_the_same_each_time(demo_model: Path) -> None:
+    source = prepare(str(demo_model)).source
+    one, how = write_tokens(source, 2048, 1024, start=7, length=64)
+    two, _ = write_tokens(source, 2048, 1024, start=7, length=64)
+    assert one.shape == (16, 64)
+    assert (one[:, 0] == 7).all()
+    assert "sampled" in how
+    np.testing.assert_array_equal(one, two)
+    other, _ = write_tokens(source, 2048, 1024, start=7, length=64, seed=1)
+    assert (one != other).mean() > 0.5
+    loaded = runner.load_runner(demo_model)
+
+    def loss(tokens: np.ndarray) -> float:
+        logits = loaded.model(mx.array(tokens[:, :-1]))
+        return float(mx.mean(nn.losses.cross_entropy(logits, mx.array(tokens[:, 1:]))).item())
+
+    noise = np.random.default_rng(0).integers(0, 2048, one.shape).astype(np.int32)
+    assert loss(one) < 0.6 * loss(noise)
+
+
+def test_text_that_was_interrupted_goes_on_after_its_last_pass(
+    demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = prepare(str(demo_model)).source
+    place = tmp_path / "kept" / "s.npz"
+    done = []
+    whole, how = write_tokens(source, 2048, 256, length=64, streamed=True)
+
+    def interrupted(*args: Any) -> np.ndarray:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(None)
+        return resample(*args)
+
+    monkeypatch.setattr(tokens_module, "resample", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_tokens(source, 2048, 256, length=64, streamed=True, place=place)
+    monkeypatch.setattr(
+        tokens_module, "resample", lambda *args: done.append(None) or resample(*args)
+    )
+    again, also = write_tokens(source, 2048, 256, length=64, streamed=True, place=place)
+    np.testing.assert_array_equal(whole, again)
+    assert also == how
+    assert len(done) == tokens_module.PASSES
+    assert resume.read_tokens(place, "resampled") is not None
+    resume.clear(place)
+    assert not list(place.parent.iterdir())
+    resume._tokens_file(place, "sampled-64").write_bytes(b"cut short")
+    assert resume.read_tokens(place, "sampled-64") is None
+
+
+def test_as_many_windows_are_sampled_at_once_as_memory_has_room_for(
+    demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = prepare(str(demo_model)).source
+    loaded = runner.load_runner(demo_model)
+    weights = sum(array.nbytes for _, array in tree_flatten(loaded.model.parameters()))
+    cache = make_prompt_cache(loaded.model)
+    mx.eval(loaded.model(mx.zeros((8, 256), dtype=mx.int32), cache=cache))
+    eight = sum(array.nbytes for block in cache for array in (block.keys, block.values))
+    for left, windows in ((200, 64), (1.01, 4), (0, 1)):
+        monkeypatch.setattr(
+            tokens_module, "room", lambda left=left: RESERVE + weights + int(left * eight)
+        )
+        assert tokens_module.at_once(source, loaded, 256) == windows
+
+
+def test_text_that_was_interrupted_while_sampled_goes_on_after_its_last_part(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens_module, "at_once", lambda *_: 3)
+    source = prepare(str(make(llama(1)))).source
+    place = tmp_path / "s.npz"
+    drawn = []
+    whole, how = write_tokens(source, 96, 160, length=16, streamed=False)
+
+    def progress(what: str, done: int, total: int) -> None:
+        drawn.append(done)
+        if len(drawn) == 50:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_tokens(source, 96, 160, length=16, streamed=False, place=place, progress=progress)
+    again, also = write_tokens(
+        source, 96, 160, length=16, streamed=False, place=place, progress=progress
+    )
+    np.testing.assert_array_equal(whole, again)
+    # three parts of four were there
+    assert also == how
+    assert len(drawn) == 50 + 15
+
+
+def test_resampled_tokens_are_the_same_streamed_or_not(demo_model: Path) -> None:
+    source = prepare(str(demo_model)).source
+    tokens = np.random.default_rng(0).integers(0, 2048, (4, 64)).astype(np.int32)
+    whole, streamed = (
+        resample(runner.load_runner(source.path, s), tokens, mx.random.key(3))
+        for s in (False, True)
+    )
+    np.testing.assert_array_equal(whole, streamed)
+    assert (whole[:, 0] == tokens[:, 0]).all()
+    assert (whole[:, 1:] != tokens[:, 1:]).mean() > 0.5

@@ -1,0 +1,51 @@
+"""Models whose blocks form no chain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from families import DENSE, write_family
+from helpers import Notes
+
+from mint_mlx.base.errors import MintError
+from mint_mlx.jobs import convert
+from mint_mlx.jobs.model import prepare
+from mint_mlx.measure.sensitivity import check_chain
+from mint_mlx.runtime import runner
+from mint_mlx.runtime.blocks import NoChain
+
+
+@pytest.mark.parametrize("family", ["gemma4_text", "hunyuan", *DENSE])
+def test_a_model_that_is_no_chain_falls_back_to_its_weights(tmp_path: Path, family: str) -> None:
+    if family == "bitnet" and mx.metal.is_available():
+        pytest.skip("its kernels are here")
+    pytest.importorskip(f"mlx_lm.models.{family}")
+    folder = write_family(tmp_path / family, family)
+    job = prepare(str(folder))
+    with pytest.raises(NoChain):  # before it costs time
+        check_chain(job.source, job.inventory)
+    if family == "afm7":  # mlx-lm can't load it once it is quantized
+        return
+    notes = Notes()
+    result = convert.convert(
+        str(folder), "9bpw", tmp_path / "out", effort="balanced", smoke=False, report=notes
+    )
+    assert result.plan.objective == "prior"
+    assert result.plan.quantizer == "rtn"
+    assert any("cannot be walked through" in note for note in notes.said)
+    if family == "bitnet":
+        told = convert.convert(
+            str(folder), "9bpw", tmp_path / "spoken", effort="fast", report=notes
+        )
+        assert told.sentence is None
+        assert any("for Metal only" in note for note in notes.said)
+
+
+def test_a_block_that_is_called_twice_is_not_streamed(tmp_path: Path) -> None:
+    pytest.importorskip("mlx_lm.models.nanbeige")
+    loaded = runner.load_runner(write_family(tmp_path / "model", "nanbeige"), streamed=True)
+    with pytest.raises(MintError, match="calls one twice"):
+        list(runner.forward(loaded, np.zeros((2, 4), dtype=np.int32), 2))
