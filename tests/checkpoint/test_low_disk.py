@@ -26,7 +26,7 @@ def test_every_module_comes_once_with_its_shards_and_all_are_dropped(
     needs: dict[str, frozenset[str]],
 ) -> None:
     here, seen, fetched = set(), [], []
-    for file, ready, drop in low_disk.steps(needs, list(needs)):
+    for file, ready, drop in low_disk.schedule(needs, list(needs)):
         here.add(file)
         fetched.append(file)
         assert all(needs[path] <= here for path in ready)
@@ -45,7 +45,7 @@ def test_a_module_is_the_same_without_the_shards_that_it_does_not_need(
     folder = released(family, tmp_path / family)
     _split(folder)
     job = prepare(str(folder))
-    need = low_disk.needed(job.source, job.inventory)
+    need = low_disk.shards_needed(job.source, job.inventory)
     whole = dict(tree_flatten(open_model(job.source).parameters()))
     mx.eval(whole)
     kept = {file: (folder / file).read_bytes() for file in job.source.headers}
