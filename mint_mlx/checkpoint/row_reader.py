@@ -57,7 +57,7 @@ class Straight:
         return self._array(out, layer)
 
     def chunks(self, source: Source, layer: Layer, size: int) -> Iterator[mx.array]:
-        """All rows in order, `size` weights at a time: arrays (rows, columns) in the written type."""
+        """All rows in order, `size` weights at a time: (rows, columns) in the written type."""
         chunk_rows = max(1, size // self.columns)
         buffer = np.empty((chunk_rows, self.columns), dtype=FLOATS[self.dtype])
         row_bytes = buffer[0].nbytes

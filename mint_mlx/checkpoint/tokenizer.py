@@ -32,8 +32,8 @@ def load_tokenizer(folder: Path) -> Any:
     """
     if not has_tokenizer(folder):
         raise MintError(
-            f"{folder.name} has no tokenizer (tokenizer.json or tokenizer.model): copy the original "
-            "model's files into it"
+            f"{folder.name} has no tokenizer (tokenizer.json or tokenizer.model): copy the files "
+            "of the original model into it"
         )
     from mlx_lm.utils import load_tokenizer as load
 
