@@ -24,7 +24,7 @@ from ..checkpoint import mlxlm
 from ..checkpoint.layers import list_layers
 from ..checkpoint.source import Source, load_source, open_model
 from ..checkpoint.tokenizer import encode, load_tokenizer
-from ..checkpoint.towers import find_beside
+from ..checkpoint.towers import find_unused
 from ..measure import cache
 from ..runtime.divergence import kl, log_softmax
 from ..runtime.runner import Routing, Runner, forward, load_shared
@@ -280,7 +280,7 @@ def score_model(
     inventory = list_layers(open_model(source), source.config)
     parameters = (
         inventory.parameters
-        + find_beside(source.headers.values(), source.config, inventory).parameters
+        + find_unused(source.headers.values(), source.config, inventory).parameters
     )
     mx.reset_peak_memory()
     runner = load_shared(source.path)

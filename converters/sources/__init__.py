@@ -1,1 +1,1 @@
-"""Foreign formats in."""
+"""Reads checkpoints in foreign formats: FP8, gpt-oss in bf16; refuses the others by name."""

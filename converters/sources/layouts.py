@@ -1,13 +1,11 @@
-"""Sources that are quantized already: which layouts are read, and the refusal of all others by
-name.
+"""Layouts of sources that are quantized already: which are read, and the refusal of all others.
 
 | layout | how it is read |
 |---|---|
 | MLX's own (affine, mxfp4, mxfp8, nvfp4) | layers stay as they are, or are dequantized one by one |
 | MXFP4 (gpt-oss), MXFP8 | the same: mlx-lm maps both to MLX's modes without loss |
 | int4 compressed-tensors, groups of 32 (Kimi) | the same: affine with a bias of -8 scales |
-| FP8 in blocks of 128x128, or with one scale a tensor | dequantized to bf16 (fp8.py, or mlx-lm's
-`sanitize`) |
+| FP8 in blocks of 128x128, or one scale a tensor | dequantized to bf16 (fp8.py, or mlx-lm) |
 
 Nothing is guessed: a layout that isn't in this table would be read as something that it is not.
 """
@@ -26,6 +24,7 @@ from ...base.hf_config import text_config
 from ...base.safetensors_header import TensorInfo
 from . import fp8, gpt_oss
 
+# Names of methods that aren't read, by their `quant_method`.
 NAMES = {
     "gptq": "GPTQ",
     "awq": "AWQ",
@@ -45,21 +44,22 @@ def read_layout(config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     """
     if isinstance(config.get("quantization"), dict):
         return None
-    found = config.get("quantization_config") or text_config(config).get("quantization_config")
-    if not found and (folder / "hf_quant_config.json").is_file():  # NVIDIA's exports keep it apart
+    layout = config.get("quantization_config") or text_config(config).get("quantization_config")
+
+    # NVIDIA's exports describe it in a file of its own.
+    separate = folder / "hf_quant_config.json"
+    if not layout and separate.is_file():
         try:
-            found = {"quant_method": "modelopt"} | json.loads(
-                (folder / "hf_quant_config.json").read_text("utf-8")
-            )
+            layout = {"quant_method": "modelopt"} | json.loads(separate.read_text("utf-8"))
         except (ValueError, TypeError):
             raise MintError(
                 f"hf_quant_config.json in {folder.name} is not valid: download it again"
             ) from None
-    if found is not None and not isinstance(found, dict):
+    if layout is not None and not isinstance(layout, dict):
         raise MintError(
             f"quantization_config in {folder.name}'s config.json is not a table: download it again"
         )
-    return found or None
+    return layout or None
 
 
 def check_layout(config: dict[str, Any], folder: Path, model_class: type) -> None:
@@ -78,18 +78,18 @@ def check_layout(config: dict[str, Any], folder: Path, model_class: type) -> Non
 
 
 def _problem(layout: dict[str, Any], code: str) -> str | None:
-    """The name of a layout that isn't read; None for one that is. `code` is the source of mlx-lm's
-    model.
+    """The name of a layout that isn't read; None for one that is.
+
+    Args:
+        layout: the `quantization_config`.
+        code: the source text of mlx-lm's model.
     """
     method = layout.get("quant_method")
     if method in ("mxfp4", "mxfp8"):
         return None
     if method == "fp8":
-        return (
-            None
-            if block_fp8(layout) or _mxfp8(layout) or one_scale(layout)
-            else f"FP8 {_blocks(layout)}"
-        )
+        is_read = block_fp8(layout) or _mxfp8(layout) or one_scale(layout)
+        return None if is_read else f"FP8 {_blocks(layout)}"
     if method == "compressed-tensors":
         return _compressed_problem(layout, code)
     if method == "modelopt":
@@ -103,7 +103,7 @@ def block_fp8(layout: dict[str, Any] | None) -> bool:
     return (
         layout is not None
         and layout.get("quant_method") == "fp8"
-        and _size(layout) == [fp8.BLOCK, fp8.BLOCK]
+        and _block_size(layout) == [fp8.BLOCK, fp8.BLOCK]
     )
 
 
@@ -119,8 +119,7 @@ def one_scale(layout: dict[str, Any] | None) -> bool:
 def check_tensors(
     config: dict[str, Any], folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]]
 ) -> None:
-    """Refuse 8-bit float weights that would not be dequantized, or not rightly, from the headers
-    alone.
+    """Refuse, from the headers alone, 8-bit floats that would be dequantized wrongly or not at all.
 
     Raises:
         MintError: naming the tensor.
@@ -130,94 +129,103 @@ def check_tensors(
     layout = read_layout(config, folder)
     if not eights or (layout and _mxfp8(layout)):
         return
-    give = "give the original in bf16"
+
+    instead = "give the original in bf16"
     for name, info in eights.items():
-        scale = tensors.get(f"{name}{fp8.SCALE}")
         if layout is None or layout.get("quant_method") != "fp8":
             raise MintError(
-                f"{name} is of type {info.dtype}, of which config.json says nothing: {give}"
+                f"{name} is of type {info.dtype}, of which config.json says nothing: {instead}"
             )
         if info.dtype != "F8_E4M3":
-            raise MintError(f"{name} is of type {info.dtype}, which mint-mlx does not read: {give}")
-        if scale is None:
             raise MintError(
-                f"{name} is FP8, but has no scales ({name}{fp8.SCALE}): download it again, or "
-                f"{give}"
+                f"{name} is of type {info.dtype}, which mint-mlx does not read: {instead}"
             )
-        if scale.dtype not in ("F32", "BF16", "F16"):
+        scale_name = f"{name}{fp8.SCALE}"
+        if scale_name not in tensors:
             raise MintError(
-                f"{name} is FP8 with scales of type {scale.dtype}, which mint-mlx does not read: "
-                f"{give}"
+                f"{name} is FP8, but has no scales ({scale_name}): download it again, or {instead}"
             )
-        blocks = (*info.shape[:-2], *(-(-n // fp8.BLOCK) for n in info.shape[-2:]))
-        if scale.shape not in ([(), (1,)] if one_scale(layout) else [blocks]):
-            raise MintError(
-                f"{name} is FP8 of shape {list(info.shape)}, but its scales are of shape "
-                f"{list(scale.shape)}, which is not that of FP8 {_blocks(layout)}: {give}"
-            )
+        _check_scale(name, info, tensors[scale_name], layout, instead)
+
+
+def _check_scale(
+    name: str, info: TensorInfo, scale: TensorInfo, layout: dict[str, Any], instead: str
+) -> None:
+    """Refuse scales of an FP8 weight that are of another type or shape than its layout's.
+
+    Raises:
+        MintError: naming the weight, and what to give `instead`.
+    """
+    if scale.dtype not in ("F32", "BF16", "F16"):
+        raise MintError(
+            f"{name} is FP8 with scales of type {scale.dtype}, which mint-mlx does not read: "
+            f"{instead}"
+        )
+    blocks = (*info.shape[:-2], *(-(-n // fp8.BLOCK) for n in info.shape[-2:]))
+    if scale.shape not in ([(), (1,)] if one_scale(layout) else [blocks]):
+        raise MintError(
+            f"{name} is FP8 of shape {list(info.shape)}, but its scales are of shape "
+            f"{list(scale.shape)}, which is not that of FP8 {_blocks(layout)}: {instead}"
+        )
 
 
 def _mxfp8(layout: dict[str, Any]) -> bool:
-    return layout.get("scale_fmt") == "ue8m0" and _size(layout) == [32, 32]
+    """Whether a layout that says FP8 is MXFP8, with exponents as scales."""
+    return layout.get("scale_fmt") == "ue8m0" and _block_size(layout) == [32, 32]
 
 
-def _size(layout: dict[str, Any]) -> list[Any]:
+def _block_size(layout: dict[str, Any]) -> list[Any]:
+    """Rows and columns that share a scale; empty where the layout states none."""
     size = layout.get("weight_block_size")
     return list(size) if isinstance(size, (list, tuple)) else []
 
 
 def _blocks(layout: dict[str, Any]) -> str:
-    size = _size(layout)
+    """The scales of an FP8 layout in words."""
+    size = _block_size(layout)
     return f"in blocks of {'x'.join(map(str, size))}" if size else "with one scale a tensor"
 
 
 def _compressed_problem(layout: dict[str, Any], code: str) -> str | None:
+    """The name of a compressed-tensors layout that isn't read; None for one that is."""
     form = layout.get("format")
     groups = layout.get("config_groups")
     if form != "pack-quantized" or not isinstance(groups, dict) or not groups:
         return f"compressed-tensors ({form})"
+
+    # Only symmetric int4 in groups of 32 has an exact form in MLX's affine mode.
     for group in groups.values():
         weights = group.get("weights") if isinstance(group, dict) else None
         weights = weights if isinstance(weights, dict) else {}
-        said = (
-            weights.get("num_bits"),
-            weights.get("type"),
-            weights.get("group_size"),
-            weights.get("symmetric"),
+        bits, kind, size, symmetric = (
+            weights.get(key) for key in ("num_bits", "type", "group_size", "symmetric")
         )
-        if said != (4, "int", 32, True) or weights.get("actorder"):
+        if (bits, kind, size, symmetric) != (4, "int", 32, True) or weights.get("actorder"):
             return (
-                f"compressed-tensors ({form}, {said[0]} bits of {said[1]} in groups of {said[2]}, "
-                f"{'symmetric' if said[3] else 'asymmetric'})"
+                f"compressed-tensors ({form}, {bits} bits of {kind} in groups of {size}, "
+                f"{'symmetric' if symmetric else 'asymmetric'})"
             )
-    return (
-        None
-        if "weight_packed" in code
-        else f"compressed-tensors ({form}; mlx-lm reads it for other families only)"
-    )
+    if "weight_packed" not in code:
+        return f"compressed-tensors ({form}; mlx-lm reads it for other families only)"
+    return None
 
 
 def describe(
     config: dict[str, Any], folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]]
 ) -> str | None:
-    """What happens to a source whose weights are dequantized before anything else sees them, or
-    None.
-    """
+    """A note on a source whose weights are dequantized as they are read; None for all others."""
     layout = read_layout(config, folder)
-    held = {info.dtype for table in headers.values() for info in table.values()}
-    if (
-        layout is None
-        or layout.get("quant_method") != "fp8"
-        or _mxfp8(layout)
-        or "F8_E4M3" not in held
-    ):
+    if layout is None or layout.get("quant_method") != "fp8" or _mxfp8(layout):
+        return None
+    if not any(info.dtype == "F8_E4M3" for table in headers.values() for info in table.values()):
         return None
     return f"is FP8 {_blocks(layout)}: its weights are dequantized to bfloat16 as they are read"
 
 
 def reader(config: dict[str, Any], folder: Path, model_class: type) -> type:
-    """The model class to load a source with: a layout that its `sanitize` doesn't know is brought
-    to one it does.
+    """The model class to load a source with.
+
+    A layout that mlx-lm's `sanitize` doesn't know is first converted to one that it knows.
     """
     layout = read_layout(config, folder)
     if one_scale(layout) or (block_fp8(layout) and fp8.SCALE not in _module_source(model_class)):
@@ -239,16 +247,13 @@ def _prepared(model_class: type, prepare: Callable[[dict[str, Any]], dict[str, A
 
 
 def _module_source(model_class: type) -> str:
-    """The source text of the module that defines a model class, with those of mlx-lm's models that
-    it builds on.
-    """
+    """The source text of a model class's module and of the mlx-lm models that it builds on."""
     package = model_class.__module__.rpartition(".")[0]
     module = sys.modules[model_class.__module__]
-    own = [
-        m for m in vars(module).values() if inspect.ismodule(m) and m.__name__.startswith(package)
-    ]
-    classes = [
-        c for c in vars(module).values() if inspect.isclass(c) and c.__module__.startswith(package)
-    ]
-    modules = {module.__name__, *(m.__name__ for m in own), *(c.__module__ for c in classes)}
-    return "".join(inspect.getsource(sys.modules[name]) for name in sorted(modules))
+    names = {module.__name__}
+    for value in vars(module).values():
+        if inspect.ismodule(value) and value.__name__.startswith(package):
+            names.add(value.__name__)
+        elif inspect.isclass(value) and value.__module__.startswith(package):
+            names.add(value.__module__)
+    return "".join(inspect.getsource(sys.modules[name]) for name in sorted(names))

@@ -1,14 +1,15 @@
-"""One module after another: read, hand over, release.
+"""Streams a model's weights: one module after another is read, handed over and released.
 
-What passes over a model's weights (profile, convert) goes through here where it can't go row by row
-(rows.py, converters/rowwise.py), so that memory holds one layer at a time, and the next one on its
-way. An evaluated array never becomes lazy again, so every pass opens the model anew.
+Each pass over a model's weights (profile, convert) goes through here where it can't go row by row
+(row_reader.py, converters/output/rowwise.py), so that memory holds one layer and those that are
+read ahead. An evaluated array never becomes lazy again, so every pass opens the model anew.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -18,7 +19,8 @@ from .arrays import check_finite
 from .layers import MLX_DTYPES, Inventory
 from .source import Source, open_model
 
-# bytes read ahead; a larger layer waits its turn, since stacking its experts takes twice that
+# Bytes that are read ahead at most. A larger layer is read only when it is wanted, since stacking
+# its experts takes twice its size.
 AHEAD = 1_500_000_000
 
 
@@ -28,30 +30,38 @@ def _nbytes(tensors: dict[str, mx.array]) -> int:
 
 def _carried(source: Source, owners: set[str]) -> dict[str, dict[str, mx.array]]:
     """Lazy tensors of modules that mlx-lm's model lacks, straight from the shards."""
-    found: dict[str, dict[str, mx.array]] = {}
-    files = [
-        f
-        for f, table in source.headers.items()
-        if any(n.rpartition(".")[0] in owners for n in table)
-    ]
-    for file in files:
+    tensors: dict[str, dict[str, mx.array]] = {}
+    for file, table in source.headers.items():
+        if not any(name.rpartition(".")[0] in owners for name in table):
+            continue
         with mx.stream(reading()):
-            loaded: dict[str, mx.array] = mx.load(str(source.path / file))  # type: ignore[assignment]
+            loaded: Any = mx.load(str(source.path / file))
         for name, array in loaded.items():
             owner, _, local = name.rpartition(".")
             if owner in owners:
-                found.setdefault(owner, {})[local] = array
-    return found
+                tensors.setdefault(owner, {})[local] = array
+    return tensors
+
+
+def _written_dtypes(inventory: Inventory) -> dict[str, str]:
+    """The safetensors code of each parameter as it will be written; none for packed codes."""
+    dtypes = {spec.name: spec.dtype for specs in inventory.others.values() for spec in specs}
+    for layer in inventory.layers:
+        dtypes |= {spec.name: spec.dtype for spec in layer.extras}
+        if layer.stored is None:
+            dtypes[f"{layer.path}.weight"] = layer.dtype
+        elif layer.stored.mode == "affine":
+            dtypes |= dict.fromkeys((f"{layer.path}.scales", f"{layer.path}.biases"), layer.dtype)
+    return dtypes
 
 
 def stream(
     source: Source, inventory: Inventory, paths: Sequence[str], allow_nonfinite: bool = False
 ) -> Iterator[tuple[str, dict[str, mx.array]]]:
-    """Yield each module's evaluated parameters, by local name, in the types that they will be
-    written in.
+    """Yield each module's evaluated parameters by local name, in the types they are written in.
 
     Args:
-        source: a checkpoint whose weights are here.
+        source: a checkpoint whose weights are on this machine.
         inventory: its layers, for the types.
         paths: the modules wanted, in the model's order (two that share a fused source tensor stand
             side by side there).
@@ -61,13 +71,6 @@ def stream(
         MintError: weights aren't finite.
     """
     wanted = set(paths)
-    dtypes = {spec.name: spec.dtype for specs in inventory.others.values() for spec in specs}
-    for layer in inventory.layers:
-        dtypes |= {spec.name: spec.dtype for spec in layer.extras}
-        if layer.stored is None:
-            dtypes[f"{layer.path}.weight"] = layer.dtype
-        elif layer.stored.mode == "affine":
-            dtypes |= dict.fromkeys((f"{layer.path}.scales", f"{layer.path}.biases"), layer.dtype)
     arrays: dict[str, dict[str, mx.array]] = {}
     model = open_model(source, reading())
     for name, array in tree_flatten(model.parameters()):
@@ -76,33 +79,36 @@ def stream(
             arrays.setdefault(owner, {})[local] = array
     arrays |= _carried(source, wanted - arrays.keys())
     if paths:
-        del model, array  # from here on `arrays` alone keeps the lazy weights
+        del model, array  # now only `arrays` holds the lazy weights, and frees them one by one
 
-    def begin(path: str) -> dict[str, mx.array]:
-        """Start to read a module."""
+    dtypes = _written_dtypes(inventory)
+
+    def start_reading(path: str) -> dict[str, mx.array]:
         tensors = arrays.pop(path)
-        with mx.stream(reading()):  # the disk is read here, never inside a GPU command buffer
+        with mx.stream(reading()):  # reading never happens inside a GPU command buffer
             for local, array in tensors.items():
                 code = dtypes.get(f"{path}.{local}".lstrip("."))
-                dtype = (
-                    getattr(mx, MLX_DTYPES[code].replace("bool", "bool_")) if code else array.dtype
-                )
-                tensors[local] = array if array.dtype == dtype else array.astype(dtype)
+                if code is not None:
+                    dtype = getattr(mx, MLX_DTYPES[code].replace("bool", "bool_"))
+                    tensors[local] = array if array.dtype == dtype else array.astype(dtype)
         mx.async_eval(tensors)
         return tensors
 
+    # The next modules are read while the caller works on this one, as far as `room` allows.
     room = min(AHEAD, max((_nbytes(arrays[path]) for path in paths), default=0))
-    begun: deque[dict[str, mx.array]] = deque()
-    left = deque(paths)
+    started: deque[dict[str, mx.array]] = deque()
+    waiting = deque(paths)
     for path in paths:
-        if not begun:
-            begun.append(begin(left.popleft()))
-        tensors = begun.popleft()
+        if not started:
+            started.append(start_reading(waiting.popleft()))
+        tensors = started.popleft()
         mx.eval(tensors)
-        ahead = sum(map(_nbytes, begun))
-        while left and ahead + _nbytes(arrays[left[0]]) <= room:
-            begun.append(begin(left.popleft()))
-            ahead += _nbytes(begun[-1])
+
+        ahead = sum(map(_nbytes, started))
+        while waiting and ahead + _nbytes(arrays[waiting[0]]) <= room:
+            started.append(start_reading(waiting.popleft()))
+            ahead += _nbytes(started[-1])
+
         if not allow_nonfinite:
             check_finite(path, tensors)
         yield path, tensors

@@ -1,5 +1,4 @@
-"""The layers of a model: every module that can be quantized, with its role, its shape and what the
-guards demand of it.
+"""The layers of a model: every module that can be quantized, with its role, shape and guards.
 
 A layer's name is its module path in the mlx-lm model. All experts of one projection in one block
 are one layer, since MLX holds them in one tensor with one configuration.
@@ -22,6 +21,7 @@ from .roles import EXPERTS, GATES, TOWER, role_of
 
 ROUTER_BITS = 8
 FLOATS = ("F16", "BF16", "F32")
+# Names of the number of experts that a token uses, in configs and in mlx-lm's classes.
 _TOP_K = (
     "num_experts_per_tok",
     "num_experts_per_token",
@@ -71,12 +71,12 @@ class Layer:
 
     @property
     def experts(self) -> int:
-        """How many experts it holds; one of a layer without."""
+        """How many experts it holds; 1 for a layer without experts."""
         return self.shape[0] if self.kind == "experts" else 1
 
     @property
     def as_experts(self) -> tuple[int, int, int]:
-        """Experts (or heads; 1 where there are none), rows and columns."""
+        """The weight's shape as (experts or heads, rows, columns)."""
         return prod(self.shape[:-2]), self.shape[-2], self.shape[-1]
 
     @property
@@ -117,7 +117,7 @@ class Inventory:
         others: all other tensors, grouped by the module that owns them.
         order: module paths of both, in the order of the model.
         carried: those of `others` that mlx-lm's model lacks, copied from the source as they are
-            (parts.py).
+            (towers.py).
     """
 
     layers: tuple[Layer, ...]
@@ -144,9 +144,7 @@ class Inventory:
         )
 
     def units(self, choice: dict[str, QuantConfig]) -> Iterable[tuple[str, tuple[TensorSpec, ...]]]:
-        """Every module's tensors under a choice of configurations (layers that it doesn't name are
-        kept).
-        """
+        """Every module's tensors under a choice of configurations; layers not in it are `keep`."""
         layers = {layer.path: layer for layer in self.layers}
         for path in self.order:
             layer = layers.get(path)
@@ -157,16 +155,15 @@ class Inventory:
         return make_layout(specs for _, specs in self.units(choice))
 
     def active_bytes(self, choice: dict[str, QuantConfig]) -> int:
-        """Bytes that decoding one token reads: all dense layers, k of E experts, one row of an
-        untied embedding.
+        """Bytes that decoding one token reads.
+
+        All dense layers, k of E experts, one row of an untied embedding; nothing of a tower.
         """
-        idle = set(self.carried)  # no text token reads a tower
-        total = sum(
-            spec.nbytes
-            for owner, specs in self.others.items()
-            if owner not in idle
-            for spec in specs
-        )
+        total = 0
+        towers = set(self.carried)
+        for owner, specs in self.others.items():
+            if owner not in towers:
+                total += sum(spec.nbytes for spec in specs)
         for layer in self.layers:
             specs = layer.tensors(choice.get(layer.path, KEEP))
             total += round(layer.reads * sum(spec.nbytes for spec in specs))
@@ -174,7 +171,7 @@ class Inventory:
 
 
 def list_layers(model: Any, config: dict[str, Any]) -> Inventory:
-    """Take stock of a (lazy) mlx-lm model. No weight is evaluated.
+    """List the layers and the other tensors of a (lazy) mlx-lm model. No weight is evaluated.
 
     Args:
         model: an instantiated mlx-lm model.
@@ -192,33 +189,40 @@ def list_layers(model: Any, config: dict[str, Any]) -> Inventory:
         owner, _, local = name.rpartition(".")
         dtype = target(name, _code(array))
         owned.setdefault(owner, {})[local] = TensorSpec(name, dtype, tuple(array.shape))
-    owners = dict(model.named_modules())
+
+    # Which blocks hold experts decides whether a `gate` is a router.
     modules = dict(tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module))
-    found = {path: module for path, module in modules.items() if _quantizable(module)}
-    expert_blocks = {_parent(path) for path, module in found.items() if _kind(module) == "experts"}
+    quantizable = {path: module for path, module in modules.items() if _quantizable(module)}
+    expert_blocks = {
+        _parent(path) for path, module in quantizable.items() if _kind(module) == "experts"
+    }
+
+    owners = dict(model.named_modules())
     predicate = getattr(model, "quant_predicate", None)
     layers = []
-    for path, module in found.items():
+    for path, module in quantizable.items():
         kind = _kind(module)
         has_experts = any(_same_block(path, parent) for parent in expert_blocks)
         owner = type(owners.get(_parent(path))).__name__
-        layer = _make_layer(
-            path, module, kind, role_of(path, kind, has_experts, owner), owned[path]
-        )
+        role = role_of(path, kind, has_experts, owner)
+        layer = _make_layer(path, module, kind, role, owned[path])
         if layer.role in EXPERTS:
             layer = replace(layer, reads=_experts_read(model, config, path, layer.shape[0]))
         layers.append(_guard(layer, predicate(path, module) if predicate else True))
-    if not any(
-        layer.role == "head" for layer in layers
-    ):  # tied: the embedding is the head, read whole
-        tied = next(
-            (layer for layer in layers if layer.role == "embedding"), None
-        )  # others: of positions, of blocks
+
+    # Without a head the embedding is the head too, and each token reads all of it. It is the first
+    # one; further embeddings are of positions or lie in blocks.
+    if not any(layer.role == "head" for layer in layers):
+        tied = next((layer for layer in layers if layer.role == "embedding"), None)
         layers = [replace(layer, reads=1.0) if layer is tied else layer for layer in layers]
-    others = {owner: tuple(specs.values()) for owner, specs in owned.items() if owner not in found}
+
+    others = {
+        owner: tuple(specs.values()) for owner, specs in owned.items() if owner not in quantizable
+    }
     return Inventory(tuple(layers), others, tuple(owned))
 
 
+# Safetensors codes by MLX's names of types.
 _CODES = {
     "bool": "BOOL",
     "uint8": "U8",
@@ -243,11 +247,12 @@ def _code(array: Any) -> str:
 
 
 def _target_dtype(model: Any, config: dict[str, Any]) -> Any:
-    """Which type each parameter is written in: as mlx-lm casts it, but float32 becomes bfloat16
-    (scales cost half).
+    """The function from a parameter's name and type to the type that it is written in.
 
-    The decay of a linear attention (`A_log`, a handful of numbers) keeps its float32 whether or not
-    mlx-lm says so."""
+    Types are as mlx-lm casts them, except that float32 becomes bfloat16 (scales cost half). The
+    decay of a linear attention (`A_log`, a handful of numbers) stays float32 even where mlx-lm
+    would cast it.
+    """
     wanted = stated_dtype(config)
     cast = getattr(model, "cast_predicate", None) or (lambda _: True)
 
@@ -260,7 +265,7 @@ def _target_dtype(model: Any, config: dict[str, Any]) -> Any:
 
 
 def _quantizable(module: Any) -> bool:
-    """Modules with `to_quantized`, and those that are quantized already (they may lack it)."""
+    """Whether a module has `to_quantized` or is quantized already (and may lack it)."""
     return "weight" in module and (
         hasattr(module, "to_quantized") or ("scales" in module and hasattr(module, "bits"))
     )
@@ -288,15 +293,19 @@ def _make_layer(
     weight = owned["weight"]
     if weight.dtype not in FLOATS and not hasattr(module, "bits"):
         raise MintError(
-            f"{path} has weights of type {weight.dtype}, which no quantizer reads: give a bf16 "
-            "checkpoint"
+            f"{path} has weights of type {weight.dtype}, which no quantizer reads: give the "
+            "checkpoint in bf16"
         )
     if "global_scale" in owned:
         raise MintError(
-            f"{path} has a scale for the whole tensor beside its groups', which no plan can keep: "
-            "give bf16"
+            f"{path} has one scale for the whole tensor besides those of its groups, which "
+            "mint-mlx cannot write: give the checkpoint in bf16"
         )
-    shape, dtype, stored = weight.shape, weight.dtype, None
+
+    # A quantized module's weight holds packed codes: its true shape and type follow from them.
+    shape = weight.shape
+    dtype = weight.dtype
+    stored = None
     packed = {"weight"}
     if hasattr(module, "bits"):
         stored = QuantConfig(module.bits, module.group_size, module.mode)
@@ -309,40 +318,42 @@ def _make_layer(
 
 
 def _guard(layer: Layer, wanted: bool | dict[str, Any]) -> Layer:
-    """Apply the guards. `wanted` is what the model class's own quant_predicate returned for the
-    layer.
+    """A layer with the guards applied.
+
+    Args:
+        layer: the layer.
+        wanted: what the model class's own quant_predicate returned for it.
     """
     if TOWER.search(layer.path):
         return replace(layer, keep="it belongs to a tower")
-    few = layer.kind == "linear" and layer.shape[-2] < 8 and layer.role != "head"
-    if few or (layer.role in GATES and layer.shape[-2] % 8):
-        return replace(
-            layer,
-            keep=(
-                f"a gate with {layer.shape[-2]} outputs (not a multiple of 8) is slow when "
-                "quantized"
-            ),
-        )
+    outputs = layer.shape[-2]
+    few = layer.kind == "linear" and outputs < 8 and layer.role != "head"
+    if few or (layer.role in GATES and outputs % 8):
+        why = f"a gate with {outputs} outputs (not a multiple of 8) is slow when quantized"
+        return replace(layer, keep=why)
     if wanted is False:
         return replace(layer, keep="mlx-lm's model class leaves it unquantized")
     if layer.role != "router":
         return layer
-    own = None
+
+    # A router never gets fewer than ROUTER_BITS, nor fewer than its model class asks for.
+    asked = None
     if isinstance(wanted, dict) and wanted.get("bits", 0) >= ROUTER_BITS:
-        own = QuantConfig(
+        asked = QuantConfig(
             wanted["bits"], wanted.get("group_size", 64), wanted.get("mode", "affine")
         )
-    return replace(layer, floor=own.bits if own else ROUTER_BITS, class_config=own)
+    return replace(layer, floor=asked.bits if asked else ROUTER_BITS, class_config=asked)
 
 
 def _experts_read(model: Any, config: dict[str, Any], path: str, experts: int) -> float:
-    """k / E: from the modules above the experts, else from the config."""
-    names = path.split(".")
+    """The share of experts that a token uses; 1 where neither model nor config say it."""
     holders: list[Any] = []
     module = model
-    for name in names[:-1]:
+    for name in path.split(".")[:-1]:
         module = module[int(name)] if name.isdigit() else getattr(module, name)
         holders.append(module)
+
+    # The modules above the experts know it best, the nearest first.
     for holder in reversed(holders):
         for owner in (holder, getattr(holder, "args", None), getattr(holder, "config", None)):
             for key in _TOP_K:

@@ -1,5 +1,4 @@
-"""Bytes: which tensors a layer is written as, what they cost on disk, and where each one lies in
-which shard.
+"""Bytes on disk: the tensors that a layer is written as, their sizes and places in the shards.
 
 Everything follows from shapes and the plan alone, so that sizes are exact before a weight is read
 and a layer can be written at its place in any order. An affine layer of n weights costs `n*bits/8 +
@@ -18,8 +17,8 @@ from math import prod
 from ..base.quant_config import QuantConfig
 from ..base.safetensors_header import ITEMSIZE
 
-MAX_SHARD = 5 * 10**9
-OFFSET_DIGITS = 15
+MAX_SHARD = 5 * 10**9  # bytes
+OFFSET_DIGITS = 15  # every offset of a header is padded to this width
 _ALIGN = 8
 _OPENING = '{"__metadata__":{"format":"mlx"}'
 
@@ -101,11 +100,14 @@ class Layout:
 
 
 def make_layout(units: Iterable[Sequence[TensorSpec]], max_shard: int | None = None) -> Layout:
-    """Place units (the tensors of one module each) into shards of at most `max_shard` bytes
-    (MAX_SHARD), in order.
+    """Place the tensors of modules into shards, in order.
 
-    A unit is never split; one that is larger than a shard gets a shard of its own. Within a shard
+    A module is never split; one that is larger than a shard gets a shard of its own. Within a shard
     the tensors with the widest items come first, so that every tensor is aligned.
+
+    Args:
+        units: the tensors of one module each.
+        max_shard: bytes of a shard at most; MAX_SHARD by default.
     """
     limit = MAX_SHARD if max_shard is None else max_shard
     shards: list[list[TensorSpec]] = [[]]
@@ -117,17 +119,21 @@ def make_layout(units: Iterable[Sequence[TensorSpec]], max_shard: int | None = N
             size = SHARD_BYTES
         shards[-1].extend(unit)
         size += cost
+
+    # The names that mlx-lm and transformers expect.
     total = len(shards)
-    names = (
-        ["model.safetensors"]
-        if total == 1
-        else [f"model-{i:05d}-of-{total:05d}.safetensors" for i in range(1, total + 1)]
-    )
-    headers, sizes, placed = [], [], {}
+    names = ["model.safetensors"]
+    if total > 1:
+        names = [f"model-{i:05d}-of-{total:05d}.safetensors" for i in range(1, total + 1)]
+
+    headers = []
+    sizes = []
+    placed = {}
     for index, specs in enumerate(shards):
         specs.sort(key=lambda spec: -ITEMSIZE[spec.dtype])
         data = SHARD_BYTES + sum(len(spec.entry(0)) for spec in specs)
-        text, position = _pad(_OPENING).encode(), 0
+        text = _pad(_OPENING).encode()
+        position = 0
         for spec in specs:
             text += spec.entry(position)
             placed[spec.name] = Placed(spec, index, data + position)

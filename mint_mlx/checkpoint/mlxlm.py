@@ -1,21 +1,41 @@
-"""What loading touches of mlx-lm's internals: building a lazy model, its tokenizer, a generated
-sentence.
+"""The interface to mlx-lm: builds lazy models, splits them, generates from them.
 
-Everything is imported inside the functions, since `import mlx_lm` takes one to two seconds.
+What loading relies on of mlx-lm's internals (the upper bound in pyproject.toml guards it):
+
+- `utils._get_classes(config)`: the model class and the class of its arguments. The latter is a
+  dataclass with `from_dict`; its fields without a default are the keys that a config must have.
+- `utils.load_model(folder, lazy=True, get_model_classes=...)`: calls the model class's `sanitize`
+  on the loaded tensors (converters/sources/layouts.py wraps it), then quantizes by config.json.
+- `utils.load_config`, `utils.sharded_load`: the same for several machines.
+- `utils.load_tokenizer` (tokenizer.py).
+- `models.cache.make_prompt_cache`, and `to_quantized(group_size, bits)` of the caches.
+- `quant_predicate` and `cast_predicate` of a model, where it has them (layers.py).
+- `load`, `generate` and `stream_generate`, which are public.
+- `load_model` reads shards through `mlx.core.load`, and `sanitize` stacks experts by
+  `mlx.core.stack`: `straight_parameters` patches both temporarily.
+
+mlx-lm is imported inside the functions, since that takes one to two seconds.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from ..base.errors import NO_METAL, MintError
 from ..base.hf_config import text_config
 from .tokenizer import PROMPT, first_line, load_tokenizer, sentence_prompt
 
-SENTENCE = 40  # tokens that are written after it
+SENTENCE = 40  # tokens that are generated after the prompt
+# The exceptions with which mlx-lm fails on a config and tensors that don't fit together. Both come
+# from the user, so these are refusals and not bugs of ours.
 _BUILD_ERRORS = (
     ValueError,
     KeyError,
@@ -41,12 +61,17 @@ def check_model(config: dict[str, Any], folder: Path) -> None:
     from ..converters.sources.layouts import check_layout
 
     if not isinstance(config.get("model_type"), str):
-        raise MintError("config.json has no model_type: this is not a language model checkpoint")
+        raise MintError(
+            "config.json has no model_type, so this is not a language model: give a checkpoint of "
+            "one"
+        )
     if config.get("model_file") is not None:
         raise MintError(
             f"this checkpoint brings code of its own ({config['model_file']}), which mint-mlx does "
             "not run: use one whose architecture mlx-lm has built in"
         )
+
+    # Some of mlx-lm's modules print when they are imported, which would spoil --json.
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             model_class, _ = _get_classes(config)
@@ -57,8 +82,8 @@ def check_model(config: dict[str, Any], folder: Path) -> None:
         ) from None
     except SystemExit:  # olmo's module ends the program where a package is missing
         raise MintError(
-            f"mlx-lm needs another package for models of type {config['model_type']!r}, which "
-            "isn't installed"
+            f"mlx-lm needs a package for models of type {config['model_type']!r} that isn't "
+            "installed: load the model with mlx_lm.generate to see which, and install it"
         ) from None
     check_layout(config, folder, model_class)
 
@@ -66,14 +91,13 @@ def check_model(config: dict[str, Any], folder: Path) -> None:
 def build_model(folder: Path, stream: Any = None) -> Any:
     """The lazy mlx-lm model of a checkpoint, weights mapped and sanitized but not read.
 
-    Everything that builds the weights (reading, stacking, dequantizing) is put on a CPU stream, the
-    default one or that which is given, so that on a Mac no GPU command buffer ever waits for the
-    disk (the GPU watchdog kills those).
+    All operations that build the weights (reading, stacking, dequantizing) are put on a CPU stream,
+    the default one or the given one, so that on a Mac no GPU command buffer ever waits for the disk
+    (the GPU watchdog kills those).
 
     Raises:
         MintError: mlx-lm can't build the model from this config and these tensors.
     """
-    import mlx.core as mx
     from mlx_lm.utils import _get_classes, load_model
 
     from ..converters.sources.layouts import reader
@@ -85,8 +109,6 @@ def build_model(folder: Path, stream: Any = None) -> Any:
     try:
         with mx.stream(stream or mx.cpu):
             model, _ = load_model(folder, lazy=True, get_model_classes=classes)
-    # The config and the tensors are the user's: these are the ways in which mlx-lm fails on ones
-    # that don't fit.
     except _BUILD_ERRORS as error:
         raise MintError(
             f"mlx-lm cannot build a model from {folder.name}: {first_line(error)} (is the "
@@ -96,47 +118,56 @@ def build_model(folder: Path, stream: Any = None) -> Any:
 
 
 def straight_parameters(folder: Path) -> dict[str, list[tuple[str, str]]]:
-    """The model's parameters that are tensors of the checkpoint themselves, or stacks of such along
-    the first axis.
+    """The model's parameters that are unchanged tensors of the checkpoint, or stacks of such.
+
+    Stacks are along the first axis only, as those of experts are.
 
     Returns:
         By the parameter's name the tensors, as (file, name), that it is made of, in order.
     """
-    import mlx.core as mx
-    from mlx.utils import tree_flatten
+    with _trace_arrays() as origins:
+        model = build_model(folder)
+        return {
+            name: origins[id(array)]
+            for name, array in tree_flatten(model.parameters())
+            if id(array) in origins
+        }
 
+
+@contextlib.contextmanager
+def _trace_arrays() -> Iterator[dict[int, list[tuple[str, str]]]]:
+    """Record from which tensors loaded arrays and stacks of them come, by patching mlx.core.
+
+    Yields:
+        By the id of an array the (file, name) of its tensors; valid inside the context only.
+    """
     origins: dict[int, list[tuple[str, str]]] = {}
-    alive = []  # an id is given out again once its array is gone
+    references: list[mx.array] = []  # Python reuses the id of an array that is gone
     load, stack = mx.load, mx.stack
 
-    def traced_load(file: Any, *args: Any, **more: Any) -> Any:
-        found: Any = load(file, *args, **more)
-        if isinstance(found, dict):
-            origins.update(
-                {id(array): [(Path(str(file)).name, name)] for name, array in found.items()}
-            )
-            alive.append(list(found.values()))
-        return found
+    def traced_load(file: Any, *args: Any, **options: Any) -> Any:
+        loaded: Any = load(file, *args, **options)
+        if isinstance(loaded, dict):
+            for name, array in loaded.items():
+                origins[id(array)] = [(Path(str(file)).name, name)]
+                references.append(array)
+        return loaded
 
-    def traced_stack(arrays: Any, axis: int = 0, **more: Any) -> Any:
+    def traced_stack(arrays: Any, axis: int = 0, **options: Any) -> Any:
         arrays = list(arrays)
-        made = stack(arrays, axis, **more)
-        parts = [origins.get(id(array), []) for array in arrays]
-        if axis == 0 and all(len(part) == 1 for part in parts):
-            origins[id(made)] = [part[0] for part in parts]
-            alive.append([made])
-        return made
+        stacked = stack(arrays, axis, **options)
+        tensors = [origins.get(id(array), []) for array in arrays]
+        if axis == 0 and all(len(tensor) == 1 for tensor in tensors):
+            origins[id(stacked)] = [tensor[0] for tensor in tensors]
+            references.append(stacked)
+        return stacked
 
+    # Whatever `sanitize` does besides stacking makes arrays of other ids, which have no origin.
     mx.load, mx.stack = traced_load, traced_stack  # type: ignore[assignment]
     try:
-        model = build_model(folder)
+        yield origins
     finally:
         mx.load, mx.stack = load, stack
-    return {
-        name: origins[id(array)]
-        for name, array in tree_flatten(model.parameters())
-        if id(array) in origins
-    }
 
 
 def sharded_model(folder: Path) -> Any:
@@ -147,21 +178,17 @@ def sharded_model(folder: Path) -> Any:
     Raises:
         MintError: mlx-lm can't split this family, or this shape.
     """
-    import mlx.core as mx
     from mlx_lm.utils import load_config, sharded_load
 
     group = mx.distributed.init()
     try:
-        by = {
-            "tensor_group"
-            if splits_tensors(load_config(folder), group.size())
-            else "pipeline_group": group
-        }
-        model, _ = sharded_load(str(folder), tokenizer_config={"trust_remote_code": False}, **by)
-    except (
-        *_BUILD_ERRORS,
-        FileNotFoundError,
-    ) as error:  # it wants an index where it splits by blocks
+        by_tensors = splits_tensors(load_config(folder), group.size())
+        groups = {"tensor_group" if by_tensors else "pipeline_group": group}
+        model, _ = sharded_load(
+            str(folder), tokenizer_config={"trust_remote_code": False}, **groups
+        )
+    # Splitting by blocks needs the index of the shards.
+    except (*_BUILD_ERRORS, FileNotFoundError) as error:
         raise MintError(
             f"mlx-lm cannot split {folder.name} over several machines ({first_line(error)}): run "
             "`eval` on one"
@@ -170,19 +197,17 @@ def sharded_model(folder: Path) -> Any:
 
 
 def splits_tensors(config: dict[str, Any], count: int) -> bool:
-    """Whether `sharded_model` gives each of so many ranks a part of every tensor, not some of the
-    blocks.
-    """
+    """Whether `sharded_model` gives each of `count` ranks a slice of every tensor (else blocks)."""
     heads = text_config(config).get("num_key_value_heads")
     return heads is None or heads % count == 0
 
 
 def stock_parameters(folder: Path) -> tuple[set[str] | None, str | None]:
-    """The names of the parameters that mlx-lm alone, without our readers, loads lazily; or why it
-    can't.
+    """Load a checkpoint lazily with mlx-lm alone, without our readers.
+
+    Returns:
+        The names of the parameters, or None and why mlx-lm can't load it.
     """
-    import mlx.core as mx
-    from mlx.utils import tree_flatten
     from mlx_lm.utils import load_model
 
     try:
@@ -199,7 +224,6 @@ def bare_model(config: dict[str, Any]) -> Any:
     Raises:
         MintError: mlx-lm can't build one.
     """
-    import mlx.core as mx
     from mlx_lm.utils import _get_classes
 
     model_class, args_class = _get_classes(config)
@@ -208,13 +232,15 @@ def bare_model(config: dict[str, Any]) -> Any:
             return model_class(args_class.from_dict(config))
     except _BUILD_ERRORS as error:
         raise MintError(
-            f"mlx-lm cannot build a model from this config.json: {first_line(error)}"
+            f"mlx-lm cannot build a model from this config.json ({first_line(error)}): download it "
+            "again"
         ) from error
 
 
 def two_token_cache(config: dict[str, Any], kv_bits: int | None = None) -> list[Any]:
-    """The prompt cache that mlx-lm makes for a model, two tokens long: its arrays have shapes, but
-    aren't computed.
+    """The prompt cache that mlx-lm makes for a model, after two tokens.
+
+    Its arrays have shapes, but are not evaluated.
 
     Args:
         config: the model's config.json.
@@ -223,39 +249,41 @@ def two_token_cache(config: dict[str, Any], kv_bits: int | None = None) -> list[
     Raises:
         MintError: mlx-lm can't build or run such a model, or not with a quantized cache.
     """
-    import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
 
     model = bare_model(config)
+    tokens = mx.zeros((1, 2), dtype=mx.int32)
     try:
         with mx.stream(mx.cpu):
             model.eval()
             model.set_dtype(mx.bfloat16)
             caches: list[Any] = make_prompt_cache(model)
-            model(mx.zeros((1, 2), dtype=mx.int32), cache=caches)
+            model(tokens, cache=caches)
     except _BUILD_ERRORS as error:
         raise MintError(
-            f"the cache of this model cannot be measured: {first_line(error)}"
+            f"mlx-lm cannot run this model to measure its cache ({first_line(error)}): check that "
+            "its config.json belongs to it"
         ) from error
-    if kv_bits is not None:
-        try:
-            with mx.stream(mx.cpu):
-                smaller = [
-                    c.to_quantized(64, kv_bits) if hasattr(c, "to_quantized") else c for c in caches
-                ]
-                model(mx.zeros((1, 2), dtype=mx.int32), cache=smaller)
-        except (*_BUILD_ERRORS, NotImplementedError) as error:
-            raise MintError(
-                f"mlx-lm cannot run this model with a quantized cache ({first_line(error)}): leave "
-                "--kv-bits out"
-            ) from error
+    if kv_bits is None:
+        return caches
+
+    # Not every attention can read a quantized cache, and those that can't fail only when they run.
+    try:
+        with mx.stream(mx.cpu):
+            quantized = [
+                c.to_quantized(64, kv_bits) if hasattr(c, "to_quantized") else c for c in caches
+            ]
+            model(tokens, cache=quantized)
+    except (*_BUILD_ERRORS, NotImplementedError) as error:
+        raise MintError(
+            f"mlx-lm cannot run this model with a quantized cache ({first_line(error)}): leave "
+            "--kv-bits out"
+        ) from error
     return caches
 
 
 def required_keys(config: dict[str, Any]) -> set[str]:
     """Keys of a config.json that mlx-lm's model class can't do without."""
-    import dataclasses
-
     from mlx_lm.utils import _get_classes
 
     _, args_class = _get_classes(config)
@@ -268,24 +296,25 @@ def required_keys(config: dict[str, Any]) -> set[str]:
 
 
 def generate_sentence(folder: Path) -> str:
-    """Load a written checkpoint with stock mlx-lm and let it go on greedily from a short prompt.
+    """Load a written checkpoint with stock mlx-lm and generate greedily from a short prompt.
 
-    '' where the model has parts that mlx-lm runs on Metal only, and there is none.
+    Returns:
+        The text; '' where the model has parts that mlx-lm runs on Metal only, and there is none.
 
     Raises:
         MintError: it loads but doesn't generate.
     """
-    import mlx.core as mx
     from mlx_lm import generate, load
 
     model, tokenizer = load(str(folder))
-    if mx.default_device() == mx.cpu:  # gather_mm takes float32 only there
+    if mx.default_device() == mx.cpu:  # gather_mm takes only float32 there
         model.set_dtype(mx.float32)
     prompt = sentence_prompt(folder, tokenizer)
+
+    # The forward pass is mlx-lm's, on values of the user's config.json: these are the exceptions
+    # with which it fails on bad ones.
     try:
         text: str = generate(model, tokenizer, prompt=prompt, max_tokens=SENTENCE, verbose=False)
-    # The forward pass is mlx-lm's, on values of the user's config.json: these are its ways to fail
-    # on bad ones.
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         if NO_METAL in str(error):
             return ""
@@ -294,17 +323,18 @@ def generate_sentence(folder: Path) -> str:
             f"{first_line(error)}): check the source's config.json, or give --no-smoke to keep the "
             "result all the same"
         ) from error
+
+    # A chat template's reply is complete without its prompt.
     start = PROMPT if tokenizer.chat_template is None else ""
     return " ".join(f"{start} {text}".split())
 
 
 def generate_tokens(folder: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
     """Greedy replies of a checkpoint to prompts of token ids, each with the token that ended it."""
-    import mlx.core as mx
     from mlx_lm import stream_generate
 
     model, tokenizer = build_model(folder), load_tokenizer(folder)
-    if mx.default_device() == mx.cpu:  # gather_mm takes float32 only there
+    if mx.default_device() == mx.cpu:  # gather_mm takes only float32 there
         model.set_dtype(mx.float32)
     mx.eval(model.parameters())
     return [

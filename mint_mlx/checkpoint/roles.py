@@ -1,4 +1,4 @@
-"""What each layer does in the model: its role, from its module path and its neighbours.
+"""What each layer does in the model: its role, from its module path and its surroundings.
 
 Families name their modules differently (`mlp.gate`, `feed_forward.router`, `router.layer`,
 `classifier`); the roles are the same, and guards, recipes and priors speak of roles only.
@@ -27,18 +27,12 @@ ROLES = (
 )
 EXPERTS = ("expert_gate", "expert_up", "expert_down")
 GATES = ("router", "shared_expert_gate")
-DOWN = ("down_proj", "fc2", "w2")  # what an MLP, or an expert, writes back
-WRITES = (
-    *DOWN,
-    "o_proj",
-    "out_proj",
-    "wo",
-    "dense",
-    "c_proj",
-)  # what reads what its neighbours made
+DOWN = ("down_proj", "fc2", "w2")  # the last projection of an MLP or of an expert
+# Projections back into the hidden state: their inputs are made by their neighbours in the block.
+WRITES = (*DOWN, "o_proj", "out_proj", "wo", "dense", "c_proj")
 TOWER = re.compile(  # of images or sounds
-    r"(^|\.)(\w*vision\w*|visual|\w*image\w*|\w*audio\w*|\w*speech\w*|multi_?modal_projector|(pre_)?mm_projector\w*"
-    r"|patch_merger|patch_merge_mlp|aligner)(\.|$)"
+    r"(^|\.)(\w*vision\w*|visual|\w*image\w*|\w*audio\w*|\w*speech\w*|multi_?modal_projector"
+    r"|(pre_)?mm_projector\w*|patch_merger|patch_merge_mlp|aligner)(\.|$)"
 )
 
 _SHARED_GATE = re.compile(r"(^|\.)shared_?experts?_gate(\.|$)")
@@ -50,7 +44,8 @@ _LINEAR_ATTENTION = re.compile(
 )
 _ATTENTION = re.compile(r"(^|\.)(\w*attn\w*|\w*attention\w*|[wW]qkv|qkv_proj|[qkvo]_proj)(\.|$)")
 _MLP = re.compile(
-    r"(^|\.)(\w*mlps?\w*|feed_forward|ffn|ff|block_sparse_moe|\w*moe|mixer|gate_proj|up_proj|down_proj|fc1|fc2)(\.|$)"
+    r"(^|\.)(\w*mlps?\w*|feed_forward|ffn|ff|block_sparse_moe|\w*moe|mixer"
+    r"|gate_proj|up_proj|down_proj|fc1|fc2)(\.|$)"
 )
 _HEAD = re.compile(r"(^|\.)(lm_head(\.linear)?|embed_out|output|head|score)$")
 _LINEAR_OWNER = re.compile(
@@ -66,8 +61,8 @@ def role_of(path: str, kind: str, block_has_experts: bool, owner: str = "") -> s
         kind: `linear`, `embedding`, `experts` or `multi-linear` (see layers.py).
         block_has_experts: whether the layer's block holds routed experts; only there a `gate` is a
             router.
-        owner: the class name of the module that holds the layer, which tells a mamba's mixer from
-            an attention's.
+        owner: the class name of the module that holds the layer, which distinguishes the mixer of
+            a mamba from an attention's.
     """
     leaf = path.rsplit(".", 1)[-1]
     if kind == "experts" and _ATTENTION.search(path):  # an output projection in groups

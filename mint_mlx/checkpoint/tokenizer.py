@@ -8,7 +8,7 @@ from typing import Any
 
 from ..base.errors import MintError
 
-PROMPT = "The history of the city"
+PROMPT = "The history of the city"  # for models without a chat template
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -32,19 +32,19 @@ def load_tokenizer(folder: Path) -> Any:
     """
     if not has_tokenizer(folder):
         raise MintError(
-            f"{folder.name} has no tokenizer (tokenizer.json or tokenizer.model): add the "
-            "original's files"
+            f"{folder.name} has no tokenizer (tokenizer.json or tokenizer.model): copy the files "
+            "of the original model into it"
         )
     from mlx_lm.utils import load_tokenizer as load
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
         return load(folder, eos_token_ids=config.get("eos_token_id"))
-    # transformers and tokenizers raise all of these (and a bare Exception) for a file that they
-    # can't read.
+    # transformers and tokenizers raise many types, and a bare Exception, for a damaged file.
     except Exception as error:
         raise MintError(
-            f"the tokenizer of {folder.name} cannot be read: {first_line(error)}"
+            f"the tokenizer of {folder.name} cannot be read ({first_line(error)}): download its "
+            "files again"
         ) from error
 
 
@@ -52,8 +52,8 @@ def encode(tokenizer: Any, text: str) -> Any:
     """Token ids of a text, int64 (tokens,), with the tokenizer's special tokens at the start."""
     import numpy as np
 
-    # verbose: transformers would warn that the text is longer than the context, which windows take
-    # care of
+    # verbose=False: transformers would warn that the text is longer than the context, but it is
+    # cut into windows.
     return np.asarray(tokenizer.encode(text, verbose=False), dtype=np.int64)
 
 
@@ -62,13 +62,13 @@ def tokenizer_is_code(folder: Path) -> bool:
     path = folder / "tokenizer_config.json"
     try:
         settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:  # load_tokenizer says so
+    except ValueError:  # load_tokenizer refuses a malformed file
         return False
     return isinstance(settings, dict) and "AutoTokenizer" in (settings.get("auto_map") or {})
 
 
 def why_no_sentence(folder: Path) -> str | None:
-    """Why a checkpoint with this tokenizer can't be asked for a sentence; None where it can.
+    """Why no sentence can be generated with this tokenizer; None where one can.
 
     Raises:
         MintError: the tokenizer or its template can't be used at all.
@@ -79,15 +79,13 @@ def why_no_sentence(folder: Path) -> str | None:
         return "the tokenizer is Python code, which is copied and never run here"
     tokenizer = load_tokenizer(folder)
     try:
-        return (
-            None
-            if sentence_prompt(folder, tokenizer)
-            else f"the chat template of {folder.name} makes nothing of a message"
-        )
+        if sentence_prompt(folder, tokenizer):
+            return None
     except MintError as error:
         if isinstance(error.__cause__, jinja2.TemplateSyntaxError):
             raise
         return str(error)  # the template wants other messages than this one
+    return f"the chat template of {folder.name} turns a message into an empty prompt"
 
 
 def sentence_prompt(folder: Path, tokenizer: Any) -> list[int]:
@@ -109,10 +107,14 @@ def chat_prompt(folder: Path, tokenizer: Any, text: str) -> list[int]:
     try:
         return [int(i) for i in tokenizer.apply_chat_template(message, add_generation_prompt=True)]
     except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise MintError(f"the chat template of {folder.name} fails: {first_line(error)}") from error
+        raise MintError(
+            f"the chat template of {folder.name} fails ({first_line(error)}): check its "
+            "chat_template.jinja or tokenizer_config.json"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:
+    """The first lines of an exception's text as one short line, or its type where it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     more = " ..." if len(lines) > 3 else ""
     return " ".join(lines[:3])[:300].rstrip(",") + more or type(error).__name__

@@ -1,9 +1,9 @@
-"""What a released checkpoint holds beside the language model: towers, and blocks for multi-token
-prediction (MTP).
+"""Tensors of released checkpoints besides the language model: towers and multi-token prediction.
 
-mlx-lm drops both. A text model (`--parts text`) then says nothing of them in its config.json
-either; `--parts all` copies a vision or audio tower's tensors as they are, for loaders that use
-them (mlx-vlm); mlx-lm drops them again."""
+mlx-lm drops both. A text model (`--parts text`) then doesn't declare them in its config.json
+either; `--parts all` copies the tensors of a vision or audio tower as they are, for loaders that
+use them (mlx-vlm); mlx-lm drops them again.
+"""
 
 from __future__ import annotations
 
@@ -34,22 +34,20 @@ MTP_KEYS = (
 )
 PROCESSOR_FILES = ("*processor_config.json", "image_processor*.json", "feature_extractor*.json")
 _TOWER_KEY = re.compile(
-    r"(use_unified_)?(vision|visual|video|image|img|media|audio|speech|boi|eoi|boa|eoa|multi_?modal|mm|projector)_\w+"
+    r"(use_unified_)?"
+    r"(vision|visual|video|image|img|media|audio|speech|boi|eoi|boa|eoa|multi_?modal|mm|projector)"
+    r"_\w+"
 )
 
 
 def check_parts(parts: str) -> None:
-    """Refuse what is no choice of parts.
-
-    Raises:
-        UsageError: saying which there are.
-    """
+    """Refuse an unknown value of --parts (a UsageError)."""
     if parts not in PARTS:
-        raise UsageError(f"--parts {parts} is unknown: there are {' and '.join(PARTS)}")
+        raise UsageError(f"--parts must be {' or '.join(PARTS)} (got {parts})")
 
 
 @dataclass(frozen=True)
-class Beside:
+class UnusedTensors:
     """Tensors of a source that its language model doesn't use, by name."""
 
     towers: dict[str, TensorInfo]
@@ -57,40 +55,40 @@ class Beside:
 
     @property
     def parameters(self) -> int:
-        """Numbers in them, which count where all of a source's bytes do."""
+        """How many numbers they hold, for figures that count all bytes of a source."""
         return sum(prod(info.shape) for table in (self.towers, self.mtp) for info in table.values())
 
 
-def find_beside(
+def find_unused(
     headers: Iterable[dict[str, TensorInfo]], config: dict[str, Any], inventory: Inventory
-) -> Beside:
-    """The tower's and the multi-token-prediction tensors of a source that mlx-lm's model leaves
-    out.
-    """
+) -> UnusedTensors:
+    """The tensors of towers and of multi-token prediction that mlx-lm's model leaves out."""
     used = set(inventory.order)
-    found: tuple[dict[str, TensorInfo], dict[str, TensorInfo]] = {}, {}
+    towers: dict[str, TensorInfo] = {}
+    mtp: dict[str, TensorInfo] = {}
     for table in headers:
         for name, info in table.items():
             if name.rpartition(".")[0] in used:
                 continue
             if TOWER.search(name):
-                found[0][name] = info
+                towers[name] = info
             elif is_mtp(name, config):
-                found[1][name] = info
-    return Beside(*found)
+                mtp[name] = info
+    return UnusedTensors(towers, mtp)
 
 
 def is_mtp(name: str, config: dict[str, Any]) -> bool:
-    """Whether a tensor belongs to multi-token prediction: by name, or by a block too many."""
+    """Whether a tensor is for multi-token prediction: by name, or in a block beyond the depth."""
     if re.search(r"(^|\.)mtp", name):
         return True
     depth = text_config(config).get("num_hidden_layers")
     block = block_of(name)
-    return type(depth) is int and block is not None and block >= depth and not TOWER.search(name)
+    beyond = type(depth) is int and block is not None and block >= depth
+    return beyond and not TOWER.search(name)
 
 
 def with_towers(inventory: Inventory, towers: dict[str, TensorInfo]) -> Inventory:
-    """An inventory that carries a tower's tensors as they are in the source.
+    """An inventory with a tower's tensors as they are in the source.
 
     Raises:
         MintError: one is of a type that MLX can't hold.
@@ -99,8 +97,8 @@ def with_towers(inventory: Inventory, towers: dict[str, TensorInfo]) -> Inventor
     for name, info in towers.items():
         if info.dtype not in MLX_DTYPES:
             raise MintError(
-                f"{name} is of type {info.dtype}, which cannot be copied as it is: give --parts "
-                "text"
+                f"{name} is of type {info.dtype}, which cannot be copied as it is: leave the tower "
+                "out with --parts text"
             )
         owned.setdefault(name.rpartition(".")[0], []).append(
             TensorSpec(name, info.dtype, info.shape)
@@ -111,21 +109,23 @@ def with_towers(inventory: Inventory, towers: dict[str, TensorInfo]) -> Inventor
 
 
 def text_only(config: dict[str, Any], needed: Collection[str]) -> dict[str, Any]:
-    """A config without what tells of towers; `needed` are keys that the model class can't do
-    without.
+    """A config without the keys that describe towers.
+
+    Args:
+        config: the source's.
+        needed: keys that the model class can't do without, which stay.
     """
-    kept = {
+    text = {
         key: value
         for key, value in config.items()
         if key in needed or not _TOWER_KEY.fullmatch(key)
     }
-    if kept.keys() != config.keys() and isinstance(config.get("architectures"), list):
-        names = [
+    if text.keys() != config.keys() and isinstance(config.get("architectures"), list):
+        text["architectures"] = [
             name.replace("ForConditionalGeneration", "ForCausalLM")
             for name in config["architectures"]
         ]
-        kept["architectures"] = names
-    return kept
+    return text
 
 
 def without_mtp(config: dict[str, Any]) -> dict[str, Any]:
@@ -137,30 +137,28 @@ def without_mtp(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def has_mtp(names: Iterable[str], config: dict[str, Any]) -> bool:
-    """Whether any of these tensors belongs to multi-token prediction."""
+    """Whether any of these tensors is for multi-token prediction."""
     return any(is_mtp(name, config) for name in names)
 
 
-def remarks(beside: Beside, parts: str) -> list[str]:
-    """What to tell of the tensors beside the model."""
+def remarks(unused: UnusedTensors, parts: str) -> list[str]:
+    """Notes for the user about the tensors besides the language model."""
 
     def extent(tensors: dict[str, TensorInfo]) -> str:
-        return (
-            f"{len(tensors)} tensors, "
-            f"{human(sum(info.end - info.start for info in tensors.values()))}"
-        )
+        size = sum(info.end - info.start for info in tensors.values())
+        return f"{len(tensors)} tensors, {human(size)}"
 
-    said = []
-    if beside.towers and parts == "text":
-        said.append(
-            f"the vision or audio tower ({extent(beside.towers)}) is dropped, as mlx-lm does; "
+    notes = []
+    if unused.towers and parts == "text":
+        notes.append(
+            f"the vision or audio tower ({extent(unused.towers)}) is dropped, as mlx-lm does; "
             "--parts all keeps it"
         )
-    if beside.mtp:
-        said.append(
-            f"the blocks for multi-token prediction ({extent(beside.mtp)}) are dropped, as mlx-lm "
+    if unused.mtp:
+        notes.append(
+            f"the blocks for multi-token prediction ({extent(unused.mtp)}) are dropped, as mlx-lm "
             "does"
         )
-    if parts == "all" and not beside.towers:
-        said.append("this model has no vision or audio tower: --parts all adds nothing")
-    return said
+    if parts == "all" and not unused.towers:
+        notes.append("this model has no vision or audio tower: --parts all has no effect")
+    return notes

@@ -51,8 +51,8 @@ def _show_model(target: str, output: Output) -> None:
     with suppress(MintError):  # none, or one that can't be read
         if (made := read_plan(written)).choice == plan.choice:
             plan = replace(plan, errors=made.errors)
-    inventory = with_towers(job.inventory, job.beside.towers)
-    size, parameters = job.source.weight_bytes, job.inventory.parameters + job.beside.parameters
+    inventory = with_towers(job.inventory, job.unused.towers)
+    size, parameters = job.source.weight_bytes, job.inventory.parameters + job.unused.parameters
     bits = size * 8 / parameters
     output.line(
         f"{job.source.name}: {job.source.config['model_type']}, {count(parameters)} parameters, "
@@ -60,7 +60,7 @@ def _show_model(target: str, output: Output) -> None:
     )
     if told := describe(job.source.config, job.source.path, job.source.headers):
         output.line(f"It {told}; the tables show what that becomes.")
-    if mtp := sum(info.end - info.start for info in job.beside.mtp.values()):
+    if mtp := sum(info.end - info.start for info in job.unused.mtp.values()):
         output.line(
             f"The tables lack {human(mtp)} for multi-token prediction, which mlx-lm leaves out."
         )

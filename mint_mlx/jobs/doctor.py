@@ -25,7 +25,7 @@ from ..checkpoint import hub, mlxlm
 from ..checkpoint.layers import ROUTER_BITS, Inventory, Layer, list_layers
 from ..checkpoint.source import find_model, read_config
 from ..checkpoint.tokenizer import has_tokenizer
-from ..checkpoint.towers import MTP_KEYS, PROCESSOR_FILES, TOWERS, find_beside, has_mtp, with_towers
+from ..checkpoint.towers import MTP_KEYS, PROCESSOR_FILES, TOWERS, find_unused, has_mtp, with_towers
 
 KEYS = {"group_size", "bits", "mode"}
 _CLAIM = re.compile(r"(\d+(?:\.\d+)?)[-_ ]?(bpw|bits?)(?![a-z])", re.IGNORECASE)
@@ -86,7 +86,7 @@ def examine(model: str) -> Examination:
     inventory = replace(
         inventory, layers=layers
     )  # (Gemma 3's class has a head that loading takes away)
-    inventory = with_towers(inventory, find_beside(headers.values(), config, inventory).towers)
+    inventory = with_towers(inventory, find_unused(headers.values(), config, inventory).towers)
     stay, damaged = _meant_to_stay(_plan_of(folder, found))
     wrong = [
         *_config_findings(config, inventory),

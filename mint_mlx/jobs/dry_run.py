@@ -90,7 +90,7 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
     download = room = 0 if job.source.has_weights else job.source.weight_bytes
     if download and request.low_disk:
         download *= 1 + needs_profile
-        room = low_disk.room(job.source, low_disk.needed(job.source, job.inventory))
+        room = low_disk.peak_bytes(job.source, low_disk.shards_needed(job.source, job.inventory))
     run = DryRun(
         bytes=total,
         assumed=request.budget == "smallest" and known is None,

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from ..base.report import Report
 from ..checkpoint.layers import Inventory, list_layers
 from ..checkpoint.source import Source, load_source, open_model
-from ..checkpoint.towers import Beside, find_beside, remarks, with_towers
+from ..checkpoint.towers import UnusedTensors, find_unused, remarks, with_towers
 from ..rules.recipes import Recipe, find_recipe
 
 
 @dataclass(frozen=True)
 class Job:
-    """A source with everything that its headers tell. `beside` are the tensors that the language
+    """A source with everything that its headers tell. `unused` are the tensors that the language
     model doesn't use.
     """
 
@@ -21,7 +21,7 @@ class Job:
     inventory: Inventory
     recipe: Recipe
     parts: str
-    beside: Beside
+    unused: UnusedTensors
 
 
 def prepare(
@@ -36,17 +36,17 @@ def prepare(
     source = load_source(model, weights=weights)
     chosen = find_recipe(recipe, source.config)
     inventory = list_layers(open_model(source), source.config)
-    beside = find_beside(source.headers.values(), source.config, inventory)
+    unused = find_unused(source.headers.values(), source.config, inventory)
     if parts == "all":
-        inventory = with_towers(inventory, beside.towers)
-    return Job(source, inventory, chosen, parts, beside)
+        inventory = with_towers(inventory, unused.towers)
+    return Job(source, inventory, chosen, parts, unused)
 
 
 def announce(job: Job, report: Report) -> None:
     """Say so where a source is quantized already, and which of its tensors are left out."""
     from ..converters.sources.layouts import describe
 
-    for text in remarks(job.beside, job.parts):
+    for text in remarks(job.unused, job.parts):
         report.note(text)
     name, layers = job.source.name, job.inventory.layers
     told = describe(job.source.config, job.source.path, job.source.headers)

@@ -30,7 +30,7 @@ def test_every_module_comes_once_with_its_shards_and_all_are_dropped(
     on_disk = set()
     seen = []
     fetched = []
-    for file, ready, drop in low_disk.steps(needs, list(needs)):
+    for file, ready, drop in low_disk.schedule(needs, list(needs)):
         on_disk.add(file)
         fetched.append(file)
         assert all(needs[path] <= on_disk for path in ready)
@@ -50,7 +50,7 @@ def test_a_module_is_the_same_without_the_shards_that_it_does_not_need(
     folder = released(family, tmp_path / family)
     _split(folder)
     job = prepare(str(folder))
-    need = low_disk.needed(job.source, job.inventory)
+    need = low_disk.shards_needed(job.source, job.inventory)
     whole = dict(tree_flatten(open_model(job.source).parameters()))
     mx.eval(whole)
     contents = {file: (folder / file).read_bytes() for file in job.source.headers}

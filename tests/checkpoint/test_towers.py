@@ -15,7 +15,7 @@ from released import RELEASED, known, released
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.safetensors_header import TensorInfo, read_folder
-from mint_mlx.checkpoint.towers import find_beside, is_mtp, with_towers
+from mint_mlx.checkpoint.towers import find_unused, is_mtp, with_towers
 from mint_mlx.jobs import convert, dry_run
 from mint_mlx.jobs.doctor import examine
 from mint_mlx.jobs.measurements import get_profile
@@ -158,7 +158,7 @@ def test_a_profile_of_other_parts_gives_the_true_size(cli: Cli, tmp_path: Path) 
 
 def test_parts_that_cannot_be(tmp_path: Path) -> None:
     model = released("llama", tmp_path / "llama")
-    with pytest.raises(MintError, match="--parts vision is unknown"):
+    with pytest.raises(MintError, match=r"--parts must be text or all \(got vision\)"):
         convert.convert(str(model), "5bpw", tmp_path / "out", parts="vision")
 
     # It has no tower to add, but a plan for all parts is not one for the text alone.
@@ -183,14 +183,14 @@ def test_what_belongs_to_a_tower(tmp_path: Path, name: str) -> None:
         name: TensorInfo("BF16", (2,), 0, 4),
         "model.norm.weight": TensorInfo("BF16", (2,), 4, 8),
     }
-    assert list(find_beside([table], {}, inventory).towers) == [name]
+    assert list(find_unused([table], {}, inventory).towers) == [name]
 
 
 def test_a_tower_of_an_unknown_type_is_refused() -> None:
     headers = read_folder(RELEASED / "llama4").values()
     config = json.loads((RELEASED / "llama4" / "config.json").read_text())
     job = prepare(str(RELEASED / "llama4"))
-    towers = find_beside(headers, config, job.inventory).towers
+    towers = find_unused(headers, config, job.inventory).towers
     name, info = next(iter(towers.items()))
     strange = {name: type(info)("F8_E5M2", info.shape, 0, 0)}
     with pytest.raises(MintError, match="cannot be copied as it is"):
