@@ -28,12 +28,9 @@ def e4m3(codes: np.ndarray) -> np.ndarray:
     sign = np.where(codes & 0x80, -1.0, 1.0)
     exponent = (codes >> 3) & 15
     mantissa = codes & 7
-    size = np.where(
-        exponent == 0,
-        mantissa / 8 * 2.0**-6,
-        (1 + mantissa / 8) * 2.0 ** (exponent.astype(float) - 7),
-    )
-    return (sign * size).astype(np.float32)
+    normal = (1 + mantissa / 8) * 2.0 ** (exponent.astype(float) - 7)
+    subnormal = mantissa / 8 * 2.0**-6
+    return (sign * np.where(exponent == 0, subnormal, normal)).astype(np.float32)
 
 
 def as_numpy(array: mx.array) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""What is measured once is kept."""
+"""The cache: a profile is measured once for a source, and a cache that fails costs nothing more."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import Maker, llama
@@ -11,6 +12,7 @@ from mint_mlx.jobs import measurements
 from mint_mlx.jobs.convert import convert
 from mint_mlx.jobs.model import prepare
 from mint_mlx.measure import profile as profiles
+from mint_mlx.measure.profile import Profile
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(
@@ -28,7 +30,12 @@ def test_a_profile_is_cached_until_the_source_changes(
     folder = make(llama(1))
     measurements.get_profile(prepare(str(folder)))
     calls = []
-    monkeypatch.setattr(measurements, "profile", lambda *a: calls.append(a) or profiles.profile(*a))
+
+    def recorded(*args: Any) -> Profile:
+        calls.append(args)
+        return profiles.profile(*args)
+
+    monkeypatch.setattr(measurements, "profile", recorded)
     measurements.get_profile(prepare(str(folder)))
     assert not calls
     make(llama(1), seed=5)

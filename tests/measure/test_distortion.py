@@ -1,4 +1,4 @@
-"""The error of MLX's own quantizer, per expert."""
+"""The error of MLX's own quantizer, for each expert."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from mint_mlx.measure.distortion import measure
 def direct(weight: mx.array, config: QuantConfig) -> float:
     """The definition, in float64 numpy."""
     packed = mx.quantize(weight, config.group_size, config.bits, mode=config.mode)
-    restored = mx.dequantize(
-        *packed, group_size=config.group_size, bits=config.bits, mode=config.mode
-    )
+    size = {"group_size": config.group_size, "bits": config.bits, "mode": config.mode}
+    restored = mx.dequantize(*packed, **size)
     w, q = (np.asarray(a.astype(mx.float32), dtype=np.float64) for a in (weight, restored))
     return float(((w - q) ** 2).sum() / (w**2).sum())
 
 
 @pytest.mark.parametrize("config", [*affine(), *(mx_mode(m) for m in MX_MODES)], ids=str)
 def test_nmse_is_that_of_the_round_trip_for_each_expert(config: QuantConfig) -> None:
-    weight = (
-        mx.random.normal((3, 24, 256), key=mx.random.key(0)) * mx.array([[[1.0]], [[3.0]], [[0.1]]])
-    ).astype(mx.bfloat16)
-    found, _ = measure(weight, [config])
-    assert found.shape == (1, 3)
-    np.testing.assert_allclose(found[0], [direct(weight[e], config) for e in range(3)], rtol=1e-4)
+    draws = mx.random.normal((3, 24, 256), key=mx.random.key(0))
+    weight = (draws * mx.array([[[1.0]], [[3.0]], [[0.1]]])).astype(mx.bfloat16)
+    nmse, _ = measure(weight, [config])
+    assert nmse.shape == (1, 3)
+    expected = [direct(weight[expert], config) for expert in range(3)]
+    np.testing.assert_allclose(nmse[0], expected, rtol=1e-4)
 
 
 def test_chunks_do_not_change_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,9 +35,8 @@ def test_chunks_do_not_change_the_error(monkeypatch: pytest.MonkeyPatch) -> None
     whole, energy = measure(weight, affine())
     monkeypatch.setattr(distortion, "CHUNK", 1000)
     np.testing.assert_allclose(measure(weight, affine())[0], whole, rtol=1e-5)
-    np.testing.assert_allclose(
-        energy, (np.array(weight.astype(mx.float32)) ** 2).sum((-2, -1)), rtol=1e-4
-    )
+    squares = np.array(weight.astype(mx.float32)) ** 2
+    np.testing.assert_allclose(energy, squares.sum((-2, -1)), rtol=1e-4)
 
 
 def test_an_expert_of_zeros_has_no_error() -> None:

@@ -1,4 +1,4 @@
-"""What error feedback leaves of an error's cost, told from second moments alone."""
+"""What error feedback leaves of an error's cost, from second moments alone."""
 
 from __future__ import annotations
 
@@ -39,20 +39,16 @@ def test_the_factor_gives_the_damped_moment_back() -> None:
     order, lower = factor(moment)
     diagonal = np.diagonal(moment)
     assert (np.diff(diagonal[order]) >= 0).all()
-    damped = moment + 0.01 * diagonal.mean() * np.eye(32)
-    np.testing.assert_allclose(
-        lower @ lower.T, damped[order][:, order], rtol=1e-3, atol=1e-2 * diagonal.mean()
-    )
+    damped = (moment + 0.01 * diagonal.mean() * np.eye(32))[order][:, order]
+    near = 1e-2 * diagonal.mean()
+    np.testing.assert_allclose(lower @ lower.T, damped, rtol=1e-3, atol=near)
 
 
 def test_a_moment_that_rounding_leaves_without_a_factor() -> None:
-    """One direction holds nine tenths of the trace, as in hidden states; 16 bits are too few for
-    the rest.
-    """
+    """As in hidden states, one direction holds nine tenths of the trace: too much for 16 bits."""
     rng = np.random.default_rng(0)
-    rows = rng.standard_normal((1024, 512)) / np.sqrt(np.arange(1, 513)) + 3 * rng.standard_normal(
-        512
-    )
+    draws = rng.standard_normal((1024, 512)) / np.sqrt(np.arange(1, 513))
+    rows = draws + 3 * rng.standard_normal(512)
     moment = _compact((rows.T @ rows).astype(np.float32))
     with pytest.raises(np.linalg.LinAlgError):
         np.linalg.cholesky(moment.astype(np.float64) + 1e-4 * np.trace(moment) / 512 * np.eye(512))
@@ -65,14 +61,15 @@ def test_moments_are_bounded_and_an_expert_that_nobody_chose_borrows(
 ) -> None:
     moments = SampledMoments()
     rows = correlated(16, 0.5)
-    moments.add(
-        rows, np.ones(len(rows), dtype=np.float32), np.zeros(len(rows), dtype=np.int64), 100
-    )
+    weights = np.ones(len(rows), dtype=np.float32)
+    experts = np.zeros(len(rows), dtype=np.int64)
+    moments.add(rows, weights, experts, 100)
     assert len(moments.found) <= EXPERTS
     assert 0 < moments.remaining() < 1
     borrowed = moments.remaining()
     monkeypatch.setattr("mint_mlx.measure.moments.POOL", 0.0)
     assert moments.remaining() != borrowed
+
     wide = SampledMoments()
     wide.add(np.ones((2, 2 * WIDE + 2), dtype=np.float32), np.ones(2, dtype=np.float32), None, 1)
     assert len(wide.found[0]) <= WIDE

@@ -18,18 +18,13 @@ from mint_mlx.measure.sensitivity import measure
 from mint_mlx.measure.sensitivity_file import save_sensitivity
 from mint_mlx.runtime import blocks
 
+INTERRUPTIONS = [
+    (calls, streamed, KeyboardInterrupt) for calls in (1, 3, 4, 5) for streamed in (False, True)
+]
+FAILURES = [(3, True, error) for error in (OSError, MemoryError, RuntimeError)]
 
-@pytest.mark.parametrize(
-    ("calls", "streamed", "error"),
-    [
-        *(
-            (calls, streamed, KeyboardInterrupt)
-            for calls in (1, 3, 4, 5)
-            for streamed in (False, True)
-        ),
-        *((3, True, error) for error in (OSError, MemoryError, RuntimeError)),
-    ],
-)
+
+@pytest.mark.parametrize(("calls", "streamed", "error"), [*INTERRUPTIONS, *FAILURES])
 def test_a_walk_that_was_interrupted_goes_on_to_the_same_numbers(
     make: Maker,
     tmp_path: Path,
@@ -38,11 +33,13 @@ def test_a_walk_that_was_interrupted_goes_on_to_the_same_numbers(
     streamed: bool,
     error: type[BaseException],
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "work"))
-    (tmp_path / "work").mkdir()
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(work))
     job = prepare(str(make(qwen3_moe(3))))
 
-    def walk(stop: int | None = None) -> tuple[Path, list[str]]:
+    def walk(name: str, stop: int | None = None) -> bytes:
+        """A sensitivity as a file holds it; raises `error` after so many calls of progress."""
         seen: list[str] = []
 
         def progress(what: str, *_: int) -> None:
@@ -50,28 +47,32 @@ def test_a_walk_that_was_interrupted_goes_on_to_the_same_numbers(
                 raise error
             seen.append(what)
 
-        made = measure(
-            job.source, job.inventory, TOKENS, "r", progress=progress, streamed=streamed, key="k"
-        )
-        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz"
-        save_sensitivity(made, path)
-        return path, seen
+        more = {"progress": progress, "streamed": streamed, "key": "k"}
+        sensitivity = measure(job.source, job.inventory, TOKENS, "r", **more)
+        save_sensitivity(sensitivity, tmp_path / name)
+        return (tmp_path / name).read_bytes()
 
-    whole, _ = walk()
-    assert not list((tmp_path / "work").iterdir())
+    whole = walk("whole.npz")
+    assert not list(work.iterdir())
+
+    # What an interrupted pass leaves on the disk is for its user's eyes only.
     with pytest.raises(error):
-        walk(calls)
-    (left,) = (tmp_path / "work").iterdir()
-    assert (left.stat().st_mode & 0o77) == 0
+        walk("interrupted.npz", stop=calls)
+    (spills,) = work.iterdir()
+    assert (spills.stat().st_mode & 0o77) == 0
+
+    # Only the blocks after it are run again.
     run_again = []
     run = blocks.run
-    monkeypatch.setattr(
-        blocks, "run", lambda step, *more: run_again.append(step.index) or run(step, *more)
-    )
-    again, _ = walk()
-    assert whole.read_bytes() == again.read_bytes()
+
+    def recorded(step: blocks.Step, *more: Any) -> Any:
+        run_again.append(step.index)
+        return run(step, *more)
+
+    monkeypatch.setattr(blocks, "run", recorded)
+    assert walk("again.npz") == whole
     assert run_again == list(range(calls, 3))
-    assert not list((tmp_path / "work").iterdir())
+    assert not list(work.iterdir())
 
 
 @pytest.mark.usefixtures("like_a_gpu")

@@ -1,4 +1,4 @@
-"""The profile measures the error of MLX's own quantizer, per expert."""
+"""A profile measures each layer where its groups divide, and goes on after an interruption."""
 
 from __future__ import annotations
 
@@ -16,15 +16,10 @@ from mint_mlx.measure import profile as profiles
 
 
 def test_a_layer_is_measured_where_its_group_divides(make: Maker) -> None:
-    made = measurements.get_profile(prepare(str(make(qwen3_moe(1)))))
-    assert {
-        c.group_size for c in made.curves["model.layers.0.mlp.switch_mlp.down_proj"].configs
-    } == {32, 64}
-    assert {c.group_size for c in made.curves["model.layers.0.mlp.switch_mlp.up_proj"].configs} == {
-        32,
-        64,
-        128,
-    }
+    profile = measurements.get_profile(prepare(str(make(qwen3_moe(1)))))
+    for name, groups in (("down_proj", {32, 64}), ("up_proj", {32, 64, 128})):
+        curve = profile.curves[f"model.layers.0.mlp.switch_mlp.{name}"]
+        assert {config.group_size for config in curve.configs} == groups
 
 
 def test_an_interrupted_profile_goes_on_after_the_last_layer(
@@ -32,30 +27,34 @@ def test_an_interrupted_profile_goes_on_after_the_last_layer(
 ) -> None:
     folder = str(make(qwen3_moe(2)))
     measure_layer = profiles._measure
-    measured = []
+    first: list[str] = []
+    rest: list[str] = []
 
     def interrupted(layer: Layer, *more: Any) -> Any:
-        if len(measured) == 5:
+        if len(first) == 5:
             raise KeyboardInterrupt
-        measured.append(layer.path)
+        first.append(layer.path)
+        return measure_layer(layer, *more)
+
+    def recorded(layer: Layer, *more: Any) -> Any:
+        rest.append(layer.path)
         return measure_layer(layer, *more)
 
     monkeypatch.setattr(profiles, "_measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         steps.write_profile(folder, tmp_path / "p.json")
-    (left,) = (cache.cache_dir() / "profiles").glob("*.begun-*")
-    left.write_text(left.read_text() + '{"model.norm": {"cut sh')  # killed while it wrote
-    first, measured[:] = set(measured), []
-    monkeypatch.setattr(
-        profiles,
-        "_measure",
-        lambda layer, *more: measured.append(layer.path) or measure_layer(layer, *more),
-    )
-    _, made = steps.write_profile(folder, tmp_path / "p.json")
+
+    # Killed while it wrote a line of its notes, it measures all other layers and drops the notes.
+    (notes,) = (cache.cache_dir() / "profiles").glob("*.begun-*")
+    notes.write_text(notes.read_text() + '{"model.norm": {"cut sh')
+    monkeypatch.setattr(profiles, "_measure", recorded)
+    _, profile = steps.write_profile(folder, tmp_path / "p.json")
     assert len(first) == 5
-    assert not first & set(measured)
-    assert first | set(measured) == made.curves.keys()
+    assert not set(first) & set(rest)
+    assert {*first, *rest} == profile.curves.keys()
     assert not list((cache.cache_dir() / "profiles").glob("*.begun-*"))
+
+    # The file is that of a run from the start.
     monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "other"))
     steps.write_profile(folder, tmp_path / "fresh.json")
     assert (tmp_path / "fresh.json").read_bytes() == (tmp_path / "p.json").read_bytes()

@@ -1,4 +1,4 @@
-"""What stands in for slow parts of MLX's CPU backend gives the same numbers."""
+"""Products that replace slow ones of MLX's CPU backend give the same numbers."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ def test_grouped_experts_equal_mlx_lm(is_sorted: bool, bias: bool) -> None:
     stock = SwitchLinear(16, 8, 4, bias=bias)
     grouped = cpu_ops.GroupedSwitchLinear(16, 8, 4, bias=bias)
     grouped.update(stock.parameters())
-    indices = np.random.default_rng(0).integers(
-        0, 3, (10,) if is_sorted else (5, 2)
-    )  # expert 3 gets no token
+
+    # Expert 3 gets no token.
+    indices = np.random.default_rng(0).integers(0, 3, (10,) if is_sorted else (5, 2))
     indices = np.sort(indices) if is_sorted else indices
     x = mx.random.normal((10, 1, 16) if is_sorted else (5, 1, 1, 16), key=mx.random.key(0))
-    expected = stock(x, mx.array(indices), sorted_indices=is_sorted)
-    found = grouped(x, mx.array(indices), sorted_indices=is_sorted)
-    np.testing.assert_allclose(np.array(found), np.array(expected), atol=1e-5)
+    expected, actual = (
+        np.array(layer(x, mx.array(indices), sorted_indices=is_sorted))
+        for layer in (stock, grouped)
+    )
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["affine", "mxfp4"])
 def test_dense_products_equal_quantized_ones(mode: str) -> None:
-    """Those of linear layers, experts, embeddings as heads and latent attention, and their
-    gradients.
-    """
+    """Of linear layers, experts, embeddings as heads and latent attention; gradients as well."""
     from mlx_lm.models.mla import MultiLinear
     from mlx_lm.models.switch_layers import SwitchLinear
 
@@ -45,12 +45,12 @@ def test_dense_products_equal_quantized_ones(mode: str) -> None:
 
     def outputs(scale: mx.array) -> mx.array:
         linear, experts, embedding, heads = layers
-        y = [
+        y = (
             linear(x * scale),
             experts(x * scale, mx.array([[0], [3], [1], [0], [2]])),
             embedding.as_linear(x * scale),
-        ]
-        y.append(heads(x * scale))
+            heads(x * scale),
+        )
         return mx.concatenate([a.flatten() for a in y])
 
     stock = mx.quantized_matmul

@@ -25,13 +25,12 @@ def test_blockwise_attention_equals_mlx(
         for i, h in enumerate((*heads, heads[1]))
     )
     stock = mx.fast.scaled_dot_product_attention
+    expected = np.array(stock(q, k, v, scale=0.3, mask="causal"))
     with fast_math.fast_math(runner.load_runner(make(llama(1))).model):
         assert mx.fast.scaled_dot_product_attention is not stock
-        found = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask="causal")
+        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask="causal")
     assert mx.fast.scaled_dot_product_attention is stock
-    np.testing.assert_allclose(
-        np.array(found), np.array(stock(q, k, v, scale=0.3, mask="causal")), atol=1e-5
-    )
+    np.testing.assert_allclose(np.array(out), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
@@ -45,8 +44,8 @@ def test_gradients_of_attention_equal_mlx(
     ]
     stock = partial(mx.fast.scaled_dot_product_attention, scale=0.3, mask="causal")
     ours = partial(fast_math.causal_attention, scale=0.3)
-    for found, expected in zip(gradients(ours, *arrays), gradients(stock, *arrays), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    for actual, expected in zip(gradients(ours, *arrays), gradients(stock, *arrays), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_of_swiglu_and_logsumexp_equal_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,36 +53,30 @@ def test_gradients_of_swiglu_and_logsumexp_equal_mlx(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(fast_math, "PART", 100)  # several parts, the last one shorter
     x, gate = (mx.random.normal((3, 5, 40), key=mx.random.key(i)) * 5 for i in range(2))
-    for found, expected in zip(
-        gradients(fast_math.swiglu, gate, x), gradients(activations.swiglu, gate, x), strict=True
-    ):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    stock = partial(mx.logsumexp, axis=-1, keepdims=True)
-    np.testing.assert_allclose(
-        np.array(fast_math.logsumexp(x)), np.array(stock(x)), rtol=1e-5, atol=1e-5
-    )
-    np.testing.assert_allclose(
-        gradients(fast_math.logsumexp, x)[0], gradients(stock, x)[0], rtol=1e-5, atol=1e-5
-    )
+    near = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    ours, stock = (gradients(f, gate, x) for f in (fast_math.swiglu, activations.swiglu))
+    for actual, expected in zip(ours, stock, strict=True):
+        near(actual, expected)
+    logsumexp = partial(mx.logsumexp, axis=-1, keepdims=True)
+    near(np.array(fast_math.logsumexp(x)), np.array(logsumexp(x)))
+    near(gradients(fast_math.logsumexp, x)[0], gradients(logsumexp, x)[0])
 
 
 def test_swiglu_equals_mlx_lm() -> None:
     from mlx_lm.models import activations
 
-    gate = mx.concatenate(
-        [mx.random.normal((50,), key=mx.random.key(0)) * 5, mx.array([-300.0, 300.0, 0.0])]
-    )
+    usual = mx.random.normal((50,), key=mx.random.key(0)) * 5
+    gate = mx.concatenate([usual, mx.array([-300.0, 300.0, 0.0])])
     x = mx.random.normal(gate.shape, key=mx.random.key(1))
-    np.testing.assert_allclose(
-        np.array(fast_math.swiglu(gate, x)), np.array(activations.swiglu(gate, x)), atol=1e-5
-    )
+    expected = np.array(activations.swiglu(gate, x))
+    np.testing.assert_allclose(np.array(fast_math.swiglu(gate, x)), expected, atol=1e-5)
 
 
 def test_mlx_lm_is_as_it_was_afterwards(make: Maker) -> None:
     from mlx_lm.models import activations, qwen3_moe, switch_layers
 
     stock = activations.swiglu
-    model = runner.load_runner(make(moe(1))).model  # its experts are of cpu.py's own class by now
+    model = runner.load_runner(make(moe(1))).model  # its experts are cpu_ops' class by now
     with fast_math.fast_math(model):
         assert switch_layers.swiglu is fast_math.swiglu
         fast_math.swiglu(mx.ones(3, dtype=mx.bfloat16), mx.ones(3, dtype=mx.bfloat16))

@@ -17,9 +17,7 @@ from mint_mlx.checkpoint import mlxlm
 from mint_mlx.runtime.kvcache import PREFILL, cache_size
 
 CONTEXT = PREFILL + 700
-
-
-# full attention, sliding windows, chunks, latents, states of a linear attention
+# Full attention, sliding windows, chunks, latents, states of a linear attention.
 FAMILIES = [
     "llama",
     "gemma3_text",
@@ -49,16 +47,17 @@ def test_the_cache_is_as_large_as_mlx_lm_makes_it(family: str) -> None:
     config = config_of(family)
     model = mlxlm.bare_model(config)
     model.eval()
-    caches = make_prompt_cache(model)  # float32: MLX's CPU backend runs experts in no other type
+    caches = make_prompt_cache(model)
     tokens = mx.array(np.random.default_rng(0).integers(0, VOCAB, (1, CONTEXT)))
     sizes = []
     for start in range(0, CONTEXT, PREFILL):
         model(tokens[:, start : start + PREFILL], cache=caches)
         mx.eval([c.state for c in caches])
         sizes.append(sum(c.nbytes for c in caches))
+
+    # Twice as large, since MLX's CPU backend runs experts in float32 only. Windows are cut to their
+    # size after a piece: what is there between pieces is less than the most that there is.
     predicted = 2 * cached(config, CONTEXT)
-    # The windows are dropped to their size after a piece: what stands there between is less than
-    # the most there is.
     assert 0.75 * predicted <= max(sizes) <= predicted
     if family in ("llama", "qwen3_moe", "deepseek_v3"):
         assert max(sizes) == predicted
@@ -68,9 +67,8 @@ def test_windows_stop_growing_and_full_attention_does_not() -> None:
     gemma, plain = config_of("gemma3_text"), config_of("llama")
     sliding = cached(gemma, 100_000) - cached(gemma, 50_000)
     full = cached(plain, 100_000) - cached(plain, 50_000)
-    assert (
-        cached(plain, 256) == 2 * 2 * 2 * 16 * 2 * 256
-    )  # blocks, keys and values, heads, dimensions, bytes
+    # Blocks, keys and values, heads, dimensions, bytes, tokens.
+    assert cached(plain, 256) == 2 * 2 * 2 * 16 * 2 * 256
     assert abs(sliding - full // 2) < full // 100  # one of its two blocks has a window
 
 
@@ -82,9 +80,9 @@ def test_a_quantized_cache_costs_its_bits_and_two_numbers_a_group() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "deepseek_v3", "gemma2"])
 def test_a_quantized_cache_that_mlx_lm_cannot_run_is_refused(family: str) -> None:
-    with pytest.raises(
-        MintError, match="leave --kv-bits out"
-    ):  # heads of 16 dimensions, windows, latents, soft caps
-        cached(
-            config_of(family) | ({"head_dim": 64} if family == "gemma2" else {}), 4096, kv_bits=8
-        )
+    """For its heads of 16 dimensions, its windows, its latents, its soft caps."""
+    config = config_of(family)
+    if family == "gemma2":
+        config["head_dim"] = 64
+    with pytest.raises(MintError, match="leave --kv-bits out"):
+        cached(config, 4096, kv_bits=8)

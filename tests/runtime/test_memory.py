@@ -1,6 +1,4 @@
-"""What a Mac has room for: caches as mlx-lm grows them, the sum line by line, warnings and
-refusals.
-"""
+"""What a Mac has room for: its limit, less a cache and a workspace."""
 
 from __future__ import annotations
 
@@ -49,8 +47,8 @@ def test_workspace_counts_each_tokens_experts(make: Maker) -> None:
     sparse = prepare(str(make(qwen3_moe(2), "sparse"))).inventory
     attention = 128 + 64 + 64 + 128
     assert workspace(dense, 10) == 2 * 10 * (attention + 2 * 192 + 128 + 2 * 192)
-    # two of four experts a token: their outputs, and their inputs gathered (a third for each of
-    # three layers)
+    # Two of four experts a token: their outputs, and their inputs gathered (a third for each of
+    # three layers).
     experts = 2 * (64 + 64 + 128) + 2 * (2 * 128 // 3) + 2 * 64 // 3
     assert workspace(sparse, 10) == 2 * 10 * (attention + 4 + experts + 2 * 2 * 128)
 
@@ -67,16 +65,16 @@ def test_the_limits_of_macs() -> None:
 def test_a_fit_is_a_sum(make: Maker, tmp_path: Path) -> None:
     job = prepare(str(make(qwen3_moe(2))))
     beside = needs(job.source.config, job.inventory, 1000)
-    found = fit("16GiB", beside)
-    assert found.budget == 16 * GIB * 2 // 3 - RESERVE - beside.cache - beside.workspace
-    columns, rows = tables.fit_rows(found)
+    small_mac = fit("16GiB", beside)
+    assert small_mac.budget == 16 * GIB * 2 // 3 - RESERVE - beside.cache - beside.workspace
+    columns, rows = tables.fit_rows(small_mac)
     assert len(columns) == 2
     assert len(rows) == 5
-    # a machine that leaves 150 KB for weights
+
+    # A machine that leaves 150 KB for weights.
     least = -(-(RESERVE + beside.cache + beside.workspace + 150_000) * 3 // 2)
-    result = convert.convert(
-        str(tmp_path / "model"), smoke=False, fit=f"{least}B", context=1000, out=tmp_path / "out"
-    )
+    more = {"fit": f"{least}B", "context": 1000, "smoke": False}
+    result = convert.convert(str(tmp_path / "model"), out=tmp_path / "out", **more)
     assert 140_000 < result.bytes <= 150_001
     assert "fit" in (result.plan.budget or "")
 

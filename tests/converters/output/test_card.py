@@ -8,34 +8,29 @@ from helpers import Maker, llama
 
 from mint_mlx.jobs.convert import convert
 
+SMALL_FILES = {
+    "chat_template.jinja",
+    "generation_config.json",
+    "added_tokens.json",
+    "merges.txt",
+    "LICENSE",
+}
+
 
 def test_small_files_and_a_card_come_along(make: Maker, tmp_path: Path) -> None:
     folder = make(llama(1))
-    for name in (
-        "chat_template.jinja",
-        "generation_config.json",
-        "added_tokens.json",
-        "merges.txt",
-        "LICENSE",
-    ):
+    for name in SMALL_FILES:
         (folder / name).write_text("{}")
     (folder / "README.md").write_text("---\nlicense: apache-2.0\nmetrics: [x]\n---\nhello")
     (folder / "notes.pdf").write_text("")
+
     convert(str(folder), "6bpw", tmp_path / "out", smoke=False)
     names = {f.name for f in (tmp_path / "out").iterdir()}
-    assert {
-        "chat_template.jinja",
-        "generation_config.json",
-        "added_tokens.json",
-        "merges.txt",
-        "LICENSE",
-    } <= names
-    assert {
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "mint-plan.yaml",
-    } <= names
+    assert names >= SMALL_FILES
+    assert names >= {"tokenizer.json", "tokenizer_config.json", "mint-plan.yaml"}
     assert "notes.pdf" not in names
+
+    # The card has the source's licence and none of its other claims, and no path of this machine.
     card = (tmp_path / "out" / "README.md").read_text()
     assert "license: apache-2.0" in card
     assert "library_name: mlx" in card
@@ -44,21 +39,21 @@ def test_small_files_and_a_card_come_along(make: Maker, tmp_path: Path) -> None:
     assert str(tmp_path) not in card + (tmp_path / "out" / "mint-plan.yaml").read_text()
 
 
+WEIGHTS = "weights only"
+TEXT = "text that the model wrote itself"
+
+
 def test_a_card_says_what_was_seen(make: Maker, tmp_path: Path) -> None:
     folder = str(make(llama(1)))
-    for number, (more, text) in enumerate(
-        [
-            ({"uniform": "4bit-g64", "quantizer": "gptq"}, "text that the model wrote itself"),
-            ({"uniform": "4bit-g64"}, "weights only"),
-            (
-                {"budget": "5bpw", "effort": "balanced", "objective": "nmse", "quantizer": "rtn"},
-                "weights only",
-            ),
-            (
-                {"budget": "5bpw", "effort": "fast", "objective": "fisher"},
-                "text that the model wrote itself",
-            ),
-        ]
-    ):
-        convert(folder, out=tmp_path / str(number), smoke=False, **more)
-        assert text in (tmp_path / str(number) / "README.md").read_text()
+    cases = (
+        ({"uniform": "4bit-g64", "quantizer": "gptq"}, TEXT),
+        ({"uniform": "4bit-g64"}, WEIGHTS),
+        (
+            {"budget": "5bpw", "effort": "balanced", "objective": "nmse", "quantizer": "rtn"},
+            WEIGHTS,
+        ),
+        ({"budget": "5bpw", "effort": "fast", "objective": "fisher"}, TEXT),
+    )
+    for number, (options, seen) in enumerate(cases):
+        convert(folder, out=tmp_path / str(number), smoke=False, **options)
+        assert seen in (tmp_path / str(number) / "README.md").read_text()

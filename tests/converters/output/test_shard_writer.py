@@ -1,4 +1,4 @@
-"""Shards are written in any order, resumed after any end, and never twice at once."""
+"""Shards: written in parts, resumed after any end, and by one run at a time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +22,62 @@ from mint_mlx.checkpoint import layout
 from mint_mlx.converters.output import shard_writer
 from mint_mlx.jobs.convert import convert
 
-
-def tensors(folder: Path) -> dict[str, mx.array]:
-    return {k: v for f in sorted(folder.glob("*.safetensors")) for k, v in mx.load(str(f)).items()}
+Convert = Callable[..., Any]
 
 
 def raw(folder: Path) -> dict[str, bytes]:
     return {f.name: f.read_bytes() for f in sorted(folder.iterdir())}
 
 
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, units: int, error: BaseException) -> None:
+    """Raise `error` in place of writing the unit after so many."""
     put = shard_writer.Writer.put
-    left = [units]
+    written: list[str] = []
 
     def stop(self: Any, unit: str, arrays: Any) -> None:
-        if left[0] == 0:
+        if len(written) == units:
             raise error
-        left[0] -= 1
+        written.append(unit)
         put(self, unit, arrays)
 
     monkeypatch.setattr(shard_writer.Writer, "put", stop)
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Convert:
+    """interrupted(units, source, ...) converts until so many units are written."""
+
+    def convert_some(units: int, *args: Any, **more: Any) -> None:
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, units, KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                convert(*args, smoke=False, **more)
+
+    return convert_some
 
 
 def test_shards_and_index_agree(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layout, "MAX_SHARD", 60_000)
-    result = convert(str(make(qwen3_moe(2), shards=3)), "6bpw", tmp_path / "out", smoke=False)
-    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
-    files = {f.name: set(mx.load(str(f))) for f in (tmp_path / "out").glob("*.safetensors")}
-    assert len(files) > 2
-    assert all(f.stat().st_size <= 60_000 for f in (tmp_path / "out").glob("*.safetensors"))
-    assert index["weight_map"] == {name: file for file, names in files.items() for name in names}
+    out = tmp_path / "out"
+    result = convert(str(make(qwen3_moe(2), shards=3)), "6bpw", out, smoke=False)
+    shards = sorted(out.glob("*.safetensors"))
+    assert len(shards) > 2
+    assert all(file.stat().st_size <= 60_000 for file in shards)
+
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    tensors = {file.name: mx.load(str(file)) for file in shards}
+    weight_map = {name: file for file, names in tensors.items() for name in names}
+    assert index["weight_map"] == weight_map
     assert index["metadata"]["total_parameters"] == result.inventory.parameters
-    assert index["metadata"]["total_size"] == sum(
-        a.nbytes for a in tensors(tmp_path / "out").values()
-    )
-    load(str(tmp_path / "out"))
+    size = sum(array.nbytes for arrays in tensors.values() for array in arrays.values())
+    assert index["metadata"]["total_size"] == size
+    load(str(out))
 
 
 def test_a_large_tensor_is_written_in_parts(
@@ -75,47 +95,53 @@ def test_a_large_tensor_is_written_in_parts(
     monkeypatch.setattr(shard_writer, "AT_ONCE", 1000)
     monkeypatch.setattr(shard_writer.os, "pwrite", like_macos)
     convert(folder, "5bpw", tmp_path / "out", smoke=False)
-    shards = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
-    assert shards[0] == shards[1]
+    assert weights(tmp_path / "whole") == weights(tmp_path / "out")
 
 
 @pytest.mark.parametrize("units", [0, 1, 7, 20])
 def test_interrupted_work_is_resumed_byte_for_byte(
-    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, units: int
+    make: Maker,
+    interrupted: Convert,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    units: int,
 ) -> None:
     folder = str(make(qwen3_moe(2)))
     convert(folder, "5bpw", tmp_path / "whole", smoke=False)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, units, KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            convert(folder, "5bpw", tmp_path / "out", smoke=False)
+    interrupted(units, folder, "5bpw", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not any((tmp_path / "out.partial").glob("*.safetensors"))
+
+    # What was written is not written again.
     written: list[str] = []
     put = shard_writer.Writer.put
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            shard_writer.Writer,
-            "put",
-            lambda self, unit, a: written.append(unit) or put(self, unit, a),
-        )
-        result = convert(folder, "5bpw", tmp_path / "out", smoke=False)
+
+    def recorded(self: Any, unit: str, arrays: Any) -> None:
+        written.append(unit)
+        put(self, unit, arrays)
+
+    monkeypatch.setattr(shard_writer.Writer, "put", recorded)
+    result = convert(folder, "5bpw", tmp_path / "out", smoke=False)
     assert len(written) == len(result.inventory.order) - units
+
+    # All is as if nothing had happened, but for the card, which names its folder.
     ours, whole = raw(tmp_path / "out"), raw(tmp_path / "whole")
     assert ours.keys() == whole.keys()
-    assert {n for n in ours if ours[n] != whole[n]} <= {"README.md"}  # the card names its folder
+    assert {name for name in ours if ours[name] != whole[name]} <= {"README.md"}
     assert not (tmp_path / "out.partial").exists()
 
 
 KILLED = """
 import os, sys, signal
 from mint_mlx.converters.output import shard_writer
-put, left = shard_writer.Writer.put, [int(sys.argv[3])]
+put, written = shard_writer.Writer.put, []
+
 def stop(self, unit, arrays):
-    if left[0] == 0:
+    if len(written) == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-    left[0] -= 1
+    written.append(unit)
     put(self, unit, arrays)
+
 shard_writer.Writer.put = stop
 from mint_mlx import convert
 convert(sys.argv[1], "5bpw", sys.argv[2], smoke=False, effort="fast")
@@ -124,28 +150,22 @@ convert(sys.argv[1], "5bpw", sys.argv[2], smoke=False, effort="fast")
 
 def test_a_killed_run_is_resumed(make: Maker, tmp_path: Path) -> None:
     folder = str(make(qwen3_moe(1)))
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, folder, str(tmp_path / "out"), "9"], check=False
-    )
+    command = [sys.executable, "-c", KILLED, folder, str(tmp_path / "out"), "9"]
+    done = subprocess.run(command, check=False)
     assert done.returncode == -9
     assert not (tmp_path / "out").exists()
     lines = (tmp_path / "out.partial" / "journal.jsonl").read_text().splitlines()
-    assert 5 <= len(lines) <= 10  # (the last ones may still have waited for the disk)
+    assert 5 <= len(lines) <= 10  # the last ones may still have waited for the disk
     convert(folder, "5bpw", tmp_path / "out", smoke=False)
     convert(folder, "5bpw", tmp_path / "whole", smoke=False)
-    assert (
-        raw(tmp_path / "out")["model.safetensors"] == raw(tmp_path / "whole")["model.safetensors"]
-    )
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
 def test_shards_of_an_earlier_layout_do_not_stay(
-    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Maker, interrupted: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = str(make(llama(2)))
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 8, KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            convert(folder, uniform="4bit-g64", out=tmp_path / "out", smoke=False)
+    interrupted(8, folder, uniform="4bit-g64", out=tmp_path / "out")
     assert (tmp_path / "out.partial" / "model.safetensors.part").is_file()
     monkeypatch.setattr(layout, "MAX_SHARD", 100_000)
     convert(folder, uniform="4bit-g64", out=tmp_path / "out", smoke=False)
@@ -155,32 +175,24 @@ def test_shards_of_an_earlier_layout_do_not_stay(
 
 
 def test_bytes_lost_since_the_journal_are_written_again(
-    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Maker, interrupted: Convert, tmp_path: Path
 ) -> None:
     folder = str(make(llama(2)))
     convert(folder, "5bpw", tmp_path / "whole", smoke=False)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 12, KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            convert(folder, "5bpw", tmp_path / "out", smoke=False)
-    part = tmp_path / "out.partial" / "model.safetensors.part"
-    damaged = bytearray(part.read_bytes())
+    interrupted(12, folder, "5bpw", tmp_path / "out")
+    shard = tmp_path / "out.partial" / "model.safetensors.part"
+    damaged = bytearray(shard.read_bytes())
     damaged[len(damaged) // 8 :] = bytes(len(damaged) - len(damaged) // 8)
-    part.write_bytes(damaged)
+    shard.write_bytes(damaged)
     convert(folder, "5bpw", tmp_path / "out", smoke=False)
-    assert (
-        raw(tmp_path / "out")["model.safetensors"] == raw(tmp_path / "whole")["model.safetensors"]
-    )
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
 def test_unfinished_work_of_another_plan_is_refused_or_discarded(
-    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Maker, interrupted: Convert, tmp_path: Path
 ) -> None:
     folder = str(make(llama(1)))
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 3, KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            convert(folder, "5bpw", tmp_path / "out", smoke=False)
+    interrupted(3, folder, "5bpw", tmp_path / "out")
     with pytest.raises(MintError, match="unfinished work"):
         convert(folder, "6bpw", tmp_path / "out", smoke=False)
     convert(folder, "6bpw", tmp_path / "out", smoke=False, force=True)
@@ -217,6 +229,8 @@ def test_a_full_disk_is_one_sentence_and_no_result(
     assert "the disk is full" in (explain(caught.value) or "")
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.partial" / "config.json").exists()
+
+    # With room again it goes on; too little room is known beforehand.
     convert(folder, "5bpw", tmp_path / "out", smoke=False)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("U", (), {"free": 1000}))
     with pytest.raises(MintError, match="are needed"):

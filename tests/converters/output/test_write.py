@@ -24,8 +24,8 @@ def test_an_end_that_was_cut_short_is_resumed(
         with pytest.raises(KeyboardInterrupt):
             convert(folder, "5bpw", tmp_path / "out", smoke=False)
     assert (tmp_path / "out.partial" / "model.safetensors").is_file()
-    monkeypatch.setattr(
-        shard_writer.Writer, "put", lambda *_: pytest.fail("nothing is left to write")
-    )
+
+    # Nothing is left to write.
+    monkeypatch.setattr(shard_writer.Writer, "put", lambda *_: pytest.fail("it was written again"))
     convert(folder, "5bpw", tmp_path / "out", smoke=False)
     assert (tmp_path / "out" / "model.safetensors").is_file()

@@ -19,25 +19,25 @@ def test_refining_keeps_codes_and_bytes_and_comes_closer(
     demo_model: Path, demo_text: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mint_mlx.rules.efforts.TOKENS", 2048)
-    convert.convert(str(demo_model), uniform="4bit-g64", out=tmp_path / "uniform", smoke=False)
-    path, found = refine_checkpoint(
-        str(tmp_path / "uniform"), str(demo_model), tmp_path / "refined", steps=40
-    )
-    assert found.after < 0.9 * found.before
-    assert kl(demo_model, path, demo_text) < 0.9 * kl(demo_model, tmp_path / "uniform", demo_text)
-    one, two = (
-        mx.load(str(tmp_path / name / "model.safetensors")) for name in ("uniform", "refined")
-    )
-    changed = {name for name in one if not mx.array_equal(one[name], two[name])}
+    uniform = tmp_path / "uniform"
+    convert.convert(str(demo_model), uniform="4bit-g64", out=uniform, smoke=False)
+    refined, gain = refine_checkpoint(str(uniform), str(demo_model), tmp_path / "refined", steps=40)
+    assert gain.after < 0.9 * gain.before
+    assert kl(demo_model, refined, demo_text) < 0.9 * kl(demo_model, uniform, demo_text)
+
+    # Scales and biases have other values, in the same shapes and types; nothing else changed.
+    before, after = (mx.load(str(path / "model.safetensors")) for path in (uniform, refined))
+    changed = {name for name in before if not mx.array_equal(before[name], after[name])}
     assert changed
     assert all(name.endswith((".scales", ".biases")) for name in changed)
-    assert {n: (a.shape, a.dtype) for n, a in one.items()} == {
-        n: (a.shape, a.dtype) for n, a in two.items()
-    }
-    names = [sorted(f.name for f in (tmp_path / name).iterdir()) for name in ("uniform", "refined")]
-    assert set(names[1]) - set(names[0]) == {"mint-refined.json"}
-    assert set(names[0]) <= set(names[1])
-    card = (path / "README.md").read_text()
+    forms = [{n: (a.shape, a.dtype) for n, a in arrays.items()} for arrays in (before, after)]
+    assert forms[0] == forms[1]
+
+    # The same files and one more; the card tells of both steps under the new name.
+    names = [{file.name for file in path.iterdir()} for path in (uniform, refined)]
+    assert names[1] - names[0] == {"mint-refined.json"}
+    assert names[0] <= names[1]
+    card = (refined / "README.md").read_text()
     assert 'load("refined")' in card
     assert "--model refined" in card
     assert "then refined" in card
@@ -48,10 +48,10 @@ def test_refining_that_gains_nothing_writes_nothing(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make(llama(1))
-    convert.convert(str(folder), uniform="8bit-g32", out=tmp_path / "made", smoke=False)
+    convert.convert(str(folder), uniform="8bit-g32", out=tmp_path / "q", smoke=False)
     monkeypatch.setattr("mint_mlx.converters.quantizers.distil.RATE", 10.0)
     with pytest.raises(MintError, match="gained nothing"):
-        refine_checkpoint(str(tmp_path / "made"), str(folder), tmp_path / "out", steps=2)
+        refine_checkpoint(str(tmp_path / "q"), str(folder), tmp_path / "out", steps=2)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("out")) == []
 
 
@@ -59,11 +59,14 @@ def test_an_operation_without_a_gradient_is_named(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = str(make(llama(1)))
-    convert.convert(folder, uniform="4bit-g32", out=tmp_path / "made", smoke=False)
+    convert.convert(folder, uniform="4bit-g32", out=tmp_path / "q", smoke=False)
     monkeypatch.setattr("mint_mlx.rules.efforts.TOKENS", 256)
     norm = nn.RMSNorm.__call__
-    stiff = lambda self, x: norm(self, x) + 0 * mx.linalg.qr(x[0], stream=mx.cpu)[1].sum()  # noqa: E731
-    monkeypatch.setattr(nn.RMSNorm, "__call__", stiff)
+
+    def with_a_factorization(self: nn.RMSNorm, x: mx.array) -> mx.array:
+        return norm(self, x) + 0 * mx.linalg.qr(x[0], stream=mx.cpu)[1].sum()
+
+    monkeypatch.setattr(nn.RMSNorm, "__call__", with_a_factorization)
     with pytest.raises(MintError, match=r"no gradient in MLX .*QRF"):
-        refine_checkpoint(str(tmp_path / "made"), folder, tmp_path / "out", steps=1)
+        refine_checkpoint(str(tmp_path / "q"), folder, tmp_path / "out", steps=1)
     assert not (tmp_path / "out").exists()

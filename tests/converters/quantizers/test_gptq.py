@@ -1,4 +1,4 @@
-"""Error feedback: codes that MLX reads, less error at the output, and its inputs."""
+"""Error feedback: less error at the output than rounding to nearest has."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def restore(packed: dict[str, mx.array], config: QuantConfig) -> np.ndarray:
 def test_feedback_lowers_the_error_at_the_output(config: QuantConfig) -> None:
     rng = np.random.default_rng(0)
     weight = mx.array(rng.normal(size=(48, 128)).astype(np.float32) * 0.05).astype(mx.bfloat16)
+
+    # Correlated inputs, as activations are.
     mix = rng.normal(size=(128, 128)) * np.geomspace(1, 0.05, 128)
-    x = (rng.normal(size=(2000, 128)) @ mix).astype(
-        np.float32
-    )  # correlated inputs, as activations are
+    x = (rng.normal(size=(2000, 128)) @ mix).astype(np.float32)
     moment = x.T @ x / len(x)
     exact = np.array(weight.astype(mx.float32))
 
@@ -33,29 +33,27 @@ def test_feedback_lowers_the_error_at_the_output(config: QuantConfig) -> None:
 
     plain = rtn.quantize(weight, config)
     fed = gptq.quantize(weight, config, moment[None])
-    assert {k: (a.shape, a.dtype) for k, a in plain.items()} == {
-        k: (a.shape, a.dtype) for k, a in fed.items()
-    }
+    forms = [{n: (a.shape, a.dtype) for n, a in packed.items()} for packed in (plain, fed)]
+    assert forms[0] == forms[1]
     assert cost(fed) < 0.7 * cost(plain)
 
 
 def test_without_correlation_feedback_is_rounding_to_nearest() -> None:
     config = QuantConfig(4, 32)
     weight = mx.array(np.random.default_rng(0).normal(size=(16, 64)).astype(np.float32))
-    fed = gptq.quantize(weight, config, np.eye(64, dtype=np.float32)[None])
-    np.testing.assert_allclose(
-        restore(fed, config), restore(rtn.quantize(weight, config), config), atol=1e-6
-    )
+    fed = restore(gptq.quantize(weight, config, np.eye(64, dtype=np.float32)[None]), config)
+    plain = restore(rtn.quantize(weight, config), config)
+    np.testing.assert_allclose(fed, plain, atol=1e-6)
 
 
 def test_what_has_no_inputs_or_no_grid_is_rounded_to_nearest() -> None:
     weight = mx.random.normal((8, 64), key=mx.random.key(0)).astype(mx.bfloat16)
     moments = np.eye(64, dtype=np.float32)[None]
-    for config, given_moments in (
+    for config, known in (
         (QuantConfig(4, 32), None),
         (QuantConfig(4, 32, "mxfp4"), moments),
     ):
-        fed = gptq.quantize(weight, config, given_moments)
+        fed = gptq.quantize(weight, config, known)
         plain = rtn.quantize(weight, config)
         assert all(mx.array_equal(fed[name], plain[name]) for name in plain)
 

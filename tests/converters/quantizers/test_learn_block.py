@@ -20,24 +20,26 @@ def small_block(config: QuantConfig, seed: int = 0) -> Block:
     rng = np.random.default_rng(seed)
     layer = nn.Linear(64, 32, bias=False)
     weight = mx.array(rng.normal(size=(32, 64)).astype(np.float32) * 0.1).astype(mx.bfloat16)
-    x = (
-        rng.normal(size=(16, 128, 64)) @ (rng.normal(size=(64, 64)) * np.geomspace(1, 0.1, 64))
-    ).astype(np.float32)
-    flat = x.reshape(-1, 64)
-    codes = gptq.find_codes(weight, config, (flat.T @ flat / len(flat))[None])
     exact = weight.astype(mx.float32)
+
+    # Error feedback's codes on inputs of which some directions are ten times as large as others.
+    draws = rng.normal(size=(16, 128, 64))
+    mix = rng.normal(size=(64, 64)) * np.geomspace(1, 0.1, 64)
+    x = (draws @ mix).astype(np.float32)
+    rows = x.reshape(-1, 64)
+    codes = gptq.find_codes(weight, config, (rows.T @ rows / len(rows))[None])
+
+    # The cost of an error at the output depends on its direction as well.
     g = rng.normal(size=(500, 32)) * np.geomspace(1, 0.1, 32)
-    cost = partial(
-        learn_block.metric_cost, learn_block.metric_root((g.T @ g / len(g)).astype(np.float32))
-    )
+    metric = (g.T @ g / len(g)).astype(np.float32)
     return Block(
-        layer,
-        {"layer": layer},
-        {"layer": exact},
-        {"layer": codes},
-        mx.array(x),
-        mx.array(x) @ exact.T,
-        cost,
+        call=layer,
+        modules={"layer": layer},
+        exact={"layer": exact},
+        start={"layer": codes},
+        inputs=mx.array(x),
+        targets=mx.array(x) @ exact.T,
+        cost=partial(learn_block.metric_cost, learn_block.metric_root(metric)),
     )
 
 
@@ -55,21 +57,21 @@ def cost(block: Block, codes: learn_block.Codes) -> float:
 def test_learning_never_raises_the_loss_on_held_out_text(config: QuantConfig) -> None:
     block = small_block(config)
     start = block.start["layer"]
-    found = learn_block.learn(block, steps=40)["layer"]
-    assert cost(block, found) <= cost(block, start) * 1.01
-    assert found.codes.dtype == np.uint8
-    assert found.codes.max() < 2**config.bits
-    assert found.scales.dtype == start.scales.dtype
-    assert found.scales.shape == start.scales.shape
+    learned = learn_block.learn(block, steps=40)["layer"]
+    assert cost(block, learned) <= cost(block, start) * 1.01
+    assert learned.codes.dtype == np.uint8
+    assert learned.codes.max() < 2**config.bits
+    assert learned.scales.dtype == start.scales.dtype
+    assert learned.scales.shape == start.scales.shape
 
 
 def test_scales_and_biases_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learn_block, "LATENT", 0.0)
     block = small_block(QuantConfig(2, 32))
     start = block.start["layer"]
-    found = learn_block.learn(block, steps=80)["layer"]
-    np.testing.assert_array_equal(found.codes, start.codes)
-    assert cost(block, found) < 0.95 * cost(block, start)
+    learned = learn_block.learn(block, steps=80)["layer"]
+    np.testing.assert_array_equal(learned.codes, start.codes)
+    assert cost(block, learned) < 0.95 * cost(block, start)
 
 
 def test_learning_that_gains_nothing_gives_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,8 +98,6 @@ def test_learning_that_gains_nothing_gives_the_start(monkeypatch: pytest.MonkeyP
 
 def test_a_diagonal_metric_is_a_metric() -> None:
     metric = np.diag(np.arange(1.0, 9.0)).astype(np.float32)
-    whole, diagonal = (
-        learn_block.metric_root(metric),
-        learn_block.metric_root(np.diagonal(metric).copy()),
-    )
+    whole = learn_block.metric_root(metric)
+    diagonal = learn_block.metric_root(np.diagonal(metric).copy())
     np.testing.assert_allclose(np.diagonal(np.array(whole)), np.array(diagonal), rtol=1e-5)

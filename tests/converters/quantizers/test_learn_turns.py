@@ -22,14 +22,14 @@ def experts_block(config: QuantConfig) -> Block:
     rng = np.random.default_rng(7)
     first = nn.Linear(64, 64, bias=False)
     stack = SwitchLinear(64, 32, 6, bias=True)
-    x = (
-        rng.normal(size=(16, 64, 64)) @ (rng.normal(size=(64, 64)) * np.geomspace(1, 0.1, 64))
-    ).astype(np.float32)
+    draws = rng.normal(size=(16, 64, 64))
+    mix = rng.normal(size=(64, 64)) * np.geomspace(1, 0.1, 64)
+    x = (draws @ mix).astype(np.float32)
     chosen = mx.array(rng.integers(0, 6, size=(16, 64, 2)))
 
-    def call(h: mx.array) -> mx.array:
-        here = chosen[: len(h)]
-        return mx.sum(stack(mx.expand_dims(first(h), (-2, -3)), here)[..., 0, :], axis=-2)
+    def call(hidden: mx.array) -> mx.array:
+        inputs = mx.expand_dims(first(hidden), (-2, -3))
+        return mx.sum(stack(inputs, chosen[: len(hidden)])[..., 0, :], axis=-2)
 
     modules = {"first": first, "stack": stack}
     exact = {path: module.weight for path, module in modules.items()}
@@ -43,44 +43,46 @@ def experts_block(config: QuantConfig) -> Block:
     return Block(call, modules, exact, start, mx.array(x), targets, cost)
 
 
+def put(block: Block, path: str, codes: learn_block.Codes) -> None:
+    """Give a layer of the block the weight that its codes stand for."""
+    packed = codes.packed()
+    arrays = (packed[name] for name in ("weight", "scales", "biases"))
+    block.modules[path].weight = mx.dequantize(*arrays, codes.config.group_size, codes.config.bits)
+
+
+def held_out_loss(block: Block, codes: dict[str, learn_block.Codes]) -> float:
+    """The block's loss with these codes on the last two windows."""
+    for path in codes:
+        put(block, path, codes[path])
+    return float(block.cost(block.call(block.inputs[-2:]), block.targets[-2:]))
+
+
 def test_learning_in_turns_learns_all_experts_about_as_well(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(learn_block, "STEPS", 60)
     monkeypatch.setattr(learn_block, "TOKENS", 512)
     monkeypatch.setattr(learn_block, "LATENT", 0.03)
-    found = {}
-    for count in (1, 3):
+    ratios = {}
+    for turns in (1, 3):
         block = experts_block(QuantConfig(3, 32))
-
-        def put(path: str, codes: learn_block.Codes, block: Block = block) -> None:
-            p = codes.packed()
-            c = codes.config
-            block.modules[path].weight = mx.dequantize(
-                p["weight"], p["scales"], p["biases"], c.group_size, c.bits
-            )
-
-        told: list[tuple[int, int]] = []
+        reports: list[tuple[int, int]] = []
         learned = learn_in_turns(
-            block,
-            ["stack"],
-            count,
-            put,
-            progress=lambda done, of, told=told: told.append((done, of)),
+            block, ["stack"], turns, partial(put, block), progress=partial(note, reports)
         )
-        assert told == [
-            (n + 1, count * learn_block.STEPS) for n in range(count * learn_block.STEPS)
-        ]
-        losses = []
-        for codes in (block.start, learned):
-            for path, code in codes.items():
-                put(path, code)
-            losses.append(float(block.cost(block.call(block.inputs[-2:]), block.targets[-2:])))
-        found[count] = losses[1] / losses[0]
+        steps = turns * learn_block.STEPS
+        assert reports == [(step + 1, steps) for step in range(steps)]
+
+        # Every expert has learned, and so has the layer before them.
+        ratios[turns] = held_out_loss(block, learned) / held_out_loss(block, block.start)
         for expert in range(6):
             assert (learned["stack"].codes[expert] != block.start["stack"].codes[expert]).any()
         assert (learned["first"].codes != block.start["first"].codes).any()
-    assert found[3] < 1.1 * found[1] < 0.9
+    assert ratios[3] < 1.1 * ratios[1] < 0.9
+
+
+def note(reports: list[tuple[int, int]], done: int, total: int) -> None:
+    reports.append((done, total))
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -101,8 +103,8 @@ def test_a_part_of_the_experts_takes_the_gradient_of_its_rows(bias: bool, ordere
     value, (to_weight, to_x) = mx.value_and_grad(loss, (0, 1))(whole, x)
     stack.weight = whole
     with learn_turns._only([(stack, some)]):
-        here, (to_some, to_x_too) = mx.value_and_grad(loss, (0, 1))(whole[some], x)
-    np.testing.assert_allclose(float(here), float(value), rtol=1e-5)
+        value_too, (to_some, to_x_too) = mx.value_and_grad(loss, (0, 1))(whole[some], x)
+    np.testing.assert_allclose(float(value_too), float(value), rtol=1e-5)
     np.testing.assert_allclose(np.array(to_some), np.array(to_weight[some]), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.array(to_x_too), np.array(to_x), rtol=1e-4, atol=1e-5)
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from formulas import as_numpy, bf16, e4m3, raw, weight
-from helpers import rewrite_shards
+from helpers import RawTensors, rewrite_shards
 from released import RELEASED, released
 
 from mint_mlx.converters.sources.fp8 import dequantize
@@ -21,9 +21,8 @@ def test_fp8_blocks_that_overhang() -> None:
     codes[(codes & 0x7F) == 0x7F] = 0  # E4M3's NaN
     scale = rng.random((3, 2, 3)).astype(np.float32)
     wanted = e4m3(codes) * np.repeat(np.repeat(scale, 128, -2), 128, -1)[:, :200, :300]
-    np.testing.assert_array_equal(
-        as_numpy(dequantize(mx.array(codes), mx.array(scale))), bf16(wanted)
-    )
+    values = as_numpy(dequantize(mx.array(codes), mx.array(scale)))
+    np.testing.assert_array_equal(values, bf16(wanted))
 
 
 # mlx-lm dequantizes the first two families itself; nothing but our own hook reads the third.
@@ -60,7 +59,7 @@ def test_fp8_experts_are_code_times_scale(family: str, path: str, tensor: str) -
 def test_one_scale_a_tensor_is_code_times_scale(tmp_path: Path) -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
 
-    def change(tensors: dict[str, tuple[str, list[int], bytes]]) -> None:
+    def change(tensors: RawTensors) -> None:
         for scale in [n for n in tensors if n.endswith("_scale_inv")]:
             tensors[scale] = ("F32", [], np.float32(0.5).tobytes())
         tensors[name.replace("weight", "activation_scale")] = ("F32", [], np.float32(1).tobytes())
@@ -69,6 +68,5 @@ def test_one_scale_a_tensor_is_code_times_scale(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     del config["quantization_config"]["weight_block_size"]
     (folder / "config.json").write_text(json.dumps(config))
-    np.testing.assert_array_equal(
-        weight(folder, name.removesuffix(".weight")), bf16(e4m3(raw(folder, name)) * 0.5)
-    )
+    wanted = bf16(e4m3(raw(folder, name)) * 0.5)
+    np.testing.assert_array_equal(weight(folder, name.removesuffix(".weight")), wanted)

@@ -21,12 +21,9 @@ def write_gguf(path: Path, **pairs: str) -> Path:
     scores = text("general.tags") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b")
     sizes = text("general.sizes") + struct.pack("<IIQ3f", 9, 6, 3, 1, 2, 3)
     count = text("llama.block_count") + struct.pack("<II", 4, 2)
-    strings = b"".join(
-        text(key) + struct.pack("<I", 8) + text(value) for key, value in pairs.items()
-    )
-    path.write_bytes(
-        b"GGUF" + struct.pack("<IQQ", 3, 0, 3 + len(pairs)) + scores + sizes + count + strings
-    )
+    strings = [text(key) + struct.pack("<I", 8) + text(value) for key, value in pairs.items()]
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 3 + len(pairs))
+    path.write_bytes(head + scores + sizes + count + b"".join(strings))
     return path
 
 
@@ -63,9 +60,7 @@ def test_a_damaged_gguf_file_names_nothing(tmp_path: Path, size: int) -> None:
 
 
 def test_arrays_in_arrays_without_end_name_nothing(tmp_path: Path) -> None:
-    head = (
-        b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"x" + struct.pack("<I", 9)
-    )
+    head = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"x" + struct.pack("<I", 9)
     (tmp_path / "model.gguf").write_bytes(head + struct.pack("<IQ", 9, 1) * 5000)
     assert original_repo(tmp_path / "model.gguf") is None
 

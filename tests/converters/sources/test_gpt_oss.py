@@ -22,17 +22,12 @@ from mint_mlx.checkpoint.source import load_source, open_model
 def test_mxfp4_is_e2m1_times_a_power_of_two(projection: str, fused: str, rows: slice) -> None:
     folder = RELEASED / "gpt_oss"
     prefix = "model.layers.1.mlp.experts"
-    blocks, scales = (
-        raw(folder, f"{prefix}.{fused}_blocks"),
-        raw(folder, f"{prefix}.{fused}_scales"),
-    )
-    values = np.stack([E2M1[blocks & 15], E2M1[blocks >> 4]], axis=-1).reshape(
-        *blocks.shape[:3], 32
-    )
-    wanted = (values * 2.0 ** (scales[..., None].astype(np.float32) - 127)).reshape(
-        *blocks.shape[:2], -1
-    )
-    np.testing.assert_array_equal(weight(folder, f"{prefix}.{projection}"), wanted[:, rows])
+    blocks, scales = (raw(folder, f"{prefix}.{fused}_{name}") for name in ("blocks", "scales"))
+    values = np.stack([E2M1[blocks & 15], E2M1[blocks >> 4]], axis=-1)
+    sizes = 2.0 ** (scales[..., None].astype(np.float32) - 127)
+    scaled = values.reshape(*blocks.shape[:3], 32) * sizes
+    wanted = scaled.reshape(*blocks.shape[:2], -1)[:, rows]
+    np.testing.assert_array_equal(weight(folder, f"{prefix}.{projection}"), wanted)
 
 
 def test_gpt_oss_experts_in_bf16_are_those_of_the_fused_tensors() -> None:
@@ -41,12 +36,10 @@ def test_gpt_oss_experts_in_bf16_are_those_of_the_fused_tensors() -> None:
     fused, bias = raw(folder, f"{prefix}.gate_up_proj"), raw(folder, f"{prefix}.gate_up_proj_bias")
     model = dict(tree_flatten(open_model(load_source(str(folder))).parameters()))
     for projection, start in (("gate_proj", 0), ("up_proj", 1)):
-        np.testing.assert_array_equal(
-            as_numpy(model[f"{prefix}.{projection}.weight"]),
-            fused[:, :, start::2].transpose(0, 2, 1),
+        weights, biases = (
+            as_numpy(model[f"{prefix}.{projection}.{name}"]) for name in ("weight", "bias")
         )
-        np.testing.assert_array_equal(
-            as_numpy(model[f"{prefix}.{projection}.bias"]), bias[:, start::2]
-        )
+        np.testing.assert_array_equal(weights, fused[:, :, start::2].transpose(0, 2, 1))
+        np.testing.assert_array_equal(biases, bias[:, start::2])
     down = raw(folder, f"{prefix}.down_proj").transpose(0, 2, 1)
     np.testing.assert_array_equal(as_numpy(model[f"{prefix}.down_proj.weight"]), down)

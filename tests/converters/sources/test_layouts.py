@@ -1,6 +1,4 @@
-"""Sources that are quantized already: each dequantizer against the direct formula, and the refusal
-of other layouts.
-"""
+"""Sources that are quantized already: read as their formulas say, others refused by name."""
 
 from __future__ import annotations
 
@@ -30,15 +28,11 @@ def test_int4_is_code_minus_eight_times_scale() -> None:
     for expert in range(8):
         base = f"model.layers.1.mlp.experts.{expert}.up_proj.weight"
         packed = raw(folder, f"{base}_packed").view(np.uint32)
-        codes = (
-            (packed[..., None] >> np.arange(0, 32, 4, dtype=np.uint32) & 15)
-            .reshape(64, 2, 32)
-            .astype(np.float32)
-        )
-        wanted.append(bf16((codes - 8) * raw(folder, f"{base}_scale")[..., None]).reshape(64, 64))
-    np.testing.assert_array_equal(
-        weight(folder, "model.layers.1.mlp.switch_mlp.up_proj"), np.stack(wanted)
-    )
+        codes = packed[..., None] >> np.arange(0, 32, 4, dtype=np.uint32) & 15
+        groups = codes.reshape(64, 2, 32).astype(np.float32)
+        wanted.append(bf16((groups - 8) * raw(folder, f"{base}_scale")[..., None]).reshape(64, 64))
+    experts = weight(folder, "model.layers.1.mlp.switch_mlp.up_proj")
+    np.testing.assert_array_equal(experts, np.stack(wanted))
 
 
 @pytest.mark.parametrize(
@@ -50,16 +44,16 @@ def test_mlx_layers_are_code_times_scale_plus_bias(
     bits, group = int(config[0]), int(config.rpartition("g")[2])
     convert.convert(str(make(llama(1))), uniform=config, out=tmp_path / "q", smoke=False)
     base = "model.layers.0.mlp.gate_proj"
-    packed = raw(tmp_path / "q", f"{base}.weight")
-    stream_of_bits = np.unpackbits(packed.view(np.uint8), axis=-1, bitorder="little")
-    codes = (
-        stream_of_bits.reshape(packed.shape[0], -1, bits) << np.arange(bits, dtype=np.uint8)
-    ).sum(-1)
-    scales, biases = (
-        raw(tmp_path / "q", f"{base}.{name}")[..., None] for name in ("scales", "biases")
+    packed, scales, biases = (
+        raw(tmp_path / "q", f"{base}.{name}") for name in ("weight", "scales", "biases")
     )
-    wanted = bf16(codes.reshape(len(codes), -1, group).astype(np.float32) * scales + biases)
-    np.testing.assert_array_equal(weight(tmp_path / "q", base), wanted.reshape(len(codes), -1))
+
+    # Codes follow each other without a gap, the lowest bit first.
+    stream_of_bits = np.unpackbits(packed.view(np.uint8), axis=-1, bitorder="little")
+    digits = stream_of_bits.reshape(len(packed), -1, bits) << np.arange(bits, dtype=np.uint8)
+    groups = digits.sum(-1).reshape(len(packed), -1, group).astype(np.float32)
+    wanted = bf16(groups * scales[..., None] + biases[..., None]).reshape(len(packed), -1)
+    np.testing.assert_array_equal(weight(tmp_path / "q", base), wanted)
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "kimi_k2"])
@@ -70,6 +64,7 @@ def test_layers_that_stay_as_they_are_keep_their_bytes(tmp_path: Path, family: s
     assert stored
     assert all(result.plan.choice[path] == config for path, config in stored.items())
     assert all(result.plan.errors[path].worst == 0 for path in stored)
+
     before = dict(tree_flatten(open_model(load_source(str(folder))).parameters()))
     after = dict(tree_flatten(open_model(load_source(str(tmp_path / "out"))).parameters()))
     for path in stored:
@@ -80,25 +75,21 @@ def test_layers_that_stay_as_they_are_keep_their_bytes(tmp_path: Path, family: s
 def test_a_smaller_budget_takes_bits_from_quantized_layers(tmp_path: Path) -> None:
     folder = released("gpt_oss", tmp_path / "gpt_oss")
     result = convert.convert(str(folder), "4bpw", tmp_path / "out", smoke=False)
-    layers = {layer.path: layer for layer in result.inventory.layers}
-    chosen = {path: config for path, config in result.plan.choice.items() if layers[path].stored}
-    assert any(config != layers[path].stored for path, config in chosen.items())
-    for (
-        path,
-        config,
-    ) in chosen.items():  # nothing that costs more than the source and loses all the same
-        assert config == layers[path].stored or layers[path].bytes(config) < layers[path].bytes(
-            layers[path].stored
-        )
     assert result.bytes <= 4 * result.inventory.parameters / 8
+    layers = [layer for layer in result.inventory.layers if layer.stored]
+    assert any(result.plan.choice[layer.path] != layer.stored for layer in layers)
+
+    # None costs more than its source's and loses all the same.
+    for layer in layers:
+        config = result.plan.choice[layer.path]
+        assert config == layer.stored or layer.bytes(config) < layer.bytes(layer.stored)
 
 
 def test_keep_means_sixteen_bits_where_it_is_asked_for(tmp_path: Path) -> None:
     folder = released("gpt_oss", tmp_path / "gpt_oss")
     path = "model.layers.0.mlp.experts.down_proj"
-    result = convert.convert(
-        str(folder), "8bpw", tmp_path / "out", overrides=[f"{path}=keep"], smoke=False
-    )
+    more = {"overrides": [f"{path}=keep"], "smoke": False}
+    result = convert.convert(str(folder), "8bpw", tmp_path / "out", **more)
     assert result.plan.choice[path] == KEEP
     np.testing.assert_array_equal(weight(tmp_path / "out", path), weight(folder, path))
 
@@ -107,9 +98,9 @@ def test_an_mlx_checkpoint_is_a_source_too(make: Maker, tmp_path: Path) -> None:
     convert.convert(str(make(qwen3_moe(2))), uniform="6bit-g64", out=tmp_path / "six", smoke=False)
     result = convert.convert(str(tmp_path / "six"), "6bpw", tmp_path / "five", smoke=False)
     assert result.bytes <= 6 * result.inventory.parameters / 8
-    kept = [path for path, config in result.plan.choice.items() if config == QuantConfig(6, 64)]
-    assert kept
-    assert len(kept) < len(result.plan.choice)
+    same = [path for path, config in result.plan.choice.items() if config == QuantConfig(6, 64)]
+    assert same
+    assert len(same) < len(result.plan.choice)
     router = next(layer for layer in result.inventory.layers if layer.role == "router")
     assert result.plan.choice[router.path] == KEEP  # four outputs: slow when quantized
 
@@ -235,16 +226,12 @@ def test_float32_scales_of_an_mlx_checkpoint_become_bfloat16(make: Maker, tmp_pa
 def test_a_nested_quantization_config_is_gone_afterwards(tmp_path: Path) -> None:
     folder = released("qwen3_5_moe", tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["quantization_config"] = {
-        "quant_method": "fp8",
-        "weight_block_size": [128, 128],
-    }
+    layout = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    config["text_config"]["quantization_config"] = layout
     (folder / "config.json").write_text(json.dumps(config))
     convert.convert(str(folder), "5bpw", tmp_path / "out", smoke=False)
-    assert (
-        "quantization_config"
-        not in json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]
-    )
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "quantization_config" not in written["text_config"]
 
 
 def test_fp8_is_said_aloud(tmp_path: Path) -> None:
@@ -254,6 +241,5 @@ def test_fp8_is_said_aloud(tmp_path: Path) -> None:
     place_order(Request(str(released("minimax_m2", tmp_path / "m")), budget="5bpw"), notes)
     assert any("is FP8 in blocks of 128x128" in note for note in notes.said)
     place_order(Request(str(released("gpt_oss", tmp_path / "g")), budget="5bpw"), notes)
-    assert any(
-        "is quantized already: 6 of 18 layers" in note and "mxfp4" in note for note in notes.said
-    )
+    already = [note for note in notes.said if "is quantized already: 6 of 18 layers" in note]
+    assert any("mxfp4" in note for note in already)
