@@ -1,4 +1,4 @@
-"""A profile is a file, and a damaged one is refused."""
+"""Profiles as files: nothing is lost, and a damaged one is refused."""
 
 from __future__ import annotations
 

@@ -1,17 +1,14 @@
-"""Profiling by sampling: unbiased, as exact as promised, reading only what is drawn, and good
-enough to plan on.
-"""
+"""Profiling by sampled rows: unbiased, as exact as promised, and good enough to plan on."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers import Cli, Maker, llama, qwen3_moe, write_checkpoint
+from helpers import Cli, Maker, Model, llama, qwen3_moe, spoil_weight, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,50 +36,44 @@ def heavy(experts: int, count: int, columns: int, seed: int = 0) -> mx.array:
     """Weights with heavy tails (t with six degrees of freedom), rows of uneven size."""
     rng = np.random.default_rng(seed)
     size = np.exp(0.1 * rng.standard_normal((experts, count, 1)))
-    return mx.array(
-        (rng.standard_t(6, (experts, count, columns)) * size).astype(np.float32)
-    ).astype(mx.bfloat16)
+    weight = rng.standard_t(6, (experts, count, columns)) * size
+    return mx.array(weight.astype(np.float32)).astype(mx.bfloat16)
 
 
 @given(count=st.integers(2, 400), drawn=st.integers(1, 100), seed=st.integers(0, 1000))
 def test_every_stratum_is_drawn_from_once_and_no_row_twice(
     count: int, drawn: int, seed: int
 ) -> None:
-    rng, drawn = np.random.default_rng(seed), max(1, min(drawn, count // 4))
-    rows_ = row_sampling._strata(count, drawn, 3, rng)
+    rng = np.random.default_rng(seed)
+    drawn = max(1, min(drawn, count // 4))
+    rows = row_sampling._strata(count, drawn, 3, rng)
     while 4 * drawn <= count:
-        rows_ = np.sort(
-            np.concatenate([rows_, row_sampling._other_halves(rows_, count, rng)], axis=1), axis=1
-        )
+        more = row_sampling._other_halves(rows, count, rng)
+        rows = np.sort(np.concatenate([rows, more], axis=1), axis=1)
         drawn *= 2
         edges = row_sampling._edges(count, drawn)
-        assert rows_.shape == (3, drawn)
-        assert (rows_ >= edges[:-1]).all()
-        assert (rows_ < edges[1:]).all()
+        assert rows.shape == (3, drawn)
+        assert (rows >= edges[:-1]).all()
+        assert (rows < edges[1:]).all()
 
 
 def test_estimates_lie_within_their_standard_errors() -> None:
     shape = (4, 1600, 512)
     weight = heavy(*shape)
     true, energy = measure(weight, CONFIGS)
-    seen = []
+    read = partial(row_reader.select_rows, weight)
+    deviations = []
     for seed in range(8):
-        found = measure_sample(
-            partial(row_reader.select_rows, weight),
-            shape,
-            CONFIGS,
-            AUTO,
-            np.random.default_rng(seed),
-        )
-        assert found.error <= row_sampling.TOLERANCE
-        assert found.share < 0.4
-        seen.append(found.nmse / true - 1)
-        assert np.abs(found.energy / energy - 1).max() < 0.2
-    spread = np.stack(seen)
-    assert (
-        np.sqrt((spread**2).mean(axis=0)).max() < 2 * row_sampling.TOLERANCE
-    )  # each one's, over the draws
-    assert abs(spread.mean()) < 0.005  # no bias
+        sampled = measure_sample(read, shape, CONFIGS, AUTO, np.random.default_rng(seed))
+        assert sampled.error <= row_sampling.TOLERANCE
+        assert sampled.share < 0.4
+        assert np.abs(sampled.energy / energy - 1).max() < 0.2
+        deviations.append(sampled.nmse / true - 1)
+
+    # Each one's spread over the draws, and no bias over all.
+    spread = np.stack(deviations)
+    assert np.sqrt((spread**2).mean(axis=0)).max() < 2 * row_sampling.TOLERANCE
+    assert abs(spread.mean()) < 0.005
 
 
 def test_a_share_is_drawn_as_it_is_and_a_whole_one_is_exact() -> None:
@@ -101,31 +92,30 @@ def test_a_share_is_drawn_as_it_is_and_a_whole_one_is_exact() -> None:
 def test_an_expert_whose_rows_are_all_drawn_draws_no_more() -> None:
     """One of them is sure while the sum over both isn't: what is left to draw is the other's."""
     rng = np.random.default_rng(0)
-    (row_reader, columns) = (31, 32768)
-    weight = rng.normal(size=(2, row_reader, columns)).astype(np.float32)
+    rows, columns = 31, 32768
+    weight = rng.normal(size=(2, rows, columns)).astype(np.float32)
     weight *= 0.02 / np.sqrt(np.square(weight).mean(-1, keepdims=True))
     weight[0, 1::2] = np.sign(weight[0, 1::2]) * 0.02  # the same energy, other ranges
     weight[0, 3::4] *= 1e-3
-    weight[1] *= np.sqrt(1 + 0.062 * rng.normal(size=(row_reader, 1))).astype(np.float32)
+    weight[1] *= np.sqrt(1 + 0.062 * rng.normal(size=(rows, 1))).astype(np.float32)
 
     def read(experts: np.ndarray, places: np.ndarray) -> mx.array:
         return mx.array(weight[experts[:, None], places])
 
-    made = measure_sample(read, weight.shape, [QuantConfig(4, 64)], AUTO, np.random.default_rng(6))
-    assert np.isfinite(made.nmse).all()
+    rng = np.random.default_rng(6)
+    sampled = measure_sample(read, weight.shape, [QuantConfig(4, 64)], AUTO, rng)
+    assert np.isfinite(sampled.nmse).all()
 
 
 def test_an_expert_of_zeros_is_no_trouble() -> None:
-    weight = mx.concatenate(
-        [mx.zeros((1, 2000, 128)), heavy(1, 2000, 128).astype(mx.float32)]
-    ).astype(mx.bfloat16)
+    weight = mx.concatenate([mx.zeros((1, 2000, 128), mx.bfloat16), heavy(1, 2000, 128)])
     read = partial(row_reader.select_rows, weight)
-    found = measure_sample(read, (2, 2000, 128), CONFIGS, AUTO, np.random.default_rng(0))
-    assert (found.nmse[:, 0] == 0).all()
-    assert (found.nmse[:, 1] > 0).all()
+    sampled = measure_sample(read, (2, 2000, 128), CONFIGS, AUTO, np.random.default_rng(0))
+    assert (sampled.nmse[:, 0] == 0).all()
+    assert (sampled.nmse[:, 1] > 0).all()
 
 
-def wide_moe(inner: int = 1024) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+def wide_moe(inner: int = 1024) -> Model:
     """A Qwen3-MoE whose experts have rows enough to draw from."""
     config, shapes = qwen3_moe(2, 2)
     for name, shape in shapes.items():
@@ -167,14 +157,14 @@ def test_plans_from_a_sample_lose_less_than_half_a_percent(
 def _loss(exact: Profile, plan: Plan, weights: Sensitivity) -> float:
     """A plan's objective by exact errors."""
     inventory = exact.inventory
-    context = Context(
-        inventory.blocks, **exact.recipe.priors.model_dump(), fisher=_fisher(exact, weights)
-    )
-    loss = find_objective(plan.objective or "").loss
-    return sum(
-        float(loss(layer, exact.curves[layer.path].of(plan.choice[layer.path])[None], context)[0])
-        for layer in inventory.layers
-    )
+    priors = exact.recipe.priors.model_dump()
+    context = Context(inventory.blocks, **priors, fisher=_fisher(exact, weights))
+    objective = find_objective(plan.objective or "")
+    loss = 0.0
+    for layer in inventory.layers:
+        errors = exact.curves[layer.path].of(plan.choice[layer.path])
+        loss += float(objective.loss(layer, errors[None], context)[0])
+    return loss
 
 
 def _add_tails(folder: Path) -> None:
@@ -204,19 +194,15 @@ def test_the_profile_tells_what_it_was_measured_on(cli: Cli, make: Maker, tmp_pa
     assert read.sample == "0.25"
     assert read.seed == row_sampling.SEED
     assert read.sampled
-    again = steps.write_profile(folder, tmp_path / "again.json", sample="0.25")[1]
+
+    _, again = steps.write_profile(folder, tmp_path / "again.json", sample="0.25")
     for path, curve in read.curves.items():
         assert np.array_equal(curve.nmse, again.curves[path].nmse)
 
 
 def test_a_row_that_is_not_finite_is_refused_unless_allowed(cli: Cli, make: Maker) -> None:
     folder = make(qwen3_moe(1))
-    with mx.stream(mx.cpu):
-        tensors = dict(mx.load(str(folder / "model.safetensors")))
-        mx.eval(tensors)
-    name = "model.layers.0.self_attn.o_proj.weight"
-    tensors[name][3, 5] = float("nan")
-    mx.save_safetensors(str(folder / "model.safetensors"), tensors, metadata={"format": "pt"})
+    spoil_weight(folder, "model.layers.0.self_attn.o_proj.weight", float("nan"))
     job = prepare(str(folder))
     for how in ("1", "auto"):
         with pytest.raises(MintError, match=r"o_proj\.weight holds NaN"):
@@ -238,5 +224,5 @@ def test_a_row_that_is_not_finite_is_refused_unless_allowed(cli: Cli, make: Make
 def test_a_source_with_nothing_left_to_measure_is_sampled_too(make: Maker, tmp_path: Path) -> None:
     """Fewer than its two bits there are none: what a layer has is its only candidate."""
     convert.convert(str(make(llama(1))), uniform="2bit-g128", out=tmp_path / "two", smoke=False)
-    made = measurements.get_profile(prepare(str(tmp_path / "two")), sample="0.5")
-    assert any(curve.configs == (QuantConfig(2, 128),) for curve in made.curves.values())
+    profile = measurements.get_profile(prepare(str(tmp_path / "two")), sample="0.5")
+    assert any(curve.configs == (QuantConfig(2, 128),) for curve in profile.curves.values())

@@ -14,8 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from mint_mlx.jobs.model import prepare
-from mint_mlx.measure import resume
-from mint_mlx.measure import self_text as tokens_module
+from mint_mlx.measure import resume, self_text
 from mint_mlx.measure.self_text import resample, write_tokens
 from mint_mlx.runtime import runner
 from mint_mlx.runtime.memory import RESERVE
@@ -31,6 +30,8 @@ def test_tokens_are_the_models_own_and_the_same_each_time(demo_model: Path) -> N
     np.testing.assert_array_equal(one, two)
     other, _ = write_tokens(source, 2048, 1024, start=7, length=64, seed=1)
     assert (one != other).mean() > 0.5
+
+    # The model predicts them far better than noise.
     loaded = runner.load_runner(demo_model)
 
     def loss(tokens: np.ndarray) -> float:
@@ -45,26 +46,28 @@ def test_text_that_was_interrupted_goes_on_after_its_last_pass(
     demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = prepare(str(demo_model)).source
-    place = tmp_path / "kept" / "s.npz"
-    done = []
+    place = tmp_path / "notes" / "s.npz"
+    passes = []
     whole, how = write_tokens(source, 2048, 256, length=64, streamed=True)
 
-    def interrupted(*args: Any) -> np.ndarray:
-        if len(done) == 2:
+    def counted(*args: Any) -> np.ndarray:
+        if len(passes) == stop:
             raise KeyboardInterrupt
-        done.append(None)
+        passes.append(None)
         return resample(*args)
 
-    monkeypatch.setattr(tokens_module, "resample", interrupted)
+    # Two passes before the interruption, the others after it.
+    monkeypatch.setattr(self_text, "resample", counted)
+    stop = 2
     with pytest.raises(KeyboardInterrupt):
         write_tokens(source, 2048, 256, length=64, streamed=True, place=place)
-    monkeypatch.setattr(
-        tokens_module, "resample", lambda *args: done.append(None) or resample(*args)
-    )
+    stop = -1
     again, also = write_tokens(source, 2048, 256, length=64, streamed=True, place=place)
     np.testing.assert_array_equal(whole, again)
     assert also == how
-    assert len(done) == tokens_module.PASSES
+    assert len(passes) == self_text.PASSES
+
+    # The notes stay until they are cleared; damaged ones are none.
     assert resume.read_tokens(place, "resampled") is not None
     resume.clear(place)
     assert not list(place.parent.iterdir())
@@ -81,19 +84,17 @@ def test_as_many_windows_are_sampled_at_once_as_memory_has_room_for(
     cache = make_prompt_cache(loaded.model)
     mx.eval(loaded.model(mx.zeros((8, 256), dtype=mx.int32), cache=cache))
     eight = sum(array.nbytes for block in cache for array in (block.keys, block.values))
-    for left, windows in ((200, 64), (1.01, 4), (0, 1)):
-        monkeypatch.setattr(
-            tokens_module, "room", lambda left=left: RESERVE + weights + int(left * eight)
-        )
-        assert tokens_module.at_once(source, loaded, 256) == windows
+    for caches, windows in ((200, 64), (1.01, 4), (0, 1)):
+        room = RESERVE + weights + int(caches * eight)
+        monkeypatch.setattr(self_text, "room", lambda room=room: room)
+        assert self_text.at_once(source, loaded, 256) == windows
 
 
 def test_text_that_was_interrupted_while_sampled_goes_on_after_its_last_part(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokens_module, "at_once", lambda *_: 3)
+    monkeypatch.setattr(self_text, "at_once", lambda *_: 3)
     source = prepare(str(make(llama(1)))).source
-    place = tmp_path / "s.npz"
     drawn = []
     whole, how = write_tokens(source, 96, 160, length=16, streamed=False)
 
@@ -102,15 +103,13 @@ def test_text_that_was_interrupted_while_sampled_goes_on_after_its_last_part(
         if len(drawn) == 50:
             raise KeyboardInterrupt
 
+    more = {"length": 16, "streamed": False, "place": tmp_path / "s.npz", "progress": progress}
     with pytest.raises(KeyboardInterrupt):
-        write_tokens(source, 96, 160, length=16, streamed=False, place=place, progress=progress)
-    again, also = write_tokens(
-        source, 96, 160, length=16, streamed=False, place=place, progress=progress
-    )
+        write_tokens(source, 96, 160, **more)
+    again, also = write_tokens(source, 96, 160, **more)
     np.testing.assert_array_equal(whole, again)
-    # three parts of four were there
     assert also == how
-    assert len(drawn) == 50 + 15
+    assert len(drawn) == 50 + 15  # three of four parts had been noted
 
 
 def test_resampled_tokens_are_the_same_streamed_or_not(demo_model: Path) -> None:

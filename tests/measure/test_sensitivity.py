@@ -1,16 +1,16 @@
-"""The model's own text, and the Fisher information that is measured on it."""
+"""The sensitivity: Fisher information, measured on the model's own text."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 from families import write_family
-from helpers import TOKENS, Maker, llama, qwen3_moe
+from helpers import TOKENS, Maker, Weights, edit_weights, kl, llama, qwen3_moe
+from mlx.utils import tree_unflatten
 
 from mint_mlx.allocation.allocate import allocate
 from mint_mlx.allocation.search_space import SearchSpace
@@ -22,10 +22,7 @@ from mint_mlx.measure.sensitivity import measure
 from mint_mlx.runtime import runner
 from mint_mlx.runtime.cpu_ops import on_cpu
 
-# Tokens
-
-
-# Fisher information
+LABELS = np.random.default_rng(1).integers(0, 96, TOKENS.shape)
 
 
 def whole_model_trace(folder: Path, tokens: np.ndarray, path: str) -> float:
@@ -40,7 +37,7 @@ def whole_model_trace(folder: Path, tokens: np.ndarray, path: str) -> float:
                 seen.append(mx.stop_gradient(x))
                 return layer(x) + tap
 
-        loaded.model.update_modules(_nested(path, Tapped()))
+        loaded.model.update_modules(tree_unflatten([(path, Tapped())]))
         logits = loaded.model(mx.array(tokens)).astype(mx.float32)
         labels = mx.array(LABELS)
         return mx.sum(nn.losses.cross_entropy(logits, labels))
@@ -50,24 +47,12 @@ def whole_model_trace(folder: Path, tokens: np.ndarray, path: str) -> float:
     return float(mx.sum(mx.sum(mx.square(grad), -1) * mx.sum(mx.square(seen[0]), -1)).item())
 
 
-def _nested(path: str, value: Any) -> Any:
-    from mlx.utils import tree_unflatten
-
-    return tree_unflatten([(path, value)])
-
-
-LABELS = np.random.default_rng(1).integers(0, 96, TOKENS.shape)
-
-
 @pytest.mark.parametrize("streamed", [False, True])
 def test_the_walk_gives_the_whole_models_gradient(
     make: Maker, monkeypatch: pytest.MonkeyPatch, streamed: bool
 ) -> None:
     folder = make(llama(3))
     job = prepare(str(folder))
-    monkeypatch.setattr(
-        "mint_mlx.runtime.blocks.LOGITS", 1
-    )  # one position at a time, so that labels can be handed out
     calls: list[int] = []
 
     def fixed(logits: mx.array, key: mx.array) -> mx.array:
@@ -75,10 +60,13 @@ def test_the_walk_gives_the_whole_models_gradient(
         position = (len(calls) - 1) // 2
         return mx.array(LABELS[:, position : position + 1])
 
+    # One position at a time, so that labels can be handed out.
+    monkeypatch.setattr("mint_mlx.runtime.blocks.LOGITS", 1)
     monkeypatch.setattr(mx.random, "categorical", fixed)
-    made = measure(
-        job.source, job.inventory, TOKENS, "random", batch=len(TOKENS), streamed=streamed
-    )
+    more = {"batch": len(TOKENS), "streamed": streamed}
+    sensitivity = measure(job.source, job.inventory, TOKENS, "random", **more)
+
+    rough = 1e-3 if on_cpu() else 0.02  # a GPU runs a model as it is stored, here in bfloat16
     for path in (
         "model.layers.0.self_attn.v_proj",
         "model.layers.1.mlp.down_proj",
@@ -86,10 +74,7 @@ def test_the_walk_gives_the_whole_models_gradient(
         "lm_head",
     ):
         expected = whole_model_trace(folder, TOKENS, path)
-        rough = (
-            1e-3 if on_cpu() else 0.02
-        )  # a GPU runs a model in the type that it is stored in, here bfloat16
-        assert made.trace[path].sum() == pytest.approx(expected, rel=rough), path
+        assert sensitivity.trace[path].sum() == pytest.approx(expected, rel=rough), path
 
 
 def test_experts_are_told_apart_and_streaming_changes_nothing(make: Maker) -> None:
@@ -111,17 +96,13 @@ def test_the_prediction_is_near_the_divergence(demo_model: Path, tmp_path: Path)
     """At 5 bits per weight the predicted KL is within a factor of two of the measured one."""
     job = prepare(str(demo_model))
     tokens, how = write_tokens(job.source, 2048, 2048, length=64)
-    curves = measurements.get_profile(job)
-    made = measure(job.source, job.inventory, tokens, how)
+    profile = measurements.get_profile(job)
+    sensitivity = measure(job.source, job.inventory, tokens, how)
     space = SearchSpace(job.inventory, job.recipe)
-    plan = allocate(curves, parse_budget("5bpw"), space, "fisher", sensitivity=made)
+    plan = allocate(profile, parse_budget("5bpw"), space, "fisher", sensitivity=sensitivity)
     convert.convert(str(demo_model), plan=plan, out=tmp_path / "out", smoke=False)
     fresh, _ = write_tokens(job.source, 2048, 2048, seed=9, length=64)
-    logp = []
-    for folder in (demo_model, tmp_path / "out"):
-        logits = runner.load_runner(folder).model(mx.array(fresh)).astype(mx.float32)
-        logp.append(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-    divergence = float(mx.mean(mx.sum(mx.exp(logp[0]) * (logp[0] - logp[1]), axis=-1)).item())
+    divergence = kl(demo_model, tmp_path / "out", fresh)
     assert plan.loss is not None
     assert plan.loss / 2 < divergence < plan.loss * 2
 
@@ -129,30 +110,27 @@ def test_the_prediction_is_near_the_divergence(demo_model: Path, tmp_path: Path)
 def test_heads_of_latent_attention_leave_no_row_for_every_token(tmp_path: Path) -> None:
     """They are rounded to nearest: what an error costs them is all that is asked."""
     job = prepare(str(write_family(tmp_path / "model", "deepseek_v3")))
-    made = measure(
-        job.source, job.inventory, np.random.default_rng(0).integers(0, 96, (2, 16)), "random"
-    )
+    tokens = np.random.default_rng(0).integers(0, 96, (2, 16))
+    sensitivity = measure(job.source, job.inventory, tokens, "random")
     heads = {layer.path for layer in job.inventory.layers if layer.kind == "multi-linear"}
     assert heads
-    assert all(made.trace[path].sum() > 0 for path in heads)
-    assert not heads & (made.weights.keys() | made.left.keys())
+    assert all(sensitivity.trace[path].sum() > 0 for path in heads)
+    assert not heads & (sensitivity.weights.keys() | sensitivity.left.keys())
 
 
 def test_one_direction_that_holds_nearly_everything(make: Maker, tmp_path: Path) -> None:
     """Rounding to 16 bits leaves such an embedding's moment without a factor."""
-    config, shapes = llama(1)
-    config |= {"tie_word_embeddings": True}
-    folder = make(
-        (config, {name: shape for name, shape in shapes.items() if not name.startswith("lm_head")})
-    )
-    weights = dict(mx.load(str(folder / "model.safetensors")))
-    table = np.array(weights["model.embed_tokens.weight"].astype(mx.float32))
-    table[:, :8] = 1 + 1e-3 * np.random.default_rng(0).standard_normal((len(table), 8))
-    weights["model.embed_tokens.weight"] = mx.array(table).astype(mx.bfloat16)
-    for name in weights:
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            weights[name] = weights[name] * 0.05
-    mx.eval(weights)
-    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+
+    def change(weights: Weights) -> Weights:
+        table = np.array(weights["model.embed_tokens.weight"].astype(mx.float32))
+        table[:, :8] = 1 + 1e-3 * np.random.default_rng(0).standard_normal((len(table), 8))
+        weights["model.embed_tokens.weight"] = mx.array(table).astype(mx.bfloat16)
+        for name in weights:
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weights[name] = weights[name] * 0.05
+        return weights
+
+    folder = make(llama(1, tied=True))
+    edit_weights(folder, change)
     result = convert.convert(str(folder), "6bpw", tmp_path / "out", effort="balanced", smoke=False)
     assert result.plan.objective == "fisher-gptq"
