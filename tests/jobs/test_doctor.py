@@ -193,12 +193,12 @@ def test_the_exit_code_says_whether_something_is_wrong(cli: Cli, good: Path) -> 
 
 def test_the_doctor_knows_what_our_own_plan_keeps(hub: FakeHub, tmp_path: Path) -> None:
     """Also where another program downloaded all but the plan."""
-    made = convert(str(hub.folder), "12bpw", tmp_path / "made", effort="fast", smoke=False)
-    assert any(not config.quantized for config in made.plan.choice.values())
-    hub.folder = tmp_path / "made"
+    result = convert(str(hub.folder), "12bpw", tmp_path / "out", effort="fast", smoke=False)
+    assert any(not config.quantized for config in result.plan.choice.values())
+    hub.folder = result.path
     first = hub.run("doctor", "org/tiny")
     shutil.rmtree(hub.home / "hub")
     (hub.fill_cache() / "mint-plan.yaml").unlink()
     second = hub.run("doctor", "org/tiny")
-    for found in (first, second):
-        assert "nothing is wrong" in found.stdout, found.stdout + found.stderr
+    for done in (first, second):
+        assert "nothing is wrong" in done.stdout, done.stdout + done.stderr

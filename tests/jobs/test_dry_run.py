@@ -12,7 +12,6 @@ from mint_mlx.cli import tables
 from mint_mlx.jobs import convert, dry_run, measurements
 from mint_mlx.jobs.model import prepare
 from mint_mlx.jobs.request import Request, place_order
-from mint_mlx.measure import sensitivity
 from mint_mlx.measure.sensitivity import Sensitivity
 
 
@@ -22,24 +21,25 @@ def test_what_is_said_before_a_sensitivity_is_what_comes_after_it(
     """Experts' lower floor holds for a dry run too, though what errors cost isn't known yet."""
     profile = measurements.get_profile(prepare(str(demo_model)))
     traces = {layer.path: np.ones(layer.as_experts[0]) for layer in profile.inventory.layers}
-    weights = Sensitivity(profile.origin, np.zeros((1, 1), np.int32), "", traces)
+    sensitivity = Sensitivity(profile.origin, np.zeros((1, 1), np.int32), "", traces)
+    model = str(demo_model)
     for budget in ("smallest", "0.88MB"):
-        order = place_order(
-            Request(str(demo_model), budget, out=tmp_path / "out", effort="balanced")
-        )
+        order = place_order(Request(model, budget, out=tmp_path / "out", effort="balanced"))
         plan, said = dry_run.dry_run(order)
-        made = convert.choose_plan(order, lambda: profile, lambda: weights)
         assert said.profiled
         assert not said.settled
         assert plan.objective == "prior"
         assert said.bytes <= 880_000
-        assert budget != "smallest" or said.bytes == made.layout(profile.inventory).total
         text = "\n".join(dry_run.dry_lines(order.job, plan, said))
         assert "by errors alone" in text
         assert ("(exact)" in text) == (budget == "smallest")
-        fixed = place_order(Request(str(demo_model), plan=made, out=tmp_path / "out"))
+
+        # The plan that a sensitivity gives has the smallest size too, and is settled.
+        chosen = convert.choose_plan(order, lambda: profile, lambda: sensitivity)
+        assert budget != "smallest" or said.bytes == chosen.layout(profile.inventory).total
+        fixed = place_order(Request(model, plan=chosen, out=tmp_path / "out"))
         assert dry_run.dry_run(fixed)[1].settled
-        assert "Gaussian" not in str(dry_run.dry_lines(fixed.job, made, said))
+        assert "Gaussian" not in str(dry_run.dry_lines(fixed.job, chosen, said))
     sizes = tables.size_table(Request(str(demo_model), effort="balanced"))[1]
     assert sizes[0].bytes < 880_000
 
@@ -49,12 +49,13 @@ def test_a_dry_run_says_what_is_spilled(
 ) -> None:
     source = str(make(qwen3_moe(2, 4)))
     needed = []
-    monkeypatch.setattr(
-        sensitivity, "check_space", lambda folder, size, instead: needed.append(size)
-    )
-    request = Request(
-        source, "5bpw", out=tmp_path / "out", effort="balanced", tokens=1024, force=True
-    )
+
+    def record(folder: Path, size: int, instead: str) -> None:
+        needed.append(size)
+
+    monkeypatch.setattr("mint_mlx.measure.sensitivity.check_space", record)
+    more = {"effort": "balanced", "tokens": 1024, "force": True}
+    request = Request(source, "5bpw", out=tmp_path / "out", **more)
     before = dry_run.dry_run(place_order(request))[1].spilled
     convert.carry_out(place_order(request), smoke=False)
     assert needed == [before]

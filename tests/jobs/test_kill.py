@@ -1,6 +1,4 @@
-"""Killed at any point and started again, a conversion ends in the same bytes as one that was left
-alone.
-"""
+"""Killed at any point and started again, a conversion ends in the same bytes as undisturbed."""
 
 from __future__ import annotations
 
@@ -53,9 +51,10 @@ print(calls)
 
 
 def run(folder: Path, out: Path, point: int, effort: str) -> subprocess.CompletedProcess[str]:
+    """Convert in a process with a cache for `out`, killed before its change number `point`."""
     command = [sys.executable, "-c", KILLED, str(folder), str(out), str(point), effort]
-    own = os.environ | {"MINT_MLX_CACHE": str(out.with_name(f"cache-{out.name}"))}
-    return subprocess.run(command, check=False, capture_output=True, text=True, env=own)
+    env = os.environ | {"MINT_MLX_CACHE": str(out.with_name(f"cache-{out.name}"))}
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=env)
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -68,6 +67,7 @@ def check(folder: Path, tmp_path: Path, points: int, effort: str) -> None:
     assert whole.returncode == 0, whole.stderr
     calls = int(whole.stdout)
     assert calls > 30
+
     rng = random.Random(effort)
     for point in sorted(rng.sample(range(1, calls + 1), points)):
         out = tmp_path / f"out{point}"

@@ -10,6 +10,7 @@ import pytest
 from helpers import Maker, llama, qwen3_moe
 
 from mint_mlx.jobs import convert, steps
+from mint_mlx.measure import sensitivity
 from mint_mlx.measure.sensitivity_file import load_sensitivity
 
 
@@ -27,27 +28,28 @@ def test_a_sensitivity_is_measured_once(
 
 def test_fewer_tokens_are_what_is_looked_at(make: Maker, tmp_path: Path) -> None:
     folder = str(make(qwen3_moe(1)))
-    made = convert.convert(
-        folder, "5bpw", tmp_path / "out", effort="balanced", tokens=1024, smoke=False
-    )
-    sensitivity = load_sensitivity(made.path / "mint-sensitivity.npz")
+    out = tmp_path / "out"
+    convert.convert(folder, "5bpw", out, effort="balanced", tokens=1024, smoke=False)
+    sensitivity = load_sensitivity(out / "mint-sensitivity.npz")
     assert sensitivity.tokens.size == 1024
     alone, _ = steps.write_sensitivity(folder, tmp_path / "s.npz", tokens=1024)
     np.testing.assert_array_equal(load_sensitivity(alone).tokens, sensitivity.tokens)
 
 
-def _full(*_: Any) -> None:
-    raise OSError(28, "No space left on device")
-
-
 def test_what_cannot_be_kept_is_measured_once(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mint_mlx.measure.sensitivity as module
-
     measured: list[int] = []
-    true = module.measure
-    monkeypatch.setattr(module, "measure", lambda *a, **k: measured.append(1) or true(*a, **k))
-    monkeypatch.setattr("mint_mlx.jobs.measurements.save_sensitivity", _full)
+    measure = sensitivity.measure
+
+    def counted(*args: Any, **more: Any) -> sensitivity.Sensitivity:
+        measured.append(1)
+        return measure(*args, **more)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sensitivity, "measure", counted)
+    monkeypatch.setattr("mint_mlx.jobs.measurements.save_sensitivity", full)
     convert.convert(str(make(llama(1))), "5bpw", tmp_path / "out", effort="balanced", smoke=False)
     assert measured == [1]

@@ -15,12 +15,12 @@ from mint_mlx.jobs.refine import refine_checkpoint
 def test_what_cannot_be_refined(make: Maker, tmp_path: Path) -> None:
     folder = make(llama(1))
     other = make(llama(2), "other")
-    made = tmp_path / "made"
-    convert.convert(str(folder), uniform="4bit-g32", out=made, smoke=False)
-    for given, source, why in (
+    quantized = tmp_path / "quantized"
+    convert.convert(str(folder), uniform="4bit-g32", out=quantized, smoke=False)
+    for checkpoint, source, why in (
         (folder, folder, "no layer with scales"),
-        (made, other, "was not made from"),
-        (made, made, "is its own source"),
+        (quantized, other, "was not made from"),
+        (quantized, quantized, "is its own source"),
     ):
         with pytest.raises(MintError, match=why):
-            refine_checkpoint(str(given), str(source), tmp_path / "out")
+            refine_checkpoint(str(checkpoint), str(source), tmp_path / "out")

@@ -1,7 +1,8 @@
-"""What is refused, or said, before any work."""
+"""Requests: what is refused before any work, and what is said before it."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def test_what_would_say_nothing_is_refused(
 ) -> None:
     source = str(make(llama(1)))
     if "plan" in more:
-        more = more | {"plan": convert(source, "5bpw", tmp_path / "made", smoke=False).plan}
+        more = more | {"plan": convert(source, "5bpw", tmp_path / "first", smoke=False).plan}
     with pytest.raises(UsageError, match="leave"):
         convert(source, out=tmp_path / "out", smoke=False, **more)
 
@@ -37,9 +38,8 @@ def test_what_would_say_nothing_is_refused(
 def test_a_wrong_name_costs_no_profile(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "mint_mlx.jobs.convert.get_profile", lambda *_: pytest.fail("profiled before checking")
-    )
+    refuse = partial(pytest.fail, "profiled before checking")
+    monkeypatch.setattr("mint_mlx.jobs.convert.get_profile", lambda *_: refuse())
     folder = str(make(llama(1)))
     for wrong in (
         {"objective": "nosuch"},
@@ -96,12 +96,10 @@ def test_a_budget_beyond_this_machine_is_said(make: Maker, monkeypatch: pytest.M
 def test_a_quantized_cache_that_leaves_less_is_told_of(demo_model: Path) -> None:
     """Its scores are written out, which the fused attention does without."""
     notes = Notes()
-    for bits, told in ((None, 0), (8, 1)):
-        order = place_order(
-            Request(str(demo_model), fit="8GiB", context=32768, kv_bits=bits), notes
-        )
-        assert sum("without --kv-bits" in note for note in notes.said) == told
-        assert order.fit is not None
+    for bits, count in ((None, 0), (8, 1)):
+        request = Request(str(demo_model), fit="8GiB", context=32768, kv_bits=bits)
+        assert place_order(request, notes).fit is not None
+        assert sum("without --kv-bits" in note for note in notes.said) == count
 
 
 def test_a_plan_on_file_is_found_wanting_no_folder_until_it_is_carried_out(
@@ -109,8 +107,8 @@ def test_a_plan_on_file_is_found_wanting_no_folder_until_it_is_carried_out(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = str(make(llama(1)))
-    made = convert(folder, "5bpw", smoke=False)
-    order = place_order(Request(folder, plan=made.plan))
-    assert dry_run.dry_run(order)[1].bytes == made.bytes
+    result = convert(folder, "5bpw", smoke=False)
+    order = place_order(Request(folder, plan=result.plan))
+    assert dry_run.dry_run(order)[1].bytes == result.bytes
     with pytest.raises(MintError, match="exists already"):
         carry_out(order)

@@ -1,4 +1,4 @@
-"""The steps one by one do what the whole job does, and replace only files of their own."""
+"""The steps one by one: they do what the whole job does, and replace only files like theirs."""
 
 from __future__ import annotations
 
@@ -31,16 +31,18 @@ def test_the_steps_do_what_the_whole_job_does(make: Maker, tmp_path: Path) -> No
 
 
 def test_a_sensitivity_replaces_nothing_else(make: Maker, tmp_path: Path) -> None:
-    (tmp_path / "mine.npz").write_text("precious")
+    (tmp_path / "text.npz").write_text("precious")
     (tmp_path / "dir.npz").mkdir()
     np.savez(tmp_path / "other.npz", head=np.array("{}"))
     folder = str(make(llama(1)))
-    for name in ("mine.npz", "other.npz", "dir.npz", "nowhere/s.npz"):
+    for name in ("text.npz", "other.npz", "dir.npz", "nowhere/s.npz"):
         with pytest.raises(MintError):
             steps.write_sensitivity(folder, tmp_path / name)
-    assert (tmp_path / "mine.npz").read_text() == "precious"
+    assert (tmp_path / "text.npz").read_text() == "precious"
+
+    # But one of another version is replaced.
     np.savez(tmp_path / "old.npz", head=np.array('{"mint_mlx_sensitivity": 1}'))
-    path, _ = steps.write_sensitivity(folder, tmp_path / "old.npz")  # of another version, but ours
+    path, _ = steps.write_sensitivity(folder, tmp_path / "old.npz")
     assert load_sensitivity(path).tokens.size == efforts.TOKENS
 
 
@@ -54,6 +56,7 @@ def test_a_damaged_profile_is_made_anew_and_nothing_else_is_replaced(
     file.write_text(whole[:500])
     steps.write_profile(folder, file)
     assert file.read_text() == whole
+
     (tmp_path / "notes.json").write_text("{}")
     for wrong in (tmp_path / "notes.json", tmp_path, tmp_path / "no" / "p.json"):
         with pytest.raises(MintError):
@@ -61,6 +64,8 @@ def test_a_damaged_profile_is_made_anew_and_nothing_else_is_replaced(
     for wrong in (file, tmp_path / "notes.json"):
         with pytest.raises(MintError, match="something else"):
             steps.plan_profile(file, "5bpw", wrong)
+
+    # Another plan is replaced only when that is asked for.
     plan = tmp_path / "plan.yaml"
     steps.plan_profile(file, "5bpw", plan)
     with pytest.raises(MintError, match="--force"):
@@ -69,14 +74,13 @@ def test_a_damaged_profile_is_made_anew_and_nothing_else_is_replaced(
 
 
 def test_a_profile_carries_its_recipe(make: Maker, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("name: mine\nabout: stricter\nsqnr_floor: 30\n")
-    path, made = steps.write_profile(
-        str(make(llama(1))), tmp_path / "p.json", str(tmp_path / "mine.yaml")
-    )
+    recipe = tmp_path / "strict.yaml"
+    recipe.write_text("name: strict\nabout: stricter\nsqnr_floor: 30\n")
+    path, profile = steps.write_profile(str(make(llama(1))), tmp_path / "p.json", str(recipe))
     plan, _ = steps.plan_profile(path, "smallest")
-    assert made.recipe.sqnr_floor == 30
-    assert plan.recipe == "mine"
-    assert min(c.bits for c in plan.choice.values()) >= 5
+    assert profile.recipe.sqnr_floor == 30
+    assert plan.recipe == "strict"
+    assert min(config.bits for config in plan.choice.values()) >= 5
 
 
 @pytest.mark.parametrize("command", ["profile", "sensitivity"])

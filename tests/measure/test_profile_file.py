@@ -16,12 +16,12 @@ from mint_mlx.measure.profile_file import load_profile, save_profile
 
 
 def test_a_profile_survives_its_file(make: Maker, tmp_path: Path) -> None:
-    made = measurements.get_profile(prepare(str(make(qwen3_moe(2)))))
-    save_profile(made, tmp_path / "p.json")
+    profile = measurements.get_profile(prepare(str(make(qwen3_moe(2)))))
+    save_profile(profile, tmp_path / "p.json")
     read = load_profile(tmp_path / "p.json")
-    assert read.inventory == made.inventory
-    assert read.origin.fingerprint == made.origin.fingerprint
-    for path, curve in made.curves.items():
+    assert read.inventory == profile.inventory
+    assert read.origin.fingerprint == profile.origin.fingerprint
+    for path, curve in profile.curves.items():
         assert read.curves[path].configs == curve.configs
         assert np.array_equal(read.curves[path].nmse, curve.nmse)
 
