@@ -1,6 +1,4 @@
-"""A tiny config for every family of mlx-lm that has routed experts, for tests that hold whatever
-the family.
-"""
+"""A tiny config for every family of mlx-lm that has routed experts, and for some others."""
 
 from __future__ import annotations
 

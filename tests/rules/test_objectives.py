@@ -38,11 +38,14 @@ def a_layer(path: str = PATH, role: str = "mlp", experts: int = 1) -> Layer:
 
 def test_every_entry_is_found_by_its_name() -> None:
     for name, entry in OBJECTIVES.items():
-        assert find_objective(name) is entry and entry.name == name and entry.help
+        assert find_objective(name) is entry
+        assert entry.name == name
+        assert entry.help
         assert needs_sensitivity(name) == entry.needs_sensitivity
         assert entry.without_feedback in ("", *OBJECTIVES)
         assert entry.expectation.keys() <= QUANTIZERS.keys()
-    assert not needs_sensitivity(None) and not needs_sensitivity("other")
+    assert not needs_sensitivity(None)
+    assert not needs_sensitivity("other")
     with pytest.raises(UsageError, match=r"no objective is called 'other': there are prior, "):
         find_objective("other")
 
@@ -53,7 +56,9 @@ def test_a_loss_has_a_value_for_each_candidate_and_grows_with_the_error(name: st
     context = Context(2, fisher={PATH: np.full(4, 0.5)}, remaining={PATH: np.array([0.5, 0.5])})
     errors = np.array([[0.01] * 4, [0.1] * 4])
     losses = OBJECTIVES[name].loss(layer, errors, context)
-    assert losses.shape == (2,) and losses.dtype == np.float64 and 0 < losses[0] < losses[1]
+    assert losses.shape == (2,)
+    assert losses.dtype == np.float64
+    assert 0 < losses[0] < losses[1]
 
 
 def test_fisher_sums_the_cost_of_every_expert() -> None:
@@ -67,7 +72,8 @@ def test_fisher_sums_the_cost_of_every_expert() -> None:
 
 def test_the_levels_name_entries_and_fall_back_without_feedback() -> None:
     for level in efforts.EFFORTS.values():
-        assert level.objective in OBJECTIVES and level.quantizer in QUANTIZERS
+        assert level.objective in OBJECTIVES
+        assert level.quantizer in QUANTIZERS
         assert level.objective_for(feedback=True) == level.objective
     assert efforts.EFFORTS["balanced"].objective_for(feedback=False) == "fisher"
     assert efforts.EFFORTS["fast"].objective_for(feedback=False) == "prior"
@@ -86,9 +92,10 @@ def test_a_new_objective_is_one_entry(make: Maker, monkeypatch: pytest.MonkeyPat
     entry = Objective("toy", "the worst expert", lambda layer, nmse, context: nmse.max(axis=1))
     monkeypatch.setitem(OBJECTIVES, "toy", entry)
     model = make(llama(1))
-    made = convert.convert(str(model), "5bpw", model.parent / "out", objective="toy", smoke=False)
-    assert made.plan.objective == "toy" and made.plan.loss is not None
-    assert read_plan(made.path / PLAN_FILE).objective == "toy"
+    result = convert.convert(str(model), "5bpw", model.parent / "out", objective="toy", smoke=False)
+    assert result.plan.objective == "toy"
+    assert result.plan.loss is not None
+    assert read_plan(result.path / PLAN_FILE).objective == "toy"
 
 
 def test_mint_protects_what_its_priors_name(make: Maker) -> None:

@@ -42,7 +42,9 @@ MAY_NAME = (  # registries, levels of effort, and the table of methods that are 
 
 def test_every_entry_is_found_by_its_name() -> None:
     for name, entry in QUANTIZERS.items():
-        assert find_quantizer(name) is entry and entry.name == name and entry.help
+        assert find_quantizer(name) is entry
+        assert entry.name == name
+        assert entry.help
         assert needs_inputs(name) == entry.needs_inputs
         assert not (entry.row_wise and (entry.needs_inputs or entry.sequential))
     assert not needs_inputs("4bit-g64")
@@ -54,7 +56,8 @@ def test_entries_tell_what_a_conversion_takes(make: Maker) -> None:
     """Error feedback takes more than rounding to nearest, learning more than both."""
     inventory = prepare(str(make(qwen3_moe(1)))).inventory
     needed = [QUANTIZERS[name].memory(inventory, 4096, True) for name in ("rtn", "gptq", "learn")]
-    assert needed == sorted(needed) and needed[0] < needed[2]
+    assert needed == sorted(needed)
+    assert needed[0] < needed[2]
     assert len({entry.memory(inventory, 4096, False) for entry in QUANTIZERS.values()}) == 1
     stages = {name: entry.seconds(inventory, 4096, 1e9) for name, entry in QUANTIZERS.items()}
     assert list(stages["rtn"]) == []
@@ -101,25 +104,27 @@ def test_a_new_quantizer_is_one_entry(
     model = make(llama(1))
     request = Request(str(model), budget="5bpw", quantizer="toy")
     plan, run = dry_run.dry_run(place_order(request))
-    assert plan.quantizer == "toy" and "error feedback" not in run.seconds
+    assert plan.quantizer == "toy"
+    assert "error feedback" not in run.seconds
 
     notes = Notes()
     out = model.parent / "out"
-    made = convert.convert(str(model), "5bpw", out, quantizer="toy", report=notes, smoke=False)
-    assert made.plan.quantizer == read_plan(out / PLAN_FILE).quantizer == "toy"
+    result = convert.convert(str(model), "5bpw", out, quantizer="toy", report=notes, smoke=False)
+    assert result.plan.quantizer == read_plan(out / PLAN_FILE).quantizer == "toy"
     assert "quantizer `toy`" in (out / "README.md").read_text()
     assert notes.details == ["toy is made"]
     tensors = mx.load(str(out / "model.safetensors"))
-    quantized = [path for path, config in made.plan.choice.items() if config.quantized]
-    assert quantized and not any(tensors[f"{path}.weight"].any().item() for path in quantized)
+    quantized = [path for path, config in result.plan.choice.items() if config.quantized]
+    assert quantized
+    assert not any(tensors[f"{path}.weight"].any().item() for path in quantized)
     assert all(tensors[f"{path}.scales"].any().item() for path in quantized)
 
 
 def _literals(node: ast.expr | ast.pattern) -> Iterator[object]:
     """The literals that an operand is, or that a tuple, list or set in its place holds."""
-    for part in ast.walk(node) if isinstance(node, ast.Tuple | ast.List | ast.Set) else (node,):
-        if isinstance(part, ast.Constant):
-            yield part.value
+    for operand in ast.walk(node) if isinstance(node, ast.Tuple | ast.List | ast.Set) else (node,):
+        if isinstance(operand, ast.Constant):
+            yield operand.value
 
 
 def _comparisons(path: Path) -> Iterator[tuple[int, object]]:
@@ -145,7 +150,8 @@ def test_no_other_file_compares_a_name_with_a_literal() -> None:
         for line, literal in _comparisons(path)
         if literal in names
     ]
-    assert len(files) > 150 and not bad
+    assert len(files) > 150
+    assert not bad
 
 
 def test_the_search_for_comparisons_finds_them(tmp_path: Path) -> None:
