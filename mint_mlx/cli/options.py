@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..base.errors import UsageError
-from ..rules.efforts import LEAST
+from ..rules.efforts import MIN_TOKENS
 from ..rules.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ TokensOpt = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        min=LEAST,
+        min=MIN_TOKENS,
         help=(
             "Text that the model writes for itself to be looked at: 16,384 tokens (best: 65,536); "
             "fewer are faster."

@@ -20,7 +20,8 @@ from ..converters.quantizers.time_estimate import active_weights
 from ..measure import pass_state
 from ..measure.cache import cached_sensitivity
 from ..measure.profile import Profile, assumed
-from ..measure.row_sampling import first_share, parse_sample
+from ..measure.row_sampling import first_share
+from ..measure.sample import parse_sample
 from ..measure.sensitivity import Sensitivity
 from ..rules import efforts
 from ..rules.objectives import needs_sensitivity

@@ -17,7 +17,7 @@ from ..checkpoint.tokenizer import encode, load_tokenizer, tokenizer_is_code
 from ..measure import cache, resume
 from ..measure.profile import Profile, profile
 from ..measure.profile_file import save_profile
-from ..measure.row_sampling import parse_sample
+from ..measure.sample import parse_sample
 from ..measure.sensitivity import Sensitivity
 from ..measure.sensitivity_file import load_sensitivity, save_sensitivity
 from ..rules import efforts

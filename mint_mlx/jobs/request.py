@@ -37,7 +37,7 @@ from ..checkpoint.tokenizer import why_no_sentence
 from ..checkpoint.towers import check_parts
 from ..converters.quantizers.memory_estimate import check_room, rounding
 from ..converters.quantizers.registry import find_quantizer
-from ..measure.row_sampling import parse_sample
+from ..measure.sample import parse_sample
 from ..measure.sensitivity import Sensitivity
 from ..measure.sensitivity_file import load_sensitivity
 from ..rules.efforts import EFFORTS, Effort, check_tokens, effort_name

@@ -23,7 +23,7 @@ from ..checkpoint.towers import check_parts
 from ..converters.quantizers.memory_estimate import check_room, rounding
 from ..measure.profile import Profile
 from ..measure.profile_file import load_profile, save_profile
-from ..measure.row_sampling import parse_sample
+from ..measure.sample import parse_sample
 from ..measure.sensitivity import Sensitivity
 from ..measure.sensitivity_file import is_sensitivity, save_sensitivity
 from ..rules import efforts

@@ -19,7 +19,7 @@ from ..checkpoint.source import Source
 from .pass_state import abandoned
 from .profile import Profile
 from .profile_file import load_profile
-from .row_sampling import EXACT
+from .sample import EXACT
 from .sensitivity import Sensitivity
 from .sensitivity_file import load_sensitivity
 

@@ -31,7 +31,8 @@ from ..checkpoint.source import Source
 from ..rules.recipes import Recipe
 from .distortion import as_experts
 from .resume import append_curve, read_curves
-from .row_sampling import EXACT, SEED, Read, measure_sample
+from .row_sampling import SEED, Read, measure_sample
+from .sample import EXACT
 
 ERROR_FLOOR = 1e-12
 

@@ -21,12 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from ..base.errors import UsageError
 from ..base.quant_config import QuantConfig
 from .distortion import row_errors, row_ranges
+from .sample import AUTO
 
-AUTO = "auto"
-EXACT = "1"
 SEED = 0
 TOLERANCE = 0.02  # largest relative standard error of an NMSE
 WHOLE = 1 << 20  # a layer of at most so many weights is measured whole
@@ -56,30 +54,6 @@ class Measured:
     share: float
     error: float
     broken: int = 0
-
-
-def parse_sample(text: str | None) -> str:
-    """`auto`, or a share in (0, 1] in its shortest form; by default `auto` on a CPU and `1` (exact)
-    on Metal.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    import mlx.core as mx
-
-    if text is None:
-        return EXACT if mx.default_device() == mx.gpu else AUTO
-    if text == AUTO:
-        return AUTO
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        raise UsageError(
-            f"--sample {text} is no share: give auto, 1.0 (every weight) or a share such as 0.05"
-        )
-    return f"{share:g}"
 
 
 def measure_sample(

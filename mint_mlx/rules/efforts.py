@@ -1,6 +1,7 @@
 """Levels of effort: what a conversion sees, and how it rounds.
 
-Each is a named objective and a named quantizer."""
+Each is a named objective and a named quantizer.
+"""
 
 from __future__ import annotations
 
@@ -52,9 +53,9 @@ EFFORTS = {
     ),
 }
 DEFAULT = "balanced"
-# On other models than demo-moe the true KL was between SPREAD times the expected (docs/quality.md).
+# On models other than demo-moe the true KL was SPREAD times the expected one (docs/quality.md).
 SPREAD = (0.2, 5.5)
-LEAST = 1024  # fewest tokens that a sensitivity can be measured on
+MIN_TOKENS = 1024  # fewest tokens that a sensitivity can be measured on
 TOKENS = 16_384  # that the model writes for its sensitivity
 
 
@@ -96,17 +97,17 @@ def effort_name(name: str | None) -> str:
     """
     name = DEFAULT if name is None else name
     if name not in EFFORTS:
-        raise UsageError(f"--effort {name} is unknown: there are {', '.join(EFFORTS)}")
+        raise UsageError(f"--effort must be one of {', '.join(EFFORTS)} (got {name})")
     return name
 
 
 def check_tokens(count: int | None) -> None:
-    """Refuse a text that is too short to measure anything on.
+    """Refuse a number of tokens that is too small to measure a sensitivity on.
 
     Raises:
-        UsageError: it has fewer than LEAST tokens.
+        UsageError: it has fewer than MIN_TOKENS tokens.
     """
-    if count is not None and count < LEAST:
+    if count is not None and count < MIN_TOKENS:
         raise UsageError(
-            f"{count} tokens are too few to learn anything from: give --tokens {LEAST} or more"
+            f"{count} tokens are too few to measure anything on: give --tokens {MIN_TOKENS} or more"
         )

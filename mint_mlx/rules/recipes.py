@@ -21,14 +21,18 @@ from ..checkpoint.layers import ROUTER_BITS, Layer
 from ..checkpoint.roles import GATES, ROLES
 from .objectives import OBJECTIVES
 
+# The bits that `candidates` of a recipe stands for.
 CANDIDATE_BITS = {"few": (2, 4, 8), "usual": (2, 3, 4, 6, 8), "all": (2, 3, 4, 5, 6, 8)}
 
 
 class _Strict(BaseModel):
+    """A table whose unknown keys are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _check_roles(roles: tuple[str, ...]) -> None:
+    """Refuse an unknown role (a ValueError, as pydantic wants them)."""
     for role in roles:
         if role not in ROLES:
             raise ValueError(f"no role is called {role!r}; the roles are {', '.join(ROLES)}")
@@ -52,9 +56,14 @@ class Rule(_Strict):
     @model_validator(mode="after")
     def _possible(self) -> Rule:
         if self.keep and self.ceiling:
-            raise ValueError("keep leaves a layer at 16 bits, which a ceiling forbids")
+            raise ValueError(
+                "keep leaves a layer at 16 bits, which a ceiling forbids: remove one of them"
+            )
         if (self.floor or 0) > (self.ceiling or 16):
-            raise ValueError(f"a floor of {self.floor} bits lies above a ceiling of {self.ceiling}")
+            raise ValueError(
+                f"a floor of {self.floor} bits lies above a ceiling of {self.ceiling}: change one "
+                "of them"
+            )
         return self
 
 
@@ -105,12 +114,13 @@ class Recipe(_Strict):
             floor, ceiling, _ = self.limits(role)
             if not any(floor <= b <= ceiling for b in bits):
                 raise ValueError(
-                    f"the rules leave no bits for the role {role}: floor {floor}, ceiling {ceiling}"
+                    f"the rules leave no bits for the role {role} (floor {floor}, ceiling "
+                    f"{ceiling}): lower the floor or raise the ceiling"
                 )
             if role in GATES and ceiling < ROUTER_BITS:
                 raise ValueError(
                     f"a ceiling of {ceiling} bits for the role {role} breaks the guard of "
-                    f"{ROUTER_BITS}"
+                    f"{ROUTER_BITS}: raise it to {ROUTER_BITS} or more"
                 )
         return self
 
@@ -140,7 +150,9 @@ class Recipe(_Strict):
 
     def limits(self, role: str) -> tuple[int, int, str]:
         """Floor and ceiling in bits for a role (16 means unquantized), and the reasons."""
-        floor, ceiling, reasons = 0, 16, []
+        floor = 0
+        ceiling = 16
+        reasons = []
         for rule in self.rules:
             if role in rule.roles:
                 floor = max(floor, 16 if rule.keep else rule.floor or 0)
@@ -152,30 +164,27 @@ class Recipe(_Strict):
 def candidates(
     layer: Layer, recipe: Recipe, ignore_guards: bool = False
 ) -> tuple[QuantConfig, ...]:
-    """The configurations that a layer may get, `keep` last; divisibility, guards and the recipe's
-    rules hold.
+    """The configurations that a layer may get, `keep` last.
 
-    A layer that the source holds quantized already gets what is smaller, or stays as it is: more
-    bits bring nothing."""
+    Each divides the layer's rows and obeys the recipe's rules, and the guards unless they are
+    ignored. A layer that is quantized in the source gets a smaller configuration or stays as it is,
+    since more bits gain nothing.
+    """
     floor, ceiling, _ = recipe.limits(layer.role)
+
+    def allowed(config: QuantConfig) -> bool:
+        return config.bits <= ceiling and (ignore_guards or not layer.objection(config))
+
     configs = affine(CANDIDATE_BITS[recipe.candidates]) + tuple(mx_mode(m) for m in recipe.modes)
-    usable = [
-        c
-        for c in configs
-        if c.divides(layer.shape[-1])
-        and floor <= c.bits <= ceiling
-        and (ignore_guards or not layer.objection(c))
-    ]
-    if (
-        layer.stored
-        and layer.stored.bits <= ceiling
-        and (ignore_guards or not layer.objection(layer.stored))
-    ):
-        smaller = (
-            c for c in usable if c != layer.stored and layer.bytes(c) < layer.bytes(layer.stored)
-        )
-        return (*smaller, layer.stored)
-    return (*usable, KEEP) if ceiling >= KEEP.bits or not usable else tuple(usable)
+    usable = tuple(
+        c for c in configs if c.divides(layer.shape[-1]) and floor <= c.bits and allowed(c)
+    )
+    stored = layer.stored
+    if stored and allowed(stored):
+        stored_bytes = layer.bytes(stored)
+        smaller = (c for c in usable if c != stored and layer.bytes(c) < stored_bytes)
+        return (*smaller, stored)
+    return (*usable, KEEP) if ceiling >= KEEP.bits or not usable else usable
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -187,18 +196,19 @@ def read_recipe(path: Path) -> Recipe:
     data, node = read_yaml(path, "recipe")
     if not isinstance(data, dict):
         raise MintError(
-            f"{path} is not a recipe: it must be a table (see `mint-mlx recipes default`)"
+            f"{path} is not a recipe: write a table (`mint-mlx recipes default` shows one)"
         )
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         location = [step for step in first["loc"] if isinstance(step, (str, int))]
-        place = ".".join(map(str, location))
         problem = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            problem = "a recipe has no such key"
-        raise MintError(f"{path}, line {line_of(node, location)}: {place}: {problem}") from None
+            problem = "a recipe has no such key: remove it"
+        line = line_of(node, location)
+        key = ".".join(map(str, location))
+        raise MintError(f"{path}, line {line}: {key}: {problem}") from None
 
 
 @lru_cache(maxsize=1)
@@ -209,8 +219,12 @@ def bundled() -> dict[str, Path]:
 
 
 def find_recipe(name: str | None, config: dict[str, Any]) -> Recipe:
-    """The recipe asked for by name or file, else the one that serves the config's model_type, else
-    `default`.
+    """The recipe for a model.
+
+    Args:
+        name: of a bundled recipe, or a file; None for the one that serves the config's model_type,
+            or `default` where none does.
+        config: the model's config.json.
 
     Raises:
         MintError: there is no such recipe.

@@ -25,7 +25,8 @@ from mint_mlx.measure import row_sampling
 from mint_mlx.measure.distortion import measure
 from mint_mlx.measure.profile import Profile
 from mint_mlx.measure.profile_file import load_profile
-from mint_mlx.measure.row_sampling import AUTO, measure_sample, parse_sample
+from mint_mlx.measure.row_sampling import measure_sample
+from mint_mlx.measure.sample import AUTO, parse_sample
 from mint_mlx.measure.sensitivity import Sensitivity
 from mint_mlx.rules.objectives import Context, find_objective
 
