@@ -372,15 +372,23 @@ class _Bench:
         return found
 
     def _write(self, plan: Plan, sensitivity: Sensitivity | None, refine: bool, out: Path) -> None:
-        from ..converters.quantizers.distil import NO_ROOM, can_refine, refine_written
+        from ..converters.quantizers.distil import NO_ROOM, can_refine
 
-        source, inventory, distil = self.job.source, self.job.inventory, None
-        if refine and sensitivity is not None and can_refine(inventory, plan.choice):
-            distil = partial(refine_written, source, sensitivity.tokens, self.report)
-        elif refine:
+        source, inventory = self.job.source, self.job.inventory
+        if refine and not can_refine(inventory, plan.choice):
             self.report.note(NO_ROOM)
+            refine = False
         write.write(
-            source, inventory, plan, out, force=True, sensitivity=sensitivity, refine=distil
+            write.Conversion(
+                source,
+                inventory,
+                plan,
+                out,
+                force=True,
+                report=self.report,
+                sensitivity=sensitivity,
+                refine=refine,
+            )
         )
 
     def build(self, task: Task) -> Made:

@@ -29,7 +29,7 @@ from ..checkpoint.layers import Inventory
 from ..checkpoint.layout import weight_tensors
 from ..checkpoint.source import Source, open_model
 from ..checkpoint.tokenizer import encode, load_tokenizer
-from ..converters.output import write
+from ..converters.output.write import Conversion, write
 from ..converters.sources.layouts import read_layout
 from ..jobs.model import Job
 from ..measure.sensitivity import Sensitivity, TokenWeights
@@ -212,7 +212,7 @@ def _feedback(
     weights = {layer.path: ones for layer in inventory.layers}
     plain = Sensitivity(source.origin, tokens.astype(np.int32), "text", {}, weights)
     plan = replace(uniform(source, inventory, config, {}), quantizer="gptq")
-    write.write(source, inventory, plan, out, force=True, sensitivity=plain)
+    write(Conversion(source, inventory, plan, out, force=True, sensitivity=plain))
 
 
 def _recipe(source: Source, recipe: str, out: Path) -> None:

@@ -1,16 +1,19 @@
-"""Carries out a plan: quantizes layer by layer into a work folder, verifies it, and only then gives
-it its name.
-"""
+"""Carries out a plan: quantizes layer by layer into a work folder, verifies it, and renames it.
+
+    prepare the folder -> write layers -> finish files -> refine -> verify -> put in place
+
+Nothing that was only half written ever has the target's name, and every step that took long is
+resumable."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatch
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,29 +21,28 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...allocation.artifacts import ARTIFACTS
+from ...allocation.artifacts import PROFILE_FILE, SENSITIVITY_FILE
 from ...allocation.plan import Plan
 from ...allocation.plan_file import plan_text
 from ...base.distributed import ranks
 from ...base.errors import MintError
-from ...base.files import PARTIAL, PLAN_FILE, REFINED_FILE, read_tensors
-from ...base.hf_config import edit_text_config
+from ...base.files import PARTIAL, PLAN_FILE, read_tensors
 from ...base.quant_config import QuantConfig
 from ...base.report import Report, Silent
 from ...base.targets import check_space, put_in_place, work_folder
 from ...base.versions import versions
 from ...checkpoint import mlxlm
 from ...checkpoint.arrays import dense
-from ...checkpoint.hub import SMALL_FILES
 from ...checkpoint.layer_stream import stream
 from ...checkpoint.layers import Inventory, Layer
 from ...checkpoint.layout import Layout, TensorSpec
 from ...checkpoint.low_disk import Waves, at_once
-from ...checkpoint.roles import TOWER
 from ...checkpoint.row_reader import Straight, straight_layers
 from ...checkpoint.source import Source
-from ...checkpoint.towers import PROCESSOR_FILES, has_mtp, text_only, without_mtp
+from ...measure.profile import Profile
+from ...measure.profile_file import save_profile
 from ...measure.sensitivity import Sensitivity
+from ...measure.sensitivity_file import save_sensitivity
 from ..quantizers import rtn
 from ..quantizers.protocol import SCRATCH, Quantizer, Work
 from ..quantizers.registry import find_quantizer
@@ -48,53 +50,70 @@ from . import rowwise
 from .card import model_card
 from .replace_tensors import replace_tensors
 from .shard_writer import JOURNAL, LOCK, Writer, check_work, lock, write_index
+from .small_files import config_text, copy_small_files
 from .verify import rehearse, verify
 
-NOT_COPIED = (
-    "config.json",
-    "*.index.json",
-    "hf_quant_config.json",
-    "quantize_config.json",
-    REFINED_FILE,
-    *ARTIFACTS,
-)
+REFINED = f"{SCRATCH}refined.safetensors"  # what refining changed, until it is in the shards
+SMALL = 50_000_000  # bytes on disk for everything beside the shards
 
 
-def write(
-    source: Source,
-    inventory: Inventory,
-    plan: Plan,
-    target: Path,
-    force: bool = False,
-    smoke: bool = False,
-    report: Report | None = None,
-    sensitivity: Sensitivity | None = None,
-    kept: Mapping[str, Callable[[Path], None]] | None = None,
-    refine: Callable[[Path, Path], None] | None = None,
-    allow_nonfinite: bool = False,
-    waves: Waves = at_once,
-    called: str | None = None,
-) -> str | None:
-    """Carry out a plan: quantize layer by layer into a work folder, verify it, and only then call
-    it `target`.
+@dataclass(frozen=True)
+class Artifacts:
+    """What was measured for a plan; written beside the weights, so that it is measured once."""
 
-    Of several ranks each quantizes its share of the layers, and the first one does the rest.
+    profile: Profile | None = None
+    sensitivity: Sensitivity | None = None
 
-    Args:
+
+@dataclass(frozen=True)
+class Conversion:
+    """A plan to carry out.
+
+    Attributes:
         source: a checkpoint whose weights are here.
         inventory: its layers.
         plan: fits them (plan.check_plan).
         target: the folder to make.
         force: replace a checkpoint of ours there, and unfinished work of another kind.
-        smoke: let the result write a sentence before it gets its name.
+        sentence: let the result write a sentence before it gets its name.
         report: receives progress.
-        sensitivity: with its tokens, for quantizers that use a layer's inputs.
-        kept: writers of the other files that it keeps of its making (kept.py), by name.
-        refine: called with the work folder, and with a file of its own there for what it found,
-            once all is written; if that file exists, nothing is quantized anew.
+        sensitivity: with its tokens, for quantizers that need inputs and for refining.
+        artifacts: what the checkpoint stores of its making beside the plan.
+        refine: distil scales and biases on the sensitivity's tokens once all is written.
         allow_nonfinite: don't refuse NaN and infinite weights.
-        waves: hands modules over as their shards come (lowdisk.py).
-        called: its name in its model card; the folder's by default.
+        waves: hands modules over as their shards come (low_disk.py).
+        name: the checkpoint's name in its model card; the folder's by default.
+    """
+
+    source: Source
+    inventory: Inventory
+    plan: Plan
+    target: Path
+    force: bool = False
+    sentence: bool = False
+    report: Report = field(default_factory=Silent)
+    sensitivity: Sensitivity | None = None
+    artifacts: Artifacts = field(default_factory=Artifacts)
+    refine: bool = False
+    allow_nonfinite: bool = False
+    waves: Waves = at_once
+    name: str | None = None
+
+    @property
+    def work(self) -> Path:
+        """The folder beside the target in which the checkpoint is made."""
+        return work_folder(self.target)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Shards, headers and places of the checkpoint."""
+        return self.plan.layout(self.inventory)
+
+
+def write(conversion: Conversion) -> str | None:
+    """Carry out a plan: quantize into a work folder, verify it, and only then name it `target`.
+
+    Of several ranks each quantizes its share of the layers, and the first one does the rest.
 
     Returns:
         The sentence, or None.
@@ -103,118 +122,106 @@ def write(
         MintError: the disk is too small, weights aren't finite, other work is under way, or the
             result can't generate.
     """
-    report, group = report or Silent(), ranks()
-    layout = plan.layout(inventory)
-    work = work_folder(target)
+    work, group = conversion.work, ranks()
     if group.first:
         check_work(work)
-        check_space(target.absolute().parent, _room(inventory, plan, layout, sensitivity, work))
-    identity = {
-        "source": source.fingerprint,
-        "quantizer": plan.quantizer,
-        "versions": versions(),
-        "inputs": digest(sensitivity) if sensitivity is not None else None,
-        "choice": {path: str(config) for path, config in plan.choice.items()},
-    }
-    config_text = _config_text(source, inventory, plan)
-    with tempfile.TemporaryDirectory(prefix="mint-mlx-") as folder:
-        rehearse(Path(folder), config_text, plan, inventory, layout)
-    report.stage("convert")
-    with Writer(work, layout, dict(inventory.units(plan.choice)), identity, force, group) as writer:
-        # There once all layers were written and refined.
-        learned = work / f"{SCRATCH}refined.safetensors"
-        # The machine crashed: what was refined is no longer there.
+        check_space(conversion.target.absolute().parent, _space_needed(conversion))
+    config = config_text(conversion.source, conversion.inventory, conversion.plan)
+    _rehearse(conversion, config)
+
+    conversion.report.stage("convert")
+    with _open_writer(conversion) as writer:
+        # A crash of the machine may have lost bytes of the shards that were refined: start again.
         if group.first and not writer.intact:
-            learned.unlink(missing_ok=True)
-        if not learned.is_file():
-            quantize = find_quantizer(plan.quantizer).make(
-                Work(source, inventory, plan.choice, work, sensitivity, report.detail)
-            )
-            _write_layers(source, inventory, plan, writer, quantize, report, allow_nonfinite, waves)
-            del quantize  # it holds the source's model
+            (work / REFINED).unlink(missing_ok=True)
+        # This file exists once all layers were written and refined.
+        if not (work / REFINED).is_file():
+            _write_layers(conversion, writer)
             mx.clear_cache()
         writer.finish()
         if not group.first:
             group.wait()
             return None
-        report.stage("verify")
-        _copy_small_files(source.path, work, plan.parts)
-        write_index(work, layout, inventory.parameters)
-        for name, save in (kept or {}).items():
-            save(work / name)
-        (work / PLAN_FILE).write_text(plan_text(plan, inventory), encoding="utf-8")
-        card = model_card(plan, inventory, layout.total, source.path, called or target.name)
-        (work / "README.md").write_text(card, encoding="utf-8")
-        (work / "config.json").write_text(config_text, encoding="utf-8")
-        verify(work, plan, inventory, layout)
-        if refine is not None:
-            refine(work, learned)
-            if learned.is_file():
-                replace_tensors(work, read_tensors(learned))
-            verify(work, plan, inventory, layout)
-        sentence = _sentence(work, report) if smoke else None
-        for path in (
-            *work.glob(f"{SCRATCH}*"),
-            *work.glob(f".*{PARTIAL}*"),
-        ):  # the latter of a run that was killed
-            path.unlink()
-        put_in_place(work, target, force)
-        for path in (
-            *target.glob(f"*{JOURNAL}"),
-            target / LOCK,
-        ):  # kept until now: without them it is a stranger's
-            path.unlink()
+
+        conversion.report.stage("verify")
+        _finish_files(conversion, config)
+        verify(work, conversion.plan, conversion.inventory, conversion.layout)
+        if conversion.refine:
+            _refine(conversion)
+            verify(work, conversion.plan, conversion.inventory, conversion.layout)
+        sentence = _sentence(work, conversion.report) if conversion.sentence else None
+
+        _put_in_place(conversion)
         group.wait()
     return sentence
 
 
-def _room(
-    inventory: Inventory, plan: Plan, layout: Layout, sensitivity: Sensitivity | None, work: Path
-) -> int:
-    """Bytes that the disk must still have beside what unfinished work there has written."""
-    present = (
-        sum(f.stat().st_blocks * 512 for f in work.glob("model*.safetensors*"))
-        if work.is_dir()
-        else 0
-    )
-    beside = 50_000_000
-    if (
-        sensitivity is not None and find_quantizer(plan.quantizer).sequential
-    ):  # two hidden states, and a shard's copy when it is refined
-        wide = max(layer.shape[-1] for layer in inventory.layers if layer.role == "embedding")
-        beside += 2 * 4 * sensitivity.tokens.size * wide + max(layout.sizes)
-    return max(0, layout.total + beside - present)
+def _space_needed(conversion: Conversion) -> int:
+    """Bytes that the disk must have beside what unfinished work there has written."""
+    needed = conversion.layout.total + SMALL
+
+    # Two hidden states that a sequential quantizer stores, and a shard's copy when it is refined.
+    plan, sensitivity = conversion.plan, conversion.sensitivity
+    if sensitivity is not None and find_quantizer(plan.quantizer).sequential:
+        layers = conversion.inventory.layers
+        wide = max(layer.shape[-1] for layer in layers if layer.role == "embedding")
+        needed += 2 * 4 * sensitivity.tokens.size * wide + max(conversion.layout.sizes)
+
+    # (Empty where there is no such folder yet.)
+    shards = conversion.work.glob("model*.safetensors*")
+    return max(0, needed - sum(file.stat().st_blocks * 512 for file in shards))
 
 
-def _write_layers(
-    source: Source,
-    inventory: Inventory,
-    plan: Plan,
-    writer: Writer,
-    quantize: Quantizer,
-    report: Report,
-    allow_nonfinite: bool,
-    waves: Waves,
-) -> None:
+def _rehearse(conversion: Conversion, config: str) -> None:
+    """Let mlx-lm load the checkpoint before any weight is read."""
+    with tempfile.TemporaryDirectory(prefix="mint-mlx-") as folder:
+        rehearse(Path(folder), config, conversion.plan, conversion.inventory, conversion.layout)
+
+
+def _open_writer(conversion: Conversion) -> Writer:
+    """Open the work folder; an interrupted run of the same identity is resumed."""
+    inventory, plan, sensitivity = conversion.inventory, conversion.plan, conversion.sensitivity
+    identity = {
+        "source": conversion.source.fingerprint,
+        "quantizer": plan.quantizer,
+        "versions": versions(),
+        "inputs": digest(sensitivity) if sensitivity is not None else None,
+        "choice": {path: str(config) for path, config in plan.choice.items()},
+    }
+    units = dict(inventory.units(plan.choice))
+    return Writer(conversion.work, conversion.layout, units, identity, conversion.force, ranks())
+
+
+def _write_layers(conversion: Conversion, writer: Writer) -> None:
     """Quantize and write what of this rank's share isn't written yet."""
-    layers, units = {layer.path: layer for layer in inventory.layers}, writer.units
-    todo = [path for path in inventory.order if path not in writer.done]
-    mine = ranks().share({path: sum(spec.nbytes for spec in units[path]) for path in todo})
-    todo = [path for path in todo if path in mine]
+    source, inventory, plan = conversion.source, conversion.inventory, conversion.plan
+    report = conversion.report
+    quantize = find_quantizer(plan.quantizer).make(
+        Work(source, inventory, plan.choice, conversion.work, conversion.sensitivity, report.detail)
+    )
+    layers = {layer.path: layer for layer in inventory.layers}
+    todo = _share(conversion, writer)
     step = count()
-    for wave in waves(todo):
-        by_row = _by_row(source, plan, [layers[name] for name in wave if name in layers], units)
+    for wave in conversion.waves(todo):
+        # Layers that can be quantized row by row are never whole in memory.
+        wave_layers = [layers[name] for name in wave if name in layers]
+        by_row = _by_row(conversion, wave_layers, writer.units)
         for name, place in by_row.items():
             report.step(name, next(step), len(todo))
-            writer.put(
-                name,
-                rowwise.pieces(
-                    source, place, layers[name], plan.choice[name], quantize, allow_nonfinite
-                ),
+            pieces = rowwise.pieces(
+                source,
+                place,
+                layers[name],
+                plan.choice[name],
+                quantize,
+                conversion.allow_nonfinite,
             )
+            writer.put(name, pieces)
             mx.clear_cache()
+
+        # All others come whole, one after the other.
         others = [name for name in wave if name not in by_row]
-        for name, tensors in stream(source, inventory, others, allow_nonfinite):
+        for name, tensors in stream(source, inventory, others, conversion.allow_nonfinite):
             report.step(name, next(step), len(todo))
             config = plan.choice.get(name)
             if config is not None and config != layers[name].stored:
@@ -223,72 +230,23 @@ def _write_layers(
     report.step("", len(todo), len(todo))
 
 
-def _sentence(work: Path, report: Report) -> str | None:
-    """What the result writes, where its model runs here."""
-    report.stage("generate")
-    sentence = mlxlm.generate_sentence(work) or None
-    if sentence is None:
-        report.note("mlx-lm has parts of this model for Metal only: no sentence is generated here")
-    return sentence
+def _share(conversion: Conversion, writer: Writer) -> list[str]:
+    """The modules that this rank has to write, in the model's order."""
+    todo = [path for path in conversion.inventory.order if path not in writer.done]
+    sizes = {path: sum(spec.nbytes for spec in writer.units[path]) for path in todo}
+    share = ranks().share(sizes)
+    return [path for path in todo if path in share]
 
 
 def _by_row(
-    source: Source, plan: Plan, layers: Sequence[Layer], units: Mapping[str, tuple[TensorSpec, ...]]
+    conversion: Conversion, layers: Sequence[Layer], units: Mapping[str, tuple[TensorSpec, ...]]
 ) -> dict[str, Straight]:
-    """The layers that can be rounded row by row."""
-    if not find_quantizer(plan.quantizer).row_wise or not layers:
+    """The layers that can be quantized row by row, with where their rows lie."""
+    if not find_quantizer(conversion.plan.quantizer).row_wise or not layers:
         return {}
-    places = straight_layers(
-        source, [layer for layer in layers if rowwise.can_be(layer, units[layer.path])]
-    )
+    possible = [layer for layer in layers if rowwise.can_be(layer, units[layer.path])]
+    places = straight_layers(conversion.source, possible)
     return {layer.path: places[layer.path] for layer in layers if layer.path in places}
-
-
-@contextmanager
-def copied(folder: Path, target: Path, force: bool) -> Iterator[Path]:
-    """A copy of a checkpoint to work on, beside the target; it gets that name in the end, or is
-    removed on an error.
-
-    Raises:
-        MintError: another run works there, the disk is too small, or something else has the copy's
-            name.
-    """
-    work = work_folder(target)
-    check_work(work)
-    if (work / JOURNAL).is_file() and not force:
-        raise MintError(
-            f"{work} holds an unfinished conversion: finish it, or give --force to throw it away"
-        )
-    sizes = [f.stat().st_size for f in folder.iterdir() if f.is_file()]
-    check_space(target.absolute().parent, sum(sizes) + max(sizes))
-    work.mkdir(exist_ok=True)
-    with lock(work):
-        try:
-            for old in work.iterdir():
-                if old.name != LOCK:
-                    shutil.rmtree(old) if old.is_dir() else old.unlink()
-            for file in folder.iterdir():
-                if file.is_file():
-                    shutil.copyfile(file, work / file.name)
-            yield work
-            put_in_place(work, target, force)
-            (target / LOCK).unlink()
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-
-def digest(sensitivity: Sensitivity) -> str:
-    """What codes follow from beside weights and plan: the tokens, their weights and the metrics."""
-    made = sensitivity
-    found = hashlib.blake2b(np.ascontiguousarray(sensitivity.tokens).data, digest_size=8)
-    weights = [weights.weight for weights in made.weights.values()]
-    for array in (
-        *weights,
-        *made.metric.values(),
-        *([made.embedding] if made.embedding is not None else []),
-    ):
-        found.update(np.ascontiguousarray(array).data)
-    return found.hexdigest()
 
 
 def _requantized(
@@ -301,56 +259,108 @@ def _requantized(
     weight = dense(layer, tensors)
     packed = quantize(layer, weight, config) if config.quantized else {"weight": weight}
     rtn.check_scales(layer.path, weight, packed, config)
-    return {
-        name: a for name, a in tensors.items() if name not in ("weight", "scales", "biases")
-    } | packed
+    replaced = ("weight", "scales", "biases")
+    return {name: array for name, array in tensors.items() if name not in replaced} | packed
 
 
-def _copy_small_files(source: Path, work: Path, parts: str) -> None:
-    """Everything beside weights and config; of a text model nothing that a processor of images or
-    sounds reads.
+def _finish_files(conversion: Conversion, config: str) -> None:
+    """Write everything beside the shards; config.json comes last, and makes it a checkpoint."""
+    inventory, plan, work = conversion.inventory, conversion.plan, conversion.work
+    copy_small_files(conversion.source.path, work, plan.parts)
+    write_index(work, conversion.layout, inventory.parameters)
+
+    if conversion.artifacts.profile is not None:
+        save_profile(conversion.artifacts.profile, work / PROFILE_FILE)
+    if conversion.artifacts.sensitivity is not None:
+        save_sensitivity(conversion.artifacts.sensitivity, work / SENSITIVITY_FILE)
+    (work / PLAN_FILE).write_text(plan_text(plan, inventory), encoding="utf-8")
+
+    name, total = conversion.name or conversion.target.name, conversion.layout.total
+    card = model_card(plan, inventory, total, conversion.source.path, name)
+    (work / "README.md").write_text(card, encoding="utf-8")
+    (work / "config.json").write_text(config, encoding="utf-8")
+
+
+def _refine(conversion: Conversion) -> None:
+    """Distil scales and biases on the source's own text, and write them into the shards.
+
+    They are stored in a file first, so that an interruption between two shards loses nothing.
     """
-    left_out = NOT_COPIED + (PROCESSOR_FILES if parts == "text" else ())
-    for pattern in SMALL_FILES:
-        for file in source.glob(pattern):
-            if file.is_file() and not any(fnmatch(file.name, p) for p in left_out):
+    from ..quantizers.distil import refine_written
+
+    assert conversion.sensitivity is not None
+    tokens, file = conversion.sensitivity.tokens, conversion.work / REFINED
+    refine_written(conversion.source, tokens, conversion.report, conversion.work, file)
+    if file.is_file():
+        replace_tensors(conversion.work, read_tensors(file))
+
+
+def _sentence(work: Path, report: Report) -> str | None:
+    """A sentence that the result writes, where its model runs on this machine."""
+    report.stage("generate")
+    sentence = mlxlm.generate_sentence(work) or None
+    if sentence is None:
+        report.note("mlx-lm has parts of this model for Metal only: no sentence is generated here")
+    return sentence
+
+
+def _put_in_place(conversion: Conversion) -> None:
+    """Rename the finished work folder to the target, without the files that only a run needs."""
+    work, target = conversion.work, conversion.target
+    unfinished = work.glob(f".*{PARTIAL}*")  # of a run that was killed
+    for path in (*work.glob(f"{SCRATCH}*"), *unfinished):
+        path.unlink()
+    put_in_place(work, target, conversion.force)
+
+    # Without its journal and lock a work folder would be a stranger's: they go last.
+    for path in (*target.glob(f"*{JOURNAL}"), target / LOCK):
+        path.unlink()
+
+
+def digest(sensitivity: Sensitivity) -> str:
+    """Hash of what codes follow from beside weights and plan: tokens, their weights and metrics."""
+    arrays: list[Any] = [weights.weight for weights in sensitivity.weights.values()]
+    arrays += sensitivity.metric.values()
+    if sensitivity.embedding is not None:
+        arrays.append(sensitivity.embedding)
+
+    value = hashlib.blake2b(np.ascontiguousarray(sensitivity.tokens).data, digest_size=8)
+    for array in arrays:
+        value.update(np.ascontiguousarray(array).data)
+    return value.hexdigest()
+
+
+@contextmanager
+def copied(folder: Path, target: Path, force: bool) -> Iterator[Path]:
+    """A copy of a checkpoint to work on, beside the target.
+
+    It is renamed to the target in the end, or removed on an error.
+
+    Raises:
+        MintError: another run works there, the disk is too small, or something else has the copy's
+            name.
+    """
+    work = work_folder(target)
+    check_work(work)
+    if (work / JOURNAL).is_file() and not force:
+        raise MintError(
+            f"{work} holds an unfinished conversion: finish it, or give --force to throw it away"
+        )
+    files = [file for file in folder.iterdir() if file.is_file()]
+    sizes = [file.stat().st_size for file in files]
+    check_space(target.absolute().parent, sum(sizes) + max(sizes))
+
+    work.mkdir(exist_ok=True)
+    with lock(work):
+        try:
+            for old in work.iterdir():
+                if old.name != LOCK:
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+            for file in files:
                 shutil.copyfile(file, work / file.name)
-    settings = work / "tokenizer_config.json"
-    if parts == "text" and settings.is_file():
-        table = json.loads(settings.read_text(encoding="utf-8"))
-        if table.pop("processor_class", None) is not None:
-            settings.write_text(
-                json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            yield work
 
-
-def _config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
-    """The source's config.json with our quantization, without towers and blocks that the written
-    model lacks.
-    """
-    config: dict[str, Any] = dict(source.config)
-    config.pop("quantization_config", None)
-    config.pop("quantization", None)
-    config = edit_text_config(
-        config, lambda text: {k: v for k, v in text.items() if k != "quantization_config"}
-    )
-    if plan.parts == "text" and not any(
-        map(TOWER.search, inventory.order)
-    ):  # (some classes run a tower themselves)
-        config = text_only(config, mlxlm.required_keys(config))
-    if not has_mtp((f"{path}." for path in inventory.order), config):
-        config = without_mtp(config)
-    if "BF16" in {layer.dtype for layer in inventory.layers}:
-        config = edit_text_config(_restate(config), _restate)
-    block = plan.quantization()
-    if block:
-        config["quantization"] = config["quantization_config"] = block
-    return json.dumps(dict(sorted(config.items())), indent=4) + "\n"
-
-
-def _restate(config: dict[str, Any]) -> dict[str, Any]:
-    """A config that said float32, now that its weights are bfloat16."""
-    return {
-        k: "bfloat16" if k in ("dtype", "torch_dtype") and v == "float32" else v
-        for k, v in config.items()
-    }
+            put_in_place(work, target, force)
+            (target / LOCK).unlink()
+        finally:
+            shutil.rmtree(work, ignore_errors=True)

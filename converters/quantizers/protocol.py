@@ -1,4 +1,4 @@
-"""What a quantizer may look at and where it may keep things, and what a quantizer is."""
+"""What a quantizer is, and what it is given."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ...checkpoint.layers import Inventory, Layer
 from ...checkpoint.source import Source
 from ...measure.sensitivity import Sensitivity
 
-SCRATCH = "scratch-"  # how the names of files begin that a quantizer keeps in the work folder
+SCRATCH = "scratch-"  # prefix of a quantizer's own files in the work folder
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a quantizer may look at besides the layer in hand.
+    """What a quantizer is given besides the layer in hand.
 
     Attributes:
         source, inventory: the checkpoint and its layers.
         choice: the configuration of every layer.
-        folder: where it may keep what makes its work resumable; files named SCRATCH are deleted in
-            the end.
+        folder: the work folder, for files that make the work resumable; those whose names begin
+            with SCRATCH are deleted in the end.
         sensitivity: with the tokens that inputs are measured on; None where none are needed.
-        say: takes word of how far a layer is that takes long.
+        say: shows how far a layer is that takes long.
     """
 
     source: Source
@@ -37,4 +37,6 @@ class Work:
     say: Callable[[str], None] = lambda _: None
 
 
+# (layer, its weight, its configuration) -> `weight` (uint32, packed), `scales`, and `biases` where
+# the mode has them. Layers come in the model's order.
 Quantizer = Callable[[Layer, mx.array, QuantConfig], dict[str, mx.array]]

@@ -97,7 +97,7 @@ def _kept(model: Path, count: int) -> Path:
 def _feedback(model: Path, count: int) -> dict[str, float]:
     from ...allocation.allocate import uniform
     from ...base.quant_config import QuantConfig
-    from ...converters.output import write
+    from ...converters.output.write import Conversion, write
     from ...jobs.model import prepare
     from ...measure.sensitivity_file import load_sensitivity
     from ...rules.efforts import EFFORTS
@@ -115,13 +115,15 @@ def _feedback(model: Path, count: int) -> dict[str, float]:
     after = next(layer.path for layer in job.inventory.layers if layer.role == "head")
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:
         clock = Clock()
-        write.write(
-            job.source,
-            job.inventory,
-            plan,
-            Path(folder) / "out",
-            report=clock,
-            sensitivity=sensitivity,
+        write(
+            Conversion(
+                job.source,
+                job.inventory,
+                plan,
+                Path(folder) / "out",
+                report=clock,
+                sensitivity=sensitivity,
+            )
         )
     return {"seconds": clock.seconds, "layer": clock.between(last[0], after)}
 

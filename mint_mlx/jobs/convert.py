@@ -8,12 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..allocation.allocate import allocate, measured_errors, safe_candidates
-from ..allocation.artifacts import PROFILE_FILE, SENSITIVITY_FILE
 from ..allocation.plan import Plan
 from ..allocation.uniform import active_ratio
 from ..base.report import Report, Silent
@@ -23,9 +22,7 @@ from ..checkpoint.layers import Inventory
 from ..checkpoint.low_disk import Waves, at_once, shard_by_shard
 from ..checkpoint.source import load_source
 from ..measure.profile import Profile
-from ..measure.profile_file import save_profile
 from ..measure.sensitivity import Sensitivity
-from ..measure.sensitivity_file import save_sensitivity
 from ..rules import efforts
 from ..rules.efforts import EFFORTS, effort_name
 from ..rules.objectives import needs_sensitivity
@@ -119,8 +116,8 @@ def convert(
 
 def carry_out(order: Order, smoke: bool = True, report: Report | None = None) -> Result:
     """Do what a request asks for that was found possible (see `convert`)."""
-    from ..converters.output.write import write
-    from ..converters.quantizers.distil import NO_ROOM, can_refine, refine_written
+    from ..converters.output.write import Artifacts, Conversion, write
+    from ..converters.quantizers.distil import NO_ROOM, can_refine
     from ..converters.quantizers.registry import needs_inputs
 
     report = report or Silent()
@@ -137,18 +134,20 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
         report.stage("download")
         job = replace(job, source=load_source(request.model))
         order = replace(order, job=job)
-    kept: dict[str, Callable[[Path], None]] = {}
+    artifacts = Artifacts()
 
     def curves() -> Profile:
+        nonlocal artifacts
         made = get_profile(job, report, request.sample, request.allow_nonfinite, waves)
-        kept[PROFILE_FILE] = partial(save_profile, made)
+        artifacts = replace(artifacts, profile=made)
         return made
 
     @lru_cache(maxsize=1)  # measured once, also where it is in vain
     def sensitivity() -> Sensitivity | None:
+        nonlocal artifacts
         found = order.sensitivity or get_sensitivity(job, report, order.tokens)
         if found is not None:
-            kept[SENSITIVITY_FILE] = partial(save_sensitivity, found)
+            artifacts = replace(artifacts, sensitivity=found)
         return found
 
     plan = choose_plan(order, curves, sensitivity)
@@ -169,29 +168,26 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     total = plan.layout(job.inventory).total
     say = smoke and fits_here(total) and order.speaks
     inputs = sensitivity() if looks else None
-    refine = None
-    if inputs is not None and efforts.refines(plan.effort, plan.quantizer):
-        if can_refine(job.inventory, plan.choice):
-            refine = partial(refine_written, job.source, inputs.tokens, report)
-        else:
-            report.note(NO_ROOM)
-    write_plan = partial(
-        write,
-        job.source,
-        job.inventory,
-        plan,
-        target,
-        request.force,
-        say,
-        report,
-        called=request.called,
-    )
-    sentence = write_plan(
-        sensitivity=inputs,
-        kept=kept,
-        refine=refine,
-        allow_nonfinite=request.allow_nonfinite,
-        waves=waves,
+    refine = inputs is not None and efforts.refines(plan.effort, plan.quantizer)
+    if refine and not can_refine(job.inventory, plan.choice):
+        report.note(NO_ROOM)
+        refine = False
+    sentence = write(
+        Conversion(
+            job.source,
+            job.inventory,
+            plan,
+            target,
+            force=request.force,
+            sentence=say,
+            report=report,
+            sensitivity=inputs,
+            artifacts=artifacts,
+            refine=refine,
+            allow_nonfinite=request.allow_nonfinite,
+            waves=waves,
+            name=request.called,
+        )
     )
     active = job.inventory.active_bytes(plan.choice)
     ratio = active_ratio(job.inventory, plan.choice)

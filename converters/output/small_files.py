@@ -1,0 +1,83 @@
+"""The files beside the shards that follow from the source: config.json, the tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from ...allocation.artifacts import ARTIFACTS
+from ...allocation.plan import Plan
+from ...base.files import REFINED_FILE
+from ...base.hf_config import edit_text_config
+from ...checkpoint import mlxlm
+from ...checkpoint.hub import SMALL_FILES
+from ...checkpoint.layers import Inventory
+from ...checkpoint.roles import TOWER
+from ...checkpoint.source import Source
+from ...checkpoint.towers import PROCESSOR_FILES, has_mtp, text_only, without_mtp
+
+NOT_COPIED = (
+    "config.json",
+    "*.index.json",
+    "hf_quant_config.json",
+    "quantize_config.json",
+    REFINED_FILE,
+    *ARTIFACTS,
+)
+
+
+def copy_small_files(source: Path, work: Path, parts: str) -> None:
+    """Copy everything beside weights and config.
+
+    With `parts` text nothing is copied that a processor of images or sounds reads.
+    """
+    left_out = NOT_COPIED + (PROCESSOR_FILES if parts == "text" else ())
+    for pattern in SMALL_FILES:
+        for file in source.glob(pattern):
+            if file.is_file() and not any(fnmatch(file.name, p) for p in left_out):
+                shutil.copyfile(file, work / file.name)
+
+    # The tokenizer's settings name the processor as well.
+    settings = work / "tokenizer_config.json"
+    if parts == "text" and settings.is_file():
+        table = json.loads(settings.read_text(encoding="utf-8"))
+        if table.pop("processor_class", None) is not None:
+            text = json.dumps(table, indent=2, ensure_ascii=False) + "\n"
+            settings.write_text(text, encoding="utf-8")
+
+
+def config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
+    """The source's config.json with our quantization, of the parts that the written model has."""
+    config = {
+        key: value
+        for key, value in source.config.items()
+        if key not in ("quantization", "quantization_config")
+    }
+    config = edit_text_config(
+        config, lambda text: {k: v for k, v in text.items() if k != "quantization_config"}
+    )
+
+    # Without the towers and blocks that are left out. (Some classes run a tower themselves.)
+    runs_tower = any(map(TOWER.search, inventory.order))
+    if plan.parts == "text" and not runs_tower:
+        config = text_only(config, mlxlm.required_keys(config))
+    if not has_mtp((f"{path}." for path in inventory.order), config):
+        config = without_mtp(config)
+
+    if "BF16" in {layer.dtype for layer in inventory.layers}:
+        config = edit_text_config(_with_bfloat16(config), _with_bfloat16)
+    block = plan.quantization()
+    if block:
+        config |= {"quantization": block, "quantization_config": block}
+    return json.dumps(dict(sorted(config.items())), indent=4) + "\n"
+
+
+def _with_bfloat16(config: dict[str, Any]) -> dict[str, Any]:
+    """A config that states float32, for weights that are bfloat16 now."""
+    return {
+        key: "bfloat16" if key in ("dtype", "torch_dtype") and value == "float32" else value
+        for key, value in config.items()
+    }
