@@ -13,7 +13,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/pytest -n auto
 
-docs: $(VENV)/.installed
+docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_tables.py
 	$(BIN)/python docs/make_reference.py
 	$(BIN)/python docs/make_examples.py

@@ -48,9 +48,7 @@ class Example:
 
 EXAMPLES = {
     "sizes": Example("mint-mlx convert demo-moe", quick=True),
-    "fit": Example(
-        "mint-mlx convert demo-moe --fit 32GiB --context 32768 --dry-run --effort fast", quick=True
-    ),
+    "fit": Example("mint-mlx convert demo-moe --fit 32GiB --context 32768 --dry-run --effort fast"),
     "too small": Example("mint-mlx convert demo-moe --budget 1bpw", quick=True),
     "convert": Example("mint-mlx convert demo-moe --budget 4.5bpw"),
     "generate": Example(
@@ -66,7 +64,7 @@ EXAMPLES = {
     "sweep": Example("mint-mlx sweep demo-moe-mint-4.5bpw"),
     "allocate": Example("mint-mlx allocate demo-moe-mint-4.5bpw --budget 4bpw -o plan.yaml"),
     "plan": Example("cat plan.yaml"),
-    "edit": Example('sed -i.old \'s/lm_head, as: "6bit-g64"/lm_head, as: "8bit-g64"/\' plan.yaml'),
+    "edit": Example("""sed -i.old 's/lm_head, as: "[^"]*"/lm_head, as: "8bit-g64"/' plan.yaml"""),
     "edited dry run": Example("mint-mlx convert demo-moe --plan plan.yaml --dry-run"),
     "edited": Example(
         "mint-mlx convert demo-moe --plan plan.yaml --sensitivity demo-moe-mint-4.5bpw "

@@ -1,14 +1,16 @@
-"""Writes the tables of results.md, models.md and the README: `python docs/make_tables.py`.
+"""Writes the tables of results, of model families and of rooms into the pages that show them.
 
-The tables of results come from the committed files in eval/results, that of the families from the
-tiny checkpoints in tests/fixtures. With `--check` nothing is written; the exit code is 1 where a
-page differs.
+`python docs/make_tables.py`. The tables of results come from the committed files in eval/results,
+that of the families from the tiny checkpoints in tests/fixtures, that of the rooms from the
+folders. With `--check` nothing is written; the exit code is 1 where a page differs.
 """
 
 from __future__ import annotations
 
+import ast
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 from pages import DOCS, README, ROOT, fill, write_or_check
@@ -30,11 +32,13 @@ README_COLUMNS = (
     "sees text",
     *("fast", "balanced", "best"),
 )
-PAGES = {
-    README: ("six rows",),
-    DOCS / "results.md": ("all rows",),
-    DOCS / "models.md": ("families",),
-}
+PAGES = (
+    README,
+    ROOT / "CONTRIBUTING.md",
+    DOCS / "results.md",
+    DOCS / "models.md",
+    DOCS / "architecture.md",
+)
 
 
 def results_table() -> str:
@@ -61,7 +65,32 @@ def families_table() -> str:
     return str(made["table"]())
 
 
-TABLES = {"six rows": readme_table, "all rows": results_table, "families": families_table}
+def rooms_table(with_modules: bool = True) -> str:
+    """The rooms in their order, with what their package says of itself and their modules."""
+    rooms = runpy.run_path(str(ROOT / "tests" / "test_architecture.py"))["ROOMS"]
+    names = ["room", "what it is", *(["modules"] if with_modules else [])]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for room in rooms:
+        name = room.replace(".", "/")
+        folder = (
+            ROOT / name if name.startswith(("converters", "eval")) else ROOT / "mint_mlx" / name
+        )
+        package = ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
+        about = " ".join((ast.get_docstring(package) or "").split("\n\n")[0].split())
+        modules = sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
+        cells = [f"`{folder.relative_to(ROOT)}/`", about]
+        cells += [", ".join(modules)] if with_modules else []
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "six rows": readme_table,
+    "all rows": results_table,
+    "families": families_table,
+    "rooms": rooms_table,
+    "rooms in short": partial(rooms_table, with_modules=False),
+}
 
 
 def page(path: Path) -> str:

@@ -55,7 +55,8 @@ EFFORTS = {
 }
 DEFAULT = "balanced"
 # Measured KL over what the objective predicts, by quantizer, fitted on demo-moe from 3 to 5 bits
-# per weight. On other models the true KL lay between SPREAD times the product (docs/research-log.md).
+# per weight. On other models the true KL lay between SPREAD times the product
+# (docs/research-log.md).
 LEFT = {
     "fisher": {"rtn": 1.0, "gptq": 0.65, "learn": 0.35},
     "fisher-gptq": {"gptq": 1.2, "learn": 0.6},
