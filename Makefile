@@ -1,5 +1,5 @@
 # Two commands: `make demo` and `make test`. Both make .venv first; nothing else is needed.
-.PHONY: demo test bench bench-full clean
+.PHONY: demo test docs bench bench-full clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,6 +12,11 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n auto
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/make_tables.py
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_examples.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python eval/bench/bench.py

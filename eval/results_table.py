@@ -1,4 +1,6 @@
-"""Prints the README's table of results from the files here: `python eval/results_table.py`.
+"""Prints the table of docs/results.md from the files here: `python eval/results_table.py`.
+
+`make docs` writes it there, and six of its rows into the README.
 
 A row is a size that `best` was built at; it takes what the model's other tables hold at that size
 as well."""

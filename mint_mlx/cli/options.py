@@ -116,7 +116,10 @@ TextOpt = Annotated[
     typer.Option("--text", metavar="FILE", help="UTF-8 text; WikiText-2 test otherwise."),
 ]
 ProtocolOpt = Annotated[
-    str, typer.Option(metavar="NAME", help="windows, or llama.cpp (see the README).")
+    str,
+    typer.Option(
+        metavar="NAME", help="windows, or llama.cpp (see docs/guides/evaluate-and-compare.md)."
+    ),
 ]
 LengthOpt = Annotated[
     int | None,

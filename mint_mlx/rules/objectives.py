@@ -94,10 +94,10 @@ def prior(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
 
     All blocks add to one residual stream, so a relative error costs about the same in a small layer
     as in a large one: the Fisher information of trained models varies with a layer's role, hardly
-    with its size (docs/quality.md). The head, which nothing follows, counts 30 times; queries and
-    keys, whose errors the softmax dampens, less than half; what an MLP writes back counts half as
-    much again, and six times in the first block, where a few weights make the activations that all
-    later blocks rely on (Yu et al., The Super Weight in Large Language Models, 2024). A router
+    with its size (docs/research-log.md). The head, which nothing follows, counts 30 times; queries
+    and keys, whose errors the softmax dampens, less than half; what an MLP writes back counts half
+    as much again, and six times in the first block, where a few weights make the activations that
+    all later blocks rely on (Yu et al., The Super Weight in Large Language Models, 2024). A router
     counts three times, and so does an embedding that isn't the head, which all routers read: errors
     in them swap experts, which no gradient shows."""
     return _weight(layer) * errors.mean(axis=1)
@@ -136,7 +136,7 @@ def fisher_gptq(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarra
     return fisher(layer, errors, context) * context.remaining.get(layer.path, 1.0)
 
 
-# The expectations were fitted on demo-moe from 3 to 5 bits per weight (docs/quality.md).
+# The expectations were fitted on demo-moe from 3 to 5 bits per weight (docs/research-log.md).
 OBJECTIVES = {
     objective.name: objective
     for objective in (
