@@ -53,7 +53,8 @@ EFFORTS = {
     ),
 }
 DEFAULT = "balanced"
-# On models other than demo-moe the true KL was SPREAD times the expected one (docs/research-log.md).
+# On models other than demo-moe the true KL was SPREAD times the expected one
+# (docs/research-log.md).
 SPREAD = (0.2, 5.5)
 MIN_TOKENS = 1024  # fewest tokens that a sensitivity can be measured on
 TOKENS = 16_384  # that the model writes for its sensitivity
