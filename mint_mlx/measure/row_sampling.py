@@ -4,21 +4,22 @@ Each expert's rows are cut into as many strata of equal length as rows are drawn
 each; where that is too few the strata are halved and the empty halves drawn from. A row holds whole
 groups, so their errors are exact.
 
-Errors are dear to measure and vary from row to row mostly because the range of the weights in a
+Errors are costly to measure and vary from row to row mostly because the range of the weights in a
 group does, which is cheap. So two samples are taken (double sampling; Cochran, Sampling Techniques,
 3rd ed., sections 6.3 and 12.8): the sum of squared ranges over the sum of squares on many rows, the
 squared error over the sum of squared ranges on fewer. The product estimates the NMSE, and its
-relative variance is the sum of both (each with the finite-population correction; that strata make
-it somewhat less is not counted on). Where the squared error over the sum of squares on the fewer
-rows is the surer one, that is the estimate. The sum of squares of the whole layer is held to half
-the error of an NMSE."""
+relative variance is the sum of both, each with the finite-population correction (the strata make
+it somewhat smaller, which is ignored). Where the squared error over the sum of squares on the fewer
+rows has a smaller standard error, that is the estimate. The sum of squares of the whole layer has
+half the standard error of an NMSE.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from ..base.quant_config import QuantConfig
@@ -29,17 +30,18 @@ SEED = 0
 TOLERANCE = 0.02  # largest relative standard error of an NMSE
 WHOLE = 1 << 20  # a layer of at most so many weights is measured whole
 FIRST = 1 << 14  # weights of an expert that are drawn at first
-FIRST_OF_LAYER = 1 << 18  # and of a layer, however few experts it has
-FEWEST = 8  # rows: fewer tell little of their own spread
-OF_ENERGY = 0.5  # the standard error of a layer's sum of squares, as a part of TOLERANCE
-OF_RANGES = 0.7  # the part of TOLERANCE that the first of the two ratios may take
+FIRST_OF_LAYER = 1 << 18  # weights of a layer that are drawn at first, however few experts it has
+FEWEST = 8  # rows: the spread of fewer says little
+OF_ENERGY = 0.5  # the standard error of a layer's sum of squares, as a fraction of TOLERANCE
+OF_RANGES = 0.7  # the fraction of TOLERANCE that the first of the two ratios may take
 
-Read = Callable[[np.ndarray, np.ndarray], Any]
+# Called with experts (n,) and rows (n, k); returns their weights (n, k, columns).
+Read = Callable[[np.ndarray, np.ndarray], mx.array]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a sample says of a layer.
+    """The errors of a layer, measured on a sample of its rows.
 
     Attributes:
         nmse: float64 (configs, experts).
@@ -66,39 +68,54 @@ def measure_sample(
     """Measure a layer's configurations on rows that are drawn as they are needed.
 
     Args:
-        read: called with experts (n,) and rows (n, k); returns an mx.array (n, k, columns).
+        read: reads rows of the layer.
         shape: experts, rows and columns of the layer.
         configs: what to measure.
-        sample: as of `parse_sample`; `auto` draws until every standard error is under TOLERANCE.
+        sample: from `parse_sample`; `auto` draws until every standard error is under TOLERANCE.
         rng: draws.
     """
     experts, rows, _ = shape
     first = _first(shape, sample)
     if first == rows:
-        everything = np.broadcast_to(np.arange(rows), (experts, rows))
-        errors, energy = row_errors(read(np.arange(experts), everything), configs)
-        broken = _put_aside(errors, energy)
-        total = energy.sum(axis=-1)
-        # An expert of zeros is restored exactly: its error is zero, not undefined.
-        return Measured(
-            errors.sum(axis=-1) / np.where(total > 0, total, 1), total, 1.0, 0.0, broken
-        )
+        return _measure_all(read, experts, rows, configs)
     drawn = _Drawn(read, rows, configs, _strata(rows, first, experts, rng))
+
+    # The ranges and sums of squares are cheap: draw rows until these are certain enough.
     while sample == AUTO:
-        few = drawn.of_energy() > OF_ENERGY * TOLERANCE
-        unsure = few | (drawn.of_ranges().max(axis=0) > OF_RANGES * TOLERANCE)
-        wide = np.nonzero(unsure & (drawn.count < rows))[0]
-        if not len(wide):
+        energy_uncertain = drawn.energy_error() > OF_ENERGY * TOLERANCE
+        ranges_uncertain = drawn.ranges_error().max(axis=0) > OF_RANGES * TOLERANCE
+        uncertain = (energy_uncertain | ranges_uncertain) & (drawn.count < rows)
+        if not uncertain.any():
             break
-        drawn.double(wide, rng)
+        drawn.double(np.nonzero(uncertain)[0], rng)
+
+    # The errors are costly: measure them on as few of these rows as will do.
     drawn.measure(np.arange(experts), range(len(configs)), first)
     while sample == AUTO:
-        far = drawn.spread() > TOLERANCE
-        if not far.any():
+        uncertain = drawn.nmse_error() > TOLERANCE
+        if not uncertain.any():
             break
-        drawn.go_on(far, rng)
-    share, error = float(drawn.count.mean() / rows), float(drawn.spread().max(initial=0.0))
-    return Measured(drawn.nmse(), drawn.total_energy(), share, error, drawn.broken)
+        drawn.measure_more(uncertain, rng)
+
+    return Measured(
+        nmse=drawn.nmse(),
+        energy=drawn.total_energy(),
+        share=float(drawn.count.mean() / rows),
+        error=float(drawn.nmse_error().max(initial=0.0)),
+        broken=drawn.broken,
+    )
+
+
+def _measure_all(read: Read, experts: int, rows: int, configs: Sequence[QuantConfig]) -> Measured:
+    """Measure a layer's configurations on all rows."""
+    all_rows = np.broadcast_to(np.arange(rows), (experts, rows))
+    errors, energy = row_errors(read(np.arange(experts), all_rows), configs)
+    broken = _zero_broken(errors, energy)
+    total = energy.sum(axis=-1)
+
+    # An expert of zeros is restored exactly: its error is zero, not undefined.
+    nmse = errors.sum(axis=-1) / np.where(total > 0, total, 1)
+    return Measured(nmse, total, 1.0, 0.0, broken)
 
 
 class _Drawn:
@@ -117,111 +134,121 @@ class _Drawn:
     def __init__(
         self, read: Read, rows: int, configs: Sequence[QuantConfig], first: np.ndarray
     ) -> None:
-        experts, self.broken = len(first), 0
-        self.read, self.rows, self.configs = read, rows, configs
+        """Draw the first rows (experts, k) of every expert; `rows` is the number of all."""
+        experts = len(first)
+        self.read = read
+        self.rows = rows
+        self.configs = configs
         self.sizes = sorted({c.group_size for c in configs})
         self.group = np.array([self.sizes.index(c.group_size) for c in configs])
-        self.order, self.count = np.zeros((experts, 0), dtype=int), np.zeros(experts, dtype=int)
-        self.ranges, self.energy = np.zeros((len(self.sizes), experts, 0)), np.zeros((experts, 0))
-        self.errors, self.measured = (
-            np.zeros((len(configs), experts, 0)),
-            np.zeros((len(configs), experts), dtype=int),
-        )
+
+        self.broken = 0
+        self.order = np.zeros((experts, 0), dtype=int)
+        self.count = np.zeros(experts, dtype=int)
+        self.ranges = np.zeros((len(self.sizes), experts, 0))
+        self.energy = np.zeros((experts, 0))
+        self.errors = np.zeros((len(configs), experts, 0))
+        self.measured = np.zeros((len(configs), experts), dtype=int)
         self._add(np.arange(experts), first)
 
-    def _add(self, experts: np.ndarray, fresh: np.ndarray) -> None:
-        """Draw rows (n, k) of experts (n,) that all have as many."""
+    def _add(self, experts: np.ndarray, rows: np.ndarray) -> None:
+        """Draw rows (n, k) of experts (n,), all of which have as many drawn already."""
         start = int(self.count[experts[0]])
-        missing = start + fresh.shape[1] - self.order.shape[1]
+        end = start + rows.shape[1]
+        missing = end - self.order.shape[1]
         if missing > 0:
             pad = [(0, 0), (0, 0), (0, missing)]
-            self.order, self.energy = np.pad(self.order, pad[1:]), np.pad(self.energy, pad[1:])
-            self.ranges, self.errors = np.pad(self.ranges, pad), np.pad(self.errors, pad)
-        place = slice(start, start + fresh.shape[1])
-        self.order[experts, place] = fresh
-        ranges, energy = row_ranges(self.read(experts, fresh), self.sizes)
-        self.broken += _put_aside(ranges, energy)
-        self.ranges[:, experts, place], self.energy[experts, place] = ranges, energy
-        self.count[experts] += fresh.shape[1]
+            self.order = np.pad(self.order, pad[1:])
+            self.energy = np.pad(self.energy, pad[1:])
+            self.ranges = np.pad(self.ranges, pad)
+            self.errors = np.pad(self.errors, pad)
+
+        ranges, energy = row_ranges(self.read(experts, rows), self.sizes)
+        self.broken += _zero_broken(ranges, energy)
+        self.order[experts, start:end] = rows
+        self.ranges[:, experts, start:end] = ranges
+        self.energy[experts, start:end] = energy
+        self.count[experts] = end
 
     def double(self, experts: np.ndarray, rng: np.random.Generator) -> None:
-        """Draw as many rows again, or all that are left where half of them would be drawn then."""
+        """Draw as many rows again, or all that remain where more than half would be drawn then."""
         counts = self.count[experts]
         for count in np.unique(counts):
-            some = experts[counts == count]
-            before = np.sort(self.order[some, :count], axis=1)
+            group = experts[counts == count]
+            before = np.sort(self.order[group, :count], axis=1)
             if 4 * count > self.rows:
-                left = np.ones((len(some), self.rows), dtype=bool)
-                np.put_along_axis(left, before, False, axis=1)
-                fresh = rng.permuted(np.nonzero(left)[1].reshape(len(some), -1), axis=1)
+                undrawn = np.ones((len(group), self.rows), dtype=bool)
+                np.put_along_axis(undrawn, before, False, axis=1)
+                remaining = np.nonzero(undrawn)[1].reshape(len(group), -1)
+                rows = rng.permuted(remaining, axis=1)
             else:
-                fresh = _other_halves(before, self.rows, rng)
-            self._add(some, fresh)
+                rows = _other_halves(before, self.rows, rng)
+            self._add(group, rows)
 
-    def measure(self, experts: np.ndarray, configs: Sequence[int], upto: int) -> None:
-        """Measure some configurations on the first rows of some experts, all of which have them
-        measured as far.
-        """
+    def measure(self, experts: np.ndarray, configs: Sequence[int], end: int) -> None:
+        """Measure configurations on the first `end` rows of experts, all measured equally far."""
         start = int(self.measured[configs[0], experts[0]])
-        which, place = self.order[experts, start:upto], slice(start, upto)
-        found, energy = row_errors(self.read(experts, which), [self.configs[c] for c in configs])
-        _put_aside(found, energy)
+        weights = self.read(experts, self.order[experts, start:end])
+        errors, energy = row_errors(weights, [self.configs[c] for c in configs])
+        _zero_broken(errors, energy)
         for index, config in enumerate(configs):
-            self.errors[config, experts, place] = found[index]
-            self.measured[config, experts] = upto
+            self.errors[config, experts, start:end] = errors[index]
+            self.measured[config, experts] = end
 
-    def go_on(self, far: np.ndarray, rng: np.random.Generator) -> None:
-        """Measure what is too uncertain, bool (configs, experts), on twice the rows; draw more
-        where there are none.
+    def measure_more(self, uncertain: np.ndarray, rng: np.random.Generator) -> None:
+        """Measure on twice the rows, drawing more where all drawn rows are measured.
+
+        Args:
+            uncertain: bool (configs, experts), what to measure further.
+            rng: draws.
         """
-        spent = far & (self.measured == self.count)
-        if spent.any():
-            self.double(np.nonzero(spent.any(axis=0))[0], rng)
-        for config in np.nonzero(far.any(axis=1))[0].tolist():
+        exhausted = uncertain & (self.measured == self.count)
+        if exhausted.any():
+            self.double(np.nonzero(exhausted.any(axis=0))[0], rng)
+        for config in np.nonzero(uncertain.any(axis=1))[0].tolist():
             before = self.measured[config].copy()
-            for done in np.unique(before[far[config]]):
-                experts = np.nonzero(far[config] & (before == done))[0]
-                upto = np.minimum(2 * done, self.count[experts])
-                for end in np.unique(upto):
-                    self.measure(experts[upto == end], [config], int(end))
+            for done in np.unique(before[uncertain[config]]):
+                experts = np.nonzero(uncertain[config] & (before == done))[0]
+                ends = np.minimum(2 * done, self.count[experts])
+                for end in np.unique(ends):
+                    self.measure(experts[ends == end], [config], int(end))
 
-    def of_energy(self) -> float:
+    def energy_error(self) -> float:
         """Relative standard error of the whole layer's sum of squares."""
-        among = np.arange(self.order.shape[1]) < self.count[:, None]
+        is_drawn = np.arange(self.order.shape[1]) < self.count[:, None]
         mean = self.energy.sum(axis=-1) / self.count
-        apart = ((self.energy - mean[:, None]) ** 2 * among).sum(axis=-1) / np.maximum(
-            self.count - 1, 1
-        )
-        variance = self.rows**2 * (1 - self.count / self.rows) * apart / self.count
+        squares = ((self.energy - mean[:, None]) ** 2 * is_drawn).sum(axis=-1)
+        row_variance = squares / np.maximum(self.count - 1, 1)
+        variance = self.rows**2 * (1 - self.count / self.rows) * row_variance / self.count
         total = float(self.total_energy().sum())
         return float(np.sqrt(variance.sum())) / total if total > 0 else 0.0
 
-    def of_ranges(self) -> np.ndarray:
+    def ranges_error(self) -> np.ndarray:
         """Relative standard error of squared ranges over squares, (group sizes, experts)."""
         return _ratio(self.ranges, self.energy, self.count, self.rows)[1]
 
-    def _parts(self) -> tuple[np.ndarray, np.ndarray]:
+    def _estimates(self) -> tuple[np.ndarray, np.ndarray]:
         """The NMSE and its relative standard error, both (configs, experts)."""
-        among = np.arange(self.order.shape[1]) < self.measured[..., None]
-        ranges, range_error = _ratio(self.ranges, self.energy, self.count, self.rows)
-        error, error_error = _ratio(
-            self.errors, self.ranges[self.group] * among, self.measured, self.rows
-        )
-        double, double_error = (
-            error * ranges[self.group],
-            np.hypot(range_error[self.group], error_error),
-        )
-        single, single_error = _ratio(self.errors, self.energy * among, self.measured, self.rows)
+        is_measured = np.arange(self.order.shape[1]) < self.measured[..., None]
+        ranges, ranges_error = _ratio(self.ranges, self.energy, self.count, self.rows)
+        measured_ranges = self.ranges[self.group] * is_measured
+        errors, errors_error = _ratio(self.errors, measured_ranges, self.measured, self.rows)
+        double = errors * ranges[self.group]
+        double_error = np.hypot(ranges_error[self.group], errors_error)
+
+        # The plain ratio on the fewer rows is the better one where ranges explain little.
+        measured_energy = self.energy * is_measured
+        single, single_error = _ratio(self.errors, measured_energy, self.measured, self.rows)
         better = double_error < single_error
         return np.where(better, double, single), np.where(better, double_error, single_error)
 
     def nmse(self) -> np.ndarray:
         """Estimates (configs, experts)."""
-        return self._parts()[0]
+        return self._estimates()[0]
 
-    def spread(self) -> np.ndarray:
-        """Their relative standard errors (configs, experts)."""
-        return self._parts()[1]
+    def nmse_error(self) -> np.ndarray:
+        """Relative standard errors of the estimates (configs, experts)."""
+        return self._estimates()[1]
 
     def total_energy(self) -> np.ndarray:
         """Sum of squares of each expert, float64 (experts,)."""
@@ -244,17 +271,16 @@ def _first(shape: tuple[int, int, int], sample: str) -> int:
     return rows if 2 * count > rows else count
 
 
-def _put_aside(sums: np.ndarray, energy: np.ndarray) -> int:
-    """Set what was summed over rows with NaN or infinite weights to zero, and say how many there
-    are.
-    """
-    bad = ~np.isfinite(energy)
-    sums[:, bad], energy[bad] = 0, 0
-    return int(bad.sum())
+def _zero_broken(sums: np.ndarray, energy: np.ndarray) -> int:
+    """Zero, in place, the sums of rows with NaN or infinite weights; returns how many there are."""
+    broken = ~np.isfinite(energy)
+    sums[:, broken] = 0
+    energy[broken] = 0
+    return int(broken.sum())
 
 
 def _edges(rows: int, count: int) -> np.ndarray:
-    """Where `count` strata of as equal a length as can be begin and end."""
+    """Where `count` strata of nearly equal length begin and end, int (count + 1,)."""
     return np.arange(count + 1) * rows // count
 
 
@@ -265,8 +291,12 @@ def _strata(rows: int, count: int, experts: int, rng: np.random.Generator) -> np
 
 
 def _other_halves(before: np.ndarray, rows: int, rng: np.random.Generator) -> np.ndarray:
-    """One row at random from the half of each stratum that has none yet; `before` is ascending,
-    (experts, count).
+    """One row at random from the half of each stratum that has none yet, (experts, count).
+
+    Args:
+        before: the rows drawn already, ascending, (experts, count).
+        rows: the number of all.
+        rng: draws.
     """
     edges = _edges(rows, 2 * before.shape[1])
     low, middle, high = edges[:-1:2], edges[1::2], edges[2::2]
@@ -281,13 +311,13 @@ def _ratio(
     """Ratio of two sums over the last axis, and its relative standard error (Cochran, eq. 6.13).
 
     Args:
-        over, under: of the rows measured; rows that aren't are zeros, which add nothing.
-        n: how many are.
-        rows: of all.
+        over, under: of the measured rows; all others must be zeros, which add nothing.
+        n: number of measured rows.
+        rows: number of all rows.
     """
     total = under.sum(axis=-1)
     total = np.where(total > 0, total, 1)
     ratio = over.sum(axis=-1) / total
-    apart = ((over - ratio[..., None] * under) ** 2).sum(axis=-1)
-    deviation = np.sqrt((1 - n / rows) * n / np.maximum(n - 1, 1) * apart) / total
+    residual = ((over - ratio[..., None] * under) ** 2).sum(axis=-1)
+    deviation = np.sqrt((1 - n / rows) * n / np.maximum(n - 1, 1) * residual) / total
     return ratio, deviation / np.where(ratio > 0, ratio, 1)
