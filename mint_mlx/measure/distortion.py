@@ -1,32 +1,31 @@
-"""The error that a configuration makes in weights: that of `mx.quantize` and `mx.dequantize`
-themselves.
+"""The error that a configuration makes in weights: that of `mx.quantize` and `mx.dequantize`.
 
     NMSE = ||W - Q(W)||^2 / ||W||^2
 
-A group never spans two rows, so errors are summed row by row, and a sample of rows tells of the
-whole (sample.py)."""
+A group never spans two rows, so errors are summed row by row, and a sample of rows estimates the
+error of all (row_sampling.py).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from ..base.quant_config import QuantConfig
 from ..base.streams import working
 
-CHUNK = (
-    1 << 19
-)  # weights measured at once: small enough for the CPU's cache, large enough for the GPU
+# Weights measured at once: small enough for the CPU's cache, large enough for the GPU.
+CHUNK = 1 << 19
 
 
-def measure(weight: Any, configs: Sequence[QuantConfig]) -> tuple[np.ndarray, np.ndarray]:
+def measure(weight: mx.array, configs: Sequence[QuantConfig]) -> tuple[np.ndarray, np.ndarray]:
     """NMSE of each configuration for each expert of one layer, and each expert's sum of squares.
 
     Args:
-        weight: mx.array (..., rows, columns) in the type it will be quantized in; leading axes are
-            experts or heads.
+        weight: (..., rows, columns) in the type it will be quantized in; leading axes are experts
+            or heads.
         configs: quantized configurations whose groups divide the last axis.
 
     Returns:
@@ -37,100 +36,95 @@ def measure(weight: Any, configs: Sequence[QuantConfig]) -> tuple[np.ndarray, np
     return errors / np.where(energy > 0, energy, 1), energy
 
 
-def as_experts(weight: Any) -> Any:
+def as_experts(weight: mx.array) -> mx.array:
     """A weight (..., rows, columns) as (experts, rows, columns)."""
     return weight.reshape(-1, *weight.shape[-2:])
 
 
-def row_errors(weight: Any, configs: Sequence[QuantConfig]) -> tuple[np.ndarray, np.ndarray]:
+def row_errors(weight: mx.array, configs: Sequence[QuantConfig]) -> tuple[np.ndarray, np.ndarray]:
     """Squared error of each row under each configuration, and each row's sum of squares.
 
     Args:
-        weight: mx.array (experts, rows, columns).
+        weight: (experts, rows, columns).
         configs: as for `measure`.
 
     Returns:
         float64 (configs, experts, rows) and (experts, rows).
     """
-    import mlx.core as mx
 
-    errors, energy = np.zeros((len(configs), *weight.shape[:2])), np.zeros(weight.shape[:2])
-
-    def sums(part: Any) -> list[Any]:
-
-        exact = part.astype(mx.float32)
-        found = [_squares(exact)]
+    def sums(rows: mx.array) -> list[mx.array]:
+        exact = rows.astype(mx.float32)
+        results = [_squares(exact)]
         for c in configs:
-            packed = mx.quantize(part, c.group_size, c.bits, mode=c.mode)
+            packed = mx.quantize(rows, c.group_size, c.bits, mode=c.mode)
             restored = mx.dequantize(*packed, group_size=c.group_size, bits=c.bits, mode=c.mode)
-            found.append(_squares(exact - restored.astype(mx.float32)))
-        return found
+            results.append(_squares(exact - restored.astype(mx.float32)))
+        return results
 
-    for place, found in _side_by_side(weight, sums):
-        energy[place] = found[0]
-        for index, result in enumerate(found[1:]):
-            errors[index][place] = result
-    return errors, energy
+    totals = _row_sums(weight, sums, 1 + len(configs))
+    return totals[1:], totals[0]
 
 
-def row_ranges(weight: Any, group_sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def row_ranges(weight: mx.array, group_sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """How wide the groups of each row are, and how large its weights.
 
     Args:
-        weight: mx.array (experts, rows, columns).
+        weight: (experts, rows, columns).
         group_sizes: ascending, each a multiple of the first, all dividing the columns.
 
     Returns:
         float64 (group sizes, experts, rows), sums over a row's groups of (max - min)^2; and
         (experts, rows), sums of squares.
     """
-    ranges, energy = np.zeros((len(group_sizes), *weight.shape[:2])), np.zeros(weight.shape[:2])
 
-    def sums(part: Any) -> list[Any]:
-        import mlx.core as mx
-
-        exact = part.astype(mx.float32)
+    def sums(rows: mx.array) -> list[mx.array]:
+        exact = rows.astype(mx.float32)
         groups = exact.reshape(*exact.shape[:-1], -1, group_sizes[0])
         high, low = mx.max(groups, axis=-1), mx.min(groups, axis=-1)
-        found = [_squares(exact)]
+        results = [_squares(exact)]
+
+        # The range of a larger group follows from those of the smallest groups in it.
         for size in group_sizes:
             shape = (*exact.shape[:-1], -1, size // group_sizes[0])
-            found.append(
-                _squares(mx.max(high.reshape(shape), axis=-1) - mx.min(low.reshape(shape), axis=-1))
-            )
-        return found
+            widest = mx.max(high.reshape(shape), axis=-1) - mx.min(low.reshape(shape), axis=-1)
+            results.append(_squares(widest))
+        return results
 
-    for place, found in _side_by_side(weight, sums):
-        energy[place] = found[0]
-        for index, result in enumerate(found[1:]):
-            ranges[index][place] = result
-    return ranges, energy
+    totals = _row_sums(weight, sums, 1 + len(group_sizes))
+    return totals[1:], totals[0]
 
 
-def _side_by_side(
-    weight: Any, sums: Callable[[Any], list[Any]]
-) -> Iterator[tuple[tuple[slice, slice], list[np.ndarray]]]:
-    """Work through a weight (experts, rows, columns) in chunks, as many at once as there are
-    streams.
+def _row_sums(
+    weight: mx.array, sums: Callable[[mx.array], list[mx.array]], count: int
+) -> np.ndarray:
+    """Sums over the rows of a weight, taken in chunks, as many at once as there are streams.
+
+    Args:
+        weight: (experts, rows, columns).
+        sums: from a chunk of the weight to `count` sums, float32 (experts, rows) each.
+        count: how many.
+
+    Returns:
+        float64 (count, experts, rows).
     """
-    import mlx.core as mx
-
+    totals = np.zeros((count, *weight.shape[:2]))
+    streams = working()
     chunks = list(_chunks(*weight.shape))
-    for start in range(0, len(chunks), len(working())):
-        some = chunks[start : start + len(working())]
+    for start in range(0, len(chunks), len(streams)):
+        batch = chunks[start : start + len(streams)]
         results = []
-        for stream, place in zip(working(), some, strict=False):
+        for stream, chunk in zip(streams, batch, strict=False):
             with mx.stream(stream):
-                results.append(sums(weight[place]))
+                results.append(sums(weight[chunk]))
         mx.eval(results)
-        for place, found in zip(some, results, strict=True):
-            yield place, [np.asarray(result) for result in found]
+        for (experts, rows), result in zip(batch, results, strict=True):
+            for index, array in enumerate(result):
+                totals[index, experts, rows] = np.asarray(array)
+    return totals
 
 
-def _squares(x: Any) -> Any:
+def _squares(x: mx.array) -> mx.array:
     """Sum of squares of each row of a float32 array."""
-    import mlx.core as mx
-
     return mx.sum(mx.square(x), axis=-1)
 
 
