@@ -12,10 +12,11 @@ from ..base.distributed import ranks
 from ..base.hf_config import text_config
 from ..base.quant_config import QuantConfig
 from ..base.report import Report, Silent
+from ..base.versions import versions
 from ..checkpoint.low_disk import Waves, at_once
 from ..checkpoint.tokenizer import encode, load_tokenizer, tokenizer_is_code
 from ..measure import cache, resume
-from ..measure.profile import Profile, profile
+from ..measure.profile import Profile, measure_curves
 from ..measure.profile_file import save_profile
 from ..measure.sample import parse_sample
 from ..measure.sensitivity import Sensitivity
@@ -135,16 +136,11 @@ def get_profile(
     report.stage("profile")
     # What is kept would hide from the next run what was allowed in this one.
     place = None if allow_nonfinite else cache.profile_path(job.source, wanted, sample)
-    made = profile(
-        job.source,
-        job.inventory,
-        wanted,
-        job.recipe,
-        report.step,
-        sample,
-        allow_nonfinite,
-        waves,
-        place,
+    curves = measure_curves(
+        job.source, job.inventory, wanted, sample, allow_nonfinite, waves, place, report.step
+    )
+    made = Profile(
+        job.source.origin, job.inventory, curves, job.recipe, sample=sample, versions=versions()
     )
     if place is not None and ranks().first:
         with cache.report_write_errors("profile", report):

@@ -1,6 +1,4 @@
-"""What is kept between runs: profiles and sensitivities by their source's fingerprint, and what was
-scored.
-"""
+"""The cache between runs: profiles and sensitivities by their source's fingerprint, and scores."""
 
 from __future__ import annotations
 
@@ -25,71 +23,67 @@ from .sensitivity_file import load_sensitivity
 
 
 def cache_dir() -> Path:
-    """The user's cache folder: MINT_MLX_CACHE, else $XDG_CACHE_HOME/mint-mlx, else
-    ~/.cache/mint-mlx.
-    """
-    if own := os.environ.get("MINT_MLX_CACHE"):
-        return Path(own).expanduser()
+    """The user's cache folder: MINT_MLX_CACHE, $XDG_CACHE_HOME/mint-mlx or ~/.cache/mint-mlx."""
+    if folder := os.environ.get("MINT_MLX_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mint-mlx"
 
 
 def file_name(name: str) -> str:
-    """A model's or method's name as a part of a file name."""
+    """The name of a model or a method, made fit for a file name."""
     return name.replace("/", "--")[-80:]
 
 
 def profile_path(
     source: Source, candidates: dict[str, tuple[QuantConfig, ...]], sample: str
 ) -> Path:
-    """Where a source's profile with these candidates, measured on such a sample, lies."""
+    """The cache's file for a source's profile with these candidates, measured on this sample."""
     text = "\n".join(
         f"{path} {' '.join(map(str, configs))}" for path, configs in candidates.items()
     )
     key = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     name = f"{file_name(source.name)}-{source.fingerprint}-{key}"
-    return cache_dir() / "profiles" / f"{name}{'' if sample == EXACT else f'-{sample}'}.json"
+    suffix = "" if sample == EXACT else f"-{sample}"
+    return cache_dir() / "profiles" / f"{name}{suffix}.json"
 
 
 def cached_profile(
     source: Source, candidates: dict[str, tuple[QuantConfig, ...]], sample: str
 ) -> Profile | None:
-    """A profile from an earlier run, if there is one that still fits: an exact one, or one on such
-    a sample.
-
-    A damaged one counts as none.
-    """
+    """A source's profile from an earlier run, exact or on this sample; None where there is none."""
     for kind in dict.fromkeys((EXACT, sample)):
         path = profile_path(source, candidates, kind)
         try:
-            found = load_profile(path) if path.is_file() else None
-        except (
-            MintError,
-            OSError,
-        ):  # written by another version, or cut short by a full disk: measured anew
+            profile = load_profile(path) if path.is_file() else None
+        # Another version wrote it, or a full disk cut it short: it is measured anew.
+        except (MintError, OSError):
             continue
-        if found is not None and found.origin.fingerprint == source.fingerprint:
-            return found
+        if profile is not None and profile.origin.fingerprint == source.fingerprint:
+            return profile
     return None
 
 
 @contextmanager
 def report_write_errors(what: str, report: Report) -> Iterator[None]:
-    """Keep something; where that can't be done it is made again next time, and the job goes on."""
+    """Report a failure to write to the cache, and go on: the next run makes the thing again.
+
+    Args:
+        what: is written.
+        report: is told.
+    """
     try:
         yield
     except OSError as error:
         report.note(
-            f"the {what} could not be kept in {cache_dir()} ({error.strerror}): set MINT_MLX_CACHE"
+            f"the {what} could not be written to the cache {cache_dir()} ({error.strerror}): set "
+            "MINT_MLX_CACHE to another folder"
         )
 
 
 def sensitivity_path(source: Source, tokens: int) -> Path:
-    """Where a source's sensitivity lies, with the tokens that it was measured on."""
-    return (
-        cache_dir()
-        / "sensitivities"
-        / f"{file_name(source.name)}-{source.fingerprint}-{tokens}.npz"
-    )
+    """The cache's file for a source's sensitivity, measured on so many tokens."""
+    name = f"{file_name(source.name)}-{source.fingerprint}-{tokens}"
+    return cache_dir() / "sensitivities" / f"{name}.npz"
 
 
 def cached_sensitivity(source: Source, tokens: int) -> Sensitivity | None:
@@ -100,19 +94,20 @@ def cached_sensitivity(source: Source, tokens: int) -> Sensitivity | None:
         return None
 
 
-KINDS = {  # folders of the cache, and what lies there
+# The folders of the cache, and what lies there.
+KINDS = {
     "profiles": "errors of every layer (`profile`)",
-    "sensitivities": "a model's own tokens and what it minds (`sensitivity`)",
+    "sensitivities": "text that a model wrote, and which errors it is sensitive to (`sensitivity`)",
     "references": "a source's predictions (`eval --source`)",
     "replies": "a source's replies to prompts (`eval --chat`)",
     "compare": "checkpoints that `compare` built, and their scores",
-    "walks": "what an interrupted `sensitivity` goes on from, in the temporary folder",
+    "walks": "what an interrupted `sensitivity` resumes from, in the temporary folder",
 }
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that is kept."""
+    """One file or folder of the cache."""
 
     kind: str
     path: Path
@@ -121,24 +116,27 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """All that is kept, by kind and name."""
-    found = []
+    """All entries of the cache, by kind and name."""
+    listed = []
     for kind in KINDS:
-        folder = cache_dir() / kind
-        for path in (
-            abandoned() if kind == "walks" else sorted(folder.iterdir()) if folder.is_dir() else []
-        ):
-            files = (
-                [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-            )
+        for path in _paths(kind):
+            files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
             stats = [file.stat() for file in files]
             newest = max((s.st_mtime for s in stats), default=path.stat().st_mtime)
-            found.append(Entry(kind, path, sum(s.st_size for s in stats), newest))
-    return found
+            listed.append(Entry(kind, path, sum(s.st_size for s in stats), newest))
+    return listed
+
+
+def _paths(kind: str) -> list[Path]:
+    """The files and folders of one kind."""
+    if kind == "walks":
+        return abandoned()
+    folder = cache_dir() / kind
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def clear(kinds: Sequence[str] = ()) -> int:
-    """Drop all that is kept, or that of some kinds; returns the bytes that it took.
+    """Delete all entries, or those of some kinds; returns how many bytes they took.
 
     Raises:
         UsageError: there is no such kind.
@@ -146,7 +144,7 @@ def clear(kinds: Sequence[str] = ()) -> int:
     for kind in kinds:
         if kind not in KINDS:
             raise UsageError(f"the cache has no {kind!r}: there are {', '.join(KINDS)}")
-    dropped = [entry for entry in entries() if not kinds or entry.kind in kinds]
-    for entry in dropped:
+    deleted = [entry for entry in entries() if not kinds or entry.kind in kinds]
+    for entry in deleted:
         shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink()
-    return sum(entry.bytes for entry in dropped)
+    return sum(entry.bytes for entry in deleted)

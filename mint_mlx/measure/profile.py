@@ -1,32 +1,35 @@
-"""Rate-distortion of every layer: the error that each candidate configuration makes, measured on
-the weights alone.
+"""Profiles: the error that each candidate configuration makes in every layer's weights.
 
-The error is that of MLX's own quantizer (distortion.py), of all rows or of a sample (sample.py):
+The error is that of MLX's own quantizer (distortion.py), on all rows or a sample (row_sampling.py):
 
     NMSE = ||W - Q(W)||^2 / ||W||^2        SQNR = -10 log10(NMSE) dB        NRMSE = sqrt(NMSE)
 
-kept for every expert (or head) of a layer, so that the mean and the worst are both there. A profile
-is made once and serves every budget.
+It is stored for every expert (or head) of a layer, so that the mean and the worst are both known. A
+profile is made once and serves every budget.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from ..base.distributed import ranks
 from ..base.errors import NOT_FINITE, MintError
 from ..base.quant_config import QuantConfig, parse_config
 from ..base.report import Progress
+from ..checkpoint.arrays import dense
+from ..checkpoint.layer_stream import stream
 from ..checkpoint.layers import Inventory, Layer
 from ..checkpoint.low_disk import Waves, at_once
 from ..checkpoint.origin import Origin
+from ..checkpoint.row_reader import select_rows, straight_layers
 from ..checkpoint.source import Source
 from ..rules.recipes import Recipe
 from .distortion import as_experts
@@ -34,7 +37,7 @@ from .resume import append_curve, read_curves
 from .row_sampling import SEED, Read, measure_sample
 from .sample import EXACT
 
-ERROR_FLOOR = 1e-12
+ERROR_FLOOR = 1e-12  # an NMSE of zero has no SQNR
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class RateDistortion:
         nmse: float64 (candidates, experts); one column for a layer without experts.
         energy: float64 (experts,), the sum of squares of the weights.
         share: of the weights that were measured.
-        error: the largest relative standard error of an NMSE; 0 where all were.
+        error: the largest relative standard error of an NMSE; 0 where all weights were measured.
     """
 
     path: str
@@ -79,8 +82,18 @@ def sqnr_db(nmse: float) -> float:
 
 @dataclass(frozen=True)
 class Profile:
-    """All layers' curves, with the inventory that they belong to (so that a profile can be planned
-    on alone).
+    """All layers' curves, with the inventory that they belong to: a plan needs nothing else.
+
+    Attributes:
+        origin: the weights that were measured.
+        inventory: the model's layers.
+        curves: by layer path.
+        recipe: from which the candidates come.
+        quantizer: whose errors these are.
+        weighting: of the errors of single weights.
+        sample: how much of each layer was measured (sample.parse_sample).
+        seed: of the draws.
+        versions: of the packages that it was made with.
     """
 
     origin: Origin
@@ -95,7 +108,7 @@ class Profile:
 
     @property
     def sampled(self) -> str:
-        """What it was measured on, in words; empty where that is every weight."""
+        """How much was measured, as the end of a sentence; empty where that is every weight."""
         if all(curve.share == 1 for curve in self.curves.values()):
             return ""
         share = sum(layer.size * self.curves[layer.path].share for layer in self.inventory.layers)
@@ -104,83 +117,70 @@ class Profile:
         return f", measured on {share:.2%} of the weights (standard errors up to {worst:.2%})"
 
 
-def profile(
+def measure_curves(
     source: Source,
     inventory: Inventory,
-    candidates: dict[str, tuple[QuantConfig, ...]],
-    recipe: Recipe,
-    progress: Progress = lambda *_: None,
+    candidates: Mapping[str, Sequence[QuantConfig]],
     sample: str = EXACT,
     allow_nonfinite: bool = False,
     waves: Waves = at_once,
-    place: Path | None = None,
-) -> Profile:
-    """Measure every layer's candidates, one layer in memory at a time; of several ranks each does
-    its share.
+    target: Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> dict[str, RateDistortion]:
+    """Measure every layer's candidates, one layer in memory at a time.
+
+    Each of several ranks measures its share.
 
     Args:
-        source: a checkpoint whose weights are here.
+        source: a checkpoint whose weights are on this machine, or come in waves.
         inventory: its layers.
         candidates: configurations to measure, by layer path (`keep` needs no measuring).
-        recipe: the recipe that the candidates come from; the profile carries it along.
-        progress: called with (layer, done, total) before each layer.
         sample: how much of each layer is measured (sample.parse_sample).
-        allow_nonfinite: leave rows with NaN or infinite weights out in place of refusing them.
-        waves: hands layers over as their shards come (lowdisk.py).
-        place: beside which each finished layer is noted, so that an interrupted run goes on after
-            it.
+        allow_nonfinite: leave out rows with NaN or infinite weights instead of refusing them.
+        waves: hands layers over as their shards come (low_disk.py).
+        target: the profile's file; each finished layer is noted beside it (resume.py), and an
+            interrupted run resumes from these notes.
+        progress: called with (layer, done, total) before each layer.
 
     Raises:
         MintError: weights aren't finite.
     """
-    import mlx.core as mx
-
-    from ..base.versions import versions
-
     wanted = {p: tuple(c for c in configs if c.quantized) for p, configs in candidates.items()}
     layers = {layer.path: layer for layer in inventory.layers}
     curves = {
         p: RateDistortion(p, (), np.zeros((0, 1)), np.ones(1)) for p in layers if not wanted.get(p)
     }
+
+    # What an interrupted run has measured isn't measured again.
     todo = [layers[p] for p in inventory.order if wanted.get(p)]
-    earlier = read_curves(place) if place is not None else {}
-    curves |= {
-        layer.path: _curve_from_json(layer.path, earlier[layer.path])
-        for layer in todo
-        if layer.path in earlier
+    noted = read_curves(target) if target is not None else {}
+    for layer in todo:
+        if layer.path in noted:
+            curves[layer.path] = curve_from_json(layer.path, noted[layer.path])
+
+    # The share depends on the layers alone, so that all ranks agree on it whatever they have noted.
+    share = ranks().share({layer.path: layer.size for layer in todo})
+    unmeasured = {
+        layer.path: layer for layer in todo if layer.path in share and layer.path not in curves
     }
-    mine = ranks().share({layer.path: layer.size for layer in todo})
-    by_path = {
-        layer.path: layer for layer in todo if layer.path in mine and layer.path not in curves
-    }
-    reads = (
-        pair
-        for paths in waves(list(by_path))
-        for pair in _readers(
-            source, inventory, [by_path[path] for path in paths], sample, allow_nonfinite
-        )
-    )
-    skipped = len(mine) - len(by_path)
-    for done, (layer, read) in enumerate(reads, start=skipped):
-        progress(layer.path, done, len(mine))
-        curves[layer.path] = _measure(layer, read, wanted[layer.path], sample, allow_nonfinite)
-        if place is not None:
-            append_curve(place, layer.path, _curve_to_json(curves[layer.path]))
-        del read  # it may hold the whole layer
-        mx.clear_cache()
-    progress("", len(mine), len(mine))
+    done = len(share) - len(unmeasured)
+    for paths in waves(list(unmeasured)):
+        wave = [unmeasured[path] for path in paths]
+        for layer, read in _readers(source, inventory, wave, sample, allow_nonfinite):
+            progress(layer.path, done, len(share))
+            curve = _measure(layer, read, wanted[layer.path], sample, allow_nonfinite)
+            curves[layer.path] = curve
+            if target is not None:
+                append_curve(target, layer.path, curve_to_json(curve))
+            done += 1
+            del read  # it may hold the whole layer
+            mx.clear_cache()
+    progress("", len(share), len(share))
+
     if ranks().size > 1:
-        own = {path: _curve_to_json(curves[path]) for path in mine}
-        for found in ranks().gather(own):
-            curves |= {path: _curve_from_json(path, data) for path, data in found.items()}
-    return Profile(
-        source.origin,
-        inventory,
-        {p: curves[p] for p in layers},
-        recipe,
-        sample=sample,
-        versions=versions(),
-    )
+        for measured in ranks().gather({path: curve_to_json(curves[path]) for path in share}):
+            curves |= {path: curve_from_json(path, data) for path, data in measured.items()}
+    return {path: curves[path] for path in layers}
 
 
 def _readers(
@@ -190,18 +190,17 @@ def _readers(
     sample: str,
     allow_nonfinite: bool,
 ) -> Iterator[tuple[Layer, Read]]:
-    """Each layer with what reads rows of it: from the disk where that can be done, else from the
-    whole layer.
-    """
-    from ..checkpoint.arrays import dense
-    from ..checkpoint.layer_stream import stream
-    from ..checkpoint.row_reader import select_rows, straight_layers
+    """Each layer with a function that reads its rows.
 
+    Rows of a sample are read from the disk where the layer can be read by rows; all others from the
+    whole layer in memory.
+    """
     straight = straight_layers(source, layers) if sample != EXACT else {}
     for layer in layers:
-        place = straight.get(layer.path)
-        if place is not None:
-            yield layer, partial(place.read, source, layer)
+        rows = straight.get(layer.path)
+        if rows is not None:
+            yield layer, partial(rows.read, source, layer)
+
     by_path = {layer.path: layer for layer in layers}
     others = [layer.path for layer in layers if layer.path not in straight]
     for path, tensors in stream(source, inventory, others, allow_nonfinite):
@@ -214,27 +213,34 @@ def _readers(
 def _measure(
     layer: Layer, read: Read, configs: tuple[QuantConfig, ...], sample: str, allow_nonfinite: bool
 ) -> RateDistortion:
-    """One layer's curve. Its draws depend on the seed and its name alone."""
+    """One layer's curve. The rows that are drawn depend only on the seed and the layer's name."""
     rng = np.random.default_rng([SEED, zlib.crc32(layer.path.encode())])
     others = [c for c in configs if c != layer.stored]
-    found = measure_sample(read, layer.as_experts, others, sample if others else EXACT, rng)
-    if found.broken and not allow_nonfinite:
+    measured = measure_sample(read, layer.as_experts, others, sample if others else EXACT, rng)
+    if measured.broken and not allow_nonfinite:
         raise MintError(f"{layer.path}.weight {NOT_FINITE}")
-    nmse = found.nmse
-    if layer.stored in configs:  # kept as it is, a layer loses nothing
+
+    # In the configuration that the source holds it in, a layer loses nothing.
+    nmse = measured.nmse
+    if layer.stored in configs:
         nmse = np.insert(nmse, configs.index(layer.stored), 0.0, axis=0)
-    energy = _as_in_file(found.energy[None])[0]
-    share, error = (float(f"{x:.4g}") for x in (found.share, found.error))
-    return RateDistortion(layer.path, configs, _as_in_file(nmse), energy, share, error)
+    return RateDistortion(
+        path=layer.path,
+        configs=configs,
+        nmse=_round_as_in_file(nmse),
+        energy=_round_as_in_file(measured.energy[None])[0],
+        share=float(f"{measured.share:.4g}"),
+        error=float(f"{measured.error:.4g}"),
+    )
 
 
-def _as_in_file(nmse: np.ndarray) -> np.ndarray:
+def _round_as_in_file(values: np.ndarray) -> np.ndarray:
     """Six digits, as in files, so that a fresh profile and a cached one give the same plan."""
-    return np.array([[float(f"{e:.6g}") for e in row] for row in nmse])
+    return np.array([[float(f"{value:.6g}") for value in row] for row in values])
 
 
 def assumed(
-    inventory: Inventory, candidates: dict[str, tuple[QuantConfig, ...]]
+    inventory: Inventory, candidates: Mapping[str, Sequence[QuantConfig]]
 ) -> dict[str, RateDistortion]:
     """Curves of Gaussian weights, for a first table before any weight is read.
 
@@ -244,17 +250,18 @@ def assumed(
     curves = {}
     for layer in inventory.layers:
         configs = tuple(c for c in candidates[layer.path] if c.quantized)
-        db = [6.0 * c.bits - 3.2 - 0.9 * np.log2(c.group_size / 64) for c in configs]
-        nmse = [
-            0.0 if c == layer.stored else 10 ** (-x / 10) for c, x in zip(configs, db, strict=True)
-        ]
+        nmse = []
+        for config in configs:
+            sqnr = 6.0 * config.bits - 3.2 - 0.9 * np.log2(config.group_size / 64)
+            nmse.append(0.0 if config == layer.stored else 10 ** (-sqnr / 10))
         curves[layer.path] = RateDistortion(
             layer.path, configs, np.array(nmse).reshape(-1, 1), np.ones(1)
         )
     return curves
 
 
-def _curve_to_json(curve: RateDistortion) -> dict[str, Any]:
+def curve_to_json(curve: RateDistortion) -> dict[str, Any]:
+    """A curve as plain data, without its path."""
     errors = {str(c): row.tolist() for c, row in zip(curve.configs, curve.nmse, strict=True)}
     return {
         "share": curve.share,
@@ -264,12 +271,20 @@ def _curve_to_json(curve: RateDistortion) -> dict[str, Any]:
     }
 
 
-def _curve_from_json(path: str, data: dict[str, Any]) -> RateDistortion:
-    energy, configs = (
-        np.array(data["energy"], dtype=np.float64),
-        tuple(parse_config(c) for c in data["nmse"]),
+def curve_from_json(path: str, data: dict[str, Any]) -> RateDistortion:
+    """The curve of a layer from `curve_to_json`'s data.
+
+    Raises:
+        KeyError, TypeError, ValueError, UsageError: the data is damaged.
+    """
+    energy = np.array(data["energy"], dtype=np.float64)
+    configs = tuple(parse_config(c) for c in data["nmse"])
+    nmse = np.array(list(data["nmse"].values()), dtype=np.float64)
+    return RateDistortion(
+        path=path,
+        configs=configs,
+        nmse=nmse.reshape(len(configs), len(energy)),
+        energy=energy,
+        share=float(data["share"]),
+        error=float(data["error"]),
     )
-    nmse = np.array(list(data["nmse"].values()), dtype=np.float64).reshape(
-        len(configs), len(energy)
-    )
-    return RateDistortion(path, configs, nmse, energy, float(data["share"]), float(data["error"]))

@@ -1,4 +1,4 @@
-"""A profile's file: JSON, written whole and read with suspicion."""
+"""A profile's file: JSON, written atomically and checked as it is read."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..checkpoint.layers import Inventory, Layer
 from ..checkpoint.layout import TensorSpec
 from ..checkpoint.origin import Origin
 from ..rules.recipes import Recipe
-from .profile import Profile, _curve_from_json, _curve_to_json
+from .profile import Profile, RateDistortion, curve_from_json, curve_to_json
 
-SCHEMA = 3
+SCHEMA = 3  # a file of another number is made anew
 
 
 def save_profile(profile: Profile, path: Path) -> None:
-    """Write a profile as JSON, one layer a line; written whole or not at all."""
+    """Write a profile as JSON, one layer a line."""
     head = {
         "mint_mlx_profile": SCHEMA,
         "source": profile.origin.source,
@@ -40,11 +40,12 @@ def save_profile(profile: Profile, path: Path) -> None:
             owner: [asdict(s) for s in specs] for owner, specs in profile.inventory.others.items()
         },
     }
+
+    # The layers come last, so that the closing brace of the head is where they are inserted.
     lines = []
     for layer in profile.inventory.layers:
-        lines.append(
-            json.dumps({**_layer_to_json(layer), **_curve_to_json(profile.curves[layer.path])})
-        )
+        entry = _layer_to_json(layer) | curve_to_json(profile.curves[layer.path])
+        lines.append(json.dumps(entry))
     text = json.dumps(head, indent=None)[:-1] + ',\n"layers": [\n' + ",\n".join(lines) + "\n]}\n"
     write_text(path, text)
 
@@ -70,32 +71,44 @@ def load_profile(path: Path | str) -> Profile:
         raise MintError(
             f"{path} was made by another version of mint-mlx: make it anew with `mint-mlx profile`"
         )
+
     try:
-        layers, curves = [], {}
-        for entry in data["layers"]:
-            curve = {key: entry.pop(key) for key in ("share", "error", "energy", "nmse")}
-            layer = _layer_from_json(entry)
-            layers.append(layer)
-            curves[layer.path] = _curve_from_json(layer.path, curve)
-        others = {owner: tuple(_spec(s) for s in specs) for owner, specs in data["others"].items()}
-        inventory = Inventory(tuple(layers), others, tuple(data["order"]), tuple(data["carried"]))
-        if set(inventory.order) != {layer.path for layer in layers} | others.keys():
-            raise ValueError("the order names other modules")
-        return Profile(
-            Origin(data["source"], data["revision"], data["structure"], data["content"]),
-            inventory,
-            curves,
-            Recipe.model_validate(data["recipe"]),
-            data["quantizer"],
-            data["weighting"],
-            str(data["sample"]),
-            int(data["seed"]),
-            data["versions"],
-        )
+        return _from_json(data)
     except (KeyError, TypeError, ValueError, AttributeError, UsageError):
         raise MintError(
             f"the profile {path} is damaged: make it anew with `mint-mlx profile`"
         ) from None
+
+
+def _from_json(data: dict[str, Any]) -> Profile:
+    """A profile from its file's data.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, UsageError: the data is damaged.
+    """
+    layers: list[Layer] = []
+    curves: dict[str, RateDistortion] = {}
+    for entry in data["layers"]:
+        curve = {key: entry.pop(key) for key in ("share", "error", "energy", "nmse")}
+        layer = _layer_from_json(entry)
+        layers.append(layer)
+        curves[layer.path] = curve_from_json(layer.path, curve)
+
+    others = {owner: tuple(_spec(s) for s in specs) for owner, specs in data["others"].items()}
+    inventory = Inventory(tuple(layers), others, tuple(data["order"]), tuple(data["carried"]))
+    if set(inventory.order) != {layer.path for layer in layers} | others.keys():
+        raise ValueError("the order names other modules")
+    return Profile(
+        origin=Origin(data["source"], data["revision"], data["structure"], data["content"]),
+        inventory=inventory,
+        curves=curves,
+        recipe=Recipe.model_validate(data["recipe"]),
+        quantizer=data["quantizer"],
+        weighting=data["weighting"],
+        sample=str(data["sample"]),
+        seed=int(data["seed"]),
+        versions=data["versions"],
+    )
 
 
 def _spec(data: dict[str, Any]) -> TensorSpec:
@@ -122,7 +135,8 @@ def _layer_to_json(layer: Layer) -> dict[str, Any]:
 
 
 def _layer_from_json(data: dict[str, Any]) -> Layer:
-    data["shape"], data["dtype"] = _shape(data["shape"]), _dtype(data["dtype"])
+    data["shape"] = _shape(data["shape"])
+    data["dtype"] = _dtype(data["dtype"])
     data["extras"] = tuple(_spec(s) for s in data["extras"])
     for key in ("class_config", "stored"):
         data[key] = parse_config(data[key]) if data[key] else None

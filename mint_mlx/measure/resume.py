@@ -1,6 +1,7 @@
-"""What an interrupted run has done already, beside the place of what it was to make.
+"""Resume notes of an interrupted run, beside the file that the run makes.
 
-Of a profile one line of JSON a layer; of a sensitivity the text that the model has written.
+Of a profile they hold one line of JSON for each measured layer; of a sensitivity the tokens that
+the model has written. Notes of another version of this program are ignored.
 """
 
 from __future__ import annotations
@@ -18,64 +19,72 @@ from ..base.files import atomic_write
 from ..base.versions import stamp
 
 
-def read_curves(place: Path) -> dict[str, Any]:
-    """Curves by layer that earlier runs of this version left; a line that was cut short counts as
-    none.
+def read_curves(target: Path) -> dict[str, Any]:
+    """The noted curves of all ranks by layer path; lines that were cut short are skipped.
+
+    Args:
+        target: the file that the run makes.
     """
-    found: dict[str, Any] = {}
-    for file in _files(place, stamp()):
+    curves: dict[str, Any] = {}
+    for file in _files(target, stamp()):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                found |= json.loads(line)
+                curves |= json.loads(line)
             except (ValueError, TypeError):
                 continue
-    return found
+    return curves
 
 
-def append_curve(place: Path, path: str, curve: Any) -> None:
-    """Note one layer's curve; each rank has a file of its own.
+def append_curve(target: Path, path: str, curve: Any) -> None:
+    """Note one layer's curve, in this rank's own file.
 
-    Where that can't be done the work goes on: `get_profile` says so when it comes to keeping the
-    whole profile."""
+    A note that can't be written is skipped: the user hears of it when the profile itself can't be
+    written to the same folder.
+    """
+    notes = target.with_name(f"{target.name}.begun-{stamp()}-{ranks().rank}")
     with suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with place.with_name(f"{place.name}.begun-{stamp()}-{ranks().rank}").open(
-            "a", encoding="utf-8"
-        ) as file:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with notes.open("a", encoding="utf-8") as file:
             file.write(json.dumps({path: curve}) + "\n")
 
 
-def read_tokens(place: Path, kind: str) -> tuple[np.ndarray, int] | None:
-    """The model's own text of a kind as earlier runs left it, and how many of its parts or passes
-    were finished.
+def read_tokens(target: Path, kind: str) -> tuple[np.ndarray, int] | None:
+    """The noted tokens of a kind, and how many batches or passes were finished; None without notes.
+
+    Args:
+        target: the file that the run makes.
+        kind: names one of several texts that the run writes.
     """
     try:
-        with np.load(_tokens_file(place, kind)) as found:
-            return found["tokens"], int(found["done"])
+        with np.load(_tokens_file(target, kind)) as arrays:
+            return arrays["tokens"], int(arrays["done"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
-def write_tokens(place: Path, kind: str, tokens: np.ndarray, done: int) -> None:
-    """Note the model's own text after so many parts or passes."""
-    file = _tokens_file(place, kind)
+def write_tokens(target: Path, kind: str, tokens: np.ndarray, done: int) -> None:
+    """Note the tokens of a kind after `done` batches or passes; skipped where that fails."""
     with suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file) as partial, partial.open("wb") as out:
-            np.savez(out, tokens=tokens, done=done)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            atomic_write(_tokens_file(target, kind)) as partial,
+            partial.open("wb") as file,
+        ):
+            np.savez(file, tokens=tokens, done=done)
 
 
-def clear(place: Path) -> None:
-    """Forget all of it: what was to be made is finished."""
-    for file in _files(place):
+def clear(target: Path) -> None:
+    """Delete all notes: the file is made."""
+    for file in _files(target):
         file.unlink(missing_ok=True)
 
 
-def _tokens_file(place: Path, kind: str) -> Path:
-    return place.with_name(f"{place.name}.begun-{stamp()}-{kind}")
+def _tokens_file(target: Path, kind: str) -> Path:
+    return target.with_name(f"{target.name}.begun-{stamp()}-{kind}")
 
 
-def _files(place: Path, stamp: str = "") -> list[Path]:
-    return (
-        sorted(place.parent.glob(f"{place.name}.begun-{stamp}*")) if place.parent.is_dir() else []
-    )
+def _files(target: Path, stamp: str = "") -> list[Path]:
+    """The files of notes, of one version or of all."""
+    if not target.parent.is_dir():
+        return []
+    return sorted(target.parent.glob(f"{target.name}.begun-{stamp}*"))

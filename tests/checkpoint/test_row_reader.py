@@ -55,7 +55,7 @@ def test_of_a_layer_that_maps_straight_through_only_the_drawn_rows_are_read(
         touched.extend(paths)
         return stream(source, inventory, paths, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("mint_mlx.checkpoint.layer_stream.stream", watched)
+    monkeypatch.setattr("mint_mlx.measure.profile.stream", watched)
     profile = measurements.get_profile(job, sample="0.1")
     assert not touched
     assert profile.sample == "0.1"

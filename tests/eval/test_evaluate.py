@@ -440,7 +440,7 @@ def test_a_reference_that_cannot_be_kept_costs_nothing(
         Notes(),
     )
     assert evaluate(source, settings, source=source, report=notes)["kl"] >= 0
-    assert any("could not be kept" in said and "No space left" in said for said in notes.said)
+    assert any("could not be written" in said and "No space left" in said for said in notes.said)
     with pytest.raises(OSError, match="No space left"):
         evaluate(source, settings, source=source, save=tmp_path / "kept.safetensors")
 

@@ -12,7 +12,7 @@ from mint_mlx.jobs import measurements
 from mint_mlx.jobs.convert import convert
 from mint_mlx.jobs.model import prepare
 from mint_mlx.measure import profile as profiles
-from mint_mlx.measure.profile import Profile
+from mint_mlx.measure.profile import RateDistortion
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(
@@ -31,11 +31,11 @@ def test_a_profile_is_cached_until_the_source_changes(
     measurements.get_profile(prepare(str(folder)))
     calls = []
 
-    def recorded(*args: Any) -> Profile:
+    def recorded(*args: Any) -> dict[str, RateDistortion]:
         calls.append(args)
-        return profiles.profile(*args)
+        return profiles.measure_curves(*args)
 
-    monkeypatch.setattr(measurements, "profile", recorded)
+    monkeypatch.setattr(measurements, "measure_curves", recorded)
     measurements.get_profile(prepare(str(folder)))
     assert not calls
     make(llama(1), seed=5)
