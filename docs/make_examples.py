@@ -30,7 +30,11 @@ from pages import ROOT, all_pages, fill, generated_names, write_or_check
 
 DEMO = ROOT / "mint_mlx" / "demo" / "demo-moe"
 WIDTH = 100
-PROGRAMS = {"mint-mlx": ("mint_mlx",), "mlx_lm.generate": ("mlx_lm", "generate")}
+PROGRAMS = {
+    "mint-mlx": ("-m", "mint_mlx"),
+    "mlx_lm.generate": ("-m", "mlx_lm", "generate"),
+    "python": (),
+}
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,12 @@ EXAMPLES = {
     ),
     "profile": Example("mint-mlx profile demo-moe"),
     "sensitivity": Example("mint-mlx sensitivity demo-moe"),
+    "python": Example(
+        """python -c 'from mint_mlx import convert, evaluate
+result = convert("demo-moe", uniform="4bit-g64", out="from-python")
+print(result)
+print(evaluate(str(result.path), source="demo-moe", windows=4))'"""
+    ),
     "cache": Example("mint-mlx cache"),
 }
 
@@ -88,7 +98,7 @@ def run_example(example: Example, folder: Path) -> str:
     """What a command prints: notes first, then the output, then the error."""
     words = shlex.split(example.command)
     if words[0] in PROGRAMS:
-        words = [sys.executable, "-m", *PROGRAMS[words[0]], *words[1:]]
+        words = [sys.executable, *PROGRAMS[words[0]], *words[1:]]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     settings = {
         "PYTHONPATH": path,
