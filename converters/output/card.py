@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import yaml
 
 from ...allocation.plan import Plan
 from ...allocation.uniform import active_ratio
-from ...base.quant_config import QuantConfig
 from ...base.units import both, count
 from ...checkpoint.layers import Inventory
 from ...rules.efforts import EFFORTS
@@ -24,18 +22,18 @@ _LICENCE_KEYS = ("license", "license_name", "license_link", "language")
 
 def config_table(plan: Plan, inventory: Inventory) -> list[tuple[str, int, int, int]]:
     """Rows of (configuration, layers, weights, bytes), fewest bits first."""
-    rows: dict[QuantConfig, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for layer in inventory.layers:
-        config = plan.choice[layer.path]
-        row = rows[config]
-        row[0] += 1
-        row[1] += layer.size
-        row[2] += layer.bytes(config)
-    return [(str(config), *rows[config]) for config in sorted(rows)]  # type: ignore[misc]
+    table = []
+    for config in sorted({plan.choice[layer.path] for layer in inventory.layers}):
+        layers = [layer for layer in inventory.layers if plan.choice[layer.path] == config]
+        weights = sum(layer.size for layer in layers)
+        table.append(
+            (str(config), len(layers), weights, sum(layer.bytes(config) for layer in layers))
+        )
+    return table
 
 
 def model_card(plan: Plan, inventory: Inventory, total: int, source: Path, name: str) -> str:
-    """The text of README.md.
+    """The text of a checkpoint's README.md.
 
     Args:
         plan: the plan that was carried out.
@@ -44,36 +42,36 @@ def model_card(plan: Plan, inventory: Inventory, total: int, source: Path, name:
         source: the source's folder, for the licence in its own card.
         name: of the checkpoint.
     """
+    source_name = plan.origin.source
+    is_on_hub = "/" in source_name
+
+    # The metadata that the Hub shows; the licence is the source's.
     data: dict[str, Any] = {
         "library_name": "mlx",
         "pipeline_tag": "text-generation",
         "tags": ["mlx", "mint-mlx"],
     }
-    data |= {
-        key: value
-        for key, value in _front_matter(source / "README.md").items()
-        if key in _LICENCE_KEYS
-    }
-    if "/" in plan.origin.source:
-        data |= {"base_model": plan.origin.source, "base_model_relation": "quantized"}
-    bits, active = total * 8 / inventory.parameters, inventory.active_bytes(plan.choice)
-    ratio = active_ratio(inventory, plan.choice)
+    for key, value in _front_matter(source / "README.md").items():
+        if key in _LICENCE_KEYS:
+            data[key] = value
+    if is_on_hub:
+        data |= {"base_model": source_name, "base_model_relation": "quantized"}
+
+    link = f"[{source_name}](https://huggingface.co/{source_name})" if is_on_hub else source_name
     revision = f" at revision `{plan.origin.revision}`" if plan.origin.revision else ""
-    rows = "\n".join(
-        f"| {c} | {n} | {count(w)} | {both(b)} |" for c, n, w, b in config_table(plan, inventory)
-    )
-    how = (
-        f"objective `{plan.objective}`, recipe `{plan.recipe}`"
-        if plan.objective
-        else f"recipe `{plan.recipe}`"
-    )
-    looks = needs_sensitivity(plan.objective) or needs_inputs(plan.quantizer)
-    seen = EFFORTS["balanced" if looks else "fast"].sees
+    saw_text = needs_sensitivity(plan.objective) or needs_inputs(plan.quantizer)
+    seen = EFFORTS["balanced" if saw_text else "fast"].sees
+
+    bits = total * 8 / inventory.parameters
+    active = inventory.active_bytes(plan.choice)
+    ratio = active_ratio(inventory, plan.choice)
+    how = f"recipe `{plan.recipe}`"
+    if plan.objective:
+        how = f"objective `{plan.objective}`, {how}"
     tools = ", ".join(f"{tool} {number}" for tool, number in plan.versions.items())
-    link = (
-        f"[{plan.origin.source}](https://huggingface.co/{plan.origin.source})"
-        if "/" in plan.origin.source
-        else plan.origin.source
+    rows = "\n".join(
+        f"| {config} | {layers} | {count(weights)} | {both(size)} |"
+        for config, layers, weights, size in config_table(plan, inventory)
     )
     return f"""---
 {yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---
@@ -105,10 +103,11 @@ print(generate(model, tokenizer, prompt="The history of the city", max_tokens=10
 
 
 def refined_card(text: str, name: str, before: float, after: float) -> str:
-    """A card of ours for what was refined: under its new name, with what was gained.
+    """The card of a refined checkpoint: the old one with the new name and the gain.
 
     Args:
-        text: the card of the checkpoint that it was made from; one that isn't ours stays as it is.
+        text: the card of the checkpoint that it was made from; one that this program didn't write
+            stays as it is.
         name: of the refined checkpoint.
         before, after: KL divergence from the source on held-out text, nats per token.
     """
@@ -126,11 +125,11 @@ def refined_card(text: str, name: str, before: float, after: float) -> str:
         f"- then refined: scales and biases distilled, KL from the source {before:.4g} -> "
         f"{after:.4g} nats a token\n"
     )
-    return re.sub(r"(- made with: .*\n)", lambda found: found[1] + gain, text, count=1)
+    return re.sub(r"(- made with: .*\n)", lambda line: line[1] + gain, text, count=1)
 
 
 def _front_matter(path: Path) -> dict[str, Any]:
-    """The metadata of a model card, empty where it has none that can be read."""
+    """The metadata of a model card; empty where it has none, or none that can be read."""
     if not path.is_file():
         return {}
     text = path.read_text(encoding="utf-8", errors="replace")

@@ -1,7 +1,8 @@
 """Quantizes layers row by row, from the source's file to the result's.
 
-No layer is ever whole in memory. That is so for every layer whose rows can be read alone
-(row_reader.py), where the quantizer's entry says `row_wise`. The result is the same to the byte."""
+No layer is ever whole in memory. That is possible for every layer whose rows can be read alone
+(row_reader.py), where the quantizer's entry says `row_wise`. The result is the same to the byte.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +25,15 @@ from ..quantizers.protocol import Quantizer
 CHUNK = 1 << 22  # weights at once
 
 
-def can_be(layer: Layer, specs: tuple[TensorSpec, ...]) -> bool:
+def is_possible(layer: Layer, specs: tuple[TensorSpec, ...]) -> bool:
     """Whether a module is nothing but this layer's weight, or what it is quantized to."""
     names = {spec.name.rpartition(".")[2] for spec in specs}
     return layer.stored is None and names <= {"weight", "scales", "biases"} and not layer.extras
 
 
-def pieces(
+def quantized_pieces(
     source: Source,
-    place: Straight,
+    rows: Straight,
     layer: Layer,
     config: QuantConfig,
     quantize: Quantizer,
@@ -45,23 +46,27 @@ def pieces(
     Raises:
         MintError: weights aren't finite.
     """
-    streams, under_way = working(), deque[dict[str, mx.array]]()
-    for number, weight in enumerate(place.chunks(source, layer, CHUNK)):
+    streams = working()
+    started = deque[dict[str, mx.array]]()
+    for number, weight in enumerate(rows.chunks(source, layer, CHUNK)):
         if not allow_nonfinite and not all_finite(weight):
             raise MintError(f"{layer.path}.weight {NOT_FINITE}")
         with mx.stream(streams[number % len(streams)]):
-            made = quantize(layer, weight, config) if config.quantized else {"weight": weight}
-            rtn.check_scales(layer.path, weight, made, config)
-        mx.async_eval(made)
-        under_way.append(made)
-        del weight, made
-        if len(under_way) > len(streams):
-            yield _ready(under_way)
-    while under_way:
-        yield _ready(under_way)
+            piece = quantize(layer, weight, config) if config.quantized else {"weight": weight}
+            rtn.check_scales(layer.path, weight, piece, config)
+        mx.async_eval(piece)
+        started.append(piece)
+        del weight, piece
+
+        # One piece more than there are streams is under way, so that none of them waits.
+        if len(started) > len(streams):
+            yield _evaluated(started)
+    while started:
+        yield _evaluated(started)
 
 
-def _ready(under_way: deque[dict[str, mx.array]]) -> dict[str, mx.array]:
-    made = under_way.popleft()
-    mx.eval(made)
-    return made
+def _evaluated(started: deque[dict[str, mx.array]]) -> dict[str, mx.array]:
+    """The oldest piece, once it is computed."""
+    piece = started.popleft()
+    mx.eval(piece)
+    return piece

@@ -1,9 +1,9 @@
-"""Writes shards tensor by tensor at the places that the layout gives: order and interruption never
-change a byte.
+"""Writes shards tensor by tensor at the places that the layout gives, resumably.
 
-Work goes to `NAME.partial` beside the target. A journal there says which modules are on disk, with
-a hash each; a run that finds it goes on from there, after checking the hashes. Shards end in
-`.part` until all is written."""
+Neither order nor interruption changes a byte. The work folder is `NAME.partial` beside the target.
+A journal there says which modules are on disk, with a hash each; a run that finds it checks the
+hashes and resumes from there. Shards end in `.part` until all is written.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ...checkpoint.layout import Layout, TensorSpec
 
 JOURNAL = "journal.jsonl"
 AT_ONCE = 1 << 30  # bytes of one write: macOS refuses more than 2 GiB - 1
-WAITING = 6  # tensors that may wait for the disk: a piece has up to three
+WAITING = 6  # tensors that may wait for the disk: a piece of a layer has up to three
 
 
 class Writer:
@@ -37,7 +37,7 @@ class Writer:
 
     Attributes:
         done: modules that an earlier run finished.
-        intact: whether all shards were found at their sizes.
+        intact: whether an earlier run left all shards at their sizes.
     """
 
     def __init__(
@@ -57,99 +57,129 @@ class Writer:
             units: the tensors of each module.
             identity: what the work is made from (source, plan, versions); a folder made from
                 something else is refused.
-            discard: throw unfinished work of another kind away instead.
+            discard: delete unfinished work of another identity instead of refusing it.
             group: the ranks that write into it together: the first one prepares and finishes it.
 
         Raises:
             MintError: another process works there, or the folder holds other work.
         """
-        self.work, self.layout, self.units, self.group = work, layout, units, group
+        self.work = work
+        self.layout = layout
+        self.units = units
+        self.group = group
+        self._lock: IO[str] | None = None
         if group.first:
             work.mkdir(parents=True, exist_ok=True)
-            self._lock: IO[str] | None = lock(work)
-        else:
-            self._lock = None
+            self._lock = lock(work)
         self.intact = True
         self._files: list[int] = []
         self._thread = ThreadPoolExecutor(1)
         self._writing: deque[Future[None]] = deque()
+
+        # The first rank prepares the folder; the others then open the shards that it made.
         try:
-            same = json.loads(json.dumps(identity))
-            done = sorted(self._resume(same, discard)) if group.first else []
-            told = group.gather([same, done])
-            if any(other != told[0][0] for other, _ in told):
+            identity = json.loads(json.dumps(identity))
+            done = sorted(self._resume(identity, discard)) if group.first else []
+            gathered = group.gather([identity, done])
+            if any(other != gathered[0][0] for other, _ in gathered):
                 raise MintError(
-                    "the machines don't agree on source, plan or versions: install the same on "
-                    "all of them"
+                    "the machines differ in source, plan or versions: install the same versions on "
+                    "all of them, and give all of them the same files"
                 )
-            self.done = set(told[0][1])
-            name = JOURNAL if group.first else f"{group.rank}-{JOURNAL}"
+            self.done = set(gathered[0][1])
+            journal = work / JOURNAL
             if not group.first:
                 self._files = [os.open(work / f"{name}.part", os.O_RDWR) for name in layout.names]
-                (work / name).write_text(json.dumps(same) + "\n", encoding="utf-8")
-            self._journal: IO[str] = (work / name).open("a", encoding="utf-8")
+                journal = work / f"{group.rank}-{JOURNAL}"
+                journal.write_text(json.dumps(identity) + "\n", encoding="utf-8")
+            self._journal: IO[str] = journal.open("a", encoding="utf-8")
         except BaseException:
             self._release()
             raise
 
     def _resume(self, identity: Any, discard: bool) -> set[str]:
+        """Prepare the folder and open its shards; returns the modules that are already done."""
+        entries = self._read_journals(identity, discard)
+        self._clean(wipe=not entries)
+        self._open_shards()
+
+        # A crash of the machine may have lost bytes of a module whose line is in the journal.
+        done = {
+            e["unit"]
+            for e in entries[1:]
+            if e.get("unit") in self.units and self._hash(e["unit"]) == e.get("hash")
+        }
+        lines = [identity] + [e for e in entries[1:] if e.get("unit") in done]
+        journal = self.work / JOURNAL
+        partial_journal = journal.with_suffix(".part")
+        partial_journal.write_text("".join(json.dumps(e) + "\n" for e in lines), encoding="utf-8")
+        partial_journal.replace(journal)
+        for other in self._other_journals():
+            other.unlink(missing_ok=True)
+        return done
+
+    def _other_journals(self) -> list[Path]:
+        """The journals of the other ranks of an earlier run."""
+        return sorted(self.work.glob(f"*-{JOURNAL}"))
+
+    def _read_journals(self, identity: Any, discard: bool) -> list[Any]:
+        """The entries of all ranks, the identity first; none where the work begins anew.
+
+        Raises:
+            MintError: they are of another identity, and may not be discarded.
+        """
         journal = self.work / JOURNAL
         lines = journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []
         entries = _decode(lines)
-        others = sorted(self.work.glob(f"*-{JOURNAL}"))  # of the other ranks of an earlier run
-        for other in others:
-            theirs = _decode(other.read_text(encoding="utf-8").splitlines())
-            entries += theirs[1:] if entries and theirs[:1] == entries[:1] else []
+        for other in self._other_journals():
+            others = _decode(other.read_text(encoding="utf-8").splitlines())
+            entries += others[1:] if entries and others[:1] == entries[:1] else []
         if lines and (not entries or entries[0] != identity):
             if not discard:
                 raise MintError(
                     f"{self.work} holds unfinished work from another source, plan or version: "
                     "delete it or give --force"
                 )
-            entries = []
-        (self.work / "config.json").unlink(
-            missing_ok=True
-        )  # an end that was cut short: not whole any more
-        if not entries:
+            return []
+        return entries
+
+    def _clean(self, wipe: bool) -> None:
+        """Bring the folder back to the state in which shards are written; `wipe` empties it."""
+        # A run that was killed at its end may have written it: the folder isn't whole any more.
+        (self.work / "config.json").unlink(missing_ok=True)
+        if wipe:
             for path in self.work.iterdir():
                 if path.name != LOCK:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+        # An earlier run may have had another number of shards, or have given them their names.
         named = {f"{name}{end}" for name in self.layout.names for end in ("", ".part")}
-        for path in self.work.glob(
-            "model*.safetensors*"
-        ):  # of an earlier run with another number of shards
+        for path in self.work.glob("model*.safetensors*"):
             if path.name not in named:
                 path.unlink()
-        for name in self.layout.names:  # finished in full before the end was cut short
+        for name in self.layout.names:
             if (self.work / name).is_file():
                 (self.work / name).replace(self.work / f"{name}.part")
-        names = [self.work / f"{name}.part" for name in self.layout.names]
-        for path, size, header in zip(names, self.layout.sizes, self.layout.headers, strict=True):
-            whole = path.is_file() and path.stat().st_size == size
+
+    def _open_shards(self) -> None:
+        """Open all shards, at their full size and with their headers."""
+        layout = self.layout
+        for name, size, header in zip(layout.names, layout.sizes, layout.headers, strict=True):
+            path = self.work / f"{name}.part"
+            complete = path.is_file() and path.stat().st_size == size
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             self._files.append(file)
-            if not whole:
+            if not complete:
                 self.intact = False
                 _reserve(file, size)
             _write_all(file, header, 0)
-        done = {
-            e["unit"]
-            for e in entries[1:]
-            if e.get("unit") in self.units and self._hash(e["unit"]) == e.get("hash")
-        }
-        fresh = [identity] + [e for e in entries[1:] if e.get("unit") in done]
-        partial = journal.with_suffix(".part")
-        partial.write_text("".join(json.dumps(e) + "\n" for e in fresh), encoding="utf-8")
-        partial.replace(journal)
-        for other in others:
-            other.unlink(missing_ok=True)
-        return done
 
     def _hash(self, unit: str) -> str:
-        """Hash of a module's bytes as they are on disk."""
-        found = []
+        """Hash of a module's bytes as they are on disk; '' where the file is too short."""
+        digests = []
         for spec in self.units[unit]:
-            place, digest = self.layout.tensors[spec.name], hashlib.sha256()
+            place = self.layout.tensors[spec.name]
+            digest = hashlib.sha256()
             position, end = place.offset, place.offset + spec.nbytes
             while position < end:
                 block = os.pread(self._files[place.shard], min(1 << 24, end - position), position)
@@ -157,8 +187,8 @@ class Writer:
                     return ""
                 digest.update(block)
                 position += len(block)
-            found.append(digest)
-        return _together(found)
+            digests.append(digest)
+        return _combine(digests)
 
     def put(self, unit: str, pieces: Iterable[Mapping[str, mx.array]]) -> None:
         """Write one module's tensors (by local name), then enter it in the journal.
@@ -172,43 +202,38 @@ class Writer:
                 one axis), in order.
         """
         specs = {spec.name.rpartition(".")[2]: spec for spec in self.units[unit]}
-        written, digests = dict.fromkeys(specs, 0), {name: hashlib.sha256() for name in specs}
+        written = dict.fromkeys(specs, 0)
+        digests = {name: hashlib.sha256() for name in specs}
         for tensors in pieces:
             for name, spec in specs.items():
-                array, place = tensors[name], self.layout.tensors[spec.name]
-                if (
-                    array.shape[-1:] != spec.shape[-1:]
-                    or str(array.dtype) != f"mlx.core.{MLX_DTYPES[spec.dtype]}"
-                ):
-                    raise RuntimeError(
-                        f"{spec.name} is {array.dtype} {array.shape}, the layout says {spec.dtype} "
-                        f"{spec.shape}"
-                    )
-                file, position, data = (
-                    self._files[place.shard],
-                    place.offset + written[name],
-                    _bytes(array),
-                )
+                _check_piece(tensors[name], spec)
+                data = _bytes(tensors[name])
+                place = self.layout.tensors[spec.name]
+                position = place.offset + written[name]
                 written[name] += len(data)
                 if written[name] > spec.nbytes:
                     raise RuntimeError(
                         f"{spec.name} has more than the {spec.nbytes} bytes of {spec.shape}"
                     )
+                file = self._files[place.shard]
                 self._do(partial(_write_part, file, position, data, digests[name]))
+
+        # The journal's line follows in the same thread, so it never comes before the bytes.
         short = [spec.name for name, spec in specs.items() if written[name] != spec.nbytes]
         if short:
             raise RuntimeError(f"{short[0]} ended before its last row")
         self._do(partial(self._enter, unit, list(digests.values())))
 
     def _enter(self, unit: str, digests: list[Any]) -> None:
-        """A module's line in the journal. (What a crash of the machine takes from it shows in its
-        hash.)
+        """Write a module's line into the journal.
+
+        It may reach the disk before the bytes do; after a crash of the machine the hash shows that.
         """
-        self._journal.write(json.dumps({"unit": unit, "hash": _together(digests)}) + "\n")
+        self._journal.write(json.dumps({"unit": unit, "hash": _combine(digests)}) + "\n")
         self._journal.flush()
 
     def _do(self, work: Callable[[], None]) -> None:
-        """Have the thread do something, after all that it was given before."""
+        """Let the thread do some work after all that it was given before."""
         while len(self._writing) > WAITING:
             self._writing.popleft().result()
         self._writing.append(self._thread.submit(work))
@@ -225,6 +250,7 @@ class Writer:
                 (self.work / f"{name}.part").replace(self.work / name)
 
     def _release(self) -> None:
+        """Close the shards and free the lock."""
         for file in self._files:
             os.close(file)
         self._files = []
@@ -238,7 +264,7 @@ class Writer:
         self.close()
 
     def close(self) -> None:
-        """Close all files and free the folder for others; once is enough."""
+        """Close all files and free the folder for others; a second call has no effect."""
         if not self._journal.closed:
             self._thread.shutdown()
             self._journal.close()
@@ -246,7 +272,7 @@ class Writer:
 
 
 def lock(work: Path) -> IO[str]:
-    """Lock a work folder for this process, until the file that is returned is closed.
+    """Lock a work folder for this process until the returned file is closed.
 
     Raises:
         MintError: another process works there.
@@ -265,19 +291,24 @@ def _bytes(array: mx.array) -> memoryview:
 
 
 def check_work(work: Path) -> None:
-    """Refuse a work folder that isn't one.
-
-    Raises:
-        MintError: something else has its name.
-    """
+    """Refuse to work in a folder that holds anything but unfinished work (a MintError)."""
     if work.is_symlink() or (work.exists() and not work.is_dir()):
         raise MintError(
-            f"{work} is in the way of the work folder: rename it or choose another output with -o"
+            f"{work} is where the work folder would be: rename it or choose another output with -o"
         )
     if work.is_dir() and any(work.iterdir()) and not (work / LOCK).is_file():
         raise MintError(
-            f"{work} holds other files than unfinished work: rename it or choose another output "
+            f"{work} is the work folder, but holds other files: rename it or choose another output "
             "with -o"
+        )
+
+
+def _check_piece(array: mx.array, spec: TensorSpec) -> None:
+    """Refuse an array that isn't a piece of a tensor: a bug in what made it."""
+    dtype = f"mlx.core.{MLX_DTYPES[spec.dtype]}"
+    if array.shape[-1:] != spec.shape[-1:] or str(array.dtype) != dtype:
+        raise RuntimeError(
+            f"{spec.name} is {array.dtype} {array.shape}, the layout says {spec.dtype} {spec.shape}"
         )
 
 
@@ -296,25 +327,25 @@ def _decode(lines: list[str]) -> list[Any]:
 
 
 def _reserve(file: int, size: int) -> None:
-    """Give a file its size, with its blocks where the system can, so that a full disk shows at
-    once.
-    """
+    """Give a file its size, and its blocks where the system can: a full disk shows at once."""
     os.ftruncate(file, size)
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
 
 
 def _write_part(file: int, position: int, data: memoryview, digest: Any) -> None:
+    """Write a part of a tensor and add it to the tensor's hash."""
     _write_all(file, data, position)
     digest.update(data)
 
 
-def _together(digests: Iterable[Any]) -> str:
+def _combine(digests: Iterable[Any]) -> str:
     """One hash of several tensors' hashes."""
     return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
 
 
 def _write_all(file: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of the data, in as many calls as the system needs."""
     view = memoryview(data)
     while len(view):
         written = os.pwrite(file, view[:AT_ONCE], offset)

@@ -1,6 +1,4 @@
-"""The last step of a conversion: what was written is loaded with stock mlx-lm and held against the
-plan.
-"""
+"""The last step of a conversion: the result is loaded with mlx-lm and compared with the plan."""
 
 from __future__ import annotations
 
@@ -19,11 +17,14 @@ class VerificationError(RuntimeError):
 
 
 def rehearse(folder: Path, config: str, plan: Plan, inventory: Inventory, layout: Layout) -> None:
-    """Let mlx-lm load the checkpoint before it is made: its config, and shards that hold headers
-    and holes.
+    """Let mlx-lm load the checkpoint before it is made, from its config and shards without data.
 
     Args:
-        folder: an empty one; nothing else than these files is made in it.
+        folder: an empty one, in which these files are made.
+        config: the text of config.json.
+        plan: what will be carried out.
+        inventory: the model's layers.
+        layout: the shards.
 
     Raises:
         MintError: mlx-lm can't load such a checkpoint.
@@ -37,44 +38,43 @@ def rehearse(folder: Path, config: str, plan: Plan, inventory: Inventory, layout
 
 
 def verify(folder: Path, plan: Plan, inventory: Inventory, layout: Layout) -> None:
-    """Check file sizes, and every parameter's shape, type and configuration as mlx-lm loads them
-    (lazily).
+    """Check file sizes, and each parameter's shape, type and configuration as mlx-lm loads it.
+
+    No weight is read.
 
     Raises:
         VerificationError: anything differs.
         MintError: mlx-lm can't load the folder.
     """
     for name, size in zip(layout.names, layout.sizes, strict=True):
-        if (folder / name).stat().st_size != size:
-            raise VerificationError(
-                f"{name} has {(folder / name).stat().st_size} bytes instead of {size}"
-            )
-    carried = set(inventory.carried)
+        actual = (folder / name).stat().st_size
+        if actual != size:
+            raise VerificationError(f"{name} has {actual} bytes instead of {size}")
+
+    # mlx-lm drops the tensors that are only carried along.
     model = mlxlm.build_model(folder)
     loaded = {
         name: (str(array.dtype), tuple(array.shape))
         for name, array in tree_flatten(model.parameters())
     }
+    carried = set(inventory.carried)
     wanted = {
         spec.name: (f"mlx.core.{MLX_DTYPES[spec.dtype]}", spec.shape)
         for owner, specs in inventory.units(plan.choice)
-        if owner not in carried  # mlx-lm drops those again
+        if owner not in carried
         for spec in specs
     }
-    if loaded != wanted:
-        name = next(
-            n for n in sorted(loaded.keys() | wanted.keys()) if loaded.get(n) != wanted.get(n)
-        )
-        raise VerificationError(
-            f"{name} was loaded as {loaded.get(name)}, the plan says {wanted.get(name)}"
-        )
+    for name in sorted(loaded.keys() | wanted.keys()):
+        if loaded.get(name) != wanted.get(name):
+            raise VerificationError(
+                f"{name} was loaded as {loaded.get(name)}, the plan says {wanted.get(name)}"
+            )
+
     modules = dict(model.named_modules())
     for path, config in plan.choice.items():
         module = modules[path]
-        found = (
-            (module.bits, module.group_size, module.mode)
-            if hasattr(module, "bits")
-            else (16, 0, "keep")
-        )
-        if found != (config.bits, config.group_size, config.mode):
-            raise VerificationError(f"{path} was loaded as {found}, the plan says {config}")
+        actual_config = (16, 0, "keep")
+        if hasattr(module, "bits"):
+            actual_config = (module.bits, module.group_size, module.mode)
+        if actual_config != (config.bits, config.group_size, config.mode):
+            raise VerificationError(f"{path} was loaded as {actual_config}, the plan says {config}")

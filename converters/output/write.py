@@ -208,7 +208,7 @@ def _write_layers(conversion: Conversion, writer: Writer) -> None:
         by_row = _by_row(conversion, wave_layers, writer.units)
         for name, place in by_row.items():
             report.step(name, next(step), len(todo))
-            pieces = rowwise.pieces(
+            pieces = rowwise.quantized_pieces(
                 source,
                 place,
                 layers[name],
@@ -244,7 +244,7 @@ def _by_row(
     """The layers that can be quantized row by row, with where their rows lie."""
     if not find_quantizer(conversion.plan.quantizer).row_wise or not layers:
         return {}
-    possible = [layer for layer in layers if rowwise.can_be(layer, units[layer.path])]
+    possible = [layer for layer in layers if rowwise.is_possible(layer, units[layer.path])]
     places = straight_layers(conversion.source, possible)
     return {layer.path: places[layer.path] for layer in layers if layer.path in places}
 
