@@ -30,6 +30,15 @@ from mint_mlx.rules import efforts  # noqa: E402
 from mint_mlx.runtime.cpu_ops import on_cpu  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What several tests share is not cached among the user's files either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINT_MLX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test has an empty cache, no network, and settings that cost little time."""

@@ -20,12 +20,10 @@ def problems(draw: st.DrawFn, max_layers: int = 6, max_options: int = 4) -> Prob
     costs, losses = [], []
     for _ in range(draw(st.integers(1, max_layers))):
         n = draw(st.integers(1, max_options))
-        costs.append(
-            np.array(draw(st.lists(st.integers(1, 60), min_size=n, max_size=n)), dtype=np.int64)
-        )
-        losses.append(
-            np.array(draw(st.lists(st.integers(0, 60), min_size=n, max_size=n)), dtype=np.float64)
-        )
+        cost = draw(st.lists(st.integers(1, 60), min_size=n, max_size=n))
+        loss = draw(st.lists(st.integers(0, 60), min_size=n, max_size=n))
+        costs.append(np.array(cost, dtype=np.int64))
+        losses.append(np.array(loss, dtype=np.float64))
     return costs, losses
 
 
@@ -46,11 +44,8 @@ def test_small_problems_are_solved_exactly(problem: Problem, budget: int) -> Non
     if solution is None:
         assert best == np.inf
         return
-    assert (
-        solution.bytes
-        == sum(int(c[k]) for c, k in zip(costs, solution.choice, strict=True))
-        <= budget
-    )
+    size = sum(int(c[k]) for c, k in zip(costs, solution.choice, strict=True))
+    assert solution.bytes == size <= budget
     assert solution.loss == pytest.approx(best)
     assert solution.bound <= best + 1e-9
 
@@ -63,9 +58,9 @@ def realistic(layers: int, seed: int, options: int = 18) -> Problem:
         size = int(10 ** rng.uniform(3.5, 7.5))
         bits = np.sort(rng.uniform(2.2, 9.0, options))
         costs.append((size * bits / 8).astype(np.int64))
-        losses.append(
-            size * 10 ** rng.uniform(-1, 1) * 4.0**-bits * rng.uniform(0.8, 1.25, options)
-        )
+        sensitivity = 10 ** rng.uniform(-1, 1)
+        noise = rng.uniform(0.8, 1.25, options)
+        losses.append(size * sensitivity * 4.0**-bits * noise)
     return costs, losses
 
 
@@ -96,6 +91,8 @@ def milp(costs: list[np.ndarray], losses: list[np.ndarray], budget: int) -> floa
     h.setOptionValue("output_flag", False)
     h.setOptionValue("mip_rel_gap", 1e-8)
     h.setOptionValue("mip_abs_gap", 0.0)
+
+    # One option a layer, within the budget.
     scale = float(np.median(np.concatenate(losses))) / 100
     picks = [[h.addBinary(obj=float(x) / scale) for x in v] for v in losses]
     for row in picks:
@@ -107,6 +104,7 @@ def milp(costs: list[np.ndarray], losses: list[np.ndarray], budget: int) -> floa
     ]
     h.addConstr(sum(terms[1:], terms[0]) <= 1)
     h.minimize()
+
     chosen = [int(np.argmax([h.val(x) for x in row])) for row in picks]
     assert sum(int(c[k]) for c, k in zip(costs, chosen, strict=True)) <= budget * (1 + 1e-6)
     return float(sum(v[k] for v, k in zip(losses, chosen, strict=True)))
@@ -116,10 +114,7 @@ def milp(costs: list[np.ndarray], losses: list[np.ndarray], budget: int) -> floa
 @settings(max_examples=25, deadline=None)
 def test_more_bytes_never_cost_more_than_the_gap(seed: int, share: float, more: float) -> None:
     costs, losses = realistic(40, seed, options=6)
-    small, large = (
-        solve(costs, losses, middle(costs, share)),
-        solve(costs, losses, middle(costs, share + more)),
-    )
+    small, large = (solve(costs, losses, middle(costs, s)) for s in (share, share + more))
     assert small is not None
     assert large is not None
     assert large.loss <= small.loss / (1 - min(large.gap, 0.999)) + 1e-12

@@ -1,6 +1,4 @@
-"""The command line as a user meets it: exit codes, one sentence an error, JSON and nothing else,
-instant help.
-"""
+"""The command line: exit codes, one sentence an error, JSON and nothing else, instant help."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from fake_hub import FakeHub
-from helpers import Cli, Maker, llama, mixtral, qwen3_moe
+from helpers import Cli, Maker, llama, mixtral, qwen3_moe, write_checkpoint
 from mlx_lm import convert as mlx_lm_convert
 
 from mint_mlx.base.errors import MintError
@@ -22,22 +22,33 @@ from mint_mlx.jobs.doctor import examine
 PROJ = "model.layers.0.self_attn.q_proj"
 
 
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of ours with a router; tests work on copies."""
+    folder = tmp_path_factory.mktemp("doctor")
+    source = str(write_checkpoint(folder / "model", qwen3_moe(2, experts=8)))
+    return convert(source, "6bpw", folder / "good-6bpw", effort="fast", smoke=False).path
+
+
 @pytest.fixture
-def good(make: Maker, tmp_path: Path) -> Path:
-    """A checkpoint of ours with a router."""
-    return convert(
-        str(make(qwen3_moe(2, experts=8))), "6bpw", tmp_path / "good-6bpw", smoke=False
-    ).path
+def good(converted: Path, tmp_path: Path) -> Path:
+    """A copy of `converted`."""
+    return Path(shutil.copytree(converted, tmp_path / converted.name))
 
 
-def edit_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+Config = dict[str, Any]
+Weights = dict[str, mx.array]
+Spoil = Callable[[Path], Any]
+
+
+def edit_config(folder: Path, change: Callable[[Config], Any]) -> None:
     config = json.loads((folder / "config.json").read_text())
     change(config)
     config["quantization_config"] = config["quantization"]
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def edit_weights(folder: Path, change: Callable[[dict[str, mx.array]], Any]) -> None:
+def edit_weights(folder: Path, change: Callable[[Weights], Any]) -> None:
     file = folder / "model.safetensors"
     weights = dict(mx.load(str(file)))
     mx.eval(weights)
@@ -46,109 +57,100 @@ def edit_weights(folder: Path, change: Callable[[dict[str, mx.array]], Any]) -> 
     (folder / "model.safetensors.index.json").unlink(missing_ok=True)
 
 
-def requantize(path: str, bits: int) -> Callable[[dict[str, mx.array]], None]:
-    def change(weights: dict[str, mx.array]) -> None:
+def config(change: Callable[[Config], Any]) -> Spoil:
+    """Spoils a checkpoint's config."""
+    return lambda folder: edit_config(folder, change)
+
+
+def weights(change: Callable[[Weights], Any]) -> Spoil:
+    """Spoils a checkpoint's weights."""
+    return lambda folder: edit_weights(folder, change)
+
+
+def table(change: Callable[[Config], Any]) -> Spoil:
+    """Spoils the table of quantizations in the config."""
+    return config(lambda c: change(c["quantization"]))
+
+
+def entry(path: str, value: Any) -> Spoil:
+    """Gives a layer an entry in that table."""
+    return table(lambda t: t.update({path: value}))
+
+
+def tensor(name: str, array: mx.array) -> Spoil:
+    """Adds or replaces a tensor."""
+    return weights(lambda w: w.update({name: array}))
+
+
+def retype(name: str, dtype: mx.Dtype) -> Spoil:
+    return weights(lambda w: w.update({name: w[name].astype(dtype)}))
+
+
+def drop(*names: str) -> Spoil:
+    return weights(lambda w: [w.pop(name) for name in names])
+
+
+def requantize(path: str, bits: int) -> Spoil:
+    """Gives a layer other codes than its config says."""
+
+    def change(weights: Weights) -> None:
         w = mx.random.normal((8 if "gate" in path else 128, 128)).astype(mx.bfloat16)
         names = (f"{path}.weight", f"{path}.scales", f"{path}.biases")
         weights.update(zip(names, mx.quantize(w, 64, bits), strict=True))
 
-    return change
+    return lambda folder: edit_weights(folder, change)
 
 
-def drop(*names: str) -> Callable[[dict[str, mx.array]], None]:
-    return lambda weights: [weights.pop(name) for name in names] and None
-
-
-def restore(weights: dict[str, mx.array]) -> None:
-    drop(f"{PROJ}.scales", f"{PROJ}.biases")(weights)
-    weights[f"{PROJ}.weight"] = mx.zeros((128, 128), mx.bfloat16)
-
-
-def set_entry(path: str, entry: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda config: config["quantization"].__setitem__(path, entry)
+def unquantize(folder: Path) -> None:
+    """Leaves a layer out of the quantization, weights and config."""
+    drop(f"{PROJ}.scales", f"{PROJ}.biases")(folder)
+    tensor(f"{PROJ}.weight", mx.zeros((128, 128), mx.bfloat16))(folder)
+    table(lambda t: t.pop(PROJ))(folder)
 
 
 GOOD = {"group_size": 64, "bits": 6, "mode": "affine"}
-FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "unknown layer": (
-        lambda f: edit_config(f, set_entry("model.layers.9.mlp.up_proj", GOOD)),
-        "no such",
-    ),
-    "unknown key": (lambda f: edit_config(f, set_entry(PROJ, GOOD | {"nmse": 0.1})), "reject"),
-    "null group": (lambda f: edit_config(f, set_entry(PROJ, GOOD | {"group_size": None})), "null"),
-    "other bits": (lambda f: edit_weights(f, requantize(PROJ, 3)), "its tensors are 3bit-g64"),
-    "weak router": (
-        lambda f: edit_weights(f, requantize("model.layers.1.mlp.gate", 4)),
-        "router of 4 bits",
-    ),
-    "left at 16 bits": (
-        lambda f: (edit_weights(f, restore), edit_config(f, lambda c: c["quantization"].pop(PROJ))),
-        "silently left",
-    ),
-    "tower without tensors": (
-        lambda f: edit_config(f, lambda c: c.update(vision_config={"depth": 2})),
-        "tower",
-    ),
-    "heads without tensors": (
-        lambda f: edit_config(f, lambda c: c.update(num_nextn_predict_layers=1)),
-        "multi-token",
-    ),
-    "truncated": (lambda f: (f / "model.safetensors").open("r+b").truncate(9000), "truncated"),
-    "missing biases": (lambda f: edit_weights(f, drop(f"{PROJ}.biases")), "no biases"),
-    "missing weight": (lambda f: edit_weights(f, drop(f"{PROJ}.weight")), "missing"),
-    "float32 scales": (
-        lambda f: edit_weights(
-            f, lambda w: w.update({f"{PROJ}.scales": w[f"{PROJ}.scales"].astype(mx.float32)})
-        ),
-        "float32 scales",
-    ),
-    "a norm missing": (lambda f: edit_weights(f, drop("model.norm.weight")), "cannot load"),
-    "a norm of another shape": (
-        lambda f: edit_weights(f, lambda w: w.update({"model.norm.weight": mx.zeros(3)})),
-        "cannot load",
-    ),
-    "a tensor too many": (
-        lambda f: edit_weights(f, lambda w: w.update({"model.more": mx.zeros(3)})),
-        "cannot load",
-    ),
-    "bits as text": (
-        lambda f: edit_config(f, set_entry(PROJ, GOOD | {"bits": "6"})),
-        "not a whole number",
-    ),
-    "global mode null": (
-        lambda f: edit_config(f, lambda c: c["quantization"].update(mode=None)),
-        "null for mode",
-    ),
-    "refused but packed": (
-        lambda f: edit_config(f, set_entry(PROJ, False)),
-        "says that it is unquantized",
-    ),
+SCALES = f"{PROJ}.scales"
+# By fault: what spoils a checkpoint, and words of what the doctor says of it.
+CONFIG_FAULTS: dict[str, tuple[Spoil, str]] = {
+    "unknown layer": (entry("model.layers.9.mlp.up_proj", GOOD), "no such"),
+    "unknown key": (entry(PROJ, GOOD | {"nmse": 0.1}), "reject"),
+    "null group": (entry(PROJ, GOOD | {"group_size": None}), "null"),
+    "bits as text": (entry(PROJ, GOOD | {"bits": "6"}), "not a whole number"),
+    "refused but packed": (entry(PROJ, False), "says that it is unquantized"),
+    "global mode null": (table(lambda t: t.update(mode=None)), "null for mode"),
+    "no group size": (table(lambda t: t.pop("group_size")), "group_size"),
     "no entry, other global": (
-        lambda f: edit_config(
-            f, lambda c: (c["quantization"].pop(PROJ), c["quantization"].update(bits=2))
-        ),
+        table(lambda t: (t.pop(PROJ), t.update(bits=2))),
         "config.json says 2bit",
     ),
-    "scales of a strange type": (
-        lambda f: edit_weights(
-            f, lambda w: w.update({f"{PROJ}.scales": w[f"{PROJ}.scales"].astype(mx.int32)})
-        ),
-        "fit no quantization",
+    "no quantization at all": (config(lambda c: c.update(quantization=None)), "cannot load"),
+    "tower without tensors": (config(lambda c: c.update(vision_config={"depth": 2})), "tower"),
+    "heads without tensors": (
+        config(lambda c: c.update(num_nextn_predict_layers=1)),
+        "multi-token",
     ),
-    "no quantization at all": (
-        lambda f: edit_config(f, lambda c: c.update(quantization=None)),
-        "cannot load",
-    ),
+}
+WEIGHT_FAULTS: dict[str, tuple[Spoil, str]] = {
+    "other bits": (requantize(PROJ, 3), "its tensors are 3bit-g64"),
+    "weak router": (requantize("model.layers.1.mlp.gate", 4), "router of 4 bits"),
+    "left at 16 bits": (unquantize, "silently left"),
+    "missing biases": (drop(f"{PROJ}.biases"), "no biases"),
+    "missing weight": (drop(f"{PROJ}.weight"), "missing"),
+    "float32 scales": (retype(SCALES, mx.float32), "float32 scales"),
+    "scales of a strange type": (retype(SCALES, mx.int32), "fit no quantization"),
+    "a norm missing": (drop("model.norm.weight"), "cannot load"),
+    "a norm of another shape": (tensor("model.norm.weight", mx.zeros(3)), "cannot load"),
+    "a tensor too many": (tensor("model.more", mx.zeros(3)), "cannot load"),
+}
+FILE_FAULTS: dict[str, tuple[Spoil, str]] = {
+    "truncated": (lambda f: (f / "model.safetensors").open("r+b").truncate(9000), "truncated"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
     "a processor without a tower": (
         lambda f: (f / "preprocessor_config.json").write_text("{}"),
         "images",
     ),
-    "no group size": (
-        lambda f: edit_config(f, lambda c: c["quantization"].pop("group_size")),
-        "group_size",
-    ),
 }
+FAULTS = CONFIG_FAULTS | WEIGHT_FAULTS | FILE_FAULTS
 
 
 @pytest.mark.parametrize("fault", FAULTS)
