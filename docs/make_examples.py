@@ -74,8 +74,6 @@ EXAMPLES = {
         "mint-mlx convert demo-moe --plan plan.yaml --sensitivity demo-moe-mint-4.5bpw "
         "-o demo-moe-edited"
     ),
-    "profile": Example("mint-mlx profile demo-moe"),
-    "sensitivity": Example("mint-mlx sensitivity demo-moe"),
     "python": Example(
         """python -c 'from mint_mlx import convert, evaluate
 result = convert("demo-moe", uniform="4bit-g64", out="from-python")
@@ -149,16 +147,24 @@ def comparable(block: str) -> str:
     return re.sub(r"\s+", " ", block)
 
 
+def read_marker(marker: str) -> tuple[str, int, int]:
+    """An example's name and how many lines are shown of it, from `NAME` or `NAME 5+3`."""
+    name, _, shown = marker.rpartition(" ")
+    if name and re.fullmatch(r"\d+\+\d+", shown):
+        first, last = map(int, shown.split("+"))
+        return name, first, last
+    return marker, 0, 0
+
+
 def filled(text: str, printed: dict[str, str]) -> str:
     """A page with those of its examples that were run."""
 
     def make(marker: str, old: str) -> str:
-        name, shown = re.fullmatch(r"(.+?)(?: (\d+\+\d+))?", marker).groups()  # type: ignore[union-attr]
+        name, first, last = read_marker(marker)
         if name not in EXAMPLES:
             raise KeyError(f"a page shows the example {name!r}, which is none of EXAMPLES")
         if name not in printed:
             return old
-        first, last = map(int, (shown or "0+0").split("+"))
         new = as_console(EXAMPLES[name], printed[name], first, last)
         return old if comparable(old) == comparable(new) else new
 
