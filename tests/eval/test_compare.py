@@ -21,9 +21,10 @@ from mint_mlx.converters.output import write
 from mint_mlx.converters.output.shard_writer import Writer
 from mint_mlx.converters.quantizers import memory_estimate
 from mint_mlx.eval import compare as comparing
-from mint_mlx.eval import peers, report, stats
-from mint_mlx.eval.compare import OURS, baseline, compare
-from mint_mlx.eval.evaluate import Settings
+from mint_mlx.eval import peer_methods, peers, report, stats
+from mint_mlx.eval.compare import baseline, compare
+from mint_mlx.eval.methods import OURS
+from mint_mlx.eval.settings import Settings
 from mint_mlx.eval.suite import read_suite
 from mint_mlx.jobs import convert
 from mint_mlx.jobs.model import prepare
@@ -295,7 +296,7 @@ def test_calibrated_peers_run_and_what_cannot_run_says_why(
 def test_dwq_runs(
     make: Maker, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "DWQ_RATES", (1e-4,))
+    monkeypatch.setattr(peer_methods, "DWQ_RATES", (1e-4,))
     (tmp_path / "baseline.txt").write_text("jackdaws love my big sphinx of quartz " * 60)
     found = compare(
         str(make(qwen3_moe(1))),

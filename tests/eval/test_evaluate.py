@@ -18,9 +18,10 @@ from safetensors import SafetensorError
 from mint_mlx.base.errors import MintError, UsageError
 from mint_mlx.checkpoint import mlxlm
 from mint_mlx.eval import chat, reference, score, stats, text
-from mint_mlx.eval.evaluate import Settings, evaluate
+from mint_mlx.eval.evaluate import evaluate
 from mint_mlx.eval.protocol import Windows, cut
-from mint_mlx.eval.reference import Part
+from mint_mlx.eval.reference import Predictions
+from mint_mlx.eval.settings import Settings
 from mint_mlx.eval.speed import speed
 from mint_mlx.jobs import convert
 from mint_mlx.runtime import runner
@@ -110,12 +111,18 @@ def weights_of(folder: Path) -> dict[str, np.ndarray]:
 
 
 def run(
-    folder: Path, windows: Windows, batch: int = 2, streamed: bool = False, part: Part | None = None
+    folder: Path,
+    windows: Windows,
+    batch: int = 2,
+    streamed: bool = False,
+    part: Predictions | None = None,
 ) -> score.Score:
     return score.score(runner.load_runner(folder, streamed), windows, batch, part)
 
 
-def predictions(folder: Path, windows: Windows, streamed: bool = False, scored: int = 1) -> Part:
+def predictions(
+    folder: Path, windows: Windows, streamed: bool = False, scored: int = 1
+) -> Predictions:
     return reference.predict(
         runner.load_runner(folder, streamed), windows, scored, batch=2, routing=runner.Routing()
     )
