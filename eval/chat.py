@@ -65,7 +65,8 @@ def replies(
     control |= set(tokenizer.eos_token_ids)
 
     prompts = [chat_prompt(source.path, tokenizer, text) for text in PROMPTS]
-    windows, is_control = [], []
+    windows: list[Windows] = []
+    is_control: list[np.ndarray] = []
     for prompt, reply in zip(prompts, _greedy(source, prompts, report), strict=True):
         tokens = np.array([prompt + reply], dtype=np.int32)
         windows.append(Windows(tokens, first=len(prompt)))

@@ -200,12 +200,9 @@ def _limit(job: Job, budget: Budget) -> int:
     """A budget in bytes; `smallest` and the like need the model's profile."""
     limit = budget.resolve(job.inventory.parameters)
     if limit is None:
-        profile = measurements.get_profile(job)
-        return (
-            allocate(profile, budget, SearchSpace(job.inventory, job.recipe))
-            .layout(job.inventory)
-            .total
-        )
+        space = SearchSpace(job.inventory, job.recipe)
+        plan = allocate(measurements.get_profile(job), budget, space)
+        return plan.layout(job.inventory).total
     return limit
 
 

@@ -32,7 +32,8 @@ def speed(folder: Path) -> dict[str, float]:
     prompt = mx.array(np.random.default_rng(0).integers(0, vocabulary, PROMPT))
 
     # As mlx-lm generates: without the wired limit a Mac may page a large model out.
-    prompts, decodes = [], []
+    prompts: list[float] = []
+    decodes: list[float] = []
     with wired_limit(model):
         for _ in range(RUNS + 1):
             start = time.perf_counter()
