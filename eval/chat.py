@@ -1,6 +1,4 @@
-"""Chat text for a comparison: the source's own greedy replies to a few bundled prompts, through its
-chat template.
-"""
+"""Chat text: the source's own greedy replies to a few bundled prompts, by its chat template."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ PROMPTS = (
     "Write a polite e-mail that moves a meeting from Tuesday to Thursday.",
 )
 REPLY = 192  # tokens a reply at most
-_MARKS = (
+CONTROL_TOKENS = (
     "<|im_end|>",
     "<|eot_id|>",
     "<|end|>",
@@ -45,41 +43,49 @@ _MARKS = (
 def replies(
     source: Source, tokenizer: Any, report: Report
 ) -> tuple[list[Windows], list[np.ndarray]]:
-    """The source's replies as windows in which only the reply is scored, and which of its tokens
-    are control tokens.
+    """The source's replies as windows, and which of their tokens are control tokens.
+
+    Each reply is a window of its own that begins with the prompt; only the reply is scored.
+
+    Returns:
+        The windows, and for each a bool array (scored tokens,).
 
     Raises:
         MintError: the model has no chat template, or is too large for this machine.
     """
     if tokenizer.chat_template is None:
         raise MintError(
-            "--chat needs a model with a chat template, which this one lacks: leave it out"
+            f"--chat needs a model with a chat template, and {source.name} has none: leave --chat "
+            "out"
         )
-    prompts = [chat_prompt(source.path, tokenizer, text) for text in PROMPTS]
+
+    # Control tokens by number: those of the list that this vocabulary has, and its ends of text.
     vocabulary = tokenizer.get_vocab()
-    control = {vocabulary[mark] for mark in _MARKS if mark in vocabulary} | set(
-        tokenizer.eos_token_ids
-    )
-    parts, marks = [], []
+    control = {vocabulary[token] for token in CONTROL_TOKENS if token in vocabulary}
+    control |= set(tokenizer.eos_token_ids)
+
+    prompts = [chat_prompt(source.path, tokenizer, text) for text in PROMPTS]
+    windows: list[Windows] = []
+    is_control: list[np.ndarray] = []
     for prompt, reply in zip(prompts, _greedy(source, prompts, report), strict=True):
         tokens = np.array([prompt + reply], dtype=np.int32)
-        parts.append(Windows(tokens, first=len(prompt)))
-        marks.append(np.isin(np.array(reply), list(control)))
-    return parts, marks
+        windows.append(Windows(tokens, first=len(prompt)))
+        is_control.append(np.isin(np.array(reply), list(control)))
+    return windows, is_control
 
 
 def _greedy(source: Source, prompts: list[list[int]], report: Report) -> list[list[int]]:
     """The replies, generated once: another run might break ties otherwise."""
     key = hashlib.blake2b(json.dumps([prompts, REPLY]).encode(), digest_size=6).hexdigest()
     path = cache.cache_dir() / "replies" / f"{source.fingerprint}-{key}.json"
-    found = read_json(path)
-    if found is None:
+    generated = read_json(path)
+    if generated is None:
         if not fits(source.path):
             raise MintError(
-                "--chat lets the source write in memory, which this one is too large for: leave "
-                "it out"
+                f"--chat generates replies with the whole model in memory, and {source.name} is "
+                "too large for this machine: leave --chat out"
             )
-        found = generate_tokens(source.path, prompts, REPLY)
+        generated = generate_tokens(source.path, prompts, REPLY)
         with cache.report_write_errors("replies", report):
-            write_text(path, json.dumps(found))
-    return [[int(token) for token in reply] for reply in found]
+            write_text(path, json.dumps(generated))
+    return [[int(token) for token in reply] for reply in generated]

@@ -1,9 +1,10 @@
-"""Protocols: how a text is cut into windows, and which tokens are scored.
+"""Protocols: how a text is cut into windows, and which of their tokens are scored.
 
-`windows`    non-overlapping windows of L tokens, every token but a window's first scored (MINT's
-and GPTQ's way). `llama.cpp`  L = 512, the window's first token replaced by BOS if the tokenizer
-puts one before a text, only the second
-             half scored: what `llama-perplexity` does.
+`windows`: windows of L tokens that don't overlap; every token is scored but a window's first. MINT
+and GPTQ do so.
+
+`llama.cpp`: L = 512. The window's first token is replaced by BOS if the tokenizer puts one before a
+text, and only the second half is scored, as `llama-perplexity` does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,13 @@ from ..base.hf_config import config_tables
 
 PROTOCOLS = ("windows", "llama.cpp")
 DEFAULT_LENGTH = {"windows": 2048, "llama.cpp": 512}
+CONTEXT_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_sequence_length",
+    "max_seq_len",
+    "seq_length",
+)
 
 
 @dataclass(frozen=True)
@@ -34,9 +42,7 @@ class Windows:
 
     @property
     def positions(self) -> slice:
-        """The positions whose predictions are compared; the last one predicts a token beyond the
-        window.
-        """
+        """The positions that are compared; the last one predicts a token beyond the window."""
         return slice(self.first - 1, self.tokens.shape[1])
 
     @property
@@ -46,9 +52,7 @@ class Windows:
 
     @property
     def following(self) -> np.ndarray:
-        """The token that comes after each one, int32 (windows, tokens); after the last one stands a
-        0 for none.
-        """
+        """The token after each one, int32 (windows, tokens); 0 after a window's last one."""
         return np.pad(self.tokens[:, 1:], ((0, 0), (0, 1)))
 
     @property
@@ -63,35 +67,28 @@ def default_length(protocol: str, config: dict[str, Any]) -> int:
 
 
 def context_of(config: dict[str, Any]) -> int | None:
-    """The longest context that a model's config states, in tokens."""
+    """The longest context that a model's config states, in tokens, or None."""
     for table in config_tables(config):
-        for key in (
-            "max_position_embeddings",
-            "n_positions",
-            "max_sequence_length",
-            "max_seq_len",
-            "seq_length",
-        ):
+        for key in CONTEXT_KEYS:
             if type(table.get(key)) is int and table[key] > 0:
                 return int(table[key])
     return None
 
 
 def check_protocol(protocol: str, length: int | None, limit: int | None, seed: int | None) -> None:
-    """Refuse what can't be: an unknown protocol, windows of no use, a seed without windows to
-    choose.
+    """Refuse an unknown protocol, impossible windows, and a seed without a number of windows.
 
     Raises:
-        UsageError: saying which.
+        UsageError: the first of them.
     """
     if protocol not in PROTOCOLS:
-        raise UsageError(f"no protocol is called {protocol!r}: there are {', '.join(PROTOCOLS)}")
+        raise UsageError(f"--protocol must be one of {', '.join(PROTOCOLS)} (got {protocol!r})")
     if length is not None and length < 4:
-        raise UsageError(f"windows of {length} tokens are too short: give --length 4 or more")
+        raise UsageError(f"--length must be 4 or more (got {length})")
     if limit is not None and limit < 1:
-        raise UsageError("--windows must be 1 or more")
+        raise UsageError(f"--windows must be 1 or more (got {limit})")
     if seed is not None and seed < 0:
-        raise UsageError("--seed must not be negative")
+        raise UsageError(f"--seed must be 0 or more (got {seed})")
     if seed is not None and limit is None:
         raise UsageError("--seed chooses windows at random: say how many with --windows")
 
@@ -110,8 +107,8 @@ def cut(
         ids: int (tokens,).
         protocol: a name of PROTOCOLS.
         length: tokens a window.
-        limit: the first so many windows, or with a seed so many at random.
-        seed: for the choice of windows.
+        limit: take only the first so many windows, or with a seed so many at random.
+        seed: chooses the windows.
         bos: the token that starts every window (llama.cpp only), or None.
 
     Raises:
@@ -123,12 +120,14 @@ def cut(
     if count == 0:
         raise MintError(
             f"the text has {len(ids)} tokens, less than one window of {length}: give a longer text "
-            "or --length"
+            "or a smaller --length"
         )
+
     tokens = np.array(ids[: count * length], dtype=np.int32).reshape(count, length)
     if limit is not None and seed is not None and limit < count:
         tokens = tokens[np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))]
     tokens = tokens[:limit].copy()
+
     if protocol == "windows":
         return Windows(tokens)
     if bos is not None:
@@ -137,7 +136,7 @@ def cut(
 
 
 def bos_token(tokenizer: Any) -> int | None:
-    """The token that this tokenizer puts before a text, if it does."""
+    """The token that this tokenizer puts before a text, or None."""
     ids = tokenizer.encode("a")
     bos = tokenizer.bos_token_id
     return int(bos) if bos is not None and len(ids) and ids[0] == bos else None

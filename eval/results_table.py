@@ -1,9 +1,10 @@
-"""Prints the table of docs/results.md from the files here: `python eval/results_table.py`.
+"""Prints the table of docs/results.md from eval/results: `python eval/results_table.py`.
 
-`make docs` writes it there, and six of its rows into the README.
+`make docs` writes it there, and six of its lines into the README.
 
-A row is a size that `best` was built at; it takes what the model's other tables hold at that size
-as well."""
+A line is a size that `best` was built at; it takes what the model's other tables have at that size
+as well.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mint_mlx.eval.compare import PUBLISHED, SAME
+from mint_mlx.eval.compare import SAME
+from mint_mlx.eval.methods import PUBLISHED
 
-HERE = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results"
 MODELS = ("demo-moe", "moe-22m", "stories15m", "SmolLM2")
 HEAD = (
     "model",
@@ -30,64 +32,67 @@ HEAD = (
 Row = dict[str, Any]
 
 
+def table() -> str:
+    """The whole table, as Markdown."""
+    lines = [f"| {' | '.join(HEAD)} | best / best peer |", "|---" * (len(HEAD) + 1) + "|"]
+    return "\n".join(lines + [line(model, rows) for model in MODELS for rows in sizes(model)])
+
+
 def sizes(model: str) -> Iterator[list[Row]]:
     """The scored checkpoints of each size of a model, smallest size first."""
-    files = [
-        json.loads(file.read_text()) for file in sorted(HERE.glob(f"{model}*/**/results.json"))
-    ]
-    tables = [[row for row in file["rows"] if row.get("kl") is not None] for file in files]
-    found: dict[int, tuple[int, int]] = {}  # of a size that two tables have, the first's
-    for index, table in enumerate(tables):
-        for row in table:
+    files = sorted(RESULTS.glob(f"{model}*/**/results.json"))
+    comparisons = [json.loads(file.read_text()) for file in files]
+    scored = [[row for row in c["rows"] if row.get("kl") is not None] for c in comparisons]
+
+    # Which comparison has the size; the first of two that have it.
+    by_bytes: dict[int, tuple[int, int]] = {}
+    for index, rows in enumerate(scored):
+        for row in rows:
             if row["method"] == "best":
-                found.setdefault(row["bytes"], (row["group"], index))
-    for size, index in sorted(found.values()):
-        here = [row for row in tables[index] if row["group"] == size]
-        named = {(row["method"], row["about"]) for row in here}
-        peers = [
+                by_bytes.setdefault(row["bytes"], (row["group"], index))
+
+    for size, index in sorted(by_bytes.values()):
+        of_size = [row for row in scored[index] if row["group"] == size]
+        others = [row for i, rows in enumerate(scored) if i != index for row in rows]
+        near = [
             row
-            for i, table in enumerate(tables)
-            if i != index
-            for row in table
-            if row["kind"] == "peer"
+            for row in others
+            if row["kind"] == "peer" and abs(row["bytes"] - size) <= SAME * size
         ]
-        near = [row for row in peers if abs(row["bytes"] - size) <= SAME * size]
-        yield here + [row for row in near if (row["method"], row["about"]) not in named]
+        present = {(row["method"], row["about"]) for row in of_size}
+        yield of_size + [row for row in near if (row["method"], row["about"]) not in present]
 
 
 def line(model: str, rows: list[Row]) -> str:
-    """A size's line."""
-    level = next(row for row in rows if row["method"] == "best")
+    """The line of a size."""
+    best = next(row for row in rows if row["method"] == "best")
+    cells = [model, f"{best['group'] / 1e6:.2f} MB", f"{best['bits_per_weight']:.2f}"]
+
+    # The best peer of each kind.
     peers = [row for row in rows if row["kind"] == "peer"]
-    kinds = (
-        [row for row in peers if not row["sees_text"] and row["method"] not in PUBLISHED],
-        [row for row in peers if row["method"] in PUBLISHED],
-        [row for row in peers if row["sees_text"]],
-    )
-    columns = [model, f"{level['group'] / 1e6:.2f} MB", f"{level['bits_per_weight']:.2f}"]
-    for some, named in zip(kinds, (True, False, True), strict=True):
-        first = min(some, key=lambda row: float(row["kl"]), default=None)
-        columns.append(
-            "-" if first is None else figure(first["kl"]) + f" ({first['method']})" * named
-        )
+    blind = [row for row in peers if not row["sees_text"] and row["method"] not in PUBLISHED]
+    published = [row for row in peers if row["method"] in PUBLISHED]
+    seeing = [row for row in peers if row["sees_text"]]
+    cells += [_best_of(blind), _best_of(published, name=False), _best_of(seeing)]
+
     ours = {row["method"]: row["kl"] for row in rows if row["kind"] == "ours"}
-    columns += [figure(ours[name]) if name in ours else "-" for name in ("fast", "balanced")]
-    columns += [
-        f"**{figure(ours['best'])}**",
-        f"{ours['best'] / min(row['kl'] for row in peers):.2f}",
-    ]
-    return f"| {' | '.join(columns)} |"
+    cells += [figure(ours[name]) if name in ours else "-" for name in ("fast", "balanced")]
+    ratio = ours["best"] / min(row["kl"] for row in peers)
+    cells += [f"**{figure(ours['best'])}**", f"{ratio:.2f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def _best_of(rows: list[Row], name: bool = True) -> str:
+    """The lowest KL of these rows, and whose it is."""
+    first = min(rows, key=lambda row: float(row["kl"]), default=None)
+    if first is None:
+        return "-"
+    return figure(first["kl"]) + (f" ({first['method']})" if name else "")
 
 
 def figure(kl: float) -> str:
     """Three digits, at most four places."""
     return (f"{kl:.3f}" if kl >= 0.1 else f"{kl:.4f}").removeprefix("0")
-
-
-def table() -> str:
-    """All of it."""
-    lines = [f"| {' | '.join(HEAD)} | best / best peer |", "|---" * (len(HEAD) + 1) + "|"]
-    return "\n".join(lines + [line(model, rows) for model in MODELS for rows in sizes(model)])
 
 
 if __name__ == "__main__":

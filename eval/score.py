@@ -1,6 +1,4 @@
-"""Scores a checkpoint on windows of a text: negative log-likelihoods, and with a reference the
-divergences from it.
-"""
+"""Scores a checkpoint on windows of a text: likelihoods, and divergences from its source."""
 
 from __future__ import annotations
 
@@ -12,9 +10,9 @@ import numpy as np
 from ..base.errors import MintError
 from ..runtime.divergence import scored_kl
 from ..runtime.fast_math import exp, logsumexp
-from ..runtime.runner import Routing, Runner, forward
+from ..runtime.runner import Piece, Routing, Runner, forward
 from .protocol import Windows
-from .reference import Part, Progress, places, take
+from .reference import Predictions, Progress, compared_slices, position_indices
 
 ABSURD = 10_000.0  # nats for one token
 PER_TOKEN = ("nll", "kl", "top1", "dp")
@@ -22,8 +20,7 @@ PER_TOKEN = ("nll", "kl", "top1", "dp")
 
 @dataclass
 class Score:
-    """What was measured, per scored token in the order of the text, for the windows that were
-    finished.
+    """Measures of each scored token, in the order of the text, for the windows that were finished.
 
     Attributes:
         nll: float64 (windows, tokens): -log of the true token's probability, in nats.
@@ -32,7 +29,7 @@ class Score:
             isn't in it.
         top1: (windows, positions): whether both put the same token first.
         dp: (windows, tokens): the true token's probability, model minus source.
-        whole: float64 (w, 2): exact and merged KL at the positions kept whole.
+        whole: float64 (w, 2): exact and merged KL at the positions stored whole.
         routing: the experts chosen, by layer: int (windows, tokens, k).
         finished: windows finished.
     """
@@ -50,126 +47,149 @@ def score(
     runner: Runner,
     windows: Windows,
     batch: int,
-    part: Part | None = None,
+    predictions: Predictions | None = None,
     progress: Progress = lambda *_: None,
 ) -> Score:
-    """Score every window; an interruption (Ctrl-C) ends it early with the windows that are
-    finished.
+    """Score every window; Ctrl-C ends it early with the windows that are finished.
 
     Args:
         runner: a loaded model.
         windows: what to score.
         batch: windows at once.
-        part: the source's predictions for the same windows.
+        predictions: the source's for the same windows; None measures likelihoods alone.
         progress: called with (windows finished, windows in all).
 
     Raises:
         MintError: the logits aren't finite, or the vocabulary is smaller than the source's.
         KeyboardInterrupt: before the first window was finished.
     """
-    arrays = {name: np.zeros((len(windows.tokens), windows.per_window)) for name in PER_TOKEN}
-    most = int(windows.tokens.max(initial=0))
-    routing, whole, finished = Routing(), np.zeros((0, 2)), 0
+    count, length = windows.tokens.shape
+    arrays = {name: np.zeros((count, windows.per_window)) for name in PER_TOKEN}
+    whole = np.zeros((0, 2))
+    routing = Routing()
+    recorded = routing if predictions is not None and predictions.routing else None
+    highest = int(windows.tokens.max(initial=0))
+
+    finished = 0
     try:
-        for piece in forward(
-            runner, windows.tokens, batch, routing if part is not None and part.routing else None
-        ):
-            if most >= piece.logits.shape[-1]:
+        for piece in forward(runner, windows.tokens, batch, recorded):
+            if highest >= piece.logits.shape[-1]:
                 raise MintError(
-                    f"the tokenizer knows the token {most}, the model does not: they don't belong "
-                    "together"
+                    f"the tokenizer has the token {highest}, which the model doesn't know, so they "
+                    "don't belong together: download the model again"
                 )
-            taken = take(piece.columns, windows)
-            if taken is not None:
-                inside, positions = taken
-                columns = slice(
-                    positions.start - windows.positions.start,
-                    positions.stop - windows.positions.start,
-                )
-                values, exact = _measure(
-                    piece.logits[:, inside], windows, piece.rows, positions, part
-                )
+            compared = compared_slices(piece.columns, windows)
+            if compared is not None:
+                inside, positions = compared
+                first = windows.positions.start
+                columns = slice(positions.start - first, positions.stop - first)
+                values, exact = _measure(piece, inside, positions, windows, predictions)
                 for name, value in values.items():
                     arrays[name][piece.rows, columns] = value
                 whole = np.concatenate([whole, exact])
-            if piece.columns.stop == windows.tokens.shape[1]:
+            if piece.columns.stop == length:
                 finished = piece.rows.stop
-                progress(finished, len(windows.tokens))
+                progress(finished, count)
     except KeyboardInterrupt:
         if not finished:
             raise
-    done = {name: array[:finished] for name, array in arrays.items()}
-    done["nll"], done["dp"] = (
-        done["nll"][:, :-1],
-        done["dp"][:, :-1],
-    )  # no token came at the last position
-    if part is None:
-        return Score(done["nll"], finished=finished)
-    chosen = [r[:finished] for r in _whole_windows(routing, windows)]
-    if [r.shape[-1] for r in chosen] != [r.shape[-1] for r in part.routing]:
+
+    # No token came at a window's last position.
+    nll = arrays["nll"][:finished, :-1]
+    dp = arrays["dp"][:finished, :-1]
+    if predictions is None:
+        return Score(nll, finished=finished)
+
+    experts = [chosen[:finished] for chosen in _by_window(routing, length)]
+    if [e.shape[-1] for e in experts] != [e.shape[-1] for e in predictions.routing]:
         raise MintError(
-            "the model has other expert layers than the source: they are not the same model"
+            "the model has other expert layers than the source, so they are not the same model: "
+            "give the source that it was made from"
         )
-    return Score(done["nll"], done["kl"], done["top1"], done["dp"], whole, chosen, finished)
+    kl = arrays["kl"][:finished]
+    top1 = arrays["top1"][:finished]
+    return Score(nll, kl, top1, dp, whole, experts, finished)
 
 
-def _whole_windows(routing: Routing, windows: Windows) -> list[np.ndarray]:
-    """Choices of experts by layer; a batch that an interruption cut off is dropped."""
-    length = windows.tokens.shape[1]
-    joined = [np.concatenate(parts) for parts in routing.layers.values()]
+def _by_window(routing: Routing, length: int) -> list[np.ndarray]:
+    """Choices of experts by layer, int (windows, tokens, k), without a batch that was cut off."""
+    joined = [np.concatenate(batches) for batches in routing.layers.values()]
     return [r[: len(r) // length * length].reshape(-1, length, r.shape[-1]) for r in joined]
 
 
 def _measure(
-    logits: mx.array, windows: Windows, rows: slice, positions: slice, part: Part | None
+    piece: Piece,
+    inside: slice,
+    positions: slice,
+    windows: Windows,
+    predictions: Predictions | None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Measures of one piece, each (rows, positions), and exact beside merged KL of the tokens kept
-    whole.
+    """Measures of one piece.
+
+    Args:
+        piece: logits of some windows and columns.
+        inside: its columns that are compared.
+        positions: the same as positions of the window.
+        windows: all windows.
+        predictions: the source's for them.
+
+    Returns:
+        Arrays (rows, positions) by the names of PER_TOKEN, and float64 (w, 2): exact and merged KL
+        of the positions stored whole.
     """
+    logits = piece.logits[:, inside]
     shape = logits.shape[:2]
     norm = logsumexp(logits)
-    true = (
-        mx.take_along_axis(logits, mx.array(windows.following[rows, positions])[..., None], axis=-1)
-        - norm
-    )
-    true = true[..., 0]
-    if part is None:
+    following = mx.array(windows.following[piece.rows, positions])[..., None]
+    true = (mx.take_along_axis(logits, following, axis=-1) - norm)[..., 0]
+    if predictions is None:
         mx.eval(true)
         return {"nll": _finite(-np.asarray(true, dtype=np.float64))}, np.zeros((0, 2))
-    place = places(rows, positions, windows)
-    flat = (logits - norm).reshape(len(place), -1)
-    ids, logp = mx.array(part.ids[place].astype(np.int32)), mx.array(part.logp[place])
-    if part.whole_logp.shape[-1] > flat.shape[-1]:
+
+    # All positions of the piece in one row, as the source's predictions are stored.
+    indices = position_indices(piece.rows, positions, windows)
+    logq = (logits - norm).reshape(len(indices), -1)
+    if predictions.whole_logp.shape[-1] > logq.shape[-1]:
         raise MintError(
-            "the model's vocabulary is smaller than the source's: they are not the same model"
+            "the model's vocabulary is smaller than the source's, so they are not the same model: "
+            "give the source that it was made from"
         )
-    top = mx.take_along_axis(flat, ids, axis=-1)
-    rest = mx.array(part.rest[place]) if np.isfinite(part.rest[place[0]]) else None
-    kl = scored_kl(logp, top, rest)
-    same = mx.argmax(flat, axis=-1) == mx.array(part.best[place].astype(np.int32))
-    change = exp(true.reshape(-1)) - exp(mx.array(part.true[place]))
-    kept = np.flatnonzero(np.isin(part.whole, place))
+    ids = mx.array(predictions.ids[indices].astype(np.int32))
+    logp = mx.array(predictions.logp[indices])
+    merged = np.isfinite(predictions.rest[indices[0]])
+    rest = mx.array(predictions.rest[indices]) if merged else None
+    kl = scored_kl(logp, mx.take_along_axis(logq, ids, axis=-1), rest)
+    same = mx.argmax(logq, axis=-1) == mx.array(predictions.best[indices].astype(np.int32))
+    change = exp(true.reshape(-1)) - exp(mx.array(predictions.true[indices]))
+
+    # The exact divergence, where the source's whole distribution is stored; indices rise.
+    stored = np.flatnonzero(np.isin(predictions.whole, indices))
+    rows = np.searchsorted(indices, predictions.whole[stored])
     exact = mx.zeros((0,))
-    if len(kept):
-        where = np.searchsorted(place, part.whole[kept])  # places rise within a piece
-        p = mx.array(part.whole_logp[kept])
-        q = flat[mx.array(where), : p.shape[-1]]
-        exact = scored_kl(p, q)
+    if len(stored):
+        p = mx.array(predictions.whole_logp[stored])
+        exact = scored_kl(p, logq[mx.array(rows), : p.shape[-1]])
+
     mx.eval(true, kl, same, change, exact)
-    found = {
+    values = {
         "nll": _finite(-np.asarray(true, dtype=np.float64)),
         "kl": _finite(np.asarray(kl, dtype=np.float64).reshape(shape)),
         "top1": np.asarray(same, dtype=np.float64).reshape(shape),
         "dp": np.asarray(change, dtype=np.float64).reshape(shape),
     }
-    merged = found["kl"].reshape(-1)[where] if len(kept) else np.zeros(0)
-    return found, np.stack([np.asarray(exact, dtype=np.float64), merged], axis=-1)
+    both = [np.asarray(exact, dtype=np.float64), values["kl"].reshape(-1)[rows]]
+    return values, np.stack(both, axis=-1)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
+    """The values.
+
+    Raises:
+        MintError: one isn't finite, or beyond ABSURD.
+    """
     if not (np.isfinite(values).all() and np.abs(values).max(initial=0) < ABSURD):
         raise MintError(
-            "the model's logits are not finite or absurd: its weights are damaged, or overflow in "
-            "this type"
+            "the model's logits are not finite or absurdly large, so its weights are damaged or "
+            "overflow in this type: download or convert it again"
         )
     return values

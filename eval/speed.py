@@ -1,6 +1,4 @@
-"""Speed of a checkpoint on this machine, by mlx-lm's own generation: tokens per second of prompt
-and of decoding.
-"""
+"""Speed of a checkpoint on this machine: tokens per second of mlx-lm's own generation."""
 
 from __future__ import annotations
 
@@ -14,23 +12,30 @@ import numpy as np
 from ..checkpoint import mlxlm
 from ..checkpoint.tokenizer import load_tokenizer
 
-PROMPT, DECODE, RUNS = 128, 48, 3
+PROMPT = 128  # tokens that are read
+DECODE = 48  # tokens that are generated
+RUNS = 3
 
 
 def speed(folder: Path) -> dict[str, float]:
     """Median of three runs: `prompt_tokens_per_second` and `decode_tokens_per_second`."""
     from mlx_lm.generate import generate_step, wired_limit
 
-    model, tokenizer = mlxlm.build_model(folder), load_tokenizer(folder)
-    if mx.default_device() == mx.cpu and any(
-        type(m).__name__ == "SwitchLinear" for m in model.modules()
-    ):
-        model.set_dtype(mx.float32)  # gather_mm takes float32 only there
+    # On a CPU gather_mm takes float32 only.
+    model = mlxlm.build_model(folder)
+    experts = any(type(module).__name__ == "SwitchLinear" for module in model.modules())
+    if experts and mx.default_device() == mx.cpu:
+        model.set_dtype(mx.float32)
     mx.eval(model.parameters())
-    prompt = mx.array(np.random.default_rng(0).integers(0, min(1000, tokenizer.vocab_size), PROMPT))
-    prompts, decodes = [], []
-    with wired_limit(model):  # as mlx-lm generates: without it a Mac may page a large model out
-        for _ in range(RUNS + 1):  # the first one warms up
+
+    vocabulary = min(1000, load_tokenizer(folder).vocab_size)
+    prompt = mx.array(np.random.default_rng(0).integers(0, vocabulary, PROMPT))
+
+    # As mlx-lm generates: without the wired limit a Mac may page a large model out.
+    prompts: list[float] = []
+    decodes: list[float] = []
+    with wired_limit(model):
+        for _ in range(RUNS + 1):
             start = time.perf_counter()
             first = 0.0
             for count, _ in enumerate(generate_step(prompt, model, max_tokens=DECODE + 1)):
@@ -38,6 +43,8 @@ def speed(folder: Path) -> dict[str, float]:
                     first = time.perf_counter()
             prompts.append(PROMPT / (first - start))
             decodes.append(DECODE / (time.perf_counter() - first))
+
+    # The first run warms up.
     return {
         "prompt_tokens_per_second": statistics.median(prompts[1:]),
         "decode_tokens_per_second": statistics.median(decodes[1:]),

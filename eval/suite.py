@@ -26,13 +26,14 @@ def read_suite(path: Path) -> list[Entry]:
     """Read a suite: a list of entries.
 
     Raises:
-        MintError: with file and line, where it isn't one.
+        MintError: it isn't one, with file and line.
     """
     data, node = read_yaml(path, "suite")
     if not isinstance(data, list) or not data:
         raise MintError(
             f"{path} is not a suite: it must be a list of {{model: ..., budgets: [...]}}"
         )
+
     entries = []
     for i, item in enumerate(data):
         try:

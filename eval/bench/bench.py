@@ -1,12 +1,12 @@
-"""Speed and memory on released models' shapes, beside `mlx_lm.convert -q --q-bits 4` in the same
-run.
+"""Speed and memory on released models' shapes, beside `mlx_lm.convert -q` in the same run.
 
-    python eval/bench/bench.py            two layers of Qwen3-30B-A3B, median of 3 (under ten
-    minutes) python eval/bench/bench.py --full     the slopes over 2, 4 and 8 layers, other shapes,
-    what `balanced` adds
+    python eval/bench/bench.py           two layers of Qwen3-30B-A3B, median of 3 (under 10 minutes)
+    python eval/bench/bench.py --full    the slopes over 2, 4 and 8 layers, other shapes, and the
+                                         steps of `balanced`
 
 Both write eval/bench/results.json and results.md. Models are made in a temporary folder and removed
-again."""
+again.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .process import Run, last_json, machine, python, run
-from .shapes import SHAPES
+from mint_mlx.eval.bench.process import Run, last_json, machine, python, run
+from mint_mlx.eval.bench.shapes import SHAPES
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 MAIN = "qwen3-30b-a3b"
 ROUNDS = 3
 DEPTHS = (2, 4, 8)
 OTHERS = {"mixtral-8x7b": 2, "deepseek-v3-fp8": 1, "qwen3.5-35b-a3b": 2, "gpt-oss-20b": 2}
+PEER_CANNOT = ("deepseek-v3-fp8", "gpt-oss-20b")  # mlx-lm holds all of one, and keeps the other
 PARTS = ("quick", "slopes", "levels", "shapes")
 TOKENS = (1024, 4096)
-# seconds that mlx-lm's gptq is given: on these shapes it copies all experts for each column
-LIMIT = 120
-OWN_TOKENS = 16_384  # that `balanced` looks at
+LIMIT = 120  # seconds for mlx-lm's gptq: on these shapes it copies all experts for each column
+TEXT_TOKENS = 16_384  # of the model's own text that `balanced` sees
 PEER = "mlx_lm.convert -q --q-bits 4"
 WAYS = (PEER, "convert --plan", "profile", "convert --effort fast")
 
@@ -42,120 +42,130 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--full", action="store_true", help="the slopes and the other shapes, too")
+    parser.add_argument("--full", action="store_true", help="also the slopes and other shapes")
     parser.add_argument("--part", action="append", choices=PARTS, help="this part alone")
-    parser.add_argument("--folder", type=Path, help="where models are made (25 GB are needed)")
-    asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="mint-mlx-bench-", dir=asked.folder) as folder:
-        found, place = _read(), Path(folder)
-        for part in asked.part or (PARTS[1:] if asked.full else PARTS[:1]):
-            measured: dict[str, Any]
-            if part == "quick":
-                measured = measure(MAIN, DEPTHS[0], ROUNDS, place)
-            elif part == "slopes":
-                measured = {str(n): measure(MAIN, n, 1, place) for n in DEPTHS}
-            elif part == "levels":
-                measured = levels(place)
-            else:
-                measured = {name: measure(name, n, 1, place) for name, n in OTHERS.items()}
-            found[part] = {"machine": machine(), "measured": measured}
-            (HERE / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-            (HERE / "results.md").write_text(report(found), encoding="utf-8")
-        print(report(found))
+    parser.add_argument("--folder", type=Path, help="where models are made (needs 25 GB)")
+    options = parser.parse_args()
+
+    # After each part, so that an interruption loses only one.
+    results = _read()
+    with tempfile.TemporaryDirectory(prefix="mint-mlx-bench-", dir=options.folder) as folder:
+        for part in options.part or (PARTS[1:] if options.full else PARTS[:1]):
+            measured = _measure_part(part, Path(folder))
+            results[part] = {"machine": machine(), "measured": measured}
+            text = json.dumps(results, indent=1) + "\n"
+            (FOLDER / "results.json").write_text(text, encoding="utf-8")
+            (FOLDER / "results.md").write_text(report(results), encoding="utf-8")
+    print(report(results))
 
 
 def _read() -> dict[str, Any]:
-    file = HERE / "results.json"
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return found
+    """The results of earlier runs."""
+    file = FOLDER / "results.json"
+    results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return results
+
+
+# Measuring
+
+
+def _measure_part(part: str, folder: Path) -> dict[str, Any]:
+    if part == "quick":
+        return measure(MAIN, DEPTHS[0], ROUNDS, folder)
+    if part == "slopes":
+        return {str(depth): measure(MAIN, depth, 1, folder) for depth in DEPTHS}
+    if part == "levels":
+        return levels(folder)
+    return {shape: measure(shape, depth, 1, folder) for shape, depth in OTHERS.items()}
 
 
 def make(shape: str, layers: int, folder: Path) -> int:
-    """Write a model in a process of its own (a child's peak begins with its parent's); returns its
-    bytes.
+    """Write a model in a process of its own; returns its bytes.
+
+    A child's peak of memory begins with its parent's, so this process stays small.
     """
-    command = python(str(HERE / "make_model.py"), shape, "--layers", str(layers), "-o", str(folder))
+    command = python(FOLDER / "make_model.py", shape, "--layers", str(layers), "-o", folder)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
     return int(index["metadata"]["total_size"])
 
 
 def measure(shape: str, layers: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """Each way's median seconds and highest peak on a model that is made for it; the ways take
-    turns.
+    """Each way's median seconds and highest peak, on a model that is made for it.
+
+    The ways take turns. `--plan` takes the plan that `--effort fast` made before it.
     """
-    model, out, log, cache = (folder / name for name in ("model", "out", "log", "cache"))
+    model = folder / "model"
+    out = folder / "out"
     size = make(shape, layers, model)
     runs: dict[str, list[Run]] = {way: [] for way in WAYS}
-    ours = ["-m", "mint_mlx", "convert", str(model), "-o", str(out), "--no-smoke"]
-    commands = {
-        PEER: python(
-            "-m",
-            "mlx_lm",
-            "convert",
-            "--hf-path",
-            str(model),
-            "-q",
-            "--q-bits",
-            "4",
-            "--mlx-path",
-            str(out),
-        ),
-        "profile": python(
-            "-m", "mint_mlx", "profile", str(model), "-o", str(folder / "profile.json")
-        ),
-        "convert --effort fast": python(*ours, "--budget", "4.5bpw", "--effort", "fast"),
-        "convert --plan": python(*ours, "--plan", str(folder / "plan.yaml")),
-    }
-    peer = (
-        shape != "deepseek-v3-fp8" and shape != "gpt-oss-20b"
-    )  # mlx-lm holds all of the one, and keeps the other
+    commands = _commands(model, out, folder)
+    if shape in PEER_CANNOT:
+        del commands[PEER]
+
     for _ in range(rounds):
         for way, command in commands.items():
-            if way == PEER and not peer:
-                continue
-            shutil.rmtree(cache, ignore_errors=True)
-            runs[way].append(run(command, log, cache))
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+            runs[way].append(run(command, folder / "log", folder / "cache"))
             print(f"{shape}, {layers} layers: {way} {runs[way][-1].seconds:.1f} s", flush=True)
             if way == "convert --effort fast":
                 shutil.copyfile(out / "mint-plan.yaml", folder / "plan.yaml")
             shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(model)
+
     ways = {
         way: {
-            "seconds": statistics.median(r.seconds for r in some),
-            "peak": max(r.peak for r in some),
+            "seconds": statistics.median(r.seconds for r in of_way),
+            "peak": max(r.peak for r in of_way),
         }
-        for way, some in runs.items()
-        if some
+        for way, of_way in runs.items()
+        if of_way
     }
     return {"shape": shape, "layers": layers, "of": SHAPES[shape][1], "bytes": size, "ways": ways}
 
 
+def _commands(model: Path, out: Path, folder: Path) -> dict[str, list[str]]:
+    """The command line of each way, in the order in which they run."""
+    mlx_lm = ("-m", "mlx_lm", "convert", "--hf-path", model, "-q", "--q-bits", "4")
+    convert = ("-m", "mint_mlx", "convert", model, "-o", out, "--no-smoke")
+    profile = ("-m", "mint_mlx", "profile", model)
+    return {
+        PEER: python(*mlx_lm, "--mlx-path", out),
+        "profile": python(*profile, "-o", folder / "profile.json"),
+        "convert --effort fast": python(*convert, "--budget", "4.5bpw", "--effort", "fast"),
+        "convert --plan": python(*convert, "--plan", folder / "plan.yaml"),
+    }
+
+
 def levels(folder: Path) -> dict[str, Any]:
-    """What `balanced` adds for two numbers of tokens, on two layers, and mlx-lm's gptq for the
-    smaller one.
+    """Each step of `balanced` for two numbers of tokens, on two layers.
+
+    mlx-lm's gptq runs for the smaller number only.
     """
     model = folder / "levels"
     make(MAIN, 2, model)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for count in TOKENS:
-        for what in ("text", "sensitivity", "feedback", "peer"):
-            if what == "peer" and count != TOKENS[0]:
+        for step in ("text", "sensitivity", "feedback", "peer"):
+            if step == "peer" and count != TOKENS[0]:
                 continue
-            command = python(str(HERE / "levels.py"), str(model), what, "--tokens", str(count))
-            done = run(command, folder / "log", folder, LIMIT if what == "peer" else 3600)
-            told = (
-                {"seconds": LIMIT, "stopped": True} if done.stopped else last_json(folder / "log")
-            )
-            found.setdefault(what, {})[str(count)] = told | {"peak": done.peak}
-            print(f"{what}, {count} tokens: {found[what][str(count)]}", flush=True)
+            command = python(FOLDER / "levels.py", model, step, "--tokens", str(count))
+            limit = LIMIT if step == "peer" else 3600
+            process = run(command, folder / "log", folder, limit)
+            seconds: dict[str, Any] = {"seconds": LIMIT, "stopped": True}
+            if not process.stopped:
+                seconds = last_json(folder / "log")
+            results.setdefault(step, {})[str(count)] = seconds | {"peak": process.peak}
+            print(f"{step}, {count} tokens: {results[step][str(count)]}", flush=True)
     shutil.rmtree(model)
-    return found
+    return results
 
 
-def report(found: dict[str, Any]) -> str:
-    """results.md."""
+# Writing
+
+
+def report(results: dict[str, Any]) -> str:
+    """The text of results.md."""
     lines = [
         "# Speed and memory",
         "",
@@ -169,41 +179,45 @@ def report(found: dict[str, Any]) -> str:
         "shapes": "Other shapes",
     }
     for part, title in titles.items():
-        if part not in found:
+        if part not in results:
             continue
-        data = found[part]["measured"]
-        lines += [f"## {title}", "", _where(found[part]["machine"]), ""]
-        if part == "levels":
-            lines += _levels(data)
+
+        # A part's results are one model, several by name or depth, or the steps of `balanced`.
+        measured = results[part]["measured"]
+        lines += [f"## {title}", "", _machine_line(results[part]["machine"]), ""]
+        if part == "quick":
+            lines += _table([measured])
+        elif part == "slopes":
+            lines += [*_table(list(measured.values())), "", *_slopes(measured)]
+        elif part == "levels":
+            lines += _levels(measured)
         else:
-            lines += _table([data] if part == "quick" else list(data.values()))
-        lines += ["", *_slopes(data)] if part == "slopes" else []
+            lines += _table(list(measured.values()))
         lines.append("")
     return "\n".join(lines)
 
 
-def _where(machine: dict[str, Any]) -> str:
-    m = machine
+def _machine_line(m: dict[str, Any]) -> str:
     return (
         f"{m['date']}: {m['cores']} cores of {m['cpu']}, {m['memory_gb']} GB, {m['system']}, BLAS "
         f"{m['blas']}, mlx {m['mlx']}, mlx-lm {m['mlx_lm']}. Files in the page cache."
     )
 
 
-def _table(rows: list[dict[str, Any]]) -> list[str]:
+def _table(models: list[dict[str, Any]]) -> list[str]:
     lines = ["| model | layers | | seconds | ratio | peak memory |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        base = row["ways"].get(PEER)
-        for way, got in row["ways"].items():
-            ratio = f"{got['seconds'] / base['seconds']:.2f}x" if base else "-"
+    for model in models:
+        base = model["ways"].get(PEER)
+        for way, figures in model["ways"].items():
+            ratio = f"{figures['seconds'] / base['seconds']:.2f}x" if base else "-"
             lines.append(
-                f"| {row['shape']} | {row['layers']} of {row['of']} | {way} | {got['seconds']:.1f} "
-                f"| {ratio} | {got['peak'] / 1e9:.2f} GB |"
+                f"| {model['shape']} | {model['layers']} of {model['of']} | {way} | "
+                f"{figures['seconds']:.1f} | {ratio} | {figures['peak'] / 1e9:.2f} GB |"
             )
     return lines
 
 
-def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     """Slope and start of the least-squares line."""
     import numpy as np
 
@@ -211,8 +225,10 @@ def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     return float(slope), float(start)
 
 
-def _slopes(rows: dict[str, dict[str, Any]]) -> list[str]:
-    depth, sizes = SHAPES[MAIN][1], [row["bytes"] for row in rows.values()]
+def _slopes(models: dict[str, dict[str, Any]]) -> list[str]:
+    """The table of what a layer costs, and with it the whole model."""
+    depth = SHAPES[MAIN][1]
+    sizes = [model["bytes"] for model in models.values()]
     layer = (sizes[-1] - sizes[0]) / (DEPTHS[-1] - DEPTHS[0])
     lines = [
         f"Extrapolated to all {depth} layers, of {layer / 1e9:.2f} GB each (slope x {depth} + the "
@@ -222,9 +238,9 @@ def _slopes(rows: dict[str, dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for way in WAYS:
-        of_way = [row["ways"][way] for row in rows.values()]
-        seconds, start = line(DEPTHS, [one["seconds"] for one in of_way])
-        memory, _ = line(DEPTHS, [one["peak"] for one in of_way])
+        of_way = [model["ways"][way] for model in models.values()]
+        seconds, start = fit_line(DEPTHS, [figures["seconds"] for figures in of_way])
+        memory, _ = fit_line(DEPTHS, [figures["peak"] for figures in of_way])
         lines.append(
             f"| {way} | {seconds:.1f} | {(start + seconds * depth) / 60:.1f} minutes | "
             f"{memory / 1e6:.0f} MB | {memory / layer:.1%} |"
@@ -232,46 +248,52 @@ def _slopes(rows: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _levels(found: dict[str, Any]) -> list[str]:
+def _levels(results: dict[str, Any]) -> list[str]:
+    """The table of the steps of `balanced`, extrapolated to the whole model."""
     names = {
         "text": "its own text (four passes)",
         "sensitivity": "sensitivity",
         "feedback": "error feedback, written",
         "peer": "mlx-lm's `gptq`, model in memory",
     }
-    depth, (few, many) = SHAPES[MAIN][1], TOKENS
+    depth = SHAPES[MAIN][1]
+    few, many = TOKENS
     lines = [
         f"Two streamed layers of Qwen3-30B-A3B with {few} and {many} tokens; extrapolated to "
-        f"{depth} layers and {OWN_TOKENS} tokens (a layer's constant and slope x {depth} + the "
+        f"{depth} layers and {TEXT_TOKENS} tokens (a layer's constant and slope x {depth} + the "
         "ends'):",
         "",
         f"| | seconds, {few} tokens | {many} tokens | a layer: start + each 1,000 tokens | whole "
         "model | peak |",
         "|---|---|---|---|---|---|",
     ]
-    whole = dict.fromkeys((OWN_TOKENS, many), 0.0)
-    for what, got in found.items():
-        low, peak = got[str(few)], max(run["peak"] for run in got.values()) / 1e9
-        if str(many) not in got:
+
+    whole = dict.fromkeys((TEXT_TOKENS, many), 0.0)
+    for step, runs in results.items():
+        low = runs[str(few)]
+        peak = max(figures["peak"] for figures in runs.values()) / 1e9
+        if str(many) not in runs:
             over = "stopped after " if low.get("stopped") else ""
             lines.append(
-                f"| {names[what]} | {over}{low['seconds']:.0f} | - | - | - | {peak:.1f} GB |"
+                f"| {names[step]} | {over}{low['seconds']:.0f} | - | - | - | {peak:.1f} GB |"
             )
             continue
-        high = got[str(many)]
-        ends = [run["seconds"] - 2 * run["layer"] for run in (low, high)]
-        each, start = line(TOKENS, [low["layer"], high["layer"]])
-        end_each, end_start = line(TOKENS, ends)
+
+        # Two layers are two equal blocks and the ends; each of them is a line in the tokens.
+        high = runs[str(many)]
+        ends = [figures["seconds"] - 2 * figures["layer"] for figures in (low, high)]
+        each, start = fit_line(TOKENS, [low["layer"], high["layer"]])
+        end_each, end_start = fit_line(TOKENS, ends)
         total = {n: depth * (start + each * n) + end_start + end_each * n for n in whole}
         whole = {n: whole[n] + total[n] for n in whole}
         lines.append(
-            f"| {names[what]} | {low['seconds']:.0f} | {high['seconds']:.0f} | {start:.1f} + "
-            f"{1000 * each:.1f} | {total[OWN_TOKENS] / 60:.0f} minutes | {peak:.1f} GB |"
+            f"| {names[step]} | {low['seconds']:.0f} | {high['seconds']:.0f} | {start:.1f} + "
+            f"{1000 * each:.1f} | {total[TEXT_TOKENS] / 60:.0f} minutes | {peak:.1f} GB |"
         )
     return [
         *lines,
         "",
-        f"In all {whole[OWN_TOKENS] / 60:.0f} minutes; with `--tokens {many}` "
+        f"In all {whole[TEXT_TOKENS] / 60:.0f} minutes; with `--tokens {many}` "
         f"{whole[many] / 60:.0f}.",
     ]
 

@@ -1,11 +1,15 @@
-"""What looking at a model's own text costs, on two layers of a model: one JSON line, in seconds.
+"""Time of each step of `balanced` on two layers of a model, as one JSON line, in seconds.
 
     python eval/bench/levels.py MODEL text|sensitivity|feedback|peer --tokens 2048
 
-The model is streamed, as one that doesn't fit in memory is. `text` is what writing it costs (four
-passes); `feedback` converts with error feedback, on the sensitivity that `sensitivity` left beside
-the model; `peer` is mlx-lm's `gptq_quantize` on the same tokens, with the model whole in memory.
-`layer` is the share of the last block, the rest of `seconds` being the first one and the ends.
+text         writing the model's own text (four passes)
+sensitivity  measuring what errors cost on that many tokens
+feedback     converting with error feedback, on the sensitivity that `sensitivity` saved beside the
+             model
+peer         mlx-lm's `gptq_quantize` on the same tokens, with the whole model in memory
+
+The model is streamed, as one that doesn't fit in memory is. `layer` is the share of the last block;
+the rest of `seconds` is the first block, the embedding and the head.
 """
 
 from __future__ import annotations
@@ -19,39 +23,39 @@ from pathlib import Path
 
 import numpy as np
 
-from ...base.blas import use_fast_blas
-from ...base.report import Silent
+from mint_mlx.base.blas import use_fast_blas
+from mint_mlx.base.report import Silent
 
-use_fast_blas()
+use_fast_blas()  # before anything imports mlx
 
-LENGTH = 256
+LENGTH = 256  # tokens a window
 
 
 def main() -> None:
     """Parse the command line, measure, print."""
-    parser = argparse.ArgumentParser()
+    steps = {"text": _text, "sensitivity": _sensitivity, "feedback": _feedback, "peer": _peer}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
-    parser.add_argument("what", choices=("text", "sensitivity", "feedback", "peer"))
+    parser.add_argument("step", choices=steps)
     parser.add_argument("--tokens", type=int, default=2048)
-    asked = parser.parse_args()
-    function = {"text": _text, "sensitivity": _sensitivity, "feedback": _feedback, "peer": _peer}[
-        asked.what
-    ]
-    print(json.dumps(function(asked.model, asked.tokens)))
+    options = parser.parse_args()
+    print(json.dumps(steps[options.step](options.model, options.tokens)))
 
 
 class Clock(Silent):
-    """A report that remembers when each step of a piece of work was told."""
+    """A report that remembers when each item was first reported."""
 
     def __init__(self) -> None:
-        self.told: dict[str, float] = {}
+        self.times: dict[str, float] = {}
         self.start = time.monotonic()
 
     def step(self, what: str, done: int, total: int) -> None:
-        self.told.setdefault(what, time.monotonic())
+        self.times.setdefault(what, time.monotonic())
 
     def between(self, first: str, last: str) -> float:
-        return self.told[last] - self.told[first]
+        return self.times[last] - self.times[first]
 
     @property
     def seconds(self) -> float:
@@ -65,67 +69,77 @@ def _tokens(count: int) -> np.ndarray:
 def _text(model: Path, count: int) -> dict[str, float]:
     import mlx.core as mx
 
-    from ...measure.self_text import PASSES, resample
-    from ...runtime.blocks import forward_blocks
-    from ...runtime.runner import load_runner
+    from mint_mlx.measure.self_text import PASSES, resample
+    from mint_mlx.runtime.blocks import forward_blocks
+    from mint_mlx.runtime.runner import load_runner
 
-    clock, tokens = Clock(), _tokens(count)
+    tokens = _tokens(count)
+    clock = Clock()
     resample(load_runner(model, True), tokens, mx.random.key(0))
-    seconds, clock = clock.seconds, Clock()
+    seconds = clock.seconds
+
+    # Once more block by block, for the share of the last one.
+    clock = Clock()
     for step, _, _ in forward_blocks(load_runner(model, True), tokens, 8):
         clock.step(f"block {step.index}", 0, 0)
     return {"seconds": PASSES * seconds, "layer": PASSES * clock.between("block 0", "block 1")}
 
 
 def _sensitivity(model: Path, count: int) -> dict[str, float]:
-    from ...jobs.model import prepare
-    from ...measure.sensitivity import measure
-    from ...measure.sensitivity_file import save_sensitivity
+    from mint_mlx.jobs.model import prepare
+    from mint_mlx.measure.sensitivity import measure
+    from mint_mlx.measure.sensitivity_file import save_sensitivity
 
-    job, tokens, clock = prepare(str(model)), _tokens(count), Clock()
-    made = measure(job.source, job.inventory, tokens, "random", progress=clock.step, streamed=True)
+    job = prepare(str(model))
+    clock = Clock()
+    sensitivity = measure(
+        job.source, job.inventory, _tokens(count), "random", progress=clock.step, streamed=True
+    )
     seconds = clock.seconds
-    save_sensitivity(made, _kept(model, count))
-    forward, back = ("block 0 forward", "block 1 forward"), ("block 1 back", "block 0 back")
-    return {"seconds": seconds, "layer": clock.between(*forward) + clock.between(*back)}
+    save_sensitivity(sensitivity, _sensitivity_file(model, count))
+
+    forward = clock.between("block 0 forward", "block 1 forward")
+    back = clock.between("block 1 back", "block 0 back")
+    return {"seconds": seconds, "layer": forward + back}
 
 
-def _kept(model: Path, count: int) -> Path:
+def _sensitivity_file(model: Path, count: int) -> Path:
     return model.parent / f"{model.name}-{count}.npz"
 
 
 def _feedback(model: Path, count: int) -> dict[str, float]:
-    from ...allocation.allocate import uniform
-    from ...base.quant_config import QuantConfig
-    from ...converters.output.write import Conversion, write
-    from ...jobs.model import prepare
-    from ...measure.sensitivity_file import load_sensitivity
-    from ...rules.efforts import EFFORTS
-    from ...runtime import runner
+    from mint_mlx.allocation.allocate import uniform
+    from mint_mlx.base.quant_config import QuantConfig
+    from mint_mlx.converters.output.write import Conversion, write
+    from mint_mlx.jobs.model import prepare
+    from mint_mlx.measure.sensitivity_file import load_sensitivity
+    from mint_mlx.rules.efforts import EFFORTS
+    from mint_mlx.runtime import runner
 
-    runner.fits_here = lambda model_bytes: (
-        False
-    )  # so that two layers are streamed, as all of them are
-    job, sensitivity = prepare(str(model)), load_sensitivity(_kept(model, count))
-    plan = replace(
-        uniform(job.source, job.inventory, QuantConfig(4, 64), {}),
-        quantizer=EFFORTS["balanced"].quantizer,
-    )
-    last = [layer.path for layer in job.inventory.layers if layer.block == 1]
-    after = next(layer.path for layer in job.inventory.layers if layer.role == "head")
+    # Two layers are streamed then, as all of them are.
+    runner.fits_here = lambda model_bytes: False
+
+    job = prepare(str(model))
+    sensitivity = load_sensitivity(_sensitivity_file(model, count))
+    plan = uniform(job.source, job.inventory, QuantConfig(4, 64), {})
+    plan = replace(plan, quantizer=EFFORTS["balanced"].quantizer)
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:
         clock = Clock()
-        write(
-            Conversion(
-                job.source,
-                job.inventory,
-                plan,
-                Path(folder) / "out",
-                report=clock,
-                sensitivity=sensitivity,
-            )
+        conversion = Conversion(
+            job.source,
+            job.inventory,
+            plan,
+            Path(folder) / "out",
+            report=clock,
+            sensitivity=sensitivity,
         )
-    return {"seconds": clock.seconds, "layer": clock.between(last[0], after)}
+        write(conversion)
+        seconds = clock.seconds
+
+    # From the first layer of the last block to the head.
+    last_block = next(layer.path for layer in job.inventory.layers if layer.block == 1)
+    head = next(layer.path for layer in job.inventory.layers if layer.role == "head")
+    return {"seconds": seconds, "layer": clock.between(last_block, head)}
 
 
 def _peer(model: Path, count: int) -> dict[str, float]:

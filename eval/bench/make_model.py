@@ -1,12 +1,12 @@
-"""Write a Hugging Face checkpoint with a released model's true shapes and random weights, a few of
-its layers.
+"""Write a Hugging Face checkpoint with a released model's true shapes and random weights.
 
     python eval/bench/make_model.py qwen3-30b-a3b --layers 2 -o FOLDER
 
 Names, shapes, types and shards are those of the released files (config.json and index of each model
-on the Hub). The weights are heavy-tailed (Student's t with six degrees of freedom, a scale of its
-own for each row), drawn from one pool of such numbers, so that writing is bound by the disk. The
-tokenizer knows bytes only."""
+on the Hub), for a few of its layers. The weights are heavy-tailed (Student's t with six degrees of
+freedom, a scale of its own for each row), drawn from one pool of such numbers, so that writing is
+bound by the disk. The tokenizer knows bytes only.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from .shapes import COMMON, SHAPES
+from mint_mlx.eval.bench.shapes import COMMON, SHAPES, Shapes
 
-SHARD = 4_000_000_000
-POOL = 1 << 24
+SHARD = 4_000_000_000  # bytes at most
+POOL = 1 << 24  # numbers that weights are drawn from
+ITEMSIZE = {"U8": 1, "F8_E4M3": 1, "BF16": 2, "F32": 4}
 
 
-def kind_of(name: str, config: dict[str, Any]) -> str:
+def dtype_of(name: str, config: dict[str, Any]) -> str:
     """The safetensors type of a tensor in the released file."""
     if name.endswith(("_blocks", "_scales")):
         return "U8"
@@ -34,16 +35,13 @@ def kind_of(name: str, config: dict[str, Any]) -> str:
     return "F8_E4M3" if fp8 and name.endswith(("_proj.weight", "_mqa.weight")) else "BF16"
 
 
-ITEMSIZE = {"U8": 1, "F8_E4M3": 1, "BF16": 2, "F32": 4}
-
-
 def _bf16(x: np.ndarray) -> np.ndarray:
-    """float32 to the bits of bfloat16, cut off."""
+    """The bits of bfloat16 of float32 numbers, truncated."""
     return (x.view(np.uint32) >> 16).astype(np.uint16)
 
 
 class Weights:
-    """Random tensors of a given name, shape and type."""
+    """Random tensors by name, shape and type."""
 
     def __init__(self, seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
@@ -52,14 +50,16 @@ class Weights:
         self.pool = normal / np.sqrt(spread)
         self.codes = self.rng.integers(0, 256, POOL, dtype=np.uint8)
 
-    def make(self, name: str, shape: tuple[int, ...], kind: str) -> bytes:
+    def make(self, name: str, shape: tuple[int, ...], dtype: str) -> bytes:
         """The tensor's bytes."""
         size = int(np.prod(shape))
-        if name.endswith("_scales"):  # exponents of MXFP4, around 2^-6
+        if name.endswith("_scales"):
+            # Exponents of MXFP4, around 2^-6.
             return self.rng.integers(119, 123, size, dtype=np.uint8).tobytes()
-        if kind == "U8":
+        if dtype == "U8":
             return self._repeat(self.codes, size).tobytes()
-        if kind == "F8_E4M3":  # no NaN: its code is 127 with either sign
+        if dtype == "F8_E4M3":
+            # No NaN: its code is 127 with either sign.
             codes = self._repeat(self.codes, size)
             return np.where((codes & 127) == 127, codes ^ 1, codes).tobytes()
         if name.endswith("_scale_inv"):
@@ -67,17 +67,17 @@ class Weights:
         if len(shape) == 1 or name.endswith("A_log"):
             start = 1.0 if "norm" in name else 0.0
             values = (start + 0.02 * self.rng.standard_normal(size)).astype(np.float32)
-            return values.tobytes() if kind == "F32" else _bf16(values).tobytes()
+            return values.tobytes() if dtype == "F32" else _bf16(values).tobytes()
+
+        # A matrix; its rows differ in scale.
         rows = size // shape[-1]
-        scale = (
-            np.exp(0.3 * self.rng.standard_normal((rows, 1), dtype=np.float32))
-            * 0.7
-            / np.sqrt(shape[-1])
-        )
+        spread = np.exp(0.3 * self.rng.standard_normal((rows, 1), dtype=np.float32))
+        scale = spread * 0.7 / np.sqrt(shape[-1])
         values = self._repeat(self.pool, size).reshape(rows, shape[-1]) * scale.astype(np.float32)
         return _bf16(values).tobytes()
 
     def _repeat(self, pool: np.ndarray, size: int) -> np.ndarray:
+        """So many numbers of the pool from a random place on, as often around as it takes."""
         start = int(self.rng.integers(0, POOL))
         return np.resize(np.roll(pool, -start) if size > POOL - start else pool[start:], size)
 
@@ -87,36 +87,48 @@ def write(shape: str, layers: int, folder: Path) -> int:
     builder, _ = SHAPES[shape]
     config, shapes = builder(layers)
     config = COMMON | {"eos_token_id": 0, "bos_token_id": 1} | config
-    kinds = {name: kind_of(name, config) for name in shapes}
-    sizes = {name: int(np.prod(s)) * ITEMSIZE[kinds[name]] for name, s in shapes.items()}
+    dtypes = {name: dtype_of(name, config) for name in shapes}
+    sizes = {name: int(np.prod(s)) * ITEMSIZE[dtypes[name]] for name, s in shapes.items()}
+
+    # Shards are filled in the order of the tensors.
     shards: list[list[str]] = [[]]
     for name in shapes:
         if shards[-1] and sum(sizes[n] for n in shards[-1]) + sizes[name] > SHARD:
             shards.append([])
         shards[-1].append(name)
+
     folder.mkdir(parents=True)
     weights = Weights()
-    where: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        header, position = {}, 0
-        for name in names:
-            offsets = [position, position + sizes[name]]
-            header[name] = {"dtype": kinds[name], "shape": shapes[name], "data_offsets": offsets}
-            position += sizes[name]
-        text = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
-        text += b" " * (-len(text) % 8)
         with (folder / file).open("wb") as out:
-            out.write(len(text).to_bytes(8, "little") + text)
+            out.write(_header(names, dtypes, shapes, sizes))
             for name in names:
-                out.write(weights.make(name, shapes[name], kinds[name]))
-        where |= dict.fromkeys(names, file)
+                out.write(weights.make(name, shapes[name], dtypes[name]))
+        weight_map |= dict.fromkeys(names, file)
+
     total = sum(sizes.values())
-    index = {"metadata": {"total_size": total}, "weight_map": where}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     _write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     return total
+
+
+def _header(
+    names: list[str], dtypes: dict[str, str], shapes: Shapes, sizes: dict[str, int]
+) -> bytes:
+    """A safetensors file's first bytes: a length, and what lies where."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name in names:
+        offsets = [position, position + sizes[name]]
+        header[name] = {"dtype": dtypes[name], "shape": shapes[name], "data_offsets": offsets}
+        position += sizes[name]
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _write_tokenizer(folder: Path) -> None:
@@ -137,20 +149,19 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("-o", "--out", type=Path, required=True)
-    asked = parser.parse_args()
-    if asked.out.exists():
-        sys.exit(f"error: {asked.out} exists already: choose another folder with -o")
-    least, most = (
-        2 if asked.shape == "gpt-oss-20b" else 1,
-        SHAPES[asked.shape][1],
-    )  # that one's two kinds alternate
-    if not least <= asked.layers <= most:
-        sys.exit(f"error: {asked.shape} has {most} layers: give --layers from {least} to as many")
-    total = write(asked.shape, asked.layers, asked.out)
-    print(
-        f"{asked.out}: {asked.shape}, {asked.layers} of {SHAPES[asked.shape][1]} layers, "
-        f"{total / 1e9:.2f} GB"
-    )
+    options = parser.parse_args()
+    shape = options.shape
+    if options.out.exists():
+        sys.exit(f"error: {options.out} exists already: choose another folder with -o")
+
+    # The two kinds of layers of gpt-oss take turns.
+    least = 2 if shape == "gpt-oss-20b" else 1
+    most = SHAPES[shape][1]
+    if not least <= options.layers <= most:
+        sys.exit(f"error: {shape} has {most} layers: give --layers from {least} to {most}")
+
+    total = write(shape, options.layers, options.out)
+    print(f"{options.out}: {shape}, {options.layers} of {most} layers, {total / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs a command and says how long it took and how much memory it held at most."""
+"""Runs a command and measures its time and its highest memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Run:
-    """One finished process: wall seconds, the peak of its resident memory in bytes, whether it was
-    cut short.
+    """One finished process.
+
+    Attributes:
+        seconds: of wall time.
+        peak: of its resident memory, in bytes.
+        stopped: whether it was stopped at its limit.
     """
 
     seconds: float
@@ -25,30 +29,39 @@ class Run:
 
 
 def run(command: list[str], log: Path, cache: Path, limit: float = 3600) -> Run:
-    """Run a command to its end or for `limit` seconds, its output in a log.
+    """Run a command to its end or for `limit` seconds.
+
+    Args:
+        command: the program and its arguments.
+        log: the file that its output goes to.
+        cache: mint-mlx's cache for it.
+        limit: seconds after which it is stopped.
 
     Raises:
         SystemExit: it failed; the end of the log says why.
     """
+    environment = os.environ | {"MINT_MLX_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     with log.open("wb") as out:
         started = time.monotonic()
-        environment = os.environ | {"MINT_MLX_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
         timer = threading.Timer(limit, process.kill)
         timer.start()
         _, status, usage = os.wait4(process.pid, 0)
         timer.cancel()
         seconds = time.monotonic() - started
+
     stopped = status != 0 and seconds >= limit
     if status and not stopped:
         tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
         sys.exit(f"error: {' '.join(command)} failed:\n{tail}")
-    return Run(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), stopped)
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Run(seconds, usage.ru_maxrss * unit, stopped)
 
 
-def python(*arguments: str) -> list[str]:
-    """A command that this interpreter runs."""
-    return [sys.executable, *arguments]
+def python(*arguments: str | Path) -> list[str]:
+    """The command line of this interpreter with these arguments."""
+    return [sys.executable, *map(str, arguments)]
 
 
 def machine() -> dict[str, Any]:
@@ -74,20 +87,15 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu() -> str:
+    """The processor's name, on Linux or a Mac."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        told = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return told.stdout.strip()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        "unknown",
-    )
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        return result.stdout.strip()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "unknown")
 
 
 def last_json(log: Path) -> Any:

@@ -1,7 +1,6 @@
-"""Released models' true shapes: config.json, and the name and shape of each tensor, for any number
-of layers.
+"""Released models' true shapes: config.json, and each tensor's name and shape.
 
-Names and shapes are those of each model's config.json and index on the Hub.
+They are those of each model's config.json and index on the Hub, for any number of layers.
 """
 
 from __future__ import annotations
@@ -29,10 +28,12 @@ def _attention(block: str, hidden: int, queries: int, keys: int, bias: bool = Fa
         "v": (keys, hidden),
         "o": (hidden, queries),
     }
-    made: Shapes = {f"{block}.self_attn.{n}_proj.weight": size for n, size in sizes.items()}
+    shapes: Shapes = {f"{block}.self_attn.{n}_proj.weight": size for n, size in sizes.items()}
     if bias:
-        made |= {f"{block}.self_attn.{n}_proj.bias": size[:1] for n, size in sizes.items()}
-    return made | {f"{block}.{n}_layernorm.weight": (hidden,) for n in ("input", "post_attention")}
+        shapes |= {f"{block}.self_attn.{n}_proj.bias": size[:1] for n, size in sizes.items()}
+    return shapes | {
+        f"{block}.{n}_layernorm.weight": (hidden,) for n in ("input", "post_attention")
+    }
 
 
 def _mlp(prefix: str, hidden: int, inner: int) -> Shapes:
@@ -65,6 +66,8 @@ def qwen3_30b(layers: int) -> Model:
         "max_position_embeddings": 40_960,
         "vocab_size": vocabulary,
     }
+
+    # Embedding, norm and head; then layer by layer.
     shapes = _ends(hidden, vocabulary)
     for i in range(layers):
         block = f"model.layers.{i}"
@@ -93,6 +96,8 @@ def mixtral(layers: int) -> Model:
         "max_position_embeddings": 32_768,
         "vocab_size": vocabulary,
     }
+
+    # Embedding, norm and head; then layer by layer.
     shapes = _ends(hidden, vocabulary)
     for i in range(layers):
         block = f"model.layers.{i}"
@@ -109,9 +114,7 @@ def mixtral(layers: int) -> Model:
 
 
 def deepseek_v3(layers: int) -> Model:
-    """deepseek-ai/DeepSeek-V3 in bf16: of a single layer that one has experts, else the first is
-    dense.
-    """
+    """deepseek-ai/DeepSeek-V3 in bf16; its first layer is dense, but a single layer has experts."""
     hidden, vocabulary, experts, heads = 7168, 129_280, 256, 128
     dense = 1 if layers > 1 else 0
     config = {
@@ -144,6 +147,8 @@ def deepseek_v3(layers: int) -> Model:
         "attention_bias": False,
         "vocab_size": vocabulary,
     }
+
+    # Embedding, norm and head; then layer by layer.
     shapes = _ends(hidden, vocabulary)
     for i in range(layers):
         block = f"model.layers.{i}"
@@ -173,7 +178,7 @@ def deepseek_v3(layers: int) -> Model:
 
 
 def deepseek_v3_fp8(layers: int) -> Model:
-    """The same as released: FP8 in blocks of 128x128 with a float32 scale each."""
+    """deepseek-ai/DeepSeek-V3 as released: FP8 in blocks of 128x128 with a float32 scale each."""
     config, shapes = deepseek_v3(layers)
     config["quantization_config"] = {
         "quant_method": "fp8",
@@ -181,17 +186,18 @@ def deepseek_v3_fp8(layers: int) -> Model:
         "activation_scheme": "dynamic",
         "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
     }
-    made: Shapes = {}
+    with_scales: Shapes = {}
     for name, shape in shapes.items():
-        made[name] = shape
+        with_scales[name] = shape
         if name.endswith(("_proj.weight", "_mqa.weight")):
-            made[f"{name}_scale_inv"] = tuple(-(-n // FP8_BLOCK) for n in shape)
-    return config, made
+            with_scales[f"{name}_scale_inv"] = tuple(-(-n // FP8_BLOCK) for n in shape)
+    return config, with_scales
 
 
 def qwen3_5_35b(layers: int) -> Model:
-    """Qwen/Qwen3.5-35B-A3B, its language model: linear attention in three of four layers, fused
-    experts.
+    """The language model of Qwen/Qwen3.5-35B-A3B.
+
+    Three of four layers have linear attention; experts are fused.
     """
     hidden, vocabulary, experts, inner = 2048, 248_320, 256, 512
     kinds = ["full_attention" if i % 4 == 3 else "linear_attention" for i in range(layers)]
@@ -232,6 +238,8 @@ def qwen3_5_35b(layers: int) -> Model:
         "tie_word_embeddings": False,
         "text_config": text,
     }
+
+    # The tower's tensors aren't made.
     prefix = "model.language_model"
     shapes = _ends(hidden, vocabulary, prefix)
     for i, kind in enumerate(kinds):
@@ -304,6 +312,8 @@ def gpt_oss_20b(layers: int) -> Model:
             ],
         },
     }
+
+    # Embedding, norm and head; then layer by layer.
     shapes = _ends(hidden, vocabulary)
     for i in range(layers):
         block = f"model.layers.{i}"
@@ -323,8 +333,7 @@ def gpt_oss_20b(layers: int) -> Model:
     return config, shapes
 
 
-# Each with the number of layers that the released model has, and how many of those are of the
-# repeated kind.
+# Each with the number of layers that the released model has.
 SHAPES: dict[str, tuple[Callable[[int], Model], int]] = {
     "qwen3-30b-a3b": (qwen3_30b, 48),
     "mixtral-8x7b": (mixtral, 32),

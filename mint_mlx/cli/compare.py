@@ -12,7 +12,7 @@ from ..base.errors import MintError, UsageError
 from .options import JsonOpt, start
 
 if TYPE_CHECKING:
-    from ..eval.evaluate import Settings
+    from ..eval.settings import Settings
     from ..eval.suite import Entry
     from .output import Output
 from .options import BatchOpt, LengthOpt, ProtocolOpt, SeedOpt, TextOpt, WindowsOpt
@@ -60,8 +60,8 @@ def compare(
     output = start(as_json, long=True)
     from ..base.errors import explain
     from ..base.units import parse_budget
-    from ..eval.compare import check_methods
-    from ..eval.evaluate import Settings
+    from ..eval.methods import check_methods
+    from ..eval.settings import Settings
     from ..eval.suite import Entry, read_suite
 
     if (model is None) == (suite is None):

@@ -91,7 +91,8 @@ def run(output: Output, out: Path | None = None) -> None:
 
 
 def _perplexity(folder: Path, output: Output) -> float:
-    from ..eval.evaluate import Settings, evaluate
+    from ..eval.evaluate import evaluate
+    from ..eval.settings import Settings
 
     settings = Settings(length=LENGTH, windows=WINDOWS)
     return float(evaluate(str(folder), settings, report=output)["perplexity"])

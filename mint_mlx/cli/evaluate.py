@@ -43,7 +43,8 @@ def evaluate(
 ) -> None:
     """Perplexity on WikiText-2, and the divergence from the source, with error bars."""
     output = start(as_json, long=True, shared=True)
-    from ..eval.evaluate import Settings, evaluate
+    from ..eval.evaluate import evaluate
+    from ..eval.settings import Settings
 
     settings = Settings(protocol, length, windows, seed, batch, text, chat)
     figures = evaluate(model, settings, source, save_reference, output)

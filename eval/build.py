@@ -1,0 +1,141 @@
+"""Builds the checkpoints of a comparison in the cache, where a second run finds them again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import MintError, explain
+from ..base.files import exclusive, read_json, write_text
+from ..base.report import Report
+from ..base.versions import versions
+from ..measure import cache
+
+
+@dataclass(frozen=True)
+class Task:
+    """A checkpoint to build, or the reason why it can't be.
+
+    Attributes:
+        method: as in the table.
+        kind: `ours`, `peer` or `given`.
+        sees_text: whether the method sees the baseline text.
+        about: its parameters, for the table and the cache.
+        size: bytes aimed at.
+        key: what else decides the result, for the cache.
+        build: writes it into a folder; None for one that exists already, or can't be built.
+        foreign: whether mlx-lm's code builds it, whose failures are rows of the table.
+        folder: where it exists already.
+        reason: why it can't be built.
+    """
+
+    method: str
+    kind: str
+    sees_text: bool
+    about: str
+    size: int
+    key: str = ""
+    build: Callable[[Path], Any] | None = None
+    foreign: bool = False
+    folder: Path | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """A checkpoint that was built, or why it wasn't.
+
+    Attributes:
+        task: what was asked for.
+        folder: the checkpoint, or None.
+        cache_folder: the task's folder in the cache, which also holds its scores.
+        bytes: of its safetensors files; those aimed at where there are none.
+        seconds: that building took.
+        reason: why it wasn't built, or None.
+    """
+
+    task: Task
+    folder: Path | None
+    cache_folder: Path
+    bytes: int
+    seconds: float
+    reason: str | None = None
+
+
+def build(task: Task, cache_folder: Path, report: Report) -> Built:
+    """Build a checkpoint, or find it in the cache.
+
+    Args:
+        task: what to build.
+        cache_folder: the cache of all checkpoints made from the same source.
+        report: receives progress.
+
+    Raises:
+        Exception: a fault of ours, of the disk or the network. What fails in mlx-lm's code, or is
+            refused with a MintError, is returned with the reason.
+    """
+    content = f"{task.method}|{task.about}|{task.key}|{versions()}"
+    digest = hashlib.blake2b(content.encode(), digest_size=6).hexdigest()
+    folder = cache_folder / f"{cache.file_name(task.method)}-{digest}"
+    if task.folder is not None:
+        return Built(task, task.folder, folder, task.size, 0.0)
+    if task.build is None:
+        return Built(task, None, folder, task.size, 0.0, task.reason)
+
+    checkpoint = folder / "checkpoint"
+    wait = f"wait for another run that builds {task.method}"
+    with exclusive(folder, lambda: report.stage(wait)):
+        note = read_json(folder / "made.json")
+        if note is None and checkpoint.is_dir():
+            # It has this name, so it is whole; the run ended before it wrote the note.
+            note = {"seconds": 0.0, "reason": None}
+        if note is None or not (checkpoint.is_dir() or note.get("reason")):
+            report.stage(f"build {task.method} ({task.about})")
+            note = _build_new(task, task.build, folder)
+
+    if note.get("reason"):
+        return Built(task, None, folder, task.size, note["seconds"], note["reason"])
+    return Built(task, checkpoint, folder, stored_bytes(checkpoint), note["seconds"])
+
+
+def _build_new(task: Task, write: Callable[[Path], Any], folder: Path) -> dict[str, Any]:
+    """Build a checkpoint in its folder of the cache; returns the note that goes beside it."""
+    if task.foreign:  # ours goes on from what an interrupted run wrote
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / "unfinished"
+
+    # A reason lasts where the next run would fail in the same way.
+    started = time.monotonic()
+    reason = None
+    lasts = True
+    try:
+        write(unfinished)
+        unfinished.rename(folder / "checkpoint")
+    except MintError as error:
+        reason = str(error)
+        lasts = False
+    except Exception as error:
+        if not task.foreign or explain(error):
+            raise
+        reason = f"mlx-lm fails here: {type(error).__name__}: {error}"
+        # With more memory free it may succeed.
+        lasts = not isinstance(error, (MemoryError, RuntimeError))
+
+    if reason is not None:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    note = {"seconds": time.monotonic() - started, "reason": reason}
+    if lasts:
+        write_text(folder / "made.json", json.dumps(note))
+    return note
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes of a checkpoint's safetensors files."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

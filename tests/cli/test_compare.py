@@ -1,0 +1,34 @@
+"""`mint-mlx compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers import Cli
+
+from mint_mlx.cli import compare as command
+
+
+@pytest.mark.parametrize("where", [(), ("-o", "file/results")])
+def test_a_file_in_the_place_of_the_results_is_refused_at_once(
+    cli: Cli, where: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "model-compare").touch()
+    refused = cli("compare", "nowhere/model", "--budget", "5bpw", *where)
+    assert refused.code == 1
+    assert "is a file: give a folder with -o" in refused.err
+
+
+def test_a_suite_gives_models_of_one_name_a_folder_each(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[str] = []
+    monkeypatch.setattr(command, "_compare", lambda *args: folders.append(args[-1].name) or {})
+    suite = tmp_path / "s.yaml"
+    models = ("org/tiny", "mirror/tiny", "org/other")
+    suite.write_text("".join(f"- {{model: {model}, budgets: [5bpw]}}\n" for model in models))
+    assert cli("compare", "--suite", suite).code == 0
+    assert folders == ["tiny-1", "tiny-2", "other"]
