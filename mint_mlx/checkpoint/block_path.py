@@ -1,4 +1,4 @@
-"""The block number in a module path or tensor name: found, hidden, and drawn together for people.
+"""Block numbers in module paths and tensor names: reads, replaces and joins them.
 
 The one place that knows how families name the list of their blocks (transformer layers).
 """

@@ -6,7 +6,7 @@ are one layer, since MLX holds them in one tensor with one configuration.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -246,7 +246,7 @@ def _code(array: Any) -> str:
     return _CODES[str(array.dtype).rpartition(".")[2]]
 
 
-def _target_dtype(model: Any, config: dict[str, Any]) -> Any:
+def _target_dtype(model: Any, config: dict[str, Any]) -> Callable[[str, str], str]:
     """The function from a parameter's name and type to the type that it is written in.
 
     Types are as mlx-lm casts them, except that float32 becomes bfloat16 (scales cost half). The
@@ -254,10 +254,10 @@ def _target_dtype(model: Any, config: dict[str, Any]) -> Any:
     would cast it.
     """
     wanted = stated_dtype(config)
-    cast = getattr(model, "cast_predicate", None) or (lambda _: True)
+    is_cast = getattr(model, "cast_predicate", None) or (lambda _: True)
 
     def target(name: str, dtype: str) -> str:
-        if dtype not in FLOATS or not cast(name) or name.endswith("A_log"):
+        if dtype not in FLOATS or not is_cast(name) or name.endswith("A_log"):
             return dtype
         return wanted or ("BF16" if dtype == "F32" else dtype)
 
@@ -272,6 +272,7 @@ def _quantizable(module: Any) -> bool:
 
 
 def _kind(module: Any) -> str:
+    """The kind of a layer (see Layer) by the class of its module."""
     name = type(module).__name__.removeprefix("Quantized")
     if name == "Embedding":
         return "embedding"
@@ -290,6 +291,11 @@ def _same_block(path: str, other: str) -> bool:
 def _make_layer(
     path: str, module: Any, kind: str, role: str, owned: dict[str, TensorSpec]
 ) -> Layer:
+    """A layer from its module, before guards.
+
+    Raises:
+        MintError: its weights are of a type that can't be quantized.
+    """
     weight = owned["weight"]
     if weight.dtype not in FLOATS and not hasattr(module, "bits"):
         raise MintError(
