@@ -132,3 +132,18 @@ def test_one_file_finds_block_numbers_and_one_the_text_config() -> None:
                     readers.add(module)
     assert patterns == {"checkpoint.block_path"}
     assert readers == {"base.hf_config"}
+
+
+def test_one_file_computes_divergences() -> None:
+    """No other file has an expression of the form exp(p) * (p - q)."""
+    computing = set()
+    for module, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.BinOp(
+                    left=ast.Call(args=[ast.Name(id=p)]),
+                    op=ast.Mult(),
+                    right=ast.BinOp(left=ast.Name(id=first), op=ast.Sub()),
+                ) if p == first:
+                    computing.add(module)
+    assert computing == {"runtime.divergence"}
