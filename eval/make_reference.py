@@ -20,7 +20,8 @@ from ..checkpoint.source import Source
 from ..checkpoint.tokenizer import load_tokenizer
 from ..measure import cache
 from ..runtime.divergence import kl, log_softmax
-from ..runtime.runner import Routing, Runner, forward, load_shared
+from ..runtime.forward import Routing, forward
+from ..runtime.runner import Runner, load_shared
 from .protocol import Windows
 from .reference import About, Predictions, Reference, predict, text_hash
 from .reference_file import load_reference, save_reference

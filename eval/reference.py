@@ -17,7 +17,8 @@ import numpy as np
 
 from ..base.errors import MintError
 from ..runtime.divergence import log_softmax, rest_mass
-from ..runtime.runner import Routing, Runner, forward
+from ..runtime.forward import Routing, forward
+from ..runtime.runner import Runner
 from .protocol import Windows
 
 SCHEMA = 3

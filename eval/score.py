@@ -10,7 +10,8 @@ import numpy as np
 from ..base.errors import MintError
 from ..runtime.divergence import scored_kl
 from ..runtime.fast_math import exp, logsumexp
-from ..runtime.runner import Piece, Routing, Runner, forward
+from ..runtime.forward import Piece, Routing, forward
+from ..runtime.runner import Runner
 from .protocol import Windows
 from .reference import Predictions, Progress, compared_slices, position_indices
 

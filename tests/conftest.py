@@ -25,9 +25,9 @@ from mint_mlx.base.units import parse_budget  # noqa: E402
 from mint_mlx.jobs import measurements  # noqa: E402
 from mint_mlx.jobs.model import Job, prepare  # noqa: E402
 from mint_mlx.measure.profile import Profile  # noqa: E402
-from mint_mlx.measure.self_text import write_tokens  # noqa: E402
+from mint_mlx.measure.self_text import random_windows, write_tokens  # noqa: E402
 from mint_mlx.rules import efforts  # noqa: E402
-from mint_mlx.runtime.cpu_ops import on_cpu  # noqa: E402
+from mint_mlx.runtime.device import on_cpu  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -83,7 +83,8 @@ def demo_model() -> Path:
 @pytest.fixture(scope="session")
 def demo_text() -> np.ndarray:
     """2,048 tokens of the demo model in windows of 64, of another seed than conversions use."""
-    return write_tokens(prepare(str(DEMO)).source, 2048, 2048, seed=5, length=64)[0]
+    windows = random_windows(2048, 2048, seed=5, length=64)
+    return write_tokens(prepare(str(DEMO)).source, windows, seed=5)[0]
 
 
 @pytest.fixture

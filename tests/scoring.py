@@ -11,8 +11,9 @@ import numpy as np
 from mint_mlx.eval.protocol import Windows
 from mint_mlx.eval.reference import Predictions, predict
 from mint_mlx.eval.score import Score, score
-from mint_mlx.runtime.cpu_ops import on_cpu
-from mint_mlx.runtime.runner import Routing, load_runner
+from mint_mlx.runtime.device import on_cpu
+from mint_mlx.runtime.forward import Routing
+from mint_mlx.runtime.runner import load_runner
 
 RANDOM = Windows(np.random.default_rng(0).integers(0, 96, (3, 24)).astype(np.int32))
 # A GPU runs a model in the type that it is stored in.

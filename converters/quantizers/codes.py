@@ -1,5 +1,6 @@
-"""Codes of MLX's affine format, and their packed words: a row's codes stand bit after bit, lowest
-first, in 32 bits.
+"""Codes of MLX's affine format, and how they are packed into 32-bit words.
+
+A row's codes stand bit after bit, the lowest first.
 """
 
 from __future__ import annotations
@@ -45,19 +46,19 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     """
     if bits == 8:
         return np.ascontiguousarray(codes).view(np.uint32)
-    joined, width = np.ascontiguousarray(codes), bits
-    for kind in (
-        "<u2",
-        "<u4",
-        "<u8",
-    ):  # each element takes its upper half's codes down to those of its lower half
-        both = joined.view(kind)
-        half = 4 * both.itemsize
-        joined = (both & both.dtype.type(2**half - 1)) | (
-            (both >> both.dtype.type(half)) << both.dtype.type(width)
-        )
+
+    # Each round joins two neighbours: the upper half's codes move down to those of the lower half.
+    joined = np.ascontiguousarray(codes)
+    width = bits
+    for wider in ("<u2", "<u4", "<u8"):
+        pairs = joined.view(wider)
+        as_type = pairs.dtype.type
+        half = 4 * pairs.itemsize
+        lower = pairs & as_type(2**half - 1)
+        upper = pairs >> as_type(half)
+        joined = lower | (upper << as_type(width))
         width *= 2
-    eight = joined.view(np.uint8).reshape(*codes.shape[:-1], -1, 8)[
-        ..., :bits
-    ]  # eight codes in as many bytes as bits
-    return np.ascontiguousarray(eight).reshape(*codes.shape[:-1], -1).view(np.uint32)
+
+    # Eight codes take as many bytes as a code has bits.
+    packed = joined.view(np.uint8).reshape(*codes.shape[:-1], -1, 8)[..., :bits]
+    return np.ascontiguousarray(packed).reshape(*codes.shape[:-1], -1).view(np.uint32)

@@ -1,12 +1,12 @@
-"""Error feedback: each column's rounding error is passed on to the columns that are not rounded
-yet.
+"""Error feedback: each column's rounding error is passed on to the columns not rounded yet.
 
 GPTQ (Frantar et al., 2022), in the form of LDLQ (Chee et al., 2023, who show that both are the
 same), which needs no inverse. With the model's own weighting: what is minimised is the error at the
-layer's output times how much the model minds it, so the second moment of the inputs is `E[|g|^2 x
-x^T]`, with x and the output gradient g from tokens that the model wrote itself. Columns go by
-falling diagonal, on the grids that rounding to nearest has, which allows any bit width and group
-size. The experts of a layer are treated apart; one that was rarely chosen borrows from all."""
+layer's output times how sensitive the model is to it, so the second moment of the inputs is
+`E[|g|^2 x x^T]`, with x and the output gradient g from tokens that the model wrote itself. Columns
+go by falling diagonal, on the grids that rounding to nearest has, which allows any bit width and
+group size. The experts of a layer are treated apart; one that was rarely chosen borrows from all.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -30,12 +30,11 @@ from .codes import Codes
 WIDE = 8192  # rows, of one expert or of several, whose columns are rounded together
 WORKERS = 4  # threads at most: each holds the second moments and factors of WIDE rows' experts
 Place = tuple[slice, slice]  # experts and rows of a layer
+Piece = tuple[Place, np.ndarray, np.ndarray, np.ndarray]  # with weight, scales and biases in there
 
 
 class SecondMoments(Protocol):
-    """What gives second moments by expert: an array, or what makes them as they are asked for
-    (inputs.py).
-    """
+    """Gives second moments by expert: an array, or what computes them on demand (inputs.py)."""
 
     def __getitem__(self, experts: slice, /) -> np.ndarray: ...
 
@@ -62,43 +61,53 @@ def quantize(
 
 def find_codes(weight: mx.array, config: QuantConfig, moments: SecondMoments) -> Codes:
     """As `quantize`, for an affine configuration, before packing."""
-    plain = rtn.quantize(weight, config)  # its grids are kept
-    arrays = [a.reshape(-1, *a.shape[-2:]) for a in (weight, plain["scales"], plain["biases"])]
-    experts, rows, _ = arrays[0].shape
-    codes = np.empty(arrays[0].shape, dtype=np.uint8)
-    if experts == 1:  # one factor, made by all threads of the BLAS
-        alone = _feedback(moments[:])
-    else:
-        moments[:0]  # what all experts share is made before several threads ask for it
-
-    def work(here: Place, weight: np.ndarray, scales: np.ndarray, biases: np.ndarray) -> None:
-        orders, passed = alone if experts == 1 else _feedback(moments[here[0]])
-        codes[here] = _feed_back(weight, scales, biases, orders, passed, config)
-
-    pieces = (
-        (here, *(np.array(a[here].astype(mx.float32)) for a in arrays))
-        for here in _places(experts, rows)
+    nearest = rtn.quantize(weight, config)  # its grids are used
+    weight_3d, scales_3d, biases_3d = (
+        array.reshape(-1, *array.shape[-2:])
+        for array in (weight, nearest["scales"], nearest["biases"])
     )
-    _side_by_side(work, pieces)
-    return Codes(config, codes.reshape(weight.shape), plain["scales"], plain["biases"])
+    experts, rows, _ = weight_3d.shape
+    codes = np.empty(weight_3d.shape, dtype=np.uint8)
+
+    # One factor serves all rows of a layer without experts; all threads of the BLAS compute it.
+    # Otherwise what all experts share is computed before several threads ask for it.
+    shared = _factors(moments[:]) if experts == 1 else None
+    if shared is None:
+        moments[:0]
+
+    def work(place: Place, weight: np.ndarray, scales: np.ndarray, biases: np.ndarray) -> None:
+        column_orders, factors = shared or _factors(moments[place[0]])
+        codes[place] = _feed_back(weight, scales, biases, column_orders, factors, config)
+
+    def pieces() -> Iterator[Piece]:
+        for place in _places(experts, rows):
+            yield (
+                place,
+                np.array(weight_3d[place].astype(mx.float32)),
+                np.array(scales_3d[place].astype(mx.float32)),
+                np.array(biases_3d[place].astype(mx.float32)),
+            )
+
+    _in_threads(work, pieces())
+    return Codes(config, codes.reshape(weight.shape), nearest["scales"], nearest["biases"])
 
 
 def held(layer: Layer) -> int:
     """Bytes that error feedback takes while it rounds a layer."""
     experts, rows, columns = layer.experts, layer.shape[-2], layer.shape[-1]
-    together, wide = (
-        len(range(n)[part])
-        for n, part in zip((experts, rows), _places(experts, rows)[0], strict=True)
-    )
-    square = (
-        4 * columns**2
-    )  # a moment and a factor, or one more while that is made; weights, shifted ones and errors
+    some_experts, some_rows = _places(experts, rows)[0]
+    together = len(range(experts)[some_experts])
+    wide = len(range(rows)[some_rows])
+
+    # A moment and a factor, or one more while that is computed; weights, shifted ones and errors.
+    square = 4 * columns**2
     return _cores() * together * (3 * square + 4 * 4 * wide * columns)
 
 
 def _places(experts: int, rows: int) -> list[Place]:
-    """How a layer is cut: between experts, or where there is one between its rows, which don't
-    depend on each other.
+    """How a layer is cut: between experts, or between the rows of the only one.
+
+    Rows don't depend on each other.
     """
     if experts > 1:
         return [(some, slice(None)) for some in _cut(experts, max(1, WIDE // rows))]
@@ -113,11 +122,13 @@ def _cores() -> int:
     return min(WORKERS, os.cpu_count() or 1)
 
 
-def _side_by_side(work: Callable[..., None], pieces: Iterable[tuple[Any, ...]]) -> None:
-    """Do the work on each piece in threads, of which each calls a BLAS of one thread: several would
-    wait for it.
+def _in_threads(work: Callable[..., None], pieces: Iterable[Piece]) -> None:
+    """Do the work on each piece in threads, of which each calls a BLAS of one thread.
+
+    Several threads would wait for a BLAS of several.
     """
-    pool, running = _pool(), deque[Future[None]]()
+    pool = _pool()
+    running = deque[Future[None]]()
     with threadpool_limits(1, "blas"):
         for piece in pieces:
             running.append(pool.submit(work, *piece))
@@ -132,57 +143,72 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_cores())  # kept, as MLX makes a stream for each thread
 
 
-def _feedback(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """In which order the columns of each expert go, and what each takes over from the errors of
-    those before it.
+def _factors(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """In which order columns go, and how much of an error each passes on, by expert.
+
+    Args:
+        moments: H, float32 (experts, columns, columns).
 
     Returns:
-        int (experts, columns), columns by rising diagonal of the moment H, of which the last goes
-        first; and float32 (experts, columns, columns) with ones on the diagonal and nothing above:
-        the factor L of the reordered, damped H = L D L^T.
+        int (experts, columns), columns by rising diagonal of H, of which the last goes first; and
+        float32 (experts, columns, columns) with ones on the diagonal and nothing above: the factor
+        L of the reordered, damped H = L D L^T.
     """
-    orders, passed = np.empty(moments.shape[:2], dtype=np.int64), np.empty_like(moments)
-    for moment, order, into in zip(moments, orders, passed, strict=True):
-        order[:], lower = factor(moment)
-        np.multiply(lower, 1 / np.diagonal(lower), out=into)
-    return orders, passed
+    column_orders = np.empty(moments.shape[:2], dtype=np.int64)
+    factors = np.empty_like(moments)
+    for moment, column_order, unit in zip(moments, column_orders, factors, strict=True):
+        column_order[:], lower = factor(moment)
+        np.multiply(lower, 1 / np.diagonal(lower), out=unit)
+    return column_orders, factors
 
 
 def _feed_back(
     weight: np.ndarray,
     scales: np.ndarray,
     biases: np.ndarray,
-    orders: np.ndarray,
-    passed: np.ndarray,
+    column_orders: np.ndarray,
+    factors: np.ndarray,
     config: QuantConfig,
 ) -> np.ndarray:
-    """Codes uint8 (experts, rows, columns) of matrices on fixed grids; `orders` and `passed` by
-    `_feedback`.
+    """Codes of matrices on fixed grids.
 
-    All that follows has columns first, in their order.
+    Args:
+        weight: float32 (experts, rows, columns).
+        scales, biases: float32 (experts, rows, groups).
+        column_orders, factors: of `_factors`.
+        config: affine.
+
+    Returns:
+        uint8 (experts, rows, columns).
     """
     experts, rows, columns = weight.shape
     each = np.arange(experts)
-    group = orders // config.group_size
-    scales = np.where(
-        scales == 0, np.float32(1), scales
-    )  # a group whose range is nothing in 16 bits: its bias is all
-    by_group = [np.ascontiguousarray(array.transpose(2, 0, 1)) for array in (scales, biases)]
-    exact = np.empty((columns, experts, rows), dtype=np.float32)
-    for e in each:
-        exact[:, e] = np.ascontiguousarray(weight[e].T)[orders[e]]
-    shifted, errors = exact.copy(), np.empty_like(exact)
-    codes, rounded = np.empty(weight.shape, dtype=np.uint8), np.empty(exact.shape, dtype=np.uint8)
     top = 2**config.bits - 1
 
+    # From here on everything has columns first, in their order.
+    group = column_orders // config.group_size
+    # A group whose range is nothing in 16 bits has a scale of zero: its bias is all.
+    scales = np.where(scales == 0, np.float32(1), scales)
+    scales_by_group = np.ascontiguousarray(scales.transpose(2, 0, 1))
+    biases_by_group = np.ascontiguousarray(biases.transpose(2, 0, 1))
+    exact = np.empty((columns, experts, rows), dtype=np.float32)
+    for expert in each:
+        exact[:, expert] = np.ascontiguousarray(weight[expert].T)[column_orders[expert]]
+    shifted = exact.copy()
+    errors = np.empty_like(exact)
+    rounded = np.empty(exact.shape, dtype=np.uint8)
+
     for start, middle, stop in _halves(0, columns):
+        # Columns that were rounded pass their errors on, many at once.
         if stop - start > 1:
-            factor = passed[:, middle:stop, start:middle].transpose(0, 2, 1)
-            shifted[start:middle] += np.matmul(
-                factor, errors[middle:stop].transpose(1, 0, 2)
-            ).transpose(1, 0, 2)
+            passed = factors[:, middle:stop, start:middle].transpose(0, 2, 1)
+            product = np.matmul(passed, errors[middle:stop].transpose(1, 0, 2))
+            shifted[start:middle] += product.transpose(1, 0, 2)
             continue
-        scale, bias = (array[group[:, start], each] for array in by_group)
+
+        # A column is rounded on its grid, in place: `code` is a view of `shifted`.
+        scale = scales_by_group[group[:, start], each]
+        bias = biases_by_group[group[:, start], each]
         code = shifted[start]
         code -= bias
         code /= scale
@@ -191,16 +217,17 @@ def _feed_back(
         code *= scale
         code += bias
         np.subtract(exact[start], code, out=errors[start])
-    for e in each:
-        inverse = np.empty_like(orders[e])
-        inverse[orders[e]] = np.arange(columns)
-        codes[e] = rounded[:, e][inverse].T
+
+    codes = np.empty(weight.shape, dtype=np.uint8)
+    for expert in each:
+        inverse = np.empty_like(column_orders[expert])
+        inverse[column_orders[expert]] = np.arange(columns)
+        codes[expert] = rounded[:, expert][inverse].T
     return codes
 
 
 def _halves(start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """In which order columns are rounded, the last first: the upper half, what it passes on, then
-    the lower half.
+    """In which order columns are rounded: the upper half, what it passes on, then the lower half.
 
     Yields:
         (start, middle, stop) where the columns from middle to stop pass their errors on to those

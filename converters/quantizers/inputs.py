@@ -1,8 +1,7 @@
-"""What each layer reads, block by block, as second moments for error feedback: `E[|g|^2 x x^T]` of
-every expert.
+"""What each layer reads, block by block, as second moments for error feedback.
 
-Inputs are the source's own activations on its own tokens; the weights |g|^2 come from its
-sensitivity. Only one block's inputs are in memory.
+Of every expert it is `E[|g|^2 x x^T]`: inputs x are the source's own activations on its own tokens,
+the weights |g|^2 come from its sensitivity. Only one block's inputs are in memory.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -22,146 +20,166 @@ from ...measure.moments import POOL, takes_feedback
 from ...measure.sensitivity import Sensitivity, TokenWeights
 from ...runtime.blocks import forward_blocks
 from ...runtime.runner import Runner, load_runner, release_block, trunk_output_from
-from ...runtime.taps import Rows
+from ...runtime.taps import Activations
 
 POOLED = 16  # tokens that the pool is measured on, at most about twice as many, per column
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one layer read in some windows: x (rows, columns) float32, each row's weight float32,
-    its expert or None.
+    """What one layer read in some windows.
+
+    Attributes:
+        x: float32 (rows, columns).
+        weight: float32 (rows,), the weight of each row.
+        expert: int (rows,), the expert of each row; None for a layer without.
     """
 
     x: mx.array
     weight: np.ndarray
-    part: np.ndarray | None
+    expert: np.ndarray | None
 
-    def scaled(self, rows: Any) -> np.ndarray:
-        """These rows (an index) times the roots of their weights."""
-        scaled: np.ndarray = np.asarray(self.x)[rows] * np.sqrt(self.weight[rows])[:, None]
+    def scaled(self, index: np.ndarray | slice) -> np.ndarray:
+        """Some rows times the roots of their weights."""
+        scaled: np.ndarray = np.asarray(self.x)[index] * np.sqrt(self.weight[index])[:, None]
         return scaled
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that one layer, `path`, read. `parts` is the number of its experts, or one.
+    """All that one layer read, to be sliced by expert.
 
     Rows stay as the model made them (gate and up share theirs).
+
+    Attributes:
+        path: the layer.
+        batches: what it read.
+        experts: how many it has; one of a layer without.
     """
 
     path: str
     batches: tuple[Batch, ...]
-    parts: int
+    experts: int
 
-    def __getitem__(self, experts: slice) -> np.ndarray:
-        """The weighted second moments of what these experts read, float32 (experts, columns,
-        columns).
+    def __getitem__(self, some: slice) -> np.ndarray:
+        """The weighted second moments of what these experts read.
+
+        Returns:
+            float32 (experts, columns, columns).
 
         Raises:
             MintError: naming the layer, where they overflow.
         """
-        numbers = range(self.parts)[experts]
-        found = np.empty((len(numbers), *self._borrowed.shape), dtype=np.float32)
-        for moment, e in zip(found, numbers, strict=True):
+        indices = range(self.experts)[some]
+        moments = np.empty((len(indices), *self._borrowed.shape), dtype=np.float32)
+        for moment, expert in zip(moments, indices, strict=True):
             moment[:] = self._borrowed
-            for rows in self._rows(e):
+            for rows in self._rows(expert):
                 moment += rows.T @ rows
             if not np.isfinite(np.diagonal(moment)).all():  # which has the largest numbers
                 raise MintError(f"{self.path} has inputs that overflow: give --effort fast")
-        return found
+        return moments
 
     def _rows(self, expert: int) -> Iterator[np.ndarray]:
-        """All scaled rows of an expert at once, which are few; those of a layer without experts by
-        batches.
+        """The scaled rows of an expert.
+
+        Those of one among several at once, as they are few; those of a layer without by batches.
         """
-        if self.parts == 1:
+        if self.experts == 1:
             yield from (batch.scaled(slice(None)) for batch in self.batches)
         else:
-            pairs = zip(self.batches, self._groups, strict=True)
-            yield np.concatenate([batch.scaled(groups[expert]) for batch, groups in pairs])
+            pairs = zip(self.batches, self._rows_by_expert, strict=True)
+            yield np.concatenate([batch.scaled(by_expert[expert]) for batch, by_expert in pairs])
 
     @cached_property
-    def _groups(self) -> list[list[np.ndarray]]:
-        """Which rows of each batch went to each expert."""
-        found = []
+    def _rows_by_expert(self) -> list[list[np.ndarray]]:
+        """Of each batch, the indices of the rows that went to each expert."""
+        indices = []
         for batch in self.batches:
-            assert batch.part is not None
-            order = np.argsort(batch.part, kind="stable")
-            found.append(
-                np.split(order, np.searchsorted(batch.part[order], np.arange(1, self.parts)))
-            )
-        return found
+            assert batch.expert is not None
+            order = np.argsort(batch.expert, kind="stable")
+            edges = np.searchsorted(batch.expert[order], np.arange(1, self.experts))
+            indices.append(np.split(order, edges))
+        return indices
 
     @cached_property
     def _borrowed(self) -> np.ndarray:
         """What each expert takes from all: the moment of POOL average rows a column."""
-        columns, count = (
-            self.batches[0].x.shape[1],
-            sum(len(batch.weight) for batch in self.batches),
-        )
+        columns = self.batches[0].x.shape[1]
         pool = np.zeros((columns, columns), dtype=np.float32)
-        if self.parts == 1:
+        if self.experts == 1:
             return pool
-        every = slice(None, None, max(1, count // (POOLED * columns)))
-        seen = 0
+
+        # A sample of the rows is enough for an average.
+        count = sum(len(batch.weight) for batch in self.batches)
+        sample = slice(None, None, max(1, count // (POOLED * columns)))
+        sampled = 0
         for batch in self.batches:
-            rows = batch.scaled(every)
+            rows = batch.scaled(sample)
             pool += rows.T @ rows
-            seen += len(rows)
-        return POOL * columns / seen * pool
+            sampled += len(rows)
+        return POOL * columns / sampled * pool
 
 
 def block_inputs(
     source: Source, inventory: Inventory, sensitivity: Sensitivity, batch: int = 8
 ) -> Iterator[tuple[int | None, dict[str, Inputs]]]:
-    """Yield each block's index with the inputs of its layers, and at last None with those of the
-    head.
+    """Yield each block's index with the inputs of its layers, and at last None with the head's.
 
     Args:
-        source: a checkpoint whose weights are here.
+        source: a checkpoint whose weights are on this machine.
         inventory: its layers.
         sensitivity: with its tokens and their weights.
         batch: windows at once.
     """
     runner = load_runner(source.path)
     runner.model.train()  # as the sensitivity ran it: DBRX else calls its experts token by token
-    parts = {layer.path: layer.experts for layer in inventory.layers}
+    experts = {layer.path: layer.experts for layer in inventory.layers}
     wanted = {layer.path for layer in inventory.layers if layer.kind in ("linear", "experts")}
     wanted &= sensitivity.weights.keys()
-    tokens = sensitivity.tokens
-    for step, out, rows in forward_blocks(runner, tokens, batch, wanted):
+    for step, out, activations in forward_blocks(runner, sensitivity.tokens, batch, wanted):
         last = out
         release_block(runner, step.block)  # its layers are quantized from the source
-        yield step.index, weigh(rows, sensitivity, parts)
+        yield step.index, weigh(activations, sensitivity, experts)
     yield None, head_inputs(runner, inventory, last, sensitivity)
 
 
 def head_inputs(
     runner: Runner, inventory: Inventory, hidden: mx.array, sensitivity: Sensitivity
 ) -> dict[str, Inputs]:
-    """What the head reads, where it isn't the embedding. `hidden` is the last block's output."""
+    """What the head reads, by its path; nothing where it is the embedding.
+
+    Args:
+        runner: the loaded model.
+        inventory: its layers.
+        hidden: (windows, tokens, hidden), the last block's output.
+        sensitivity: with its tokens and their weights.
+    """
     head = next((layer.path for layer in inventory.layers if layer.role == "head"), None)
     if head is None or head not in sensitivity.weights:
         return {}
     x = trunk_output_from(runner, mx.array(sensitivity.tokens), hidden).astype(mx.float32)
     mx.eval(x)
-    rows = Batch(x.reshape(-1, x.shape[-1]), sensitivity.weights[head].weight[:, 0], None)
-    return {head: Inputs(head, (rows,), 1)}
+    batch = Batch(x.reshape(-1, x.shape[-1]), sensitivity.weights[head].weight[:, 0], None)
+    return {head: Inputs(head, (batch,), 1)}
 
 
 def weigh(
-    rows: dict[str, list[Rows]], sensitivity: Sensitivity, parts: dict[str, int]
+    activations: dict[str, list[Activations]], sensitivity: Sensitivity, experts: dict[str, int]
 ) -> dict[str, Inputs]:
-    """What a block's layers read, each row with its weight. `parts` is the number of experts by
-    layer.
+    """What a block's layers read, each row with its weight.
+
+    Args:
+        activations: by layer.
+        sensitivity: with the weights of its tokens.
+        experts: how many each layer has.
     """
-    return {
-        path: Inputs(
-            path, tuple(_weighted(r, sensitivity.weights[path]) for r in seen), parts[path]
-        )
-        for path, seen in rows.items()
-    }
+    inputs = {}
+    for path, batches in activations.items():
+        weights = sensitivity.weights[path]
+        weighted = tuple(_weighted(batch, weights) for batch in batches)
+        inputs[path] = Inputs(path, weighted, experts[path])
+    return inputs
 
 
 class Moments:
@@ -171,41 +189,44 @@ class Moments:
         self._blocks = block_inputs(source, inventory, sensitivity)
         self._embedding = sensitivity.embedding
         self._layers = {layer.path: layer for layer in inventory.layers}
-        self._here: int | None = -1
+        self._block: int | None = -1  # before the first
         self._inputs: dict[str, Inputs] = {}
 
     def of(self, path: str) -> Inputs | np.ndarray | None:
-        """The moments of a layer, to be sliced by expert; None for one whose inputs aren't
-        followed.
-        """
+        """The moments of a layer, to be sliced by expert; None where its inputs aren't followed."""
         layer = self._layers[path]
         if not takes_feedback(layer):
             return None
         if layer.role == "embedding":
             return embedding_moments(layer, self._embedding)
-        while self._here != layer.block:
-            self._here, self._inputs = next(self._blocks)
+        while self._block != layer.block:
+            self._block, self._inputs = next(self._blocks)
         return self._inputs.get(path)
 
 
 def embedding_moments(layer: Layer, moment: np.ndarray | None) -> np.ndarray | None:
-    """What weighs an error in the rows of an embedding, float32 (1, hidden, hidden), where it was
-    measured.
+    """What weighs an error in the rows of an embedding; None where it wasn't measured.
+
+    Args:
+        layer: an embedding.
+        moment: the sensitivity's, float32 (hidden, hidden), or None.
+
+    Returns:
+        float32 (1, hidden, hidden).
     """
-    return (
-        moment[None]
-        if moment is not None and len(moment) == layer.shape[-1] and layer.kind == "embedding"
-        else None
-    )
+    if moment is None or layer.kind != "embedding" or len(moment) != layer.shape[-1]:
+        return None
+    return moment[None]
 
 
-def _weighted(rows: Rows, weights: TokenWeights) -> Batch:
-    """A batch's rows with their weights."""
-    if weights.part is None or rows.part is None:
-        return Batch(rows.x, weights.weight[rows.token, 0], rows.part)
-    same = weights.part[rows.token] == rows.part[:, None]
-    mean = float(weights.weight.mean())  # for a token that another device sent to another expert
-    weight = np.where(same.any(1), (weights.weight[rows.token] * same).sum(1), mean).astype(
-        np.float32
-    )
-    return Batch(rows.x, weight, rows.part)
+def _weighted(rows: Activations, weights: TokenWeights) -> Batch:
+    """What a layer read in some windows, with each row's weight."""
+    if weights.expert is None or rows.expert is None:
+        return Batch(rows.x, weights.weight[rows.token, 0], rows.expert)
+    is_slot = weights.expert[rows.token] == rows.expert[:, None]
+    of_slot = (weights.weight[rows.token] * is_slot).sum(1)
+
+    # A token that another device sent to another expert has the mean weight.
+    mean = float(weights.weight.mean())
+    weight = np.where(is_slot.any(1), of_slot, mean).astype(np.float32)
+    return Batch(rows.x, weight, rows.expert)

@@ -1,19 +1,18 @@
-"""Rounding, scales and biases of a block learned together, so that its output stays the source's in
-the model's metric.
+"""Learns a block's rounding, scales and biases together, so that its output stays the source's.
 
 AutoRound's idea (Cheng et al., "Optimize Weight Rounding via Signed Gradient Descent", 2023) on the
 model's own text. Each weight has a latent code, a real number whose nearest integer is the code;
 the gradient passes the rounding as if it weren't there (the straight-through estimator of Bengio,
 Léonard and Courville, 2013). It starts from error feedback's code, plus how far the weight itself
 lies from it. The loss is what an error e at the block's output costs the whole model by second
-order, `1/2 E[(g . e)^2]` (sensitivity.py)."""
+order, `1/2 E[(g . e)^2]` (fisher.py).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -27,19 +26,19 @@ STEPS = 200
 TOKENS = 2048  # a step
 LATENT = 5e-3  # of a code, Adam's first rate for latent codes
 GRID = 3e-3  # of their size, Adam's first rate for scales and biases
-# the rates fall as this power of what is left: codes that still swing make more error than they
-# mend
+# The rates fall as this power of the share of steps to come: codes that still change at the end add
+# more error than they remove.
 CALM = 3
 NEAR = 0.45  # of a code: how far a latent may start from error feedback's code
-CHECKS = 4  # looks at the held-out windows
+CHECKS = 4  # evaluations on the held-out windows
 RIDGE = 0.1  # of the metric's mean diagonal, added to it
 
-Params = dict[str, dict[str, mx.array]]
+Params = dict[str, dict[str, mx.array]]  # by layer, then by name
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block to be learned.
+    """A block (or a head) to be learned.
 
     Attributes:
         call: runs it on hidden states (windows, tokens, hidden).
@@ -64,10 +63,13 @@ class Block:
 
 
 def metric_root(metric: np.ndarray) -> mx.array:
-    """R with R^T R = E[g g^T] plus a part of its mean diagonal, so that every direction counts a
-    little.
+    """R with R^T R = E[g g^T] plus a ridge, so that every direction counts a little.
 
-    Of a metric that is a diagonal, R is one as well. The scale is such that the part added is one.
+    Args:
+        metric: float32 (hidden, hidden), or its diagonal.
+
+    Returns:
+        float32 of the metric's shape, in units in which the ridge is one.
     """
     if metric.ndim == 1:
         ridge = RIDGE * float(metric.mean()) or 1.0
@@ -78,8 +80,11 @@ def metric_root(metric: np.ndarray) -> mx.array:
 
 
 def metric_cost(root: mx.array, out: mx.array, target: mx.array) -> mx.array:
-    """Mean over tokens of |R e|^2, for outputs (windows, tokens, hidden) that differ from their
-    targets by e.
+    """Mean over tokens of |R e|^2, with e the difference of outputs from their targets.
+
+    Args:
+        root: R, of `metric_root`.
+        out, target: (windows, tokens, hidden).
     """
     error = (out - target).astype(mx.float32)
     error = error * root if root.ndim == 1 else error @ root.T
@@ -92,8 +97,7 @@ def learn(
     steps: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Codes]:
-    """Learn a block's codes, scales and biases; what is best on windows that it isn't trained on is
-    returned.
+    """Learn a block's codes, scales and biases; the best on held-out windows are returned.
 
     The last eighth of the windows is held out; error feedback's own codes are among those compared.
 
@@ -103,11 +107,13 @@ def learn(
         steps: of Adam; STEPS by default.
         progress: called with (steps done, steps in all).
     """
-    steps, tokens = steps or STEPS, min(TOKENS, block.most or TOKENS)
+    steps = steps or STEPS
+    tokens = min(TOKENS, block.most or TOKENS)
     train, valid = hold_out(len(block.inputs))
     batch = max(1, min(len(train), tokens // block.inputs.shape[1]))
+
     latents, grids = _begin(block)
-    best = {path: dict(grids[path], latent=latents[path]) for path in latents}
+    best = _snapshot(latents, grids)
     best_loss = _total(block, latents, grids, valid, batch)
     optimizers = {
         path: [
@@ -116,49 +122,45 @@ def learn(
         ]
         for path in latents
     }
-    slope = mx.grad(partial(_loss, block))
+    gradient = mx.grad(partial(_loss, block))
+
     for step, windows in enumerate(batches(train, batch, steps, seed)):
         chosen = mx.array(windows)
-        to_weights = slope(
+        to_weights = gradient(
             _weights(block, latents, grids), block.inputs[chosen], block.targets[chosen]
         )
-        for (
-            path,
-            start,
-        ) in block.start.items():  # one after the other, so that only one has old and new moments
-            block.modules[path].weight = block.exact[path]  # lets go of what this step ran with
+
+        # One layer after the other, so that only one has old and new moments at a time.
+        for path, start in block.start.items():
+            # Lets go of the weight that this step ran with.
+            block.modules[path].weight = block.exact[path]
             to_latent, to_grid = _pull_back(start, latents[path], grids[path], to_weights.pop(path))
             for_latent, for_grid = optimizers[path]
-            stepped = for_latent.apply_gradients({"latent": to_latent}, {"latent": latents[path]})[
-                "latent"
-            ]
-            latents[path], grids[path] = (
-                _bounded(stepped, start),
-                for_grid.apply_gradients(to_grid, grids[path]),
-            )
+            stepped = for_latent.apply_gradients({"latent": to_latent}, {"latent": latents[path]})
+            latents[path] = _bounded(stepped["latent"], start)
+            grids[path] = for_grid.apply_gradients(to_grid, grids[path])
             mx.eval(latents[path], grids[path], for_latent.state, for_grid.state)
         progress(step + 1, steps)
+
+        # Later isn't always better: the best of a few evaluations is returned.
         if (step + 1) % max(1, steps // CHECKS) == 0:
             loss = _total(block, latents, grids, valid, batch)
             if loss < best_loss:
-                best_loss, best = (
-                    loss,
-                    {path: dict(grids[path], latent=latents[path]) for path in latents},
-                )
-    return {path: _finish(block.start[path], found) for path, found in best.items()}
+                best_loss = loss
+                best = _snapshot(latents, grids)
+    return {path: _finish(block.start[path], params) for path, params in best.items()}
 
 
 def hold_out(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The windows to learn on and the last eighth of them, on which is seen what was learned: both
-    int (windows,).
-    """
-    held = max(1, count // 8)
-    return np.arange(count - held), np.arange(count - held, count)
+    """The windows to learn on, and the last eighth of them to evaluate on: int (windows,) both."""
+    held_out = max(1, count // 8)
+    return np.arange(count - held_out), np.arange(count - held_out, count)
 
 
 def batches(train: np.ndarray, size: int, steps: int, seed: int = 0) -> Iterator[np.ndarray]:
     """The windows of each step, int (size,): all of them in random order before one comes again."""
-    rng, order = np.random.default_rng(seed), train[:0]
+    rng = np.random.default_rng(seed)
+    order = train[:0]
     for _ in range(steps):
         if len(order) < size:
             order = rng.permutation(train)
@@ -167,6 +169,7 @@ def batches(train: np.ndarray, size: int, steps: int, seed: int = 0) -> Iterator
 
 
 def _rate(first: float, steps: int, step: mx.array) -> mx.array:
+    """Adam's rate at a step."""
     return first * (1 - step / steps) ** CALM
 
 
@@ -184,25 +187,37 @@ def _begin(block: Block) -> tuple[dict[str, mx.array], Params]:
     return latents, grids
 
 
+def _snapshot(latents: dict[str, mx.array], grids: Params) -> Params:
+    """All parameters of this moment, by layer."""
+    return {path: dict(grids[path], latent=latent) for path, latent in latents.items()}
+
+
 def _grid(start: Codes) -> tuple[mx.array, mx.array]:
+    """Scales and biases in float32."""
     return start.scales.astype(mx.float32), start.biases.astype(mx.float32)
 
 
 def _by_group(array: mx.array, start: Codes) -> mx.array:
+    """(..., columns) as (..., groups, columns of a group)."""
     return array.reshape(*array.shape[:-1], -1, start.config.group_size)
 
 
 def moved(
     scales: mx.array, biases: mx.array, offsets: dict[str, mx.array], dtype: mx.Dtype
 ) -> tuple[mx.array, mx.array]:
-    """Scales and biases, float32 (..., groups), after offsets in units of their size, rounded to
-    `dtype`.
+    """Scales and biases after offsets in units of their size, rounded to `dtype`.
+
+    Args:
+        scales, biases: float32 (..., groups).
+        offsets: of both, of the same shape.
+        dtype: the type that they will be stored in; they stay float32 here.
     """
-    scales, biases = (
-        scales * (1 + offsets["scales"]),
-        biases + _size(scales, biases) * offsets["biases"],
+    new_scales = scales * (1 + offsets["scales"])
+    new_biases = biases + _size(scales, biases) * offsets["biases"]
+    return (
+        _straight(new_scales, new_scales.astype(dtype)),
+        _straight(new_biases, new_biases.astype(dtype)),
     )
-    return _straight(scales, scales.astype(dtype)), _straight(biases, biases.astype(dtype))
 
 
 def _size(scales: mx.array, biases: mx.array) -> mx.array:
@@ -216,6 +231,7 @@ def _straight(value: mx.array, rounded: mx.array) -> mx.array:
 
 
 def _codes(latent: mx.array, start: Codes) -> mx.array:
+    """The integers that latents stand for."""
     return mx.clip(mx.round(latent), 0, 2**start.config.bits - 1)
 
 
@@ -238,20 +254,21 @@ def _weights(block: Block, latents: dict[str, mx.array], grids: Params) -> dict[
 def _pull_back(
     start: Codes, latent: mx.array, offsets: dict[str, mx.array], grad: mx.array
 ) -> tuple[mx.array, dict[str, mx.array]]:
-    """The gradients at a layer's latent codes and offsets from that at its weight; roundings pass
-    them on.
+    """The gradients at a layer's latent codes and offsets from that at its weight.
 
-    Written out, as MLX's own would hold every step from the latent codes to the weight until it is
-    back."""
-    first, other = _grid(start)
-    scales, _ = moved(first, other, offsets, start.scales.dtype)
-    slope = _by_group(grad.astype(mx.float32), start)
-    to_scales = mx.sum(slope * _by_group(_codes(latent, start), start), axis=-1)
+    Roundings pass them on. Written out, as MLX's own would hold every step from the latent codes to
+    the weight until it is back.
+    """
+    start_scales, start_biases = _grid(start)
+    scales, _ = moved(start_scales, start_biases, offsets, start.scales.dtype)
+    to_weight = _by_group(grad.astype(mx.float32), start)
+    to_scales = mx.sum(to_weight * _by_group(_codes(latent, start), start), axis=-1)
     to_offsets = {
-        "scales": to_scales * first,
-        "biases": mx.sum(slope, axis=-1) * _size(first, other),
+        "scales": to_scales * start_scales,
+        "biases": mx.sum(to_weight, axis=-1) * _size(start_scales, start_biases),
     }
-    return (slope * scales[..., None]).reshape(latent.shape), to_offsets
+    to_latent = (to_weight * scales[..., None]).reshape(latent.shape)
+    return to_latent, to_offsets
 
 
 def _loss(
@@ -259,26 +276,26 @@ def _loss(
 ) -> mx.array:
     """The block's cost with these weights."""
     for path, weight in weights.items():
-        module: Any = block.modules[path]
-        module.weight = weight
+        block.modules[path].weight = weight
     return block.cost(block.call(inputs), targets)
 
 
 def _total(
     block: Block, latents: dict[str, mx.array], grids: Params, windows: np.ndarray, batch: int
 ) -> float:
-    weights, total = _weights(block, latents, grids), 0.0
+    """The block's cost over some windows, a mean over their tokens."""
+    weights = _weights(block, latents, grids)
+    total = 0.0
     for first in range(0, len(windows), batch):
         chosen = mx.array(windows[first : first + batch])
-        total += float(_loss(block, weights, block.inputs[chosen], block.targets[chosen])) * len(
-            chosen
-        )
+        loss = _loss(block, weights, block.inputs[chosen], block.targets[chosen])
+        total += float(loss) * len(chosen)
     return total / len(windows)
 
 
-def _finish(start: Codes, found: dict[str, mx.array]) -> Codes:
-    scales, biases = (
-        a.astype(start.scales.dtype) for a in moved(*_grid(start), found, start.scales.dtype)
-    )
-    codes = np.array(_codes(found["latent"], start)).astype(np.uint8)
-    return Codes(start.config, codes, scales, biases)
+def _finish(start: Codes, params: dict[str, mx.array]) -> Codes:
+    """Codes, scales and biases as they will be stored."""
+    dtype = start.scales.dtype
+    scales, biases = moved(*_grid(start), params, dtype)
+    codes = np.array(_codes(params["latent"], start)).astype(np.uint8)
+    return Codes(start.config, codes, scales.astype(dtype), biases.astype(dtype))

@@ -1,21 +1,23 @@
-"""Learning a block that is too large to be learned at once: some of its experts after the others.
+"""Learns a block that is too large to be learned at once: some of its experts after the others.
 
 In a turn only some experts of each stack are learned. The others multiply with the weights that
 they have, which for those of earlier turns are the learned ones: they take no gradient, no latent
-code and no moments."""
+code and no moments.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
+from ...runtime import patching
 from ...runtime.cpu_ops import rows_and_experts
-from ...runtime.patching import wrapped_all
 from .codes import Codes
 from .learn_block import Block, learn
 
@@ -28,7 +30,7 @@ def learn_in_turns(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Codes]:
-    """As `learn`, a part of the experts at a time; what is no stack is learned in the first turn.
+    """As `learn`, some of the experts at a time; other layers are learned in the first turn.
 
     Args:
         block: the whole block.
@@ -40,35 +42,39 @@ def learn_in_turns(
     """
     if turns == 1 or not stacks:
         return learn(block, seed, progress=progress)
-    found = dict(block.start)
-    for path, codes in found.items():
+
+    learned = dict(block.start)
+    for path, codes in learned.items():
         put(path, codes)
     edges = {
-        path: np.linspace(0, len(found[path].codes), turns + 1).astype(int).tolist()
+        path: np.linspace(0, len(learned[path].codes), turns + 1).astype(int).tolist()
         for path in stacks
     }
+
     for turn in range(turns):
         experts = {path: slice(*edges[path][turn : turn + 2]) for path in stacks}
         experts = {path: some for path, some in experts.items() if some.start < some.stop}
-        cut = experts if turn else dict.fromkeys(found, slice(None)) | experts
-        part = replace(
+        others = {} if turn else dict.fromkeys(learned, slice(None))
+        chosen = others | experts
+        smaller = replace(
             block,
-            start={path: _some(found[path], some) for path, some in cut.items()},
-            exact={path: block.exact[path][some] for path, some in cut.items()},
+            start={path: _some(learned[path], some) for path, some in chosen.items()},
+            exact={path: block.exact[path][some] for path, some in chosen.items()},
         )
 
-        def told(done: int, steps: int, turn: int = turn) -> None:
+        def turn_progress(done: int, steps: int, turn: int = turn) -> None:
             progress(turn * steps + done, turns * steps)
 
-        with _only([(block.modules[path], some) for path, some in experts.items()]):
-            learned = learn(part, seed, progress=told)
-        for path, codes in learned.items():
-            found[path] = _with(found[path], cut[path], codes)
-            put(path, found[path])
-    return found
+        with only_experts([(block.modules[path], some) for path, some in experts.items()]):
+            new = learn(smaller, seed, progress=turn_progress)
+        for path, codes in new.items():
+            learned[path] = _with(learned[path], chosen[path], codes)
+            put(path, learned[path])
+    return learned
 
 
 def _some(codes: Codes, experts: slice) -> Codes:
+    """The codes of some experts (or rows)."""
     return replace(
         codes,
         codes=codes.codes[experts],
@@ -81,52 +87,52 @@ def _with(codes: Codes, experts: slice, new: Codes) -> Codes:
     """Codes with those of some experts (or rows) replaced."""
     whole = codes.codes.copy()
     whole[experts] = new.codes
-    grids = [mx.array(codes.scales), mx.array(codes.biases)]
-    grids[0][experts], grids[1][experts] = new.scales, new.biases
-    return replace(codes, codes=whole, scales=grids[0], biases=grids[1])
+    scales = mx.array(codes.scales)
+    scales[experts] = new.scales
+    biases = mx.array(codes.biases)
+    biases[experts] = new.biases
+    return replace(codes, codes=whole, scales=scales, biases=biases)
 
 
-@contextmanager
-def _only(stacks: Sequence[tuple[Any, slice]]) -> Iterator[None]:
-    """Let a weight that these layers are given be that of some experts; the others keep what they
-    have now.
+def only_experts(stacks: Sequence[tuple[nn.Module, slice]]) -> AbstractContextManager[None]:
+    """Let a weight that these layers are given be that of some experts.
+
+    The other experts keep the weight that they have now.
     """
-    own = {id(stack): (stack.weight, some) for stack, some in stacks}
+    whole = {id(stack): (stack.weight, some) for stack, some in stacks}
 
-    def in_parts(call: Callable[..., mx.array]) -> Callable[..., mx.array]:
-        def replaced(
-            self: Any, x: mx.array, indices: mx.array, *args: Any, **kwargs: Any
-        ) -> mx.array:
-            """As mlx-lm's SwitchLinear: x (..., 1, in) broadcast against indices (..., k) gives
-            (..., k, 1, out).
-            """
-            if id(self) not in own:
-                return call(self, x, indices, *args, **kwargs)
-            lead, rows, expert = rows_and_experts(x, indices)
-            # An axis that an index inserts has a stride that MLX's sorted kernels misread (its
-            # issue 4253).
-            rows = rows.reshape(-1, 1, rows.shape[-1])
-            whole, some = own[id(self)]
-            inside = (expert >= some.start) & (expert < some.stop)
-            given, bias = self.weight, self.get("bias")
-            parts, order = [], []
-            for where, weight, experts in ((inside, given, some), (~inside, whole, slice(None))):
-                chosen = np.flatnonzero(where)
-                if not len(chosen):
-                    continue
-                self.weight = weight
-                if bias is not None:
-                    self.bias = bias[experts]
-                number = mx.array(expert[chosen] - (experts.start or 0))
-                parts.append(call(self, rows[mx.array(chosen)], number, *args, **kwargs))
-                order.append(chosen)
-            self.weight = given
+    def product(
+        stack: nn.Module, x: mx.array, indices: mx.array, *args: Any, **kwargs: Any
+    ) -> mx.array:
+        """As mlx-lm's SwitchLinear: x (..., 1, in) against indices (..., k) is (..., k, 1, out)."""
+        lead, rows, expert = rows_and_experts(x, indices)
+        # An axis that an index inserts has a stride that MLX's sorted kernels misread (its issue
+        # 4253).
+        rows = rows.reshape(-1, 1, rows.shape[-1])
+        whole_weight, some = whole[id(stack)]
+        some_weight, bias = stack.weight, stack.get("bias")
+        inside = (expert >= some.start) & (expert < some.stop)
+
+        # Twice the stock product: with the experts that are learned, and with all the others.
+        outputs, order = [], []
+        for is_row, weight, experts in (
+            (inside, some_weight, some),
+            (~inside, whole_weight, slice(None)),
+        ):
+            chosen = np.flatnonzero(is_row)
+            if not len(chosen):
+                continue
+            stack.weight = weight
             if bias is not None:
-                self.bias = bias
-            back = mx.array(np.argsort(np.concatenate(order)))
-            return mx.concatenate(parts)[back].reshape(*lead, 1, -1)
+                stack.bias = bias[experts]
+            index = mx.array(expert[chosen] - (experts.start or 0))
+            outputs.append(stack(rows[mx.array(chosen)], index, *args, **kwargs))
+            order.append(chosen)
 
-        return replaced
+        stack.weight = some_weight
+        if bias is not None:
+            stack.bias = bias
+        back = mx.array(np.argsort(np.concatenate(order)))
+        return mx.concatenate(outputs)[back].reshape(*lead, 1, -1)
 
-    with wrapped_all({type(stack) for stack, _ in stacks}, in_parts):
-        yield
+    return patching.experts_run_by([stack for stack, _ in stacks], product)

@@ -15,7 +15,7 @@ from ...base.units import both
 from ...checkpoint.layers import Inventory, Layer
 from ...checkpoint.roles import WRITES
 from ...measure.moments import held_moments
-from ...runtime.cpu_ops import on_cpu
+from ...runtime.device import on_cpu
 from ...runtime.memory import fits_here, machine_memory, room
 from . import gptq
 

@@ -1,4 +1,4 @@
-"""Round to nearest: MLX's own quantizer, weights alone."""
+"""Round to nearest: MLX's own quantizer, from the weights alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import mlx.core as mx
 from ...base.errors import MintError
 from ...base.quant_config import QuantConfig
 
-LOST = 0.01  # of a layer's groups
+MAX_LOST = 0.01  # of a layer's groups
 
 
 def quantize(weight: mx.array, config: QuantConfig) -> dict[str, mx.array]:
@@ -27,8 +27,9 @@ def quantize(weight: mx.array, config: QuantConfig) -> dict[str, mx.array]:
 def check_scales(
     path: str, weight: mx.array, packed: dict[str, mx.array], config: QuantConfig
 ) -> None:
-    """Refuse what nvfp4 turns into zeros: it has no scale for the whole tensor, and its own end at
-    2^-10.
+    """Refuse a layer that nvfp4 turns into zeros.
+
+    It has no scale for the whole tensor, and its own scales end at 2^-10.
 
     Args:
         path: the layer, for the message.
@@ -36,13 +37,13 @@ def check_scales(
         packed: what `quantize` made of it.
 
     Raises:
-        MintError: more than LOST of its groups vanish.
+        MintError: more than MAX_LOST of its groups become zeros.
     """
     if config.mode != "nvfp4":
         return
     largest = mx.abs(weight).reshape(*packed["scales"].shape, config.group_size).max(axis=-1)
     lost = float(mx.mean((packed["scales"] == 0) & (largest > 0)))
-    if lost > LOST:
+    if lost > MAX_LOST:
         raise MintError(
             f"{path} has weights too small for nvfp4's scales, {lost:.0%} of its groups would "
             f"become zeros: give --override '{path}=mxfp4', or another configuration"

@@ -87,7 +87,7 @@ def _text(model: Path, count: int) -> dict[str, float]:
 
 def _sensitivity(model: Path, count: int) -> dict[str, float]:
     from mint_mlx.jobs.model import prepare
-    from mint_mlx.measure.sensitivity import measure
+    from mint_mlx.measure.fisher import measure
     from mint_mlx.measure.sensitivity_file import save_sensitivity
 
     job = prepare(str(model))

@@ -25,7 +25,7 @@ from ..measure.sample import parse_sample
 from ..measure.sensitivity import Sensitivity
 from ..rules import efforts
 from ..rules.objectives import needs_sensitivity
-from ..runtime.cpu_ops import on_cpu
+from ..runtime.device import on_cpu
 from .convert import choose_plan
 from .measurements import known_profile, profile_candidates
 from .model import Job
@@ -119,7 +119,7 @@ def _spilled(order: Order) -> int:
     hidden = max(
         (layer.shape[-1] for layer in inventory.layers if layer.role == "embedding"), default=0
     )
-    return pass_state.needed(inventory.blocks, order.tokens * hidden, 4 if on_cpu() else 2)
+    return pass_state.bytes_needed(inventory.blocks, order.tokens * hidden, 4 if on_cpu() else 2)
 
 
 def _stage_seconds(order: Order, total: int, needs_profile: bool) -> dict[str, float]:

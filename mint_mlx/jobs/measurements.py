@@ -47,8 +47,8 @@ def get_sensitivity(
 
 def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> Sensitivity | None:
     """As `get_sensitivity`, in this process."""
-    from ..measure.self_text import write_tokens
-    from ..measure.sensitivity import check_chain, measure
+    from ..measure.fisher import check_chain, measure
+    from ..measure.self_text import random_windows, write_tokens
     from ..runtime.blocks import NoChain
 
     report = report or Silent()
@@ -59,11 +59,9 @@ def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> 
     try:
         check_chain(job.source, job.inventory)
         report.stage("write tokens")
-        first = first_token(job)
+        windows = random_windows(vocabulary(job), count, first_token(job))
         place = cache.sensitivity_path(job.source, count)
-        tokens, how = write_tokens(
-            job.source, vocabulary(job), count, first, progress=report.step, place=place
-        )
+        tokens, how = write_tokens(job.source, windows, progress=report.step, resume_file=place)
         report.stage("sensitivity")
         made = measure(job.source, job.inventory, tokens, how, progress=report.step, key=place.stem)
     except NoChain as error:

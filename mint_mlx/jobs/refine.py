@@ -42,7 +42,7 @@ def refine_checkpoint(
     from ..converters.output.card import refined_card
     from ..converters.output.replace_tensors import replace_tensors
     from ..converters.quantizers.distil import can_refine, refine_own
-    from ..measure.self_text import write_tokens
+    from ..measure.self_text import random_windows, write_tokens
 
     report = report or Silent()
     given = load_source(checkpoint)
@@ -78,9 +78,8 @@ def refine_checkpoint(
         report.stage("write tokens")
         place = cache.sensitivity_path(job.source, count)
         first = first_token(job)
-        tokens, _ = write_tokens(
-            job.source, vocabulary(job), count, first, progress=report.step, place=place
-        )
+        windows = random_windows(vocabulary(job), count, first)
+        tokens, _ = write_tokens(job.source, windows, progress=report.step, resume_file=place)
     with writer.copied(given.path, target, force) as work:
         report.stage("refine")
         found = refine_own(job.source, tokens, work, report.step, steps)

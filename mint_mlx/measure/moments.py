@@ -1,15 +1,16 @@
-"""Second moments factored: in which order columns are rounded, and what of an error remains once it
-is passed on.
+"""Second moments of what layers read, factored: what error feedback needs and what it will gain.
 
 A column's error that those still to be rounded can't make up for is its conditional variance given
 them: D of H = L D L^T (Chee et al., "QuIP", 2023). Rounding to nearest costs the trace of H, error
-feedback the trace of D."""
+feedback the trace of D.
+"""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import mlx.core as mx
 import numpy as np
 
 from ..checkpoint.layers import Layer
@@ -21,8 +22,9 @@ WIDE = 4096  # columns at most that tell it
 
 
 def takes_feedback(layer: Layer) -> bool:
-    """Whether error feedback can know what a layer reads: linears and experts of the blocks, the
-    head, embeddings.
+    """Whether error feedback can know what a layer reads.
+
+    It does of linears and experts of the blocks, of the head and of embeddings.
     """
     if layer.role == "embedding":
         return layer.kind == "embedding"
@@ -39,25 +41,26 @@ def factor(moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         int (columns,), columns by rising diagonal, of which the last is rounded first; and float32
         (columns, columns), the lower factor of the moment in that order.
     """
-    import mlx.core as mx
-
-    order = np.argsort(np.diagonal(moment), kind="stable")
-    damped = moment.take(order, 0).take(order, 1)
+    column_order = np.argsort(np.diagonal(moment), kind="stable")
+    damped = moment.take(column_order, 0).take(column_order, 1)
     mean = float(np.trace(moment, dtype=np.float64)) / len(moment) or 1.0
     damped[np.diag_indices(len(moment))] += np.float32(DAMPING * mean)
+
     # MLX's is several times as fast as numpy's; LAPACK's failure is silent in it.
     lower = np.asarray(mx.linalg.cholesky(mx.array(damped), stream=mx.cpu))
     if not (np.diagonal(lower) > 0).all():
         lower = root(damped, DAMPING * mean).astype(np.float32)
-    return order, lower
+    return column_order, lower
 
 
 def root(matrix: np.ndarray, damping: float) -> np.ndarray:
     """The lower Cholesky factor, float64, of a symmetric matrix that has been damped already.
 
-    Where one direction holds nearly everything, rounding to 16 bits leaves a matrix that has none:
-    it is damped more."""
-    exact, step = matrix.astype(np.float64), damping * np.eye(len(matrix))
+    A matrix of which one direction holds nearly everything has no factor once it is rounded to 16
+    bits: it is damped more.
+    """
+    exact = matrix.astype(np.float64)
+    step = damping * np.eye(len(matrix))
     for more in (0, 9, 99):
         with suppress(np.linalg.LinAlgError):
             return np.asarray(np.linalg.cholesky(exact + more * step))
@@ -65,14 +68,20 @@ def root(matrix: np.ndarray, damping: float) -> np.ndarray:
 
 
 def remaining(moments: list[np.ndarray]) -> float:
-    """The share of an error's cost that error feedback leaves, over some moments (columns, columns)
-    of one layer.
+    """The share of an error's cost that error feedback leaves.
+
+    Args:
+        moments: of one layer's experts, (columns, columns) each.
     """
-    left = whole = 0.0
+    with_feedback = 0.0
+    to_nearest = 0.0
     for moment in moments:
-        left += float(np.square(np.diagonal(factor(moment)[1]), dtype=np.float64).sum())
-        whole += float(np.trace(moment, dtype=np.float64))
-    return min(1.0, left / whole) if whole > 0 and np.isfinite(whole) else 1.0
+        _, lower = factor(moment)
+        with_feedback += float(np.square(np.diagonal(lower), dtype=np.float64).sum())
+        to_nearest += float(np.trace(moment, dtype=np.float64))
+    if to_nearest > 0 and np.isfinite(to_nearest):
+        return min(1.0, with_feedback / to_nearest)
+    return 1.0
 
 
 def held_moments(layer: Layer) -> int:
@@ -82,34 +91,44 @@ def held_moments(layer: Layer) -> int:
 
 @dataclass
 class SampledMoments:
-    """Second moments of what a layer reads, of at most WIDE columns and EXPERTS experts, row by
-    weighted row.
+    """Second moments of what a layer reads, of at most WIDE columns and EXPERTS experts.
+
+    Attributes:
+        by_expert: float32 (columns, columns), by the expert's index.
+        rows: how many were added.
     """
 
-    found: dict[int, np.ndarray] = field(default_factory=dict)
+    by_expert: dict[int, np.ndarray] = field(default_factory=dict)
     rows: int = 0
 
     def add(
-        self, rows: np.ndarray, roots: np.ndarray, part: np.ndarray | None, experts: int
+        self, rows: np.ndarray, roots: np.ndarray, expert: np.ndarray | None, experts: int
     ) -> None:
-        """Add rows, float32 (rows, columns), with the roots of their weights and their experts or
-        None.
+        """Add some of what the layer reads.
+
+        Args:
+            rows: float32 (rows, columns).
+            roots: float32 (rows,), the square roots of their weights.
+            expert: int (rows,), the expert of each; None for a layer without.
+            experts: how many there are.
         """
         rows = rows[:, :: -(-rows.shape[1] // WIDE)]
-        for expert in range(0, experts, -(-experts // EXPERTS)):
-            chosen = slice(None) if part is None else part == expert
-            mine = rows[chosen] * roots[chosen, None]
-            if expert not in self.found:
-                self.found[expert] = np.zeros((rows.shape[1],) * 2, dtype=np.float32)
-            if len(mine):
-                self.found[expert] += mine.T @ mine
-                self.rows += len(mine)
+        for index in range(0, experts, -(-experts // EXPERTS)):
+            chosen = slice(None) if expert is None else expert == index
+            weighted = rows[chosen] * roots[chosen, None]
+            if index not in self.by_expert:
+                self.by_expert[index] = np.zeros((rows.shape[1],) * 2, dtype=np.float32)
+            if len(weighted):
+                self.by_expert[index] += weighted.T @ weighted
+                self.rows += len(weighted)
 
     def remaining(self) -> float:
-        """The share of an error's cost that error feedback leaves; experts borrow from each other
-        as in inputs.py.
+        """The share of an error's cost that error feedback leaves.
+
+        Experts borrow from each other as they do for error feedback (converters/quantizers/
+        inputs.py).
         """
-        moments = list(self.found.values())
+        moments = list(self.by_expert.values())
         if len(moments) > 1 and self.rows:
             pool = POOL * len(moments[0]) / self.rows * sum(moments[1:], moments[0])
             moments = [moment + pool for moment in moments]

@@ -1,7 +1,6 @@
-"""How far a walk through a model has come: what its blocks read, and what was found on the way
-back, in one folder.
+"""State of an interrupted sensitivity pass: hidden states and gradients of the blocks, in a folder.
 
-An interrupted walk goes on from there, to the same numbers.
+The next run of the same pass resumes from it, to the same numbers.
 """
 
 from __future__ import annotations
@@ -15,30 +14,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
+import mlx.core as mx
 import numpy as np
 
 from ..base.files import atomic_write, lock_folder, read_tensors, write_tensors
 
-if TYPE_CHECKING:
-    import mlx.core as mx
+NAME = "mint-mlx-walk-"  # how the folders' names begin
 
 
-NAME = "mint-mlx-walk-"  # how the folders begin
+@dataclass(frozen=True)
+class RowWeights:
+    """|g|^2 at one layer's output, by row of what it read.
 
-
-@dataclass
-class Found:
-    """Rows of one layer: their weights |g|^2, experts (or None) and tokens."""
+    Attributes:
+        weight: float32 (rows,).
+        expert: int32 (rows,), the expert of each row; None for a layer without.
+        token: int32 (rows,), the token of each row, counted through all windows.
+    """
 
     weight: np.ndarray
-    part: np.ndarray | None
+    expert: np.ndarray | None
     token: np.ndarray
 
 
 @dataclass
-class Part:
+class Contribution:
     """What one block, or what comes after the last, adds to a sensitivity (sensitivity.py).
 
     Attributes:
@@ -46,60 +48,61 @@ class Part:
         rows: by layer, those of its batches.
         metric: of the block's output.
         embedding: float32 (hidden, hidden), where the embedding was visited.
-        left: by layer, the share of its errors' cost that error feedback leaves.
+        remaining: by layer, the share of its errors' cost that error feedback leaves.
     """
 
     trace: dict[str, np.ndarray] = field(default_factory=dict)
-    rows: dict[str, list[Found]] = field(default_factory=dict)
+    rows: dict[str, list[RowWeights]] = field(default_factory=dict)
     metric: np.ndarray | None = None
     embedding: np.ndarray | None = None
-    left: dict[str, float] = field(default_factory=dict)
+    remaining: dict[str, float] = field(default_factory=dict)
 
 
 @contextmanager
-def spilled(key: str | None, refused: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
-    """A folder for one walk, removed at its end.
+def pass_folder(key: str | None, refused: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
+    """A folder for the state of one pass, removed at its end.
 
-    With a key an interruption (Ctrl-C, a full disk, too little memory) leaves it for the next run
-    of that key; what is `refused` does not.
+    Args:
+        key: with one, an interruption (Ctrl-C, a full disk, too little memory) leaves the folder
+            for the next run of that key.
+        refused: exceptions that the next run would meet again, after which nothing is left.
     """
     lock = None if key is None else _locked(Path(tempfile.gettempdir()) / f"{NAME}{key}")
     if lock is None:  # no key, or another run has it
         with tempfile.TemporaryDirectory(prefix="mint-mlx-") as name:
             yield Path(name)
         return
+
     with lock:
         folder = Path(lock.name).parent
         try:
             yield folder
-        except refused:  # it would be so next time
+        except refused:
             shutil.rmtree(folder)
             raise
         shutil.rmtree(folder)
 
 
 def abandoned() -> list[Path]:
-    """Folders of interrupted walks in the temporary folder, which the same command would go on
-    from.
-    """
-    found = []
+    """Folders of interrupted passes, which the same command would resume, in the temporary one."""
+    folders = []
     for folder in sorted(Path(tempfile.gettempdir()).glob(f"{NAME}*")):
-        if _own(folder) and (lock := lock_folder(folder)) is not None:
+        if _is_ours(folder) and (lock := lock_folder(folder)) is not None:
             lock.close()
-            found.append(folder)
-    return found
+            folders.append(folder)
+    return folders
 
 
-def _own(folder: Path) -> bool:
+def _is_ours(folder: Path) -> bool:
     """Whether it is a folder, and this user's."""
     status = folder.lstat()
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 
 
 def _locked(folder: Path) -> IO[str] | None:
-    """A lock on a folder of this user's own that no other process can read."""
+    """A lock on a folder of this user's that no other user can read; None where there is none."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    if not _own(folder):
+    if not _is_ours(folder):
         return None
     try:
         return lock_folder(folder)
@@ -107,83 +110,121 @@ def _locked(folder: Path) -> IO[str] | None:
         return None
 
 
-def hidden(folder: Path, index: int) -> mx.array | None:
-    """What the block of this index reads, (windows, tokens, hidden), where it was kept."""
-    file = folder / f"hidden-{index}.safetensors"
+def _hidden_file(folder: Path, index: int) -> Path:
+    return folder / f"hidden-{index}.safetensors"
+
+
+def read_hidden(folder: Path, index: int) -> mx.array | None:
+    """What the block of this index reads, (windows, tokens, hidden), where it was written."""
+    file = _hidden_file(folder, index)
     return read_tensors(file)["array"] if file.is_file() else None
 
 
 def has_hidden(folder: Path, index: int) -> bool:
-    """Whether that was kept."""
-    return (folder / f"hidden-{index}.safetensors").is_file()
+    """Whether that was written."""
+    return _hidden_file(folder, index).is_file()
 
 
-def needed(blocks: int, numbers: int, size: int) -> int:
-    """Bytes of what all blocks read and the last returns, each so many numbers of so many bytes."""
+def write_hidden(folder: Path, index: int, array: mx.array) -> None:
+    """Write what a block reads, in the type that it has there."""
+    write_tensors(_hidden_file(folder, index), {"array": array})
+
+
+def bytes_needed(blocks: int, numbers: int, size: int) -> int:
+    """Bytes of what all blocks read and the last returns.
+
+    Args:
+        blocks: how many.
+        numbers: of each hidden state.
+        size: bytes of a number.
+    """
     return (blocks + 1) * size * numbers
 
 
-def spent(folder: Path) -> int:
-    """Bytes of what the blocks read that are there already."""
+def bytes_written(folder: Path) -> int:
+    """Bytes of the hidden states that are there already."""
     return sum(file.stat().st_size for file in folder.glob("hidden-*"))
 
 
-def keep_hidden(folder: Path, index: int, array: mx.array) -> None:
-    """Keep what a block reads, in the type that it has there."""
-    write_tensors(folder / f"hidden-{index}.safetensors", {"array": array})
+def read_contributions(folder: Path, depth: int) -> tuple[dict[int, Contribution], mx.array | None]:
+    """What an earlier run computed on the way back.
 
-
-def parts(folder: Path, depth: int) -> tuple[dict[int, Part], mx.array | None]:
-    """What blocks added on the way back, from the last (after it: `depth`) to the one that was
-    reached.
+    Args:
+        folder: of the pass.
+        depth: how many blocks there are, and the index of what comes after the last.
 
     Returns:
-        By index, and the gradient at the input of the last one; None where nothing was kept.
+        By index, from what comes after the last block down to the block that was reached; and the
+        gradient at the input of that one. None where nothing was written.
     """
-    found: dict[int, Part] = {}
+    contributions: dict[int, Contribution] = {}
     for index in range(depth, -1, -1):
-        one = _part(folder, index)
-        if one is None:
+        contribution = _read_contribution(folder, index)
+        if contribution is None:
             break
-        found[index] = one
-    return found, read_tensors(folder / f"grad-{min(found)}.safetensors")[
-        "array"
-    ] if found else None
+        contributions[index] = contribution
+    if not contributions:
+        return contributions, None
+    grad = read_tensors(_grad_file(folder, min(contributions)))["array"]
+    return contributions, grad
 
 
-def _part(folder: Path, index: int) -> Part | None:
+def _grad_file(folder: Path, index: int) -> Path:
+    return folder / f"grad-{index}.safetensors"
+
+
+def _contribution_file(folder: Path, index: int) -> Path:
+    return folder / f"part-{index}.npz"
+
+
+def _read_contribution(folder: Path, index: int) -> Contribution | None:
+    """What was written for one index; None where it is missing or was cut short."""
     try:
-        with np.load(folder / f"part-{index}.npz") as file:
+        with np.load(_contribution_file(folder, index)) as file:
             arrays = dict(file)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
-    made = Part(metric=arrays.pop("metric", None), embedding=arrays.pop("embedding", None))
-    made.trace = {name[6:]: array for name, array in arrays.items() if name.startswith("trace.")}
-    made.left = {
-        name[5:]: float(array) for name, array in arrays.items() if name.startswith("left.")
-    }
-    for path in (name[7:] for name in arrays if name.startswith("weight.")):
-        found = Found(arrays[f"weight.{path}"], arrays.get(f"part.{path}"), arrays[f"token.{path}"])
-        made.rows[path] = [found]
-    return made
+
+    def by_layer(prefix: str) -> dict[str, np.ndarray]:
+        return {
+            name.removeprefix(prefix): array
+            for name, array in arrays.items()
+            if name.startswith(prefix)
+        }
+
+    experts = by_layer("part.")
+    tokens = by_layer("token.")
+    return Contribution(
+        trace=by_layer("trace."),
+        rows={
+            path: [RowWeights(weight, experts.get(path), tokens[path])]
+            for path, weight in by_layer("weight.").items()
+        },
+        metric=arrays.get("metric"),
+        embedding=arrays.get("embedding"),
+        remaining={path: float(share) for path, share in by_layer("left.").items()},
+    )
 
 
-def keep_part(folder: Path, index: int, made: Part, grad: mx.array) -> None:
-    """Keep what a block added and the gradient at its input; the gradient after it is dropped."""
-    arrays = {f"trace.{path}": trace for path, trace in made.trace.items()}
-    arrays |= {f"left.{path}": np.array(share) for path, share in made.left.items()}
-    for path, rows in made.rows.items():
-        arrays[f"weight.{path}"] = np.concatenate([r.weight for r in rows])
-        arrays[f"token.{path}"] = np.concatenate([r.token for r in rows])
-        parts = [r.part for r in rows if r.part is not None]
-        if parts:
-            arrays[f"part.{path}"] = np.concatenate(parts)
-    arrays |= {
-        name: array
-        for name in ("metric", "embedding")
-        if (array := getattr(made, name)) is not None
-    }
-    write_tensors(folder / f"grad-{index}.safetensors", {"array": grad})
-    with atomic_write(folder / f"part-{index}.npz") as partial, partial.open("wb") as file:
+def write_contribution(
+    folder: Path, index: int, contribution: Contribution, grad: mx.array
+) -> None:
+    """Write what a block adds and the gradient at its input; the gradient after it is dropped."""
+    arrays = {f"trace.{path}": trace for path, trace in contribution.trace.items()}
+    arrays |= {f"left.{path}": np.array(share) for path, share in contribution.remaining.items()}
+    for path, batches in contribution.rows.items():
+        arrays[f"weight.{path}"] = np.concatenate([rows.weight for rows in batches])
+        arrays[f"token.{path}"] = np.concatenate([rows.token for rows in batches])
+        experts = [rows.expert for rows in batches if rows.expert is not None]
+        if experts:
+            arrays[f"part.{path}"] = np.concatenate(experts)
+    if contribution.metric is not None:
+        arrays["metric"] = contribution.metric
+    if contribution.embedding is not None:
+        arrays["embedding"] = contribution.embedding
+
+    # The .npz comes last: where it is, the gradient is too, and the one after it isn't needed.
+    write_tensors(_grad_file(folder, index), {"array": grad})
+    with atomic_write(_contribution_file(folder, index)) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    (folder / f"grad-{index + 1}.safetensors").unlink(missing_ok=True)
+    _grad_file(folder, index + 1).unlink(missing_ok=True)

@@ -1,11 +1,11 @@
-"""Tokens that a model wrote itself: the only text that mint-mlx ever sees, apart from the baselines
-beside it.
+"""Tokens that a model wrote itself: the only text that mint-mlx uses, apart from the baselines.
 
 A model that fits in memory is sampled from, many windows at once (`sample`). One that doesn't is
 streamed: windows of random tokens are resampled by parallel passes (`resample`), each of which
 draws every token anew from the model's prediction given the previous pass's tokens before it. That
 is Jacobi's iteration, which Santilli et al. ("Accelerating Transformer Inference for Translation
-via Parallel Decoding", 2023) use to decode."""
+via Parallel Decoding", 2023) use to decode.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
 
 from ..base.errors import MintError
 from ..base.report import Progress
 from ..checkpoint.source import Source
-from ..runtime.cpu_ops import on_cpu
+from ..runtime.device import on_cpu
+from ..runtime.forward import forward
 from ..runtime.kvcache import cache_size
 from ..runtime.memory import RESERVE, room
-from ..runtime.runner import Runner, forward, load_runner
+from ..runtime.runner import Runner, load_runner
 from . import resume
 
 PASSES = 4
@@ -30,77 +32,93 @@ LENGTH = 256  # tokens a window
 WINDOWS = 64  # sampled at once
 
 
-def write_tokens(
-    source: Source,
+def random_windows(
     vocabulary: int,
     count: int,
     start: int | None = None,
     seed: int = 0,
     length: int | None = None,
-    progress: Progress = lambda *_: None,
-    streamed: bool | None = None,
-    place: Path | None = None,
-) -> tuple[np.ndarray, str]:
-    """Tokens of a model's own, int32 (windows, length), at least `count` of them, and how they were
-    made.
+) -> np.ndarray:
+    """Random tokens, int32 (windows, length), that a model's own text begins from.
 
     Args:
-        source: a checkpoint whose weights are here.
-        vocabulary: tokens that it knows.
-        count: tokens wanted.
+        vocabulary: tokens that the model knows.
+        count: tokens at least, in whole windows.
         start: what each window starts with; a random token where a text of this model starts with
             none.
         seed: the same seed gives the same tokens.
         length: tokens a window; None is LENGTH.
-        progress: called with (what, done, total).
-        streamed: as in `runner.load_runner`.
-        place: beside which finished parts or passes are noted (begun.py), for a run that goes on
-            from there.
     """
     length = length or LENGTH
-    tokens = (
-        np.random.default_rng(seed)
-        .integers(0, vocabulary, (-(-count // length), length))
-        .astype(np.int32)
-    )
+    shape = -(-count // length), length
+    tokens = np.random.default_rng(seed).integers(0, vocabulary, shape).astype(np.int32)
     if start is not None:
         tokens[:, 0] = start
+    return tokens
+
+
+def write_tokens(
+    source: Source,
+    tokens: np.ndarray,
+    seed: int = 0,
+    progress: Progress = lambda *_: None,
+    streamed: bool | None = None,
+    resume_file: Path | None = None,
+) -> tuple[np.ndarray, str]:
+    """Tokens of a model's own, int32 (windows, length), and how they were written, in words.
+
+    Args:
+        source: a checkpoint whose weights are on this machine.
+        tokens: of `random_windows`; each window's first token stays.
+        seed: the same seed gives the same tokens.
+        progress: called with (what, done, total).
+        streamed: as in `runner.load_runner`.
+        resume_file: beside which finished batches or passes are noted (resume.py), for a run that
+            goes on from there.
+    """
     runner = load_runner(source.path, streamed)
+    length = tokens.shape[1]
     windows = WINDOWS if runner.streamed else at_once(source, runner, length)
     kind = "resampled" if runner.streamed else f"sampled-{windows}"
-    tokens, done = (place and resume.read_tokens(place, kind)) or (tokens, 0)
+    done = 0
+    if resume_file is not None:
+        tokens, done = resume.read_tokens(resume_file, kind) or (tokens, 0)
 
-    def keep(tokens: np.ndarray, done: int) -> None:
-        if place:
-            resume.write_tokens(place, kind, tokens, done)
+    def note(tokens: np.ndarray, done: int) -> None:
+        if resume_file is not None:
+            resume.write_tokens(resume_file, kind, tokens, done)
 
     if not runner.streamed:
-        return sample(
-            runner, tokens, mx.random.key(seed), progress, done, keep, windows
-        ), f"sampled, seed {seed}"
+        key = mx.random.key(seed)
+        tokens = sample(runner, tokens, key, progress, done, note, windows)
+        return tokens, f"sampled, seed {seed}"
+
     for number in range(done, PASSES):
         progress(f"pass {number + 1}", number, PASSES)
-        if number > done:
+        if number > done:  # a streamed model has dropped its blocks
             runner = load_runner(source.path, True)
         tokens = resample(runner, tokens, mx.random.key(seed * PASSES + number))
-        keep(tokens, number + 1)
+        note(tokens, number + 1)
     progress("", PASSES, PASSES)
     return tokens, f"resampled {PASSES} times, seed {seed}"
 
 
 def at_once(source: Source, runner: Runner, length: int) -> int:
-    """How many windows are sampled at once: WINDOWS, or fewer where their caches would take half of
-    what is left.
+    """How many windows are sampled at once.
+
+    WINDOWS, or fewer where their caches would take half of the memory that the model leaves.
     """
     try:
-        each = cache_size(source.config, length).bytes * (2 if on_cpu() else 1)  # float32 on a CPU
+        cache = cache_size(source.config, length).bytes
     except MintError:  # a cache of an unknown kind
         return WINDOWS
-    left = (
-        room() - RESERVE - sum(array.nbytes for _, array in tree_flatten(runner.model.parameters()))
-    )
+    if on_cpu():
+        cache *= 2  # float32
+    weights = sum(array.nbytes for _, array in tree_flatten(runner.model.parameters()))
+    free = room() - RESERVE - weights
+
     windows = WINDOWS
-    while windows > 1 and windows * each > left / 2:
+    while windows > 1 and windows * cache > free / 2:
         windows //= 2
     return windows
 
@@ -111,46 +129,60 @@ def sample(
     key: mx.array,
     progress: Progress = lambda *_: None,
     done: int = 0,
-    keep: Callable[[np.ndarray, int], None] = lambda *_: None,
+    note: Callable[[np.ndarray, int], None] = lambda *_: None,
     windows: int = WINDOWS,
 ) -> np.ndarray:
     """Every token but each window's first drawn one after the other, given all those before it.
 
-    So many `windows` are drawn at once; `done` such parts are there already, and `keep` is called
-    after each. Tokens are int32 (windows, tokens).
+    Args:
+        runner: a loaded model.
+        tokens: int32 (windows, length).
+        key: of the draws.
+        progress: called with (what, tokens done, tokens in all).
+        done: batches of windows that are drawn already.
+        note: called after each batch with the tokens so far and the batches done.
+        windows: in a batch, drawn at once.
     """
-    from mlx_lm.models.cache import make_prompt_cache
-
-    length, fresh = tokens.shape[1], tokens.copy()
-    for part, begin in enumerate(range(0, len(tokens), windows)):
-        if part < done:
+    length = tokens.shape[1]
+    written = tokens.copy()
+    for batch, start in enumerate(range(0, len(tokens), windows)):
+        if batch < done:
             for _ in range(1, length):  # what follows is drawn as if this had been
                 key = mx.random.split(key)[0]
             continue
+
         cache = make_prompt_cache(runner.model)
-        last = mx.array(tokens[begin : begin + windows, :1])
+        last = mx.array(tokens[start : start + windows, :1])
         drawn = [last]
         for position in range(1, length):
-            progress("sample", begin * length + position * len(last), tokens.size)
+            progress("sample", start * length + position * len(last), tokens.size)
             key, draw = mx.random.split(key)
             logits = runner.model(last, cache=cache)[:, -1].astype(mx.float32)
             last = mx.random.categorical(logits, key=draw)[:, None].astype(mx.int32)
             mx.eval(last)
             drawn.append(last)
-        fresh[begin : begin + windows] = np.array(mx.concatenate(drawn, axis=1))
-        keep(fresh, part + 1)
-    return fresh
+
+        written[start : start + windows] = np.array(mx.concatenate(drawn, axis=1))
+        note(written, batch + 1)
+    return written
 
 
 def resample(runner: Runner, tokens: np.ndarray, key: mx.array) -> np.ndarray:
-    """Every token but each window's first drawn anew, given those before it."""
-    fresh = tokens.copy()
+    """Every token but each window's first drawn anew, given those before it.
+
+    Args:
+        runner: a loaded model.
+        tokens: int32 (windows, length).
+        key: of the draws.
+    """
+    written = tokens.copy()
     batch = max(1, 4096 // tokens.shape[1])
     for piece in forward(runner, tokens, batch):
         key, draw = mx.random.split(key)
         drawn = np.asarray(mx.random.categorical(piece.logits, key=draw)).astype(np.int32)
-        last = min(piece.columns.stop, tokens.shape[1] - 1)
-        fresh[piece.rows, piece.columns.start + 1 : last + 1] = drawn[
-            :, : last - piece.columns.start
-        ]
-    return fresh
+
+        # What is predicted at a position is the next one's token; the last has no next one.
+        start = piece.columns.start + 1
+        stop = min(piece.columns.stop, tokens.shape[1] - 1) + 1
+        written[piece.rows, start:stop] = drawn[:, : stop - start]
+    return written

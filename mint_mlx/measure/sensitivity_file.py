@@ -42,8 +42,8 @@ def save_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
     for i, weights in enumerate(sensitivity.weights.values()):
         arrays[f"weight.{i}"], scale = halved(weights.weight)
         arrays[f"weight.{i}.by"] = np.array(scale)
-        if weights.part is not None:
-            route = weights.part.astype(np.min_scalar_type(int(weights.part.max())))
+        if weights.expert is not None:
+            route = weights.expert.astype(np.min_scalar_type(int(weights.expert.max())))
             first = routes.setdefault(route.tobytes(), i)  # gate, up and down are routed alike
             arrays[f"route.{i}"] = np.array(first)
             arrays[f"part.{first}"] = route

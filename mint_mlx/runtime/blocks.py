@@ -1,81 +1,70 @@
-"""Walks through a model block by block: forward with what each layer read, backward with what the
-output minds.
+"""The engine that runs a model's blocks one at a time, forward and backward.
 
-No family's code is copied. The stock model runs with its blocks replaced for a moment: those
-already done return what they returned, the next one hands its arguments over.
+Evaluation, sensitivity, error feedback and learning all run blocks through this file: a block's
+weights are read where the model is larger than memory, the block runs on all windows, a few at
+once, and its weights are dropped.
 
-A model's blocks must form a chain (each takes the output of the one before, and nothing else of its
-size); a model that is built otherwise is refused with `NoChain`.
+No family's code is copied: the stock model tells what each block is called with (patching.py).
+Evaluation runs whatever blocks take and return (`streamed_trunk_output`). For everything else they
+must form a chain, in which each takes the output of the one before and nothing else of its size; a
+model that is built otherwise is refused with `NoChain`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..base.errors import MintError
+from . import patching
 from .fast_math import fast_math
-from .patching import wrapped, wrapped_all
-from .runner import (
-    LOGITS,
-    Runner,
-    layer_names,
-    load_block,
-    logits_of,
-    release_block,
-    trunk_output,
-    trunk_output_from,
-)
-from .taps import Rows, Seen, Visit, watched
+from .runner import Runner, layer_names, load_block, release_block, trunk_output
+from .taps import Activations, LayerCall, Visit, watched
 
 
 class NoChain(Exception):
     """The model's blocks don't form a chain, or something in them has no gradient."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Step:
-    """One block with its arguments for all windows."""
+    """One block with its arguments for all windows.
+
+    Attributes:
+        index: of the block.
+        block: the module.
+        windows: how many.
+        args, kwargs: of the call; the first is the hidden state (windows, tokens, hidden).
+    """
 
     index: int
     block: nn.Module
+    windows: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    def with_input(self, hidden: mx.array | None) -> Step:
+        """The same call with another hidden state, or without one until it is read from disk."""
+        return replace(self, args=(hidden, *self.args[1:]))
 
-class _Reached(Exception):
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.call = args, kwargs
+    def arguments(self, start: int, count: int) -> patching.Arguments:
+        """The arguments of some of the windows."""
 
+        def cut(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(cut, value))
+            by_window = (
+                isinstance(value, mx.array) and value.ndim > 2 and value.shape[0] == self.windows
+            )
+            return value[start : start + count] if by_window else value
 
-def walk(runner: Runner, tokens: np.ndarray) -> Generator[Step, Any, None]:
-    """Yield each block with its arguments; send back what it returned (`run` computes that).
-
-    Args:
-        runner: the loaded model.
-        tokens: int (windows, tokens).
-
-    Raises:
-        NoChain: a block takes anything else than the output of the one before, or takes it by
-            keyword.
-    """
-    out: Any = None
-    for index, block in enumerate(runner.trunk[runner.blocks]):
-        args, kwargs = _arguments(runner, tokens, index, out)
-        large = [a for a in (*args, *kwargs.values()) if _is_large(a, len(tokens))]
-        if (
-            len(large) != 1
-            or not args
-            or not _is_large(args[0], len(tokens))
-            or (index and args[0] is not out)
-        ):
-            raise NoChain(f"block {index} takes something else than the output of the one before")
-        out = yield Step(index, block, args, kwargs)
+        return tuple(map(cut, self.args)), {name: cut(v) for name, v in self.kwargs.items()}
 
 
 def forward_blocks(
@@ -85,78 +74,256 @@ def forward_blocks(
     wanted: Collection[str] = (),
     first: int = 0,
     known: Callable[[int], mx.array | None] = lambda _: None,
-) -> Generator[tuple[Step, mx.array, dict[str, list[Rows]]]]:
-    """Each block with its output for all windows, and what its layers read; its weights are here
-    until the next.
+) -> Iterator[tuple[Step, mx.array, dict[str, list[Activations]]]]:
+    """Each block with its output for all windows, and what its layers read.
+
+    Its weights are loaded until the next block is asked for.
 
     Args:
-        runner, tokens: as for `walk`.
+        runner: the loaded model.
+        tokens: int (windows, tokens).
         batch: windows at once.
-        wanted: paths of the layers whose rows are asked for.
+        wanted: paths of the layers whose activations are collected.
         first: the block from which on they are.
-        known: a block's output where an earlier run left it; that block isn't run again.
+        known: gives a block's output where an earlier run stored it; that block isn't run again.
+
+    Raises:
+        NoChain: a block takes anything else than the output of the one before, or takes it by
+            keyword, or returns anything else than one array.
     """
-    blocks = walk(runner, tokens)
-    step = next(blocks)
-    while True:
-        rows: dict[str, list[Rows]] = {}
+    out: mx.array | None = None
+    for index in range(len(runner.blocks)):
+        step = _step(runner, tokens, index, out)
+        activations: dict[str, list[Activations]] = {}
 
-        def visit(seen: Rows, rows: dict[str, list[Rows]] = rows) -> None:
-            rows.setdefault(seen.path, []).append(seen)
+        def visit(
+            seen: Activations, activations: dict[str, list[Activations]] = activations
+        ) -> None:
+            activations.setdefault(seen.path, []).append(seen)
 
-        done = known(step.index)
-        if done is None:
-            load_block(runner, step.block)
-            out = run(step, batch, visit, names_of(runner, wanted if step.index >= first else ()))
-        else:
-            out = done
-        yield step, out, rows
-        release_block(runner, step.block)
-        try:
-            step = blocks.send(out)
-        except StopIteration:
-            return
+        out = known(index)
+        with loaded(runner, step.block) if out is None else nullcontext():
+            if out is None:
+                names = names_of(runner, wanted if index >= first else ())
+                out = run(step, batch, visit, names)
+            if not isinstance(out, mx.array):
+                raise NoChain(f"block {index} returns more than one array")
+            yield step, out, activations
+
+
+def backward_blocks(
+    runner: Runner,
+    steps: Iterable[Step],
+    grad: mx.array,
+    batch: int,
+    visit: Visit,
+    wanted: Collection[str],
+) -> Iterator[tuple[Step, mx.array, mx.array]]:
+    """Each block with the gradients at its output and at its input, for all windows.
+
+    Args:
+        runner: the loaded model.
+        steps: of `forward_blocks`, the last first, with their hidden states.
+        grad: float32, the gradient at the output of the first of these.
+        batch: windows at once.
+        visit: called with what each wanted layer reads, and the gradient at its output.
+        wanted: paths of these layers.
+
+    Raises:
+        NoChain: an operation has no gradient.
+    """
+    for step in steps:
+        with loaded(runner, step.block):
+            below = pull_back(step, grad, batch, visit, names_of(runner, wanted))
+        yield step, grad, below
+        grad = below
+
+
+def streamed_trunk_output(runner: Runner, tokens: mx.array, batch: int) -> mx.array:
+    """As `trunk_output` for all windows, each block read when it is called and dropped after it.
+
+    Blocks need not form a chain: they may take and return any arrays and tuples of arrays.
+
+    Args:
+        runner: the loaded model.
+        tokens: int (windows, tokens).
+        batch: windows at once, of a block; what lies between blocks runs on all of them.
+
+    Raises:
+        MintError: a block is called twice, or with an object that it may change (a cache).
+    """
+    waiting = {id(block): index for index, block in enumerate(runner.blocks)}
+
+    def run_once(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        index = waiting.pop(id(block), None)
+        if index is None or not all(map(_is_plain, (*args, *kwargs.values()))):
+            raise MintError(
+                f"{runner.folder.name} keeps state between its blocks or calls one twice, so "
+                "it cannot be run block by block: it needs a machine with memory for the "
+                "whole model"
+            )
+        with loaded(runner, block):
+            return run(Step(index, block, len(tokens), args, kwargs), batch)
+
+    with patching.blocks_run_by(runner.blocks, run_once):
+        hidden = trunk_output(runner, tokens)
+        mx.eval(hidden)
+    return hidden
+
+
+@contextmanager
+def loaded(runner: Runner, block: nn.Module) -> Iterator[None]:
+    """A block with its weights, which are dropped afterwards where the model is streamed."""
+    load_block(runner, block)
+    yield
+    release_block(runner, block)
+
+
+def run(
+    step: Step, batch: int, visit: Visit | None = None, names: dict[int, str] | None = None
+) -> Any:
+    """What a block, whose weights are loaded, returns for all windows: an array, or a tuple.
+
+    Args:
+        step: the block and its arguments.
+        batch: windows at once.
+        visit: called with what each of the named layers reads.
+        names: their paths, by the id of the module.
+    """
+    outputs = []
+    for start in range(0, step.windows, batch):
+        args, kwargs = step.arguments(start, batch)
+        calls: list[LayerCall] = []
+        with fast_math(step.block), watched(calls, names or {}):
+            out = step.block(*args, **kwargs)
+        mx.eval(out, [call.x for call in calls])
+
+        if visit is not None:
+            for call in calls:
+                visit(call.activations(start, args[0].shape[:2], None))
+        outputs.append(out)
+    return _joined(outputs)
+
+
+def call_block(step: Step, hidden: mx.array) -> mx.array:
+    """What a block of a chain, whose weights are loaded, returns for any hidden states."""
+    with fast_math(step.block):
+        return step.block(hidden, *step.args[1:], **step.kwargs)
+
+
+def pull_back(
+    step: Step, grad: mx.array, batch: int, visit: Visit, names: dict[int, str]
+) -> mx.array:
+    """The gradient at a block's input from that at its output, for all windows.
+
+    Args:
+        step: a block of a chain, whose weights are loaded.
+        grad: float32, of the output's shape.
+        batch: windows at once.
+        visit: called with what each of the named layers reads and the gradient at its output.
+        names: their paths, by the id of the module.
+
+    Raises:
+        NoChain: an operation has no gradient.
+    """
+    below = []
+    for start in range(0, step.windows, batch):
+        (hidden, *args), kwargs = step.arguments(start, batch)
+
+        def block(hidden: mx.array, args: Any = args, kwargs: Any = kwargs) -> mx.array:
+            return step.block(hidden, *args, **kwargs)
+
+        cotangent = grad[start : start + batch].astype(hidden.dtype)
+        to_hidden, calls = tapped_gradient(block, hidden, cotangent, names)
+        for call, to_output in calls:
+            visit(call.activations(start, hidden.shape[:2], to_output))
+        below.append(to_hidden)
+        mx.clear_cache()
+    return mx.concatenate(below)
+
+
+def tapped_gradient(
+    function: Callable[[mx.array], mx.array],
+    at: mx.array,
+    cotangent: mx.array,
+    names: dict[int, str],
+) -> tuple[mx.array, list[tuple[LayerCall, mx.array]]]:
+    """A function's gradient at its argument, and at the output of every layer that it calls.
+
+    Args:
+        function: runs layers.
+        at: its argument.
+        cotangent: of the function's output's shape.
+        names: paths of the layers, by the id of the module.
+
+    Raises:
+        NoChain: an operation has no gradient.
+    """
+    # A first run, of which nothing is computed, tells how many taps there are and their shapes.
+    planned: list[LayerCall] = []
+    with watched(planned, names):
+        function(at)
+    taps = [mx.zeros(call.shape, call.dtype) for call in planned]
+
+    calls: list[LayerCall] = []
+
+    def tapped(at: mx.array, *taps: mx.array) -> mx.array:
+        calls.clear()
+        with watched(calls, names, taps):
+            return function(at)
+
+    try:
+        _, (gradient, *to_outputs) = mx.vjp(tapped, [at, *taps], [cotangent])
+        mx.eval(gradient, to_outputs, [call.x for call in calls])
+    except ValueError as error:  # an operation without a gradient
+        raise NoChain(str(error).splitlines()[0]) from error
+    return gradient, list(zip(calls, to_outputs, strict=True))
 
 
 def names_of(runner: Runner, wanted: Collection[str]) -> dict[int, str]:
     """Paths of these layers by the id of the module (which changes when its block is loaded)."""
-    return (
-        {key: path for key, path in layer_names(runner).items() if path in wanted} if wanted else {}
-    )
+    if not wanted:
+        return {}
+    return {key: path for key, path in layer_names(runner).items() if path in wanted}
 
 
 def first_input(runner: Runner, tokens: np.ndarray) -> mx.array:
-    """What the first block reads, (windows, tokens, hidden), with the embedding that the model has
-    now.
-    """
-    hidden: mx.array = _arguments(runner, tokens, 0, None)[0][0]
+    """What the first block reads, (windows, tokens, hidden), with the embedding of this moment."""
+    (hidden, *_), _ = _arguments(runner, tokens, 0, None)
     mx.eval(hidden)
     return hidden
 
 
+def _step(runner: Runner, tokens: np.ndarray, index: int, before: mx.array | None) -> Step:
+    """A block of a chain with its arguments; `before` is the output of the one before.
+
+    Raises:
+        NoChain: see `forward_blocks`.
+    """
+    args, kwargs = _arguments(runner, tokens, index, before)
+    hidden_states = [a for a in (*args, *kwargs.values()) if _is_large(a, len(tokens))]
+    is_chained = (
+        len(hidden_states) == 1
+        and len(args) > 0
+        and _is_large(args[0], len(tokens))
+        and (index == 0 or args[0] is before)
+    )
+    if not is_chained:
+        raise NoChain(f"block {index} takes something else than the output of the one before")
+    return Step(index, runner.blocks[index], len(tokens), args, kwargs)
+
+
 def _arguments(
-    runner: Runner, tokens: np.ndarray, index: int, out: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What the block of this index is called with, where those before it return `out`."""
-    blocks = list(runner.trunk[runner.blocks])
-    numbers = {id(block): i for i, block in enumerate(blocks)}
-
-    def stub(call: Any) -> Any:
-        def replaced(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if id(self) not in numbers:
-                return call(self, *args, **kwargs)
-            if numbers[id(self)] == index:
-                raise _Reached(args, kwargs)
-            return out
-
-        return replaced
-
-    with wrapped_all({type(block) for block in blocks}, stub):
+    runner: Runner, tokens: np.ndarray, index: int, before: mx.array | None
+) -> patching.Arguments:
+    """What a block is called with where those before it return `before`."""
+    block = runner.blocks[index]
+    others = [other for other in runner.blocks if other is not block]
+    with patching.returning(others, before):
         try:
-            trunk_output(runner, mx.array(tokens))
-        except _Reached as reached:
-            return reached.call
-    raise NoChain("a block is never called")
+            return patching.arguments_of(block, lambda: trunk_output(runner, mx.array(tokens)))
+        except patching.NotCalled:
+            raise NoChain("a block is never called") from None
 
 
 def _is_large(value: Any, windows: int) -> bool:
@@ -168,245 +335,16 @@ def _is_large(value: Any, windows: int) -> bool:
     return value.ndim > 2 and value.shape[0] == windows > 1
 
 
-def call_block(step: Step, hidden: mx.array) -> Any:
-    """What a block returns for some windows of its input; its weights are here."""
-    with fast_math(step.block):
-        return step.block(hidden, *step.args[1:], **step.kwargs)
+def _is_plain(value: Any) -> bool:
+    """Whether an argument is an array, a number or such, not an object that a block may change."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (mx.array, str, int, float))
 
 
-def run(
-    step: Step, batch: int, visit: Visit | None = None, names: dict[int, str] | None = None
-) -> mx.array:
-    """A block's output for all windows, `batch` at once.
-
-    Args:
-        step: from `walk`; its weights are here (runner.load_block).
-        batch: windows at once.
-        visit: called with what each of its layers reads.
-        names: paths of the layers to visit, by the id of the module.
-    """
-    parts = []
-    for start in range(0, len(step.args[0]), batch):
-        seen: list[Seen] = []
-        with watched(seen, names or {}):
-            out = call_block(step, step.args[0][start : start + batch])
-        if not isinstance(out, mx.array):
-            raise NoChain(f"block {step.index} returns more than one array")
-        mx.eval(out, [s.x for s in seen])
-        if visit is not None:
-            for s in seen:
-                visit(s.rows(start, out.shape[:2], None))
-        parts.append(out)
-    return mx.concatenate(parts)
-
-
-def pull_back(
-    step: Step, grad: mx.array, batch: int, visit: Visit, names: dict[int, str]
-) -> mx.array:
-    """The gradient at a block's input from that at its output, for all windows.
-
-    Args:
-        step: from `walk`; its weights are here.
-        grad: float32, of the output's shape.
-        batch, visit, names: as in `run`; rows come with gradients.
-    """
-
-    def block(h: mx.array) -> mx.array:
-        out: mx.array = step.block(h, *step.args[1:], **step.kwargs)
-        return out
-
-    parts = []
-    for start in range(0, len(grad), batch):
-        h, cotangent = step.args[0][start : start + batch], grad[start : start + batch]
-        parts.append(_with_taps(block, h, cotangent, names, start, h.shape[:2], visit))
-        mx.clear_cache()
-    return mx.concatenate(parts)
-
-
-def _with_taps(
-    function: Callable[[mx.array], mx.array],
-    h: mx.array,
-    cotangent: mx.array | None,
-    names: dict[int, str],
-    window: int,
-    shape: tuple[int, ...],
-    visit: Visit,
-) -> mx.array:
-    """The gradient at `h`, after every layer's rows were visited. Without a cotangent the function
-    is a loss.
-    """
-    shapes: list[Seen] = []
-    with watched(shapes, names):
-        function(h)
-    taps = [mx.zeros(s.shape, s.dtype) for s in shapes]
-    seen: list[Seen] = []
-
-    def tapped(h: mx.array, *zeros: mx.array) -> mx.array:
-        seen.clear()
-        with watched(seen, names, zeros):
-            return function(h)
-
-    try:
-        if cotangent is None:
-            _, grads = mx.vjp(tapped, [h, *taps], [mx.array(1.0)])
-        else:
-            _, grads = mx.vjp(tapped, [h, *taps], [cotangent.astype(h.dtype)])
-        mx.eval(grads, [s.x for s in seen])
-    except ValueError as error:  # an operation without a gradient
-        raise NoChain(str(error).splitlines()[0]) from error
-    for s, g in zip(seen, grads[1:], strict=True):
-        visit(s.rows(window, shape, g))
-    out: mx.array = grads[0]
-    return out
-
-
-def from_logits(
-    runner: Runner,
-    tokens: np.ndarray,
-    hidden: mx.array,
-    batch: int,
-    key: mx.array,
-    visit: Visit,
-    names: dict[int, str],
-) -> mx.array:
-    """The gradient of the negative log-likelihood, summed over tokens, at the output of the last
-    block.
-
-    The label of each token is drawn from the model's own prediction, so that the gradients' second
-    moment is the Fisher information.
-
-    Args:
-        runner: the loaded model.
-        tokens: int (windows, tokens).
-        hidden: (windows, tokens, hidden), the last block's output.
-        batch: windows at once.
-        key: for the labels.
-        visit, names: for the layers after the blocks (the head).
-    """
-    grads = []
-    for start in range(0, len(tokens), batch):
-        part, h = mx.array(tokens[start : start + batch]), hidden[start : start + batch]
-        key, draw = mx.random.split(key)
-        after = partial(trunk_output_from, runner, part)
-        top = _head_gradient(runner, part, after(h), start * h.shape[1], draw, visit, names)
-        _, (grad,) = mx.vjp(after, [h], [top])
-        mx.eval(grad)
-        grads.append(grad)
-        mx.clear_cache()
-    return mx.concatenate(grads)
-
-
-def _head_gradient(
-    runner: Runner,
-    tokens: mx.array,
-    top: mx.array,
-    first: int,
-    key: mx.array,
-    visit: Visit,
-    names: dict[int, str],
-) -> mx.array:
-    """The gradient at the trunk's output of some windows, a few positions at a time; `first` is
-    their first token.
-    """
-    length, column, step = top.shape[1], 0, 1
-    pieces = []
-    while column < length:
-        columns = slice(column, min(column + step, length))
-        key, draw = mx.random.split(key)
-        loss = _loss(runner, tokens[:, columns], draw)
-        wide = columns.stop - columns.start
-
-        def moved(rows: Rows, start: int = column, wide: int = wide) -> None:
-            """Rows are counted within the piece, by window: count them within all windows."""
-            window, offset = np.divmod(rows.token, wide)
-            visit(replace(rows, token=first + window * length + start + offset))
-
-        pieces.append(_with_taps(loss, top[:, columns], None, names, 0, (len(tokens), wide), moved))
-        column = columns.stop
-        step = max(1, LOGITS // (len(tokens) * _vocabulary(runner, tokens, top)))
-    return mx.concatenate(pieces, axis=1)
-
-
-def _vocabulary(runner: Runner, tokens: mx.array, top: mx.array) -> int:
-    """The width of the logits (nothing is computed)."""
-    return int(logits_of(runner, tokens[:1, :1], top[:1, :1]).shape[-1])
-
-
-def _loss(runner: Runner, tokens: mx.array, key: mx.array) -> Callable[[mx.array], mx.array]:
-    """The negative log-likelihood of labels drawn from the model, as a function of the trunk's
-    output.
-    """
-
-    def loss(top: mx.array) -> mx.array:
-        logits = logits_of(runner, tokens, top)
-        labels = mx.random.categorical(mx.stop_gradient(logits), key=key)
-        chosen = mx.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-        return mx.sum(mx.logsumexp(logits, axis=-1) - chosen)
-
-    return loss
-
-
-def to_embedding(
-    runner: Runner,
-    tokens: np.ndarray,
-    first: Step,
-    grad: mx.array,
-    batch: int,
-    names: dict[int, str],
-) -> Iterator[tuple[str, mx.array]]:
-    """The gradient at the output of the embedding: its path, and the gradients, float32 (tokens,
-    hidden).
-
-    Args:
-        runner: the loaded model.
-        tokens: int (windows, tokens).
-        first: the first block's step.
-        grad: the gradient at its input, (windows, tokens, hidden).
-        batch: windows at once.
-        names: of modules, by id.
-    """
-    for start in range(0, len(tokens), batch):
-        found: list[nn.Module] = []
-        before = _before_blocks(runner, mx.array(tokens[start : start + batch]), first, found)
-        part = grad[start : start + batch]
-        _, (back,) = mx.vjp(before, [mx.zeros(part.shape, part.dtype)], [part])
-        if len(set(map(id, found))) != 1:
-            raise NoChain("the model has more than one embedding")
-        yield names[id(found[0])], back.astype(mx.float32).reshape(-1, back.shape[-1])
-
-
-def _before_blocks(
-    runner: Runner, tokens: mx.array, first: Step, found: list[nn.Module]
-) -> Callable[[mx.array], mx.array]:
-    """From a tap on the embedding's output to the first block's argument; `found` receives the
-    embedding.
-    """
-
-    def stub(call: Any) -> Any:
-        def replaced(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if self is first.block:
-                raise _Reached(args, kwargs)
-            return call(self, *args, **kwargs)
-
-        return replaced
-
-    def before(tap: mx.array) -> mx.array:
-        def add(call: Any) -> Any:
-            def replaced(self: nn.Module, ids: mx.array) -> Any:
-                found.append(self)
-                return call(self, ids) + tap
-
-            return replaced
-
-        with (
-            wrapped(type(first.block), stub),
-            wrapped_all({nn.Embedding, nn.QuantizedEmbedding}, add),
-        ):
-            try:
-                trunk_output(runner, tokens)
-            except _Reached as reached:
-                out: mx.array = reached.call[0][0]
-                return out
-        raise NoChain("the first block is never called")
-
-    return before
+def _joined(outputs: list[Any]) -> Any:
+    """A block's outputs for all windows: arrays end to end, tuples item by item."""
+    first = outputs[0]
+    if isinstance(first, tuple):
+        return tuple(_joined([out[i] for out in outputs]) for i in range(len(first)))
+    return mx.concatenate(outputs) if isinstance(first, mx.array) else first

@@ -1,103 +1,74 @@
-"""What MLX's CPU backend on Linux needs: dense products in place of quantized ones, and of
-`gather_mm`'s row by row.
-"""
+"""Dense products in place of those that MLX's CPU backend is slow at: quantized and of experts."""
 
 from __future__ import annotations
 
-import ctypes
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
 from mlx_lm.models.switch_layers import SwitchLinear
 
-from .patching import Call, wrapped
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
-
-
-def on_cpu() -> bool:
-    """Whether MLX computes on the CPU."""
-    return bool(mx.default_device() != mx.gpu)
+from . import patching
+from .device import on_cpu
 
 
-@lru_cache(maxsize=1)
-def keep_freed_memory() -> None:
-    """Have glibc reuse freed memory instead of giving it back: MLX's large arrays else fault in
-    anew page by page.
-
-    A third of the time of a backward pass, for a twentieth more of peak memory (measured on
-    Qwen3-30B's shapes)."""
-    mallopt = (
-        getattr(ctypes.CDLL(None), "mallopt", None)
-        if sys.platform == "linux" and on_cpu()
-        else None
-    )
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)  # never
-
-
-@contextmanager
-def dense_products() -> Iterator[None]:
-    """Let MLX's quantized products dequantize and multiply, on a CPU, for a moment.
+def dense_products() -> AbstractContextManager[None]:
+    """Let MLX's quantized products on a CPU dequantize and multiply, while the context is open.
 
     The same but for rounding, gradients of scales and biases too, and 20 times as fast (a head of
-    32,000 by 288)."""
+    32,000 by 288).
+    """
     if not on_cpu():
-        yield
-        return
+        return nullcontext()
+    return patching.quantized_products(_dense_matmul, _dense_gather)
 
-    def restored(
-        w: mx.array,
-        scales: mx.array,
-        biases: mx.array | None = None,
-        transpose: bool = True,
-        **how: Any,
-    ) -> mx.array:
-        weight = mx.dequantize(w, scales, biases, **how)
-        return weight.swapaxes(-1, -2) if transpose else weight
 
-    def linear(_: Call) -> Call:
-        return lambda x, *packed, **how: x @ restored(*packed, **how)
+def _dense_matmul(x: mx.array, *packed: Any, **options: Any) -> mx.array:
+    """As `mx.quantized_matmul`."""
+    return x @ _restored(*packed, **options)
 
-    def experts(_: Call) -> Call:
-        def product(
-            x: mx.array,
-            *packed: Any,
-            rhs_indices: mx.array,
-            sorted_indices: bool = False,
-            **how: Any,
-        ) -> Any:
-            return mx.gather_mm(
-                x, restored(*packed, **how), rhs_indices=rhs_indices, sorted_indices=sorted_indices
-            )
 
-        return product
+def _dense_gather(
+    x: mx.array,
+    *packed: Any,
+    rhs_indices: mx.array,
+    sorted_indices: bool = False,
+    **options: Any,
+) -> mx.array:
+    """As `mx.gather_qmm`, for indices of the weights alone."""
+    weight = _restored(*packed, **options)
+    return mx.gather_mm(x, weight, rhs_indices=rhs_indices, sorted_indices=sorted_indices)
 
-    with wrapped(mx, linear, "quantized_matmul"), wrapped(mx, experts, "gather_qmm"):
-        yield
+
+def _restored(
+    w: mx.array,
+    scales: mx.array,
+    biases: mx.array | None = None,
+    transpose: bool = True,
+    **options: Any,
+) -> mx.array:
+    """The weight (..., columns, rows), or (..., rows, columns) where it is not to be transposed."""
+    weight = mx.dequantize(w, scales, biases, **options)
+    return weight.swapaxes(-1, -2) if transpose else weight
 
 
 class GroupedSwitchLinear(SwitchLinear):
     """A SwitchLinear that multiplies each expert's tokens with one dense product."""
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
-        """As SwitchLinear: x (..., 1, in) broadcast against indices (..., k); returns (..., k, 1,
-        out).
-        """
+        """As SwitchLinear: x (..., 1, in) against indices (..., k) gives (..., k, 1, out)."""
         lead, rows, expert = rows_and_experts(x, indices)
         order = None if sorted_indices else np.argsort(expert, kind="stable")
         if order is not None:
-            rows, expert = rows[mx.array(order)], expert[order]
+            rows = rows[mx.array(order)]
+            expert = expert[order]
+
         out = _grouped_product(rows, self["weight"], expert)
         if "bias" in self:
             out = out + self["bias"][mx.array(expert)]
+
         if order is not None:
             out = out[mx.array(np.argsort(order, kind="stable"))]
         return out.reshape(*lead, 1, -1)
@@ -112,8 +83,8 @@ def _grouped_product(rows: mx.array, weight: mx.array, expert: np.ndarray) -> mx
         expert: int (n,).
 
     Returns:
-        (n, out). Its gradient is made of products alike; MLX's own of so many slices adds as many
-        arrays of full size.
+        (n, out). Its gradient is made of the same products; MLX's own of so many slices adds up as
+        many arrays of full size.
     """
     edges = np.searchsorted(expert, np.arange(len(weight) + 1)).tolist()
     present = [(e, start, stop) for e, (start, stop) in enumerate(pairwise(edges)) if start < stop]
@@ -129,23 +100,25 @@ def _grouped_product(rows: mx.array, weight: mx.array, expert: np.ndarray) -> mx
         primals: tuple[mx.array, mx.array], grad: mx.array, _: mx.array
     ) -> tuple[mx.array, mx.array]:
         rows, weight = primals
-        parts = {e: grad[start:stop].T @ rows[start:stop] for e, start, stop in present}
-        nothing = mx.zeros(weight.shape[1:], weight.dtype)
-        to_rows = [grad[start:stop] @ weight[e] for e, start, stop in present]
-        back = mx.concatenate(to_rows) if to_rows else mx.zeros_like(rows)
-        return back, mx.stack([parts.get(e, nothing) for e in range(weight.shape[0])])
+        to_present = {e: grad[start:stop].T @ rows[start:stop] for e, start, stop in present}
+        to_absent = mx.zeros(weight.shape[1:], weight.dtype)
+        to_weight = mx.stack([to_present.get(e, to_absent) for e in range(weight.shape[0])])
 
-    made = product(rows, weight)
-    assert isinstance(made, mx.array)
-    return made
+        pieces = [grad[start:stop] @ weight[e] for e, start, stop in present]
+        to_rows = mx.concatenate(pieces) if pieces else mx.zeros_like(rows)
+        return to_rows, to_weight
+
+    return cast(mx.array, product(rows, weight))
 
 
-def rows_and_experts(x: mx.array, indices: Any) -> tuple[tuple[int, ...], mx.array, np.ndarray]:
-    """The arguments of a call as single rows, each with the expert that it goes to.
+def rows_and_experts(
+    x: mx.array, indices: mx.array | np.ndarray
+) -> tuple[tuple[int, ...], mx.array, np.ndarray]:
+    """The arguments of an expert layer's call as single rows, each with the expert it goes to.
 
     Args:
         x: (..., 1, inputs), broadcast against `indices`.
-        indices: int (..., k), of MLX or numpy.
+        indices: int (..., k).
 
     Returns:
         Their common shape, whose product is n; rows (n, inputs); experts, int (n,). The call's

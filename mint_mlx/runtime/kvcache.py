@@ -1,24 +1,26 @@
-"""What a model's cache takes for a context of so many tokens, from the caches that mlx-lm makes for
-it.
+"""How large a model's key-value cache is at the end of a context, from the caches of mlx-lm.
 
 The model is built without weights and two tokens are put through it; no array is ever computed, but
-each cache then knows the shapes of what it keeps. How it grows from there is its kind's own rule
-(sliding windows and chunks stop growing, states of a linear attention never do), and caches that
-hold latents (MLA) have the latents' shape."""
+each cache then knows the shapes of what it stores. How it grows from there is its kind's own rule
+(sliding windows and chunks stop growing, states of a linear attention never grow), and caches that
+hold latents (MLA) have the latents' shape.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import mlx.core as mx
+from typing import TYPE_CHECKING, Any
 
 from ..base.errors import MintError
 from ..checkpoint import mlxlm
 
+if TYPE_CHECKING:  # what is refused before work starts is refused before mlx is loaded
+    import mlx.core as mx
+
 STEP = 256  # mlx-lm's caches grow by so many tokens
 PREFILL = 2048  # tokens that mlx-lm puts through the model at once
-KV_BITS, KV_GROUP = (2, 3, 4, 5, 6, 8), 64  # what mlx-lm's --kv-bits takes, and its group size
+KV_BITS = (2, 3, 4, 5, 6, 8)  # what mlx-lm's --kv-bits takes
+KV_GROUP = 64  # its group size
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class CacheSize:
 
     Attributes:
         bytes: of all blocks.
-        tokens: held by the block that holds most.
+        tokens: in the block that holds most.
         size: dimensions of a key in the block whose keys have most.
     """
 
@@ -47,48 +49,52 @@ def cache_size(config: dict[str, Any], context: int, kv_bits: int | None = None)
     Raises:
         MintError: mlx-lm can't quantize this model's cache, or the cache is of an unknown kind.
     """
-    found = [
-        c
-        for cache in mlxlm.two_token_cache(config, kv_bits)
-        for c in _grown(cache, context, kv_bits)
-    ]
+    sizes: list[CacheSize] = []
+    for cache in mlxlm.two_token_cache(config, kv_bits):
+        sizes += _grown(cache, context, kv_bits)
     return CacheSize(
-        sum(c.bytes for c in found),
-        max((c.tokens for c in found), default=0),
-        max((c.size for c in found), default=0),
+        sum(c.bytes for c in sizes),
+        max((c.tokens for c in sizes), default=0),
+        max((c.size for c in sizes), default=0),
     )
 
 
 def _grown(cache: Any, context: int, kv_bits: int | None) -> list[CacheSize]:
-    """One block's caches at the end of a context that was put through in pieces of PREFILL."""
+    """One block's caches at the end of a context that was put through PREFILL tokens at a time.
+
+    Raises:
+        MintError: a cache is of an unknown kind.
+    """
     kind = type(cache).__name__
-    if kind == "CacheList":
-        return [
-            c for part in cache.caches for c in _grown(part, context, None)
-        ]  # mlx-lm quantizes none of these
+    if kind == "CacheList":  # mlx-lm quantizes none of these
+        return [c for member in cache.caches for c in _grown(member, context, None)]
     if kind == "ArraysCache":
         return [CacheSize(sum(array.nbytes for array in cache.cache if array is not None), 0, 0)]
     if cache is None:
         return []
     if kind not in ("KVCache", "RotatingKVCache", "ChunkedKVCache", "ConcatenateKVCache"):
         raise MintError(
-            f"mlx-lm keeps a cache of the kind {kind} for this model, whose growth is not known "
-            "here"
+            f"mlx-lm makes a cache of the kind {kind} for this model, which mint-mlx doesn't know: "
+            "its size can't be computed"
         )
     if cache.keys is None:  # a block that reads another one's
         return []
+
+    # How many tokens it holds follows from how it grows.
     if kind == "RotatingKVCache":
         tokens = min(_stepped(context), cache.max_size + PREFILL - 1)
     elif kind == "ChunkedKVCache":
         tokens = min(_stepped(context), _stepped(cache.chunk_size + PREFILL))
     else:
         tokens = context if kind == "ConcatenateKVCache" else _stepped(context)
-    bits = kv_bits if kind == "KVCache" else None
-    held = sum(_token_bytes(array, bits) * tokens for array in (cache.keys, cache.values))
-    return [CacheSize(held, tokens, cache.keys.shape[-1])]
+
+    bits = kv_bits if kind == "KVCache" else None  # mlx-lm quantizes no other kind
+    total = sum(_token_bytes(array, bits) * tokens for array in (cache.keys, cache.values))
+    return [CacheSize(total, tokens, cache.keys.shape[-1])]
 
 
 def _stepped(tokens: int) -> int:
+    """Tokens that a cache has room for once it holds so many."""
     return -(-tokens // STEP) * STEP
 
 

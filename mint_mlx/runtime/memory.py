@@ -1,12 +1,13 @@
-"""Which size of a model a Mac can run: what its GPU may use, less a reserve, the cache and
-prefill's workspace.
+"""Which size of a model a machine can run: its memory less a reserve, the cache and a workspace.
 
 macOS lets the GPU wire about two thirds of the memory of a Mac with up to 32 GiB and three quarters
 of larger ones (`max_recommended_working_set_size`); the rest is left to the system and to other
-programs."""
+programs.
+"""
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,23 +23,25 @@ from .kvcache import KV_BITS, PREFILL, CacheSize, cache_size
 GIB = UNITS["GiB"]
 MAC_SIZES = (8, 16, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)  # GiB, as sold
 RESERVE = GIB  # buffers that MLX keeps, Python, the tokenizer
-CONTEXT = 8192  # tokens, where nothing else is said
+CONTEXT = 8192  # tokens, by default
 SYSTEM = 8 * GIB  # what a raised limit leaves to macOS
-FUSED = (
-    64,
-    80,
-    128,
-)  # sizes of a head for which MLX's Metal kernels read a prompt without writing the scores out
-HERE = "this-mac"
-CONTAINER = (
-    "/sys/fs/cgroup/memory.max",
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-)  # Linux's limits, both kinds
+# Sizes of a head for which MLX's Metal kernels read a prompt without writing the scores out.
+FUSED = (64, 80, 128)
+THIS_MAC = "this-mac"
+# Linux's limits, of both versions of control groups.
+CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What running a model takes beside its weights, in bytes."""
+    """What running a model takes beside its weights.
+
+    Attributes:
+        context: tokens.
+        kv_bits: bits of the cache; None where it isn't quantized.
+        cache: bytes of the key-value cache.
+        workspace: bytes of activations and scores while a prompt is read.
+    """
 
     context: int
     kv_bits: int | None
@@ -47,7 +50,7 @@ class Needs:
 
     @property
     def total(self) -> int:
-        """All of it, the reserve included."""
+        """Bytes of all of it, the reserve included."""
         return RESERVE + self.cache + self.workspace
 
 
@@ -59,7 +62,7 @@ class Fit:
         memory: bytes of the machine.
         limit: bytes that its GPU may use.
         measured: whether the driver says so (else it is macOS's default for such a size).
-        needs: what is not left for weights.
+        needs: what the weights can't have.
     """
 
     memory: int
@@ -69,7 +72,7 @@ class Fit:
 
     @property
     def budget(self) -> int:
-        """Bytes left for the weights."""
+        """Bytes that the weights can have."""
         return self.limit - self.needs.total
 
     @property
@@ -85,45 +88,42 @@ def gpu_limit(memory: int) -> int:
 
 def machine_memory() -> int:
     """Bytes of memory of this machine, or of the container that this runs in."""
-    import os
-
-    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for file in CONTAINER:
         with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
-            most = min(most, int(Path(file).read_text()))
-    return most
+            memory = min(memory, int(Path(file).read_text()))
+    return memory
 
 
 def machine_limit() -> tuple[int, bool]:
     """Bytes that a model may use on this machine, and whether a Mac's driver says so."""
-    import mlx.core as mx
+    import mlx.core as mx  # not at the top: refusals that need no limit don't load mlx
 
-    told = (
-        mx.device_info().get("max_recommended_working_set_size")
-        if mx.metal.is_available()
-        else None
-    )
-    return (int(told), True) if told else (gpu_limit(machine_memory()), False)
+    working_set = None
+    if mx.metal.is_available():
+        working_set = mx.device_info().get("max_recommended_working_set_size")
+    if working_set:
+        return int(working_set), True
+    return gpu_limit(machine_memory()), False
 
 
 def room() -> int:
-    """Bytes that a conversion may hold here: what the GPU may use where a driver says so, else all
-    memory.
+    """Bytes that a conversion may hold on this machine.
+
+    What the GPU may use where a driver says so, else all memory.
     """
     limit, measured = machine_limit()
     return limit if measured else machine_memory()
 
 
 def check_context(context: int, kv_bits: int | None) -> None:
-    """Refuse a context or bits that can't be (a UsageError)."""
+    """Refuse a context or bits of the cache that don't exist (a UsageError)."""
     if context < 1:
         raise UsageError(
-            f"a context of {context} tokens is none: give --context 32768, for example"
+            f"a context of {context} tokens is too short: give --context 32768, for example"
         )
     if kv_bits is not None and kv_bits not in KV_BITS:
-        raise UsageError(
-            f"--kv-bits {kv_bits} is unknown to MLX: there are {', '.join(map(str, KV_BITS))}"
-        )
+        raise UsageError(f"--kv-bits must be one of {', '.join(map(str, KV_BITS))} (got {kv_bits})")
 
 
 def needs(
@@ -132,7 +132,7 @@ def needs(
     """What running a model with a context of so many tokens takes beside its weights.
 
     Raises:
-        MintError: the context or the bits can't be.
+        UsageError: there is no such context, or no cache of so many bits.
     """
     check_context(context, kv_bits)
     cache = cache_size(config, context, kv_bits)
@@ -148,8 +148,7 @@ def needs(
 def scores(
     config: dict[str, Any], inventory: Inventory, cache: CacheSize, kv_bits: int | None
 ) -> int:
-    """Bytes of attention scores while a prompt is read, where MLX's fused attention doesn't avoid
-    them.
+    """Bytes of attention scores while a prompt is read, where MLX's attention writes them out.
 
     That is so for MLA, for a quantized cache, and for heads of another size than FUSED: the scores
     of one block and their softmax then stand side by side, 16 bits each.
@@ -166,12 +165,12 @@ def scores(
 
 
 def workspace(inventory: Inventory, tokens: int) -> int:
-    """Bytes of activations while so many tokens are put through at once: the outputs of the largest
-    block's layers.
+    """Bytes of activations while so many tokens are put through at once.
 
-    Each routed expert layer has k outputs a token, and its tokens are gathered k times; two more
-    copies of the largest output stand for norms, products and the residual stream. All in 16 bits;
-    logits are computed for one token only."""
+    They are the outputs of the largest block's layers. Each routed expert layer has k outputs a
+    token, and its tokens are gathered k times; two more copies of the largest output stand for
+    norms, products and the residual stream. All in 16 bits; logits are computed for one token only.
+    """
     blocks: dict[int, int] = {}
     widest = 0
     for layer in inventory.layers:
@@ -180,10 +179,8 @@ def workspace(inventory: Inventory, tokens: int) -> int:
         copies = round(layer.reads * layer.shape[0]) if layer.role in EXPERTS else 1
         rows = layer.shape[0] if layer.kind == "multi-linear" else copies
         blocks[layer.block] = blocks.get(layer.block, 0) + rows * layer.shape[-2]
-        if layer.role in EXPERTS:
-            blocks[layer.block] += (
-                copies * layer.shape[-1] // 3
-            )  # gathered once for gate, up and down
+        if layer.role in EXPERTS:  # tokens are gathered once for gate, up and down
+            blocks[layer.block] += copies * layer.shape[-1] // 3
         widest = max(widest, rows * layer.shape[-2])
     return 2 * tokens * (max(blocks.values(), default=0) + 2 * widest)
 
@@ -192,11 +189,12 @@ def fit(machine: str, needs: Needs) -> Fit:
     """How much memory `this-mac`, or a Mac of a size such as `32GiB`, has for a model's weights.
 
     Raises:
-        MintError: no such size, or nothing is left for a model.
+        UsageError: there is no such size.
+        MintError: nothing remains for the weights.
     """
-    if machine == HERE:
+    if machine == THIS_MAC:
         limit, measured = machine_limit()
-        found = Fit(machine_memory(), limit, measured, needs)
+        result = Fit(machine_memory(), limit, measured, needs)
     else:
         try:
             memory = parse_budget(machine).bytes
@@ -206,25 +204,26 @@ def fit(machine: str, needs: Needs) -> Fit:
             raise UsageError(
                 f"--fit {machine} is no machine: give this-mac, or a memory size such as 32GiB"
             )
-        found = Fit(memory, gpu_limit(memory), False, needs)
-    if found.budget <= 0:
+        result = Fit(memory, gpu_limit(memory), False, needs)
+
+    if result.budget <= 0:
         raise MintError(
-            f"nothing is left for the weights: of {both(found.memory)} the GPU may use "
-            f"{both(found.limit)}, and a context of {needs.context} tokens needs "
+            f"nothing is left for the weights: of {both(result.memory)} the GPU may use "
+            f"{both(result.limit)}, and a context of {needs.context} tokens needs "
             f"{both(needs.total)}: give a shorter --context"
         )
-    return found
+    return result
 
 
 def smallest_mac(model_bytes: int, needs: Needs | None) -> int | None:
-    """The memory in GiB of the smallest Mac that runs a model of so many bytes; None where needs
-    are unknown, too.
+    """The memory in GiB of the smallest Mac that runs a model of so many bytes.
+
+    None where there is none, or where the model's needs are unknown.
     """
     if needs is None:
         return None
-    return next(
-        (size for size in MAC_SIZES if gpu_limit(size * GIB) >= model_bytes + needs.total), None
-    )
+    total = model_bytes + needs.total
+    return next((size for size in MAC_SIZES if gpu_limit(size * GIB) >= total), None)
 
 
 def fits_here(model_bytes: int) -> bool:

@@ -1,14 +1,13 @@
-"""What layers read while a model runs: rows for each layer, expert and token, and taps that
-gradients are taken at.
+"""What layers read while a model runs, and taps at their outputs for a backward pass.
 
 A "tap" is a zero added to a layer's output: its gradient is the one with respect to that output,
-and no weight's gradient is made for it. The stock model runs; its layers' `__call__` is wrapped for
-a moment."""
+and no weight's gradient is computed for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +15,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, SwitchLinear, SwitchMLP
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
+from . import patching
 from .cpu_ops import GroupedSwitchLinear, rows_and_experts
-from .patching import wrapped, wrapped_all
 
 LINEAR = (nn.Linear, nn.QuantizedLinear)
 EXPERTS = (SwitchLinear, GroupedSwitchLinear, QuantizedSwitchLinear)
@@ -28,122 +27,126 @@ KINDS = (*LINEAR, *EXPERTS, *HEADS)
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What one layer read in some windows, a row for each token (and for each expert or head that
-    read it).
+class Activations:
+    """What one layer read in some windows, a row for each token and each expert or head reading it.
 
     Attributes:
         path: the layer.
         x: float32 (rows, inputs).
-        grad: float32 (rows, outputs), where a backward pass is made.
-        part: int (rows,), the expert or head of each row; None for a layer without.
+        grad: float32 (rows, outputs), the gradient at the layer's output; None in a forward pass.
+        expert: int (rows,), the expert or head of each row; None for a layer without.
         token: int (rows,), the token of each row, counted through all windows.
     """
 
     path: str
     x: mx.array
     grad: mx.array | None
-    part: np.ndarray | None
+    expert: np.ndarray | None
     token: np.ndarray
 
 
-Visit = Callable[[Rows], None]
+Visit = Callable[[Activations], None]
 
 
-@dataclass
-class Seen:
-    """One call of a layer: its input in float32, its output's shape, and for experts which one each
-    row went to.
+@dataclass(frozen=True)
+class LayerCall:
+    """One call of a layer.
+
+    Attributes:
+        path: the layer.
+        x: float32, its input; of experts (rows, inputs).
+        shape, dtype: of its output.
+        expert, token: int (rows,), those of each row of `x`, for experts.
+        heads: whether it is a layer of heads: input and output (windows, heads, tokens, size).
     """
 
     path: str
     x: mx.array
     shape: tuple[int, ...]
     dtype: mx.Dtype
-    part: np.ndarray | None = None
+    expert: np.ndarray | None = None
     token: np.ndarray | None = None
     heads: bool = False
 
-    def rows(self, window: int, shape: tuple[int, ...], grad: mx.array | None) -> Rows:
-        """As rows, tokens counted from the first of all windows. `shape` is (windows, tokens) of
-        this batch.
+    def activations(
+        self, window: int, shape: tuple[int, ...], grad: mx.array | None
+    ) -> Activations:
+        """What was read, as rows.
+
+        Args:
+            window: the first window of this batch; tokens are counted from the first of all.
+            shape: (windows, tokens) of this batch.
+            grad: of the output's shape, or None.
         """
         first = window * shape[1]
-        if self.heads:  # (windows, heads, tokens, size): heads first
-            count = self.shape[1]
-            whole = mx.broadcast_to(
-                self.x, (*self.shape[:-1], self.x.shape[-1])
-            )  # heads may share their input
-            x = whole.swapaxes(0, 1).reshape(-1, self.x.shape[-1])
-            back = None if grad is None else grad.swapaxes(0, 1).reshape(-1, grad.shape[-1])
-            each = np.tile(np.arange(len(x) // count), count)
-            return Rows(
-                self.path, x, _f32(back), np.repeat(np.arange(count), len(x) // count), first + each
-            )
+        if self.heads:
+            return self._by_head(first, grad)
+
         x = self.x.reshape(-1, self.x.shape[-1])
-        back = None if grad is None else grad.reshape(-1, grad.shape[-1])
         token = self.token
         if token is None:
             token = np.arange(len(x)) * (shape[0] * shape[1]) // len(x)
-        return Rows(self.path, x, _f32(back), self.part, first + token)
+        return Activations(self.path, x, _as_rows(grad), self.expert, first + token)
+
+    def _by_head(self, first: int, grad: mx.array | None) -> Activations:
+        """The rows of all heads, one head after the other. Heads may share their input."""
+        heads = self.shape[1]
+        x = mx.broadcast_to(self.x, (*self.shape[:-1], self.x.shape[-1]))
+        x = x.swapaxes(0, 1).reshape(-1, self.x.shape[-1])
+        grad = None if grad is None else grad.swapaxes(0, 1)
+
+        tokens = len(x) // heads
+        token = first + np.tile(np.arange(tokens), heads)
+        return Activations(self.path, x, _as_rows(grad), np.repeat(np.arange(heads), tokens), token)
 
 
-def _f32(array: mx.array | None) -> mx.array | None:
-    return None if array is None else array.astype(mx.float32)
+def _as_rows(grad: mx.array | None) -> mx.array | None:
+    return None if grad is None else grad.reshape(-1, grad.shape[-1]).astype(mx.float32)
 
 
 @contextmanager
 def watched(
-    seen: list[Seen], names: dict[int, str], taps: tuple[mx.array, ...] | None = None
+    calls: list[LayerCall], names: dict[int, str], taps: tuple[mx.array, ...] | None = None
 ) -> Iterator[None]:
-    """Record the calls of the named layers, and add the taps to their outputs in the order of the
-    calls.
+    """Record the calls of layers, and add taps to their outputs.
+
+    Args:
+        calls: receives them.
+        names: paths of the layers to watch, by the id of the module.
+        taps: an array for each call, in the order of the calls; their sum with the outputs is
+            differentiable in the taps alone (inputs are recorded without gradient).
     """
+    if not names:
+        yield
+        return
     routes: list[np.ndarray] = []
-    floats: dict[
-        int, tuple[mx.array, mx.array]
-    ] = {}  # by identity what was read, and the same in float32
+    as_float: dict[int, tuple[mx.array, mx.array]] = {}
 
-    def cast(x: mx.array) -> mx.array:
+    def in_float32(x: mx.array) -> mx.array:
         """In float32, once however many layers read it: all stay until the block is done."""
-        if id(x) not in floats:
-            floats[id(x)] = x, (x if taps is None else mx.stop_gradient(x)).astype(mx.float32)
-        return floats[id(x)][1]
+        if id(x) not in as_float:  # the key's array is held too, so that its id stays its own
+            exact = x if taps is None else mx.stop_gradient(x)
+            as_float[id(x)] = x, exact.astype(mx.float32)
+        return as_float[id(x)][1]
 
-    def route(call: Any) -> Any:
-        def replaced(
-            self: nn.Module, x: mx.array, indices: mx.array, *args: Any, **kwargs: Any
-        ) -> Any:
-            routes.append(np.asarray(indices))
-            return call(self, x, indices, *args, **kwargs)
-
-        return replaced
-
-    def record(call: Any) -> Any:
-        def replaced(self: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
-            out = call(self, x, *args, **kwargs)
-            path = names.get(id(self))
-            if path is None:
-                return out
-            kept = cast(x)
-            if isinstance(self, EXPERTS):
-                one = _expert_rows(
-                    kept, np.asarray(args[0]), routes[-1] if routes else None, **kwargs
-                )
-                seen.append(Seen(path, one[0], out.shape, out.dtype, one[1], one[2]))
-            else:
-                seen.append(Seen(path, kept, out.shape, out.dtype, heads=isinstance(self, HEADS)))
-            return out if taps is None else out + taps[len(seen) - 1]
-
-        return replaced
+    def record(layer: nn.Module, out: mx.array, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        path = names.get(id(layer))
+        if path is None:
+            return out
+        read = in_float32(x)
+        if isinstance(layer, EXPERTS):
+            route = routes[-1] if routes else None
+            rows, expert, token = _expert_rows(read, np.asarray(args[0]), route, **kwargs)
+            call = LayerCall(path, rows, out.shape, out.dtype, expert, token)
+        else:
+            call = LayerCall(path, read, out.shape, out.dtype, heads=isinstance(layer, HEADS))
+        calls.append(call)
+        return out if taps is None else out + taps[len(calls) - 1]
 
     with (
-        wrapped_all({SwitchGLU, SwitchMLP}, route),
-        wrapped_all(set(KINDS), record),
-        ExitStack() as tied,
+        patching.routing_seen(lambda _, indices: routes.append(np.asarray(indices))),
+        patching.outputs_changed(KINDS, record),
     ):
-        for kind in (nn.Embedding, nn.QuantizedEmbedding):
-            tied.enter_context(wrapped(kind, record, "as_linear"))
         yield
 
 
@@ -153,7 +156,8 @@ def _expert_rows(
     """An expert layer's rows: inputs (rows, inputs), the expert and the token of each.
 
     mlx-lm sorts the rows of many tokens by expert; which token each came from follows from the
-    routing before."""
+    routing before.
+    """
     lead, rows, expert = rows_and_experts(x, chosen)
     if not sorted_indices or route is None:
         return rows, expert, np.arange(len(expert)) // lead[-1]

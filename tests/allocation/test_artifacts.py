@@ -47,7 +47,7 @@ def test_a_checkpoint_keeps_what_made_it(
 
     # With an empty cache, the sensitivity that took hours is not measured again.
     monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "empty"))
-    monkeypatch.setattr("mint_mlx.measure.sensitivity.measure", None)
+    monkeypatch.setattr("mint_mlx.measure.fisher.measure", None)
     again = convert.convert(folder, "5bpw", b, effort="balanced", sensitivity=a, smoke=False)
     assert first.plan.choice == again.plan.choice
     third = convert.convert(folder, plan=str(a), out=c, sensitivity=b, smoke=False)

@@ -17,8 +17,8 @@ from mint_mlx.eval import reference, stats
 from mint_mlx.eval.protocol import Windows
 from mint_mlx.eval.score import score
 from mint_mlx.jobs import convert
-from mint_mlx.runtime import runner
-from mint_mlx.runtime.cpu_ops import on_cpu
+from mint_mlx.runtime import forward, runner
+from mint_mlx.runtime.device import on_cpu
 
 MODELS = pytest.mark.parametrize("model", [llama(2), qwen3_moe(2)], ids=["llama", "qwen3_moe"])
 
@@ -116,8 +116,8 @@ def test_logits_come_in_pieces_of_bounded_size(
     folder = make(llama(1))
     whole = score_of(folder, RANDOM).nll
     most = 96 * 2 * 5
-    monkeypatch.setattr(runner, "LOGITS", most)
-    sizes = [p.logits.size for p in runner.forward(runner.load_runner(folder), RANDOM.tokens, 2)]
+    monkeypatch.setattr(forward, "LOGITS", most)
+    sizes = [p.logits.size for p in forward.forward(runner.load_runner(folder), RANDOM.tokens, 2)]
     assert max(sizes) <= most
     assert len(sizes) > 8
     np.testing.assert_allclose(score_of(folder, RANDOM).nll, whole, atol=1e-5)
@@ -137,7 +137,7 @@ def test_logits_of_a_model_in_16_bits_are_not_rounded_to_them(make: Maker) -> No
     """
     loaded = runner.load_runner(make(llama(2)))
     loaded.model.set_dtype(mx.bfloat16)
-    for piece in runner.forward(loaded, RANDOM.tokens, 2):
+    for piece in forward.forward(loaded, RANDOM.tokens, 2):
         rounded = piece.logits.astype(mx.bfloat16).astype(mx.float32)
         assert piece.logits.dtype == mx.float32
         assert mx.mean(rounded == piece.logits).item() < 0.1
@@ -228,7 +228,7 @@ def test_an_interruption_gives_the_figures_so_far(
     make: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = runner.load_runner(make(qwen3_moe(1)))
-    routing = runner.Routing()
+    routing = forward.Routing()
     predictions = reference.predict(loaded, RANDOM, 1, batch=1, routing=routing)
     hidden = runner.trunk_output
     calls = []
@@ -239,7 +239,7 @@ def test_an_interruption_gives_the_figures_so_far(
             raise KeyboardInterrupt
         return hidden(*args)
 
-    monkeypatch.setattr(runner, "trunk_output", interrupt)
+    monkeypatch.setattr(forward, "trunk_output", interrupt)
     so_far = score(loaded, RANDOM, 1, predictions)
     assert so_far.finished == 2
     assert so_far.nll.shape == (2, 23)

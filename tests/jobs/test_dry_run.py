@@ -53,7 +53,7 @@ def test_a_dry_run_says_what_is_spilled(
     def record(folder: Path, size: int, instead: str) -> None:
         needed.append(size)
 
-    monkeypatch.setattr("mint_mlx.measure.sensitivity.check_space", record)
+    monkeypatch.setattr("mint_mlx.measure.fisher.check_space", record)
     more = {"effort": "balanced", "tokens": 1024, "force": True}
     request = Request(source, "5bpw", out=tmp_path / "out", **more)
     before = dry_run.dry_run(place_order(request))[1].spilled

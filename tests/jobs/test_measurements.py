@@ -19,7 +19,7 @@ def test_a_sensitivity_is_measured_once(
 ) -> None:
     folder = str(make(qwen3_moe(1)))
     first = convert.convert(folder, "5bpw", tmp_path / "a", effort="balanced", smoke=False)
-    monkeypatch.setattr("mint_mlx.measure.sensitivity.measure", None)
+    monkeypatch.setattr("mint_mlx.measure.fisher.measure", None)
     again = convert.convert(folder, "5bpw", tmp_path / "b", effort="balanced", smoke=False)
     assert first.plan.choice == again.plan.choice
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]

@@ -9,7 +9,7 @@ import pytest
 from mint_mlx.base.quant_config import QuantConfig
 from mint_mlx.converters.quantizers import gptq, learn_block, rtn
 from mint_mlx.measure.moments import EXPERTS, WIDE, SampledMoments, factor, remaining
-from mint_mlx.measure.sensitivity import _compact
+from mint_mlx.measure.sensitivity import compacted
 
 
 def correlated(columns: int, fall: float, seed: int = 0) -> np.ndarray:
@@ -49,7 +49,7 @@ def test_a_moment_that_rounding_leaves_without_a_factor() -> None:
     rng = np.random.default_rng(0)
     draws = rng.standard_normal((1024, 512)) / np.sqrt(np.arange(1, 513))
     rows = draws + 3 * rng.standard_normal(512)
-    moment = _compact((rows.T @ rows).astype(np.float32))
+    moment = compacted((rows.T @ rows).astype(np.float32))
     with pytest.raises(np.linalg.LinAlgError):
         np.linalg.cholesky(moment.astype(np.float64) + 1e-4 * np.trace(moment) / 512 * np.eye(512))
     assert 0 < remaining([moment]) <= 1
@@ -64,7 +64,7 @@ def test_moments_are_bounded_and_an_expert_that_nobody_chose_borrows(
     weights = np.ones(len(rows), dtype=np.float32)
     experts = np.zeros(len(rows), dtype=np.int64)
     moments.add(rows, weights, experts, 100)
-    assert len(moments.found) <= EXPERTS
+    assert len(moments.by_expert) <= EXPERTS
     assert 0 < moments.remaining() < 1
     borrowed = moments.remaining()
     monkeypatch.setattr("mint_mlx.measure.moments.POOL", 0.0)
@@ -72,7 +72,7 @@ def test_moments_are_bounded_and_an_expert_that_nobody_chose_borrows(
 
     wide = SampledMoments()
     wide.add(np.ones((2, 2 * WIDE + 2), dtype=np.float32), np.ones(2, dtype=np.float32), None, 1)
-    assert len(wide.found[0]) <= WIDE
+    assert len(wide.by_expert[0]) <= WIDE
 
 
 def test_nothing_seen_leaves_everything() -> None:

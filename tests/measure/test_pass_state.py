@@ -14,7 +14,7 @@ from helpers import HIDDEN, TOKENS, Cli, Maker, llama, qwen3_moe
 from mint_mlx.base.errors import MintError
 from mint_mlx.jobs.model import prepare
 from mint_mlx.measure import pass_state
-from mint_mlx.measure.sensitivity import measure
+from mint_mlx.measure.fisher import measure
 from mint_mlx.measure.sensitivity_file import save_sensitivity
 from mint_mlx.runtime import blocks
 
@@ -121,13 +121,13 @@ def test_spills_go_where_they_are_told_to(
     spills.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", None)
     seen: list[Path] = []
-    keep = pass_state.keep_hidden
+    keep = pass_state.write_hidden
 
     def watched(folder: Path, *more: Any) -> None:
         seen.append(folder.parent)
         keep(folder, *more)
 
-    monkeypatch.setattr(pass_state, "keep_hidden", watched)
+    monkeypatch.setattr(pass_state, "write_hidden", watched)
     assert cli(*command).code == 0
     assert set(seen) == {spills}
     assert not list(spills.iterdir())

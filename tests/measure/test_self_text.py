@@ -15,20 +15,21 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mint_mlx.jobs.model import prepare
 from mint_mlx.measure import resume, self_text
-from mint_mlx.measure.self_text import resample, write_tokens
+from mint_mlx.measure.self_text import random_windows, resample, write_tokens
 from mint_mlx.runtime import runner
 from mint_mlx.runtime.memory import RESERVE
 
 
 def test_tokens_are_the_models_own_and_the_same_each_time(demo_model: Path) -> None:
     source = prepare(str(demo_model)).source
-    one, how = write_tokens(source, 2048, 1024, start=7, length=64)
-    two, _ = write_tokens(source, 2048, 1024, start=7, length=64)
+    windows = random_windows(2048, 1024, start=7, length=64)
+    one, how = write_tokens(source, windows)
+    two, _ = write_tokens(source, random_windows(2048, 1024, start=7, length=64))
     assert one.shape == (16, 64)
     assert (one[:, 0] == 7).all()
     assert "sampled" in how
     np.testing.assert_array_equal(one, two)
-    other, _ = write_tokens(source, 2048, 1024, start=7, length=64, seed=1)
+    other, _ = write_tokens(source, windows, seed=1)
     assert (one != other).mean() > 0.5
 
     # The model predicts them far better than noise.
@@ -48,7 +49,8 @@ def test_text_that_was_interrupted_goes_on_after_its_last_pass(
     source = prepare(str(demo_model)).source
     place = tmp_path / "notes" / "s.npz"
     passes = []
-    whole, how = write_tokens(source, 2048, 256, length=64, streamed=True)
+    windows = random_windows(2048, 256, length=64)
+    whole, how = write_tokens(source, windows, streamed=True)
 
     def counted(*args: Any) -> np.ndarray:
         if len(passes) == stop:
@@ -60,9 +62,9 @@ def test_text_that_was_interrupted_goes_on_after_its_last_pass(
     monkeypatch.setattr(self_text, "resample", counted)
     stop = 2
     with pytest.raises(KeyboardInterrupt):
-        write_tokens(source, 2048, 256, length=64, streamed=True, place=place)
+        write_tokens(source, windows, streamed=True, resume_file=place)
     stop = -1
-    again, also = write_tokens(source, 2048, 256, length=64, streamed=True, place=place)
+    again, also = write_tokens(source, windows, streamed=True, resume_file=place)
     np.testing.assert_array_equal(whole, again)
     assert also == how
     assert len(passes) == self_text.PASSES
@@ -96,17 +98,18 @@ def test_text_that_was_interrupted_while_sampled_goes_on_after_its_last_part(
     monkeypatch.setattr(self_text, "at_once", lambda *_: 3)
     source = prepare(str(make(llama(1)))).source
     drawn = []
-    whole, how = write_tokens(source, 96, 160, length=16, streamed=False)
+    windows = random_windows(96, 160, length=16)
+    whole, how = write_tokens(source, windows, streamed=False)
 
     def progress(what: str, done: int, total: int) -> None:
         drawn.append(done)
         if len(drawn) == 50:
             raise KeyboardInterrupt
 
-    more = {"length": 16, "streamed": False, "place": tmp_path / "s.npz", "progress": progress}
+    more = {"streamed": False, "resume_file": tmp_path / "s.npz", "progress": progress}
     with pytest.raises(KeyboardInterrupt):
-        write_tokens(source, 96, 160, **more)
-    again, also = write_tokens(source, 96, 160, **more)
+        write_tokens(source, windows, **more)
+    again, also = write_tokens(source, windows, **more)
     np.testing.assert_array_equal(whole, again)
     assert also == how
     assert len(drawn) == 50 + 15  # three of four parts had been noted

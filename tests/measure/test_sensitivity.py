@@ -17,10 +17,10 @@ from mint_mlx.allocation.search_space import SearchSpace
 from mint_mlx.base.units import parse_budget
 from mint_mlx.jobs import convert, measurements
 from mint_mlx.jobs.model import prepare
-from mint_mlx.measure.self_text import write_tokens
-from mint_mlx.measure.sensitivity import measure
+from mint_mlx.measure.self_text import random_windows, write_tokens
+from mint_mlx.measure.fisher import measure
 from mint_mlx.runtime import runner
-from mint_mlx.runtime.cpu_ops import on_cpu
+from mint_mlx.runtime.device import on_cpu
 
 LABELS = np.random.default_rng(1).integers(0, 96, TOKENS.shape)
 
@@ -61,7 +61,7 @@ def test_the_walk_gives_the_whole_models_gradient(
         return mx.array(LABELS[:, position : position + 1])
 
     # One position at a time, so that labels can be handed out.
-    monkeypatch.setattr("mint_mlx.runtime.blocks.LOGITS", 1)
+    monkeypatch.setattr("mint_mlx.runtime.gradients.LOGITS", 1)
     monkeypatch.setattr(mx.random, "categorical", fixed)
     more = {"batch": len(TOKENS), "streamed": streamed}
     sensitivity = measure(job.source, job.inventory, TOKENS, "random", **more)
@@ -86,7 +86,7 @@ def test_experts_are_told_apart_and_streaming_changes_nothing(make: Maker) -> No
     assert whole.trace[down].shape == (8,)
     assert len(set(whole.trace[down])) == 8
     assert whole.weights[down].weight.shape == (TOKENS.size, 2)
-    assert whole.weights[down].part is not None
+    assert whole.weights[down].expert is not None
     for path in whole.trace:
         np.testing.assert_allclose(whole.trace[path], streamed.trace[path], rtol=1e-4)
         assert whole.trace[path].sum() > 0
@@ -95,13 +95,13 @@ def test_experts_are_told_apart_and_streaming_changes_nothing(make: Maker) -> No
 def test_the_prediction_is_near_the_divergence(demo_model: Path, tmp_path: Path) -> None:
     """At 5 bits per weight the predicted KL is within a factor of two of the measured one."""
     job = prepare(str(demo_model))
-    tokens, how = write_tokens(job.source, 2048, 2048, length=64)
+    tokens, how = write_tokens(job.source, random_windows(2048, 2048, length=64))
     profile = measurements.get_profile(job)
     sensitivity = measure(job.source, job.inventory, tokens, how)
     space = SearchSpace(job.inventory, job.recipe)
     plan = allocate(profile, parse_budget("5bpw"), space, "fisher", sensitivity=sensitivity)
     convert.convert(str(demo_model), plan=plan, out=tmp_path / "out", smoke=False)
-    fresh, _ = write_tokens(job.source, 2048, 2048, seed=9, length=64)
+    fresh, _ = write_tokens(job.source, random_windows(2048, 2048, seed=9, length=64), seed=9)
     divergence = kl(demo_model, tmp_path / "out", fresh)
     assert plan.loss is not None
     assert plan.loss / 2 < divergence < plan.loss * 2

@@ -11,7 +11,7 @@ from helpers import TOKENS, Maker, qwen3_moe
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.jobs.model import prepare
-from mint_mlx.measure.sensitivity import measure
+from mint_mlx.measure.fisher import measure
 from mint_mlx.measure.sensitivity_file import load_sensitivity, save_sensitivity
 
 
@@ -38,9 +38,9 @@ def test_a_sensitivity_survives_its_file(make: Maker, tmp_path: Path) -> None:
         same(read.trace[path], trace)
     for path, weights in measured.weights.items():
         same(read.weights[path].weight, weights.weight)
-        assert (read.weights[path].part is None) == (weights.part is None)
-        if weights.part is not None:
-            same(read.weights[path].part, weights.part)
+        assert (read.weights[path].expert is None) == (weights.expert is None)
+        if weights.expert is not None:
+            same(read.weights[path].expert, weights.expert)
 
     # A damaged file is refused or read, but never a traceback.
     whole = file.read_bytes()

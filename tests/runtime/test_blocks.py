@@ -13,8 +13,9 @@ from helpers import Notes
 from mint_mlx.base.errors import MintError
 from mint_mlx.jobs import convert
 from mint_mlx.jobs.model import prepare
-from mint_mlx.measure.sensitivity import check_chain
+from mint_mlx.measure.fisher import check_chain
 from mint_mlx.runtime import runner
+from mint_mlx.runtime.forward import forward
 from mint_mlx.runtime.blocks import NoChain
 
 
@@ -49,4 +50,4 @@ def test_a_block_that_is_called_twice_is_not_streamed(tmp_path: Path) -> None:
     pytest.importorskip("mlx_lm.models.nanbeige")
     loaded = runner.load_runner(write_family(tmp_path / "model", "nanbeige"), streamed=True)
     with pytest.raises(MintError, match="calls one twice"):
-        list(runner.forward(loaded, np.zeros((2, 4), dtype=np.int32), 2))
+        list(forward(loaded, np.zeros((2, 4), dtype=np.int32), 2))

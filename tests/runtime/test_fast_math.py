@@ -51,7 +51,7 @@ def test_gradients_of_attention_equal_mlx(
 def test_gradients_of_swiglu_and_logsumexp_equal_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
     from mlx_lm.models import activations
 
-    monkeypatch.setattr(fast_math, "PART", 100)  # several parts, the last one shorter
+    monkeypatch.setattr(fast_math, "CHUNK", 100)  # several chunks, the last one shorter
     x, gate = (mx.random.normal((3, 5, 40), key=mx.random.key(i)) * 5 for i in range(2))
     near = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
     ours, stock = (gradients(f, gate, x) for f in (fast_math.swiglu, activations.swiglu))

@@ -11,7 +11,7 @@ from helpers import TOKENS, Maker, qwen3_moe
 
 from mint_mlx.converters.quantizers.inputs import Moments, block_inputs
 from mint_mlx.jobs.model import prepare
-from mint_mlx.measure.sensitivity import measure
+from mint_mlx.measure.fisher import measure
 
 
 def test_layers_that_no_block_follows_don_t_end_the_walk(make: Maker) -> None:
@@ -37,10 +37,10 @@ def test_moments_are_those_of_the_layers_inputs(make: Maker) -> None:
     # Each token goes to two of eight experts; the rows' weights are those of the sensitivity.
     up = blocks[1]["model.layers.1.mlp.switch_mlp.up_proj"]
     assert sum(len(batch.weight) for batch in up.batches) == TOKENS.size * 2
-    assert up.parts == 8
+    assert up.experts == 8
     path = "model.layers.0.mlp.switch_mlp.down_proj"
     trace = sum(
-        np.bincount(batch.part, batch.weight * (np.array(batch.x) ** 2).sum(1), minlength=8)
+        np.bincount(batch.expert, batch.weight * (np.array(batch.x) ** 2).sum(1), minlength=8)
         for batch in blocks[0][path].batches
     )
     np.testing.assert_allclose(trace, sensitivity.trace[path], rtol=1e-3)
@@ -55,8 +55,8 @@ def test_moments_are_those_of_the_layers_inputs(make: Maker) -> None:
 
     # An expert's are those of its rows, and as much of all experts' as rows are few.
     np.testing.assert_array_equal(np.concatenate([up[:3], up[3:]]), up[:])
-    rows = np.concatenate([np.array(batch.x)[batch.part == 5] for batch in up.batches])
-    weight = np.concatenate([batch.weight[batch.part == 5] for batch in up.batches])
+    rows = np.concatenate([np.array(batch.x)[batch.expert == 5] for batch in up.batches])
+    weight = np.concatenate([batch.weight[batch.expert == 5] for batch in up.batches])
     every = np.concatenate(
         [np.array(batch.x) * np.sqrt(batch.weight)[:, None] for batch in up.batches]
     )

@@ -11,7 +11,7 @@ from helpers import VOCAB, Maker, Notes, kl, llama, qwen3_moe
 from mint_mlx.checkpoint.source import load_source
 from mint_mlx.converters.quantizers import learn_block, learn_model
 from mint_mlx.jobs import convert
-from mint_mlx.measure.self_text import write_tokens
+from mint_mlx.measure.self_text import random_windows, write_tokens
 from mint_mlx.rules import efforts
 from mint_mlx.runtime import runner
 
@@ -72,7 +72,7 @@ def test_best_takes_the_ways_of_a_gpu(
         folder = convert.convert(str(folder), None, out, uniform=stored, smoke=False).path
     for effort in ("balanced", "best"):
         convert.convert(str(folder), "4bpw", tmp_path / effort, effort=effort, smoke=False)
-    tokens = write_tokens(load_source(str(folder)), VOCAB, 512, seed=5)[0]
+    tokens = write_tokens(load_source(str(folder)), random_windows(VOCAB, 512, seed=5), seed=5)[0]
     assert kl(folder, tmp_path / "best", tokens) < 0.95 * kl(folder, tmp_path / "balanced", tokens)
 
 

@@ -102,7 +102,7 @@ def test_a_part_of_the_experts_takes_the_gradient_of_its_rows(bias: bool, ordere
 
     value, (to_weight, to_x) = mx.value_and_grad(loss, (0, 1))(whole, x)
     stack.weight = whole
-    with learn_turns._only([(stack, some)]):
+    with learn_turns.only_experts([(stack, some)]):
         value_too, (to_some, to_x_too) = mx.value_and_grad(loss, (0, 1))(whole[some], x)
     np.testing.assert_allclose(float(value_too), float(value), rtol=1e-5)
     np.testing.assert_allclose(np.array(to_some), np.array(to_weight[some]), rtol=1e-4, atol=1e-5)
@@ -125,7 +125,7 @@ def test_a_part_of_the_experts_reads_rows_that_follow_each_other(
         return stock(x, *args, **kwargs)
 
     monkeypatch.setattr(mx, "gather_mm", gather_mm)
-    with learn_turns._only([(stack, slice(1, 3))]):
+    with learn_turns.only_experts([(stack, slice(1, 3))]):
         stack.weight = stack.weight[1:3]
         mx.eval(stack(mx.ones((40, 1, 16)), mx.array(np.arange(40) // 8), sorted_indices=True))
     assert strides == [(64, 64, 4)] * 2

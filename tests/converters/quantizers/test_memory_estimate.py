@@ -21,7 +21,7 @@ from mint_mlx.converters.quantizers.registry import QUANTIZERS
 from mint_mlx.eval.bench.shapes import COMMON, qwen3_30b
 from mint_mlx.jobs import convert, steps
 from mint_mlx.jobs.model import prepare
-from mint_mlx.measure.sensitivity import measure
+from mint_mlx.measure.fisher import measure
 from mint_mlx.runtime import memory
 from mint_mlx.runtime.memory import GIB
 

@@ -1,0 +1,34 @@
+"""Where MLX computes, and how this process's memory is handled there. Imports no mlx-lm."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import lru_cache
+
+import mlx.core as mx
+
+# Parameters of glibc's mallopt, from malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
+
+
+def on_cpu() -> bool:
+    """Whether MLX computes on the CPU."""
+    return bool(mx.default_device() != mx.gpu)
+
+
+@lru_cache(maxsize=1)
+def keep_freed_memory() -> None:
+    """Have glibc reuse freed memory instead of returning it to the system.
+
+    MLX's large arrays are otherwise faulted in again page by page: keeping the memory saves a third
+    of the time of a backward pass, for a twentieth more of peak memory (measured on Qwen3-30B's
+    shapes).
+    """
+    if sys.platform != "linux" or not on_cpu():
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # musl has none
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
