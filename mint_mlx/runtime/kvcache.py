@@ -18,7 +18,7 @@ from ..checkpoint import mlxlm
 
 STEP = 256  # mlx-lm's caches grow by so many tokens
 PREFILL = 2048  # tokens that mlx-lm puts through the model at once
-KV_BITS, KV_GROUP = (2, 3, 4, 5, 6, 8), 64  # what mlx-lm's --kv-bits takes, and its group size
+KV_GROUP = 64  # the group size of mlx-lm's --kv-bits
 
 
 @dataclass(frozen=True)

@@ -12,28 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import MintError, UsageError
+from ..base.errors import MintError
 from ..base.hf_config import text_config
-from ..base.units import UNITS, both, parse_budget
+from ..base.units import UNITS, both
 from ..checkpoint.layers import Inventory
 from ..checkpoint.roles import EXPERTS
-from .kvcache import KV_BITS, PREFILL, CacheSize, cache_size
+from .kvcache import PREFILL, CacheSize, cache_size
+from .machine import CONTEXT, Machine, check_context
 
 GIB = UNITS["GiB"]
 MAC_SIZES = (8, 16, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)  # GiB, as sold
 RESERVE = GIB  # buffers that MLX keeps, Python, the tokenizer
-CONTEXT = 8192  # tokens, where nothing else is said
 SYSTEM = 8 * GIB  # what a raised limit leaves to macOS
-FUSED = (
-    64,
-    80,
-    128,
-)  # sizes of a head for which MLX's Metal kernels read a prompt without writing the scores out
-HERE = "this-mac"
-CONTAINER = (
-    "/sys/fs/cgroup/memory.max",
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-)  # Linux's limits, both kinds
+# Sizes of a head for which MLX's Metal kernels read a prompt without writing the scores out.
+FUSED = (64, 80, 128)
+# Linux's limits, both kinds.
+CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True)
@@ -98,12 +92,11 @@ def machine_limit() -> tuple[int, bool]:
     """Bytes that a model may use on this machine, and whether a Mac's driver says so."""
     import mlx.core as mx
 
-    told = (
-        mx.device_info().get("max_recommended_working_set_size")
-        if mx.metal.is_available()
-        else None
-    )
-    return (int(told), True) if told else (gpu_limit(machine_memory()), False)
+    if mx.metal.is_available():
+        recommended = mx.device_info().get("max_recommended_working_set_size")
+        if recommended:
+            return int(recommended), True
+    return gpu_limit(machine_memory()), False
 
 
 def room() -> int:
@@ -112,18 +105,6 @@ def room() -> int:
     """
     limit, measured = machine_limit()
     return limit if measured else machine_memory()
-
-
-def check_context(context: int, kv_bits: int | None) -> None:
-    """Refuse a context or bits that can't be (a UsageError)."""
-    if context < 1:
-        raise UsageError(
-            f"a context of {context} tokens is none: give --context 32768, for example"
-        )
-    if kv_bits is not None and kv_bits not in KV_BITS:
-        raise UsageError(
-            f"--kv-bits {kv_bits} is unknown to MLX: there are {', '.join(map(str, KV_BITS))}"
-        )
 
 
 def needs(
@@ -188,32 +169,26 @@ def workspace(inventory: Inventory, tokens: int) -> int:
     return 2 * tokens * (max(blocks.values(), default=0) + 2 * widest)
 
 
-def fit(machine: str, needs: Needs) -> Fit:
-    """How much memory `this-mac`, or a Mac of a size such as `32GiB`, has for a model's weights.
+def fit(machine: Machine, needs: Needs) -> Fit:
+    """How much memory a machine has for a model's weights.
 
     Raises:
-        MintError: no such size, or nothing is left for a model.
+        MintError: nothing is left for a model.
     """
-    if machine == HERE:
+    if machine.memory is None:
         limit, measured = machine_limit()
-        found = Fit(machine_memory(), limit, measured, needs)
+        room = Fit(machine_memory(), limit, measured, needs)
     else:
-        try:
-            memory = parse_budget(machine).bytes
-        except UsageError:
-            memory = None
-        if memory is None:
-            raise UsageError(
-                f"--fit {machine} is no machine: give this-mac, or a memory size such as 32GiB"
-            )
-        found = Fit(memory, gpu_limit(memory), False, needs)
-    if found.budget <= 0:
+        room = Fit(machine.memory, gpu_limit(machine.memory), False, needs)
+
+    # Weights of no bytes are no model.
+    if room.budget <= 0:
         raise MintError(
-            f"nothing is left for the weights: of {both(found.memory)} the GPU may use "
-            f"{both(found.limit)}, and a context of {needs.context} tokens needs "
+            f"nothing is left for the weights: of {both(room.memory)} the GPU may use "
+            f"{both(room.limit)}, and a context of {needs.context} tokens needs "
             f"{both(needs.total)}: give a shorter --context"
         )
-    return found
+    return room
 
 
 def smallest_mac(model_bytes: int, needs: Needs | None) -> int | None:
