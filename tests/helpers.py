@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 from mint_mlx.cli import main
+from mint_mlx.jobs.order import Order, place_order
+from mint_mlx.jobs.request import Request, check_request
 from mint_mlx.rules import efforts
 from mint_mlx.runtime import runner
 
@@ -202,6 +204,11 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, *args: str | Path) -> int:
     with pytest.raises(SystemExit) as stopped:
         main.main()
     return int(stopped.value.code or 0)
+
+
+def order_for(request: Request, report: Notes | None = None) -> Order:
+    """A request held against its model's headers."""
+    return place_order(check_request(request), report)
 
 
 class Notes:

@@ -1,7 +1,6 @@
-"""From rate-distortion curves and a budget to a plan: floors and overrides first, then the
-knapsack.
+"""From rate-distortion curves and a budget to a plan: floors and overrides, then the knapsack.
 
-Costs are exact bytes on disk, so a budget is met to the byte; the loss is a named objective's
+Costs are exact bytes on disk, so a budget is met to the byte; the loss is that of a named objective
 (objectives.py)."""
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ..measure.moments import takes_feedback
 from ..measure.profile import Profile, RateDistortion, sqnr_db
 from ..measure.sensitivity import Sensitivity
 from ..rules.efforts import EFFORTS
-from ..rules.objectives import Context, find_objective
+from ..rules.objectives import Context, Objective, find_objective
 from .knapsack import solve
 from .plan import LayerError, Plan
 from .search_space import (
@@ -39,37 +38,40 @@ def above_floor(
     space: SearchSpace,
     options: Candidates,
     curves: dict[str, RateDistortion],
-    weighed: bool = False,
+    with_sensitivity: bool = False,
 ) -> Candidates:
-    """Drop the candidates whose worst expert lies under the recipe's SQNR floor; overrides are
-    exempt.
+    """The candidates whose worst expert is not below the recipe's SQNR floor.
 
-    Where a sensitivity weighs the errors, routed experts have a lower floor of their own.
+    Overrides are exempt. A layer without such a candidate stays unquantized.
 
-    A layer whose candidates all fall stays unquantized.
+    Args:
+        space: has the recipe and the overrides.
+        options: candidates of every layer.
+        curves: measured errors of every layer.
+        with_sensitivity: routed experts have the lower floor that goes with a sensitivity, which
+            says what their errors cost.
     """
 
     def safe(layer: Layer) -> tuple[QuantConfig, ...]:
         if layer.path in space.forced:
             return options[layer.path]
+        lower = with_sensitivity and layer.role in EXPERTS
+        floor = space.recipe.expert_floor if lower else space.recipe.sqnr_floor
         curve = curves[layer.path]
-        recipe = space.recipe
-        floor = recipe.expert_floor if weighed and layer.role in EXPERTS else recipe.sqnr_floor
-        return tuple(
-            c
-            for c in options[layer.path]
-            if not c.quantized or sqnr_db(float(curve.of(c).max())) >= floor
-        ) or (KEEP,)
+        above = tuple(
+            config
+            for config in options[layer.path]
+            if not config.quantized or sqnr_db(float(curve.of(config).max())) >= floor
+        )
+        return above or (KEEP,)
 
     return {layer.path: safe(layer) for layer in space.inventory.layers}
 
 
 def safe_candidates(
-    space: SearchSpace, profile: Profile, budget: Budget, weighed: bool = False
+    space: SearchSpace, profile: Profile, budget: Budget, with_sensitivity: bool = False
 ) -> Candidates:
-    """Each layer's candidates above the safety floor.
-
-    `weighed`: a sensitivity says what errors in experts cost.
+    """Every layer's candidates above the safety floor (see `above_floor`).
 
     Raises:
         MintError: the budget can't be met with them.
@@ -79,7 +81,7 @@ def safe_candidates(
     limit = budget.resolve(inventory.parameters)
     if limit is not None:
         check_feasible(limit, inventory, options)
-    options = above_floor(space, options, profile.curves, weighed)
+    options = above_floor(space, options, profile.curves, with_sensitivity)
     if limit is not None:
         check_feasible(limit, inventory, options, floor=space.recipe.sqnr_floor)
     return options
@@ -91,10 +93,9 @@ def allocate(
     space: SearchSpace,
     objective: str | None = None,
     sensitivity: Sensitivity | None = None,
-    weighed: bool | None = None,
+    with_sensitivity: bool | None = None,
 ) -> Plan:
-    """Choose each layer's configuration so that the whole checkpoint fits the budget at the least
-    loss.
+    """Choose each layer's configuration: the whole checkpoint fits the budget at the least loss.
 
     Args:
         profile: measured curves of the layers.
@@ -103,50 +104,45 @@ def allocate(
         objective: a name of objectives.OBJECTIVES; the recipe's by default, else that of
             `--effort fast`.
         sensitivity: what objectives that need one weigh errors with.
-        weighed: whether experts have the lower floor that goes with a sensitivity; by default as
-            the objective says.
+        with_sensitivity: whether experts have the lower floor that goes with a sensitivity; by
+            default as the objective says.
 
     Raises:
         MintError: the budget can't be met, or the objective is wrong.
     """
-    inventory, recipe = space.inventory, space.recipe
+    inventory = space.inventory
+    recipe = space.recipe
     name = objective or recipe.objective or EFFORTS["fast"].objective
     entry = find_objective(name)
-    lower = entry.needs_sensitivity if weighed is None else weighed
-    options = safe_candidates(space, profile, budget, lower)
+
+    # What is too coarse for any budget is not a candidate.
+    if with_sensitivity is None:
+        with_sensitivity = entry.needs_sensitivity
+    options = safe_candidates(space, profile, budget, with_sensitivity)
     if entry.needs_sensitivity and sensitivity is None:
         raise MintError(
             f"the objective {name} weighs errors with a sensitivity: measure one with `mint-mlx "
             "sensitivity`"
         )
-    remaining = {
-        layer.path: feedback_leaves(layer, options[layer.path], sensitivity)
-        for layer in inventory.layers
-    }
-    fisher = _fisher(profile, sensitivity)
-    context = Context(
-        inventory.blocks, **recipe.priors.model_dump(), fisher=fisher, remaining=remaining
-    )
+
+    # Bytes and loss of each candidate are all that the knapsack knows.
     costs = [
-        np.array([layer.bytes(c) for c in options[layer.path]], dtype=np.int64)
+        np.array([layer.bytes(config) for config in options[layer.path]], dtype=np.int64)
         for layer in inventory.layers
     ]
+    context = _context(profile, space, options, sensitivity)
     losses = [
-        np.zeros(1)  # nothing to choose, and an override may name what was never measured
-        if len(options[layer.path]) == 1
-        else entry.loss(
-            layer,
-            np.stack([profile.curves[layer.path].of(c) for c in options[layer.path]]),
-            context,
-        )
+        _losses(layer, options[layer.path], profile.curves[layer.path], entry, context)
         for layer in inventory.layers
     ]
     limit = budget.resolve(inventory.parameters)
     if limit is None:
         limit = size_range(inventory, options)[0]
     picks, loss, gap = _solve(inventory, options, costs, losses, limit)
+
     choice = {
-        layer.path: options[layer.path][k] for layer, k in zip(inventory.layers, picks, strict=True)
+        layer.path: options[layer.path][pick]
+        for layer, pick in zip(inventory.layers, picks, strict=True)
     }
     return Plan(
         origin=profile.origin,
@@ -162,6 +158,38 @@ def allocate(
     )
 
 
+def _context(
+    profile: Profile, space: SearchSpace, options: Candidates, sensitivity: Sensitivity | None
+) -> Context:
+    """What an objective may know beyond a layer."""
+    inventory = space.inventory
+    remaining = {
+        layer.path: feedback_leaves(layer, options[layer.path], sensitivity)
+        for layer in inventory.layers
+    }
+    return Context(
+        inventory.blocks,
+        **space.recipe.priors.model_dump(),
+        fisher=_fisher(profile, sensitivity),
+        remaining=remaining,
+    )
+
+
+def _losses(
+    layer: Layer,
+    configs: Sequence[QuantConfig],
+    curve: RateDistortion,
+    objective: Objective,
+    context: Context,
+) -> np.ndarray:
+    """The loss of each of a layer's candidates, float64 (candidates,)."""
+    # One candidate leaves no choice, and an override may name what was never measured.
+    if len(configs) == 1:
+        return np.zeros(1)
+    errors = np.stack([curve.of(config) for config in configs])
+    return objective.loss(layer, errors, context)
+
+
 def _fisher(profile: Profile, sensitivity: Sensitivity | None) -> dict[str, np.ndarray]:
     """KL divergence in nats per token at an NMSE of one, by layer and expert.
 
@@ -169,42 +197,43 @@ def _fisher(profile: Profile, sensitivity: Sensitivity | None) -> dict[str, np.n
     layer does."""
     if sensitivity is None:
         return {}
+
+    # Both must be of the same weights, and of the same layers.
+    layers = profile.inventory.layers
     if not sensitivity.origin.matches(profile.origin):
         raise MintError(
             f"the sensitivity is that of another model ({sensitivity.origin.source}): measure it "
             "anew"
         )
-    found = {}
-    missing = [
-        layer.path for layer in profile.inventory.layers if layer.path not in sensitivity.trace
-    ]
+    missing = [layer.path for layer in layers if layer.path not in sensitivity.trace]
     if missing:
         raise MintError(
             f"the sensitivity lacks the layer {missing[0]} ({len(missing)} such): measure it anew"
         )
-    for layer in profile.inventory.layers:
+
+    costs = {}
+    for layer in layers:
         energy = profile.curves[layer.path].energy
         mean_square = energy / (layer.size / len(energy))
-        found[layer.path] = mean_square * sensitivity.per_weight(layer.path)
-    reached = [cost.sum() for cost in found.values() if cost.sum() > 0]
+        costs[layer.path] = mean_square * sensitivity.per_weight(layer.path)
+    reached = [cost.sum() for cost in costs.values() if cost.sum() > 0]
     usual = float(np.median(reached)) if reached else 1.0
     return {
         path: cost if cost.sum() > 0 else np.full(len(cost), usual / len(cost))
-        for path, cost in found.items()
+        for path, cost in costs.items()
     }
 
 
 def feedback_leaves(
     layer: Layer, configs: Sequence[QuantConfig], sensitivity: Sensitivity | None
 ) -> np.ndarray:
-    """The share of each candidate's cost that error feedback leaves, float64 (candidates,). It
-    knows affine ones.
+    """The share of each candidate's cost that error feedback leaves, float64 (candidates,).
+
+    It is 1 for candidates that aren't affine, which error feedback doesn't know.
     """
-    share = (
-        sensitivity.left.get(layer.path, 1.0)
-        if sensitivity is not None and takes_feedback(layer)
-        else 1.0
-    )
+    share = 1.0
+    if sensitivity is not None and takes_feedback(layer):
+        share = sensitivity.left.get(layer.path, 1.0)
     return np.array([share if config.mode == "affine" else 1.0 for config in configs])
 
 
@@ -215,35 +244,40 @@ def _solve(
     losses: list[np.ndarray],
     limit: int,
 ) -> tuple[list[int], float, float]:
-    """The knapsack's choice with its loss and gap. How many shards there are follows from the
-    choice, so what they cost is reserved, and more of it until the whole checkpoint fits."""
+    """The knapsack's choice with its loss and gap.
+
+    How many shards there are follows from the choice, so what they cost is reserved, and more of it
+    until the whole checkpoint fits."""
     reserve = SHARD_BYTES
     while True:
         solution = solve(costs, losses, limit - inventory.other_bytes - reserve)
-        if solution is None:  # the smallest size fits (that was checked), but not with this reserve
-            picks = [int(np.argmin(c)) for c in costs]
-            return picks, sum(float(v[k]) for v, k in zip(losses, picks, strict=True)), 0.0
+
+        # The smallest size fits (that was checked before), but not with this reserve.
+        if solution is None:
+            picks = [int(np.argmin(cost)) for cost in costs]
+            loss = sum(float(values[k]) for values, k in zip(losses, picks, strict=True))
+            return picks, loss, 0.0
+
         choice = {
-            p.path: options[p.path][k]
-            for p, k in zip(inventory.layers, solution.choice, strict=True)
+            layer.path: options[layer.path][pick]
+            for layer, pick in zip(inventory.layers, solution.choice, strict=True)
         }
-        over = inventory.layout(choice).total - limit
-        if over <= 0:
+        excess = inventory.layout(choice).total - limit
+        if excess <= 0:
             return list(solution.choice), solution.loss, solution.gap
-        reserve += over
+        reserve += excess
 
 
 def measured_errors(
     choice: dict[str, QuantConfig], curves: dict[str, RateDistortion]
 ) -> dict[str, LayerError]:
     """The measured error of each quantized layer, where its curve holds it."""
-    return {
-        path: LayerError(
-            float(curves[path].of(config).mean()), float(curves[path].of(config).max())
-        )
-        for path, config in choice.items()
-        if config.quantized and path in curves and config in curves[path].configs
-    }
+    errors = {}
+    for path, config in choice.items():
+        if config.quantized and path in curves and config in curves[path].configs:
+            nmse = curves[path].of(config)
+            errors[path] = LayerError(float(nmse.mean()), float(nmse.max()))
+    return errors
 
 
 def uniform(
@@ -253,9 +287,9 @@ def uniform(
     forced: Mapping[str, QuantConfig],
     ignore_guards: bool = False,
 ) -> Plan:
-    """A plan of the same configuration for every layer that can take it, overrides aside; no
-    profile is needed.
-    """
+    """A plan of the same configuration for every layer that can take it, overrides aside.
+
+    No profile is needed."""
     return Plan(
         origin=source.origin,
         choice=uniform_choice(inventory, config, ignore_guards) | dict(forced),

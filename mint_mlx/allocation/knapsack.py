@@ -1,9 +1,8 @@
-"""The multiple-choice knapsack: one option per layer, least total loss, total bytes at most the
-budget.
+"""The multiple-choice knapsack: one option per layer, least total loss within a budget of bytes.
 
 Greedy over the lower convex hulls by loss saved per byte (the optimum of the linear relaxation up
 to one fractional item: Sinha and Zoltners, 1979), then a fill pass over all options with the bytes
-that are left, then, for problems small enough, an exact search: Pareto states layer by layer
+that remain, then, for problems small enough, an exact search: Pareto states layer by layer
 (Nemhauser and Ullmann, 1969), cut by the relaxation's bound. Deterministic throughout.
 """
 
@@ -39,14 +38,10 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """How much better any other choice could possibly be: the relative distance to the bound, 0
-        if proven best.
-        """
-        return (
-            0.0
-            if self.optimal or self.loss <= 0
-            else max(0.0, (self.loss - self.bound) / self.loss)
-        )
+        """How much better any choice could be: the relative distance to the bound, 0 if proven."""
+        if self.optimal or self.loss <= 0:
+            return 0.0
+        return max(0.0, (self.loss - self.bound) / self.loss)
 
 
 @dataclass(frozen=True)
@@ -109,29 +104,35 @@ def solve(
     """
     hulls = [_hull(c, v) for c, v in zip(costs, losses, strict=True)]
     position = np.zeros(len(hulls), dtype=np.int64)
-    left = budget - sum(int(h.cost[0]) for h in hulls)
     loss = sum(float(h.loss[0]) for h in hulls)
-    if left < 0:
+    remaining = budget - sum(int(h.cost[0]) for h in hulls)
+    if remaining < 0:
         return None
+
+    # Steps in order of loss saved per byte; the first that doesn't fit bounds every choice.
     layer, cost, gain = _segments(hulls)
-    fits = int(np.searchsorted(np.cumsum(cost), left, side="right"))
+    fits = int(np.searchsorted(np.cumsum(cost), remaining, side="right"))
     bound = loss - float(gain[:fits].sum())
     if fits < len(cost):
-        bound -= float(gain[fits]) * (left - int(cost[:fits].sum())) / int(cost[fits])
+        bound -= float(gain[fits]) * (remaining - int(cost[:fits].sum())) / int(cost[fits])
     np.add.at(position, layer[:fits], 1)
-    left -= int(cost[:fits].sum())
+    remaining -= int(cost[:fits].sum())
+
+    # Smaller steps of other layers may still fit.
     blocked: set[int] = set()
     smallest = np.minimum.accumulate(cost[::-1])[::-1] if len(cost) else cost
     for i in range(fits, len(cost)):
-        if smallest[i] > left:
+        if smallest[i] > remaining:
             break
-        if int(layer[i]) in blocked or cost[i] > left:
+        if int(layer[i]) in blocked or cost[i] > remaining:
             blocked.add(int(layer[i]))
         else:
             position[layer[i]] += 1
-            left -= int(cost[i])
+            remaining -= int(cost[i])
+
+    # What hulls leave out may fill the rest, and where few layers do, all choices can be searched.
     choice = np.array([h.index[p] for h, p in zip(hulls, position, strict=True)], dtype=np.int64)
-    _fill(costs, losses, choice, left)
+    _fill(costs, losses, choice, remaining)
     best = _solution(costs, losses, choice, bound, fits == len(cost))
     if not best.optimal and best.gap > TOLERANCE and len(costs) <= EXACT_LAYERS:
         better = _exact(costs, losses, hulls, budget, best.loss)
@@ -153,24 +154,22 @@ def _solution(
 
 
 def _fill(
-    costs: Sequence[np.ndarray], losses: Sequence[np.ndarray], choice: np.ndarray, left: int
+    costs: Sequence[np.ndarray], losses: Sequence[np.ndarray], choice: np.ndarray, remaining: int
 ) -> None:
-    """Spend what is left on the upgrade that saves most, of any option, until none fits. Changes
-    `choice`.
-    """
+    """Spend the remaining bytes on the upgrades that save most, one by one; changes `choice`."""
     width = max((len(c) for c in costs), default=0)
     cost = np.array(
         [np.pad(c, (0, width - len(c)), constant_values=np.iinfo(np.int64).max // 2) for c in costs]
     )
     loss = np.array([np.pad(v, (0, width - len(v)), constant_values=np.inf) for v in losses])
-    rows = np.arange(len(costs))
+    layers = np.arange(len(costs))
     while len(costs):
-        extra = cost - cost[rows, choice][:, None]
-        saved = np.where(extra <= left, loss[rows, choice][:, None] - loss, -np.inf)
+        extra = cost - cost[layers, choice][:, None]
+        saved = np.where(extra <= remaining, loss[layers, choice][:, None] - loss, -np.inf)
         i, k = divmod(int(np.argmax(saved)), width)
         if not saved[i, k] > 0:
             return
-        left -= int(extra[i, k])
+        remaining -= int(extra[i, k])
         choice[i] = k
 
 
@@ -181,14 +180,19 @@ def _exact(
     budget: int,
     incumbent: float,
 ) -> np.ndarray | None:
-    """The best choice with a loss below `incumbent`: empty where there is none, None if the search
-    grows too large.
+    """The best choice with a loss below `incumbent`.
+
+    Returns:
+        Indices of options by layer; empty where no choice is better, None if the search grows too
+        large.
     """
+    # Layers with the most to lose come first, so that bad states are cut early.
     order = sorted(
         range(len(costs)), key=lambda i: (float(hulls[i].loss[-1] - hulls[i].loss[0]), i)
     )
     bounds = _suffix_bounds([hulls[i] for i in order])
-    state_cost, state_loss = np.zeros(1, dtype=np.int64), np.zeros(1)
+    state_cost = np.zeros(1, dtype=np.int64)
+    state_loss = np.zeros(1)
     trail: list[tuple[np.ndarray, np.ndarray]] = []
     generated = 0
     for depth, i in enumerate(order):
@@ -198,15 +202,20 @@ def _exact(
             return None
         cost = (state_cost[:, None] + costs[i][options]).ravel()
         loss = (state_loss[:, None] + losses[i][options]).ravel()
+
+        # A state lives if even the relaxed rest could beat the incumbent, and no other beats it.
         spots, values = bounds[depth + 1]
         rest = budget - cost
         lower = np.where(rest >= spots[0], loss + np.interp(rest, spots, values), np.inf)
         alive = np.flatnonzero(lower < incumbent * (1 - TOLERANCE))
         if not len(alive):
             return np.zeros(0, dtype=np.int64)
-        kept = alive[_frontier(cost[alive], loss[alive])]
-        trail.append((kept // len(options), options[kept % len(options)]))
-        state_cost, state_loss = cost[kept], loss[kept]
+        best = alive[_frontier(cost[alive], loss[alive])]
+        trail.append((best // len(options), options[best % len(options)]))
+        state_cost = cost[best]
+        state_loss = loss[best]
+
+    # From the best final state back to the choices that led there.
     state = int(np.argmin(state_loss))
     choice = np.zeros(len(costs), dtype=np.int64)
     for i, (parent, option) in zip(reversed(order), reversed(trail), strict=True):
@@ -216,8 +225,10 @@ def _exact(
 
 
 def _suffix_bounds(hulls: Sequence[_Hull]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each suffix of the layers, the relaxation's least loss as a piecewise linear function of
-    the bytes left.
+    """The relaxation's least loss for each suffix of the layers.
+
+    Returns:
+        For each, a piecewise linear function of the remaining bytes: its corners and values.
     """
     result = []
     for start in range(len(hulls) + 1):

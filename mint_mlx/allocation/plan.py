@@ -1,8 +1,4 @@
-"""A plan: which configuration each layer gets, as a file that a person can read, edit and feed
-back.
-
-One line a layer; `layer` and `as` decide, the rest is for the reader (sizes are computed anew,
-never trusted)."""
+"""A plan: which configuration each layer gets, and what it was made from."""
 
 from __future__ import annotations
 
@@ -12,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..base.errors import MintError
+from ..base.one_line import one_line
 from ..base.quant_config import QuantConfig
-from ..checkpoint.layers import Inventory
+from ..checkpoint.layers import Inventory, Layer
 from ..checkpoint.layout import Layout
 from ..checkpoint.origin import Origin
 
@@ -26,19 +23,24 @@ class LayerError:
     worst: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A choice for every layer, and what it was made from.
 
     Attributes:
         origin: the weights that it was made from.
         choice: configuration by layer path.
-        quantizer: the named function that makes the codes (converters/).
+        quantizer: a name of registry.QUANTIZERS.
+        effort: a name of efforts.EFFORTS.
         parts: `text`, or `all` where a tower's tensors are carried along.
+        recipe: the recipe's name.
+        objective: a name of objectives.OBJECTIVES, or None where nothing was minimised.
         budget: as the user wrote it, or None.
-        loss, gap: the objective's value and its distance to the knapsack's bound, where an
+        budget_bytes: the same in bytes; None for `smallest` too.
+        loss, gap: the objective's value and its relative distance to the knapsack's bound, where an
             objective was used.
         errors: measured error by layer path, where a profile was used.
+        versions: of the packages that it was made with.
         edited: whether its file was changed by hand: what was said of the choice (budget, loss,
             errors) is left out.
     """
@@ -58,21 +60,30 @@ class Plan:
     versions: dict[str, str] = field(default_factory=dict)
     edited: bool = False
 
+    def __repr__(self) -> str:
+        facts = [self.origin.source or "any source", f"{len(self.choice)} layers"]
+        facts += [f"budget={self.budget!r}"] if self.budget else []
+        facts += [f"objective={self.objective!r}"] if self.objective else []
+        return one_line(self, *facts, f"quantizer={self.quantizer!r}")
+
     def layout(self, inventory: Inventory) -> Layout:
         """Shards, headers and places of the checkpoint that this plan makes."""
         return inventory.layout(self.choice)
 
     def quantization(self) -> dict[str, Any]:
-        """The `quantization` block of a config.json: mlx-lm's three global keys, then one entry per
-        quantized layer.
+        """The `quantization` block of a config.json.
+
+        It has mlx-lm's three global keys, those of the most frequent configuration, and one entry
+        per quantized layer.
         """
-        used = Counter(config for config in self.choice.values() if config.quantized)
-        if not used:
-            return {}
-        common = max(used, key=lambda config: (used[config], config))
-        return common.as_mlx() | {
-            path: c.as_mlx() for path, c in self.choice.items() if c.quantized
+        entries = {
+            path: config.as_mlx() for path, config in self.choice.items() if config.quantized
         }
+        if not entries:
+            return {}
+        used = Counter(config for config in self.choice.values() if config.quantized)
+        common = max(used, key=lambda config: (used[config], config))
+        return common.as_mlx() | entries
 
     def quant_predicate(self) -> Callable[[str, Any], bool | dict[str, int | str]]:
         """The plan as a predicate for `mlx_lm.convert(..., quant_predicate=...)`.
@@ -98,6 +109,7 @@ def check_plan(plan: Plan, inventory: Inventory, ignore_guards: bool = False) ->
     Raises:
         MintError: a layer is unknown or missing, a group doesn't divide, or a guard is broken.
     """
+    # A plan must name the model's layers, all of them and no others.
     layers = {layer.path: layer for layer in inventory.layers}
     unknown = [path for path in plan.choice if path not in layers]
     if unknown:
@@ -111,11 +123,12 @@ def check_plan(plan: Plan, inventory: Inventory, ignore_guards: bool = False) ->
             f"the plan has no line for the layer {missing[0]} ({len(missing)} such): add it, `as: "
             "keep` if it stays"
         )
+
     for path, config in plan.choice.items():
         check_config(layers[path], config, ignore_guards)
 
 
-def check_config(layer: Any, config: QuantConfig, ignore_guards: bool) -> None:
+def check_config(layer: Layer, config: QuantConfig, ignore_guards: bool) -> None:
     """Refuse a configuration that a layer can't take or that a guard forbids (a MintError each)."""
     if not config.divides(layer.shape[-1]):
         raise MintError(

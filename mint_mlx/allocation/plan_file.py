@@ -1,10 +1,14 @@
-"""A plan's file: YAML that a person can read, edit and give back."""
+"""A plan's file: YAML that a person can read, edit and give back.
+
+One line a layer; `layer` and `as` decide, the rest is for the reader: sizes are computed anew,
+never trusted."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +31,19 @@ def write_plan(plan: Plan, inventory: Inventory, path: Path) -> None:
 
 def plan_text(plan: Plan, inventory: Inventory) -> str:
     """The plan file's text."""
+    # The first lines say what the plan is, in the order of HEADER.
     size = plan.layout(inventory).total
+    source = _flow(
+        name=plan.origin.source,
+        revision=plan.origin.revision,
+        structure=plan.origin.structure,
+        content=plan.origin.content,
+    )
     lines = [
         "# A plan of mint-mlx: change `as` (4bit-g64, mxfp4, keep, ...), then `mint-mlx convert "
         "MODEL --plan FILE`.",
         f"mint_mlx_plan: {SCHEMA}",
-        "source: "
-        + _flow(
-            name=plan.origin.source,
-            revision=plan.origin.revision,
-            structure=plan.origin.structure,
-            content=plan.origin.content,
-        ),
+        f"source: {source}",
         f"budget: {_scalar(plan.budget)}",
         f"budget_bytes: {_scalar(plan.budget_bytes)}",
         f"recipe: {_scalar(plan.recipe)}",
@@ -57,6 +62,8 @@ def plan_text(plan: Plan, inventory: Inventory) -> str:
         f"choice: {_scalar(_digest(plan.choice))}  # of the lines below, to tell an edit",
         "layers:",
     ]
+
+    # Then one line a layer, in the order of LAYER_KEYS.
     for layer in inventory.layers:
         config = plan.choice[layer.path]
         entry: dict[str, Any] = {
@@ -64,8 +71,8 @@ def plan_text(plan: Plan, inventory: Inventory) -> str:
             "as": str(config),
             "role": layer.role,
             "weights": layer.size,
+            "bytes": layer.bytes(config),
         }
-        entry["bytes"] = layer.bytes(config)
         error = plan.errors.get(layer.path)
         if error is not None:
             entry |= {"nmse": _round(error.mean), "worst": _round(error.worst)}
@@ -73,50 +80,48 @@ def plan_text(plan: Plan, inventory: Inventory) -> str:
     return "\n".join(lines) + "\n"
 
 
-HEADER = (  # of a plan's file, as written above
-    *(
-        "mint_mlx_plan",
-        "source",
-        "budget",
-        "budget_bytes",
-        "recipe",
-        "objective",
-        "quantizer",
-        "effort",
-        "parts",
-    ),
-    *(
-        "loss",
-        "gap",
-        "bytes",
-        "parameters",
-        "bits_per_weight",
-        "active_bytes",
-        "active_bytes_ratio",
-    ),
-    *("versions", "choice", "layers"),
+HEADER = (
+    "mint_mlx_plan",
+    "source",
+    "budget",
+    "budget_bytes",
+    "recipe",
+    "objective",
+    "quantizer",
+    "effort",
+    "parts",
+    "loss",
+    "gap",
+    "bytes",
+    "parameters",
+    "bits_per_weight",
+    "active_bytes",
+    "active_bytes_ratio",
+    "versions",
+    "choice",
+    "layers",
 )
-
-
-LINE = ("layer", "as", "role", "weights", "bytes", "nmse", "worst")
+LAYER_KEYS = ("layer", "as", "role", "weights", "bytes", "nmse", "worst")
 
 
 def _digest(choice: dict[str, QuantConfig]) -> str:
+    """A hash of a choice, whatever the order of its lines."""
     lines = "\n".join(f"{path} {config}" for path, config in sorted(choice.items()))
     return hashlib.blake2b(lines.encode(), digest_size=8).hexdigest()
 
 
 def _round(value: float) -> float:
+    """Four digits, enough for a reader."""
     return float(f"{value:.4g}")
 
 
+# What YAML reads as a string without quotes, and words that it reads as something else.
 _PLAIN = re.compile(r"[A-Za-z_][\w./+-]*")
-
-
 _RESERVED = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
 
 def _scalar(value: Any) -> str:
+    """A value as YAML."""
     if value is None:
         return "null"
     if isinstance(value, float):
@@ -126,9 +131,8 @@ def _scalar(value: Any) -> str:
     text = str(value)
     if _PLAIN.fullmatch(text) and text.lower() not in _RESERVED:
         return text
-    return json.dumps(
-        text, ensure_ascii=False
-    )  # YAML's double quotes are JSON's, but for pairs of surrogates
+    # YAML's double quotes are JSON's, but for pairs of surrogates.
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _flow(**entries: Any) -> str:
@@ -143,52 +147,20 @@ def read_plan(path: Path | str) -> Plan:
     """
     path = Path(path)
     data, node = read_yaml(path, "plan")
-
-    def fail(problem: str, *location: str | int) -> MintError:
-        return MintError(f"{path}, line {line_of(node, location)}: {problem}")
-
     if not isinstance(data, dict) or "mint_mlx_plan" not in data:
         raise MintError(
             f"{path} is not a plan: make one with `mint-mlx allocate PROFILE --budget B -o {path}`"
         )
-    if data["mint_mlx_plan"] != SCHEMA:
-        raise fail("this plan is of another version of mint-mlx: make it anew", "mint_mlx_plan")
-    if unknown := data.keys() - HEADER:
-        raise fail(
-            f"a plan has no key {min(map(str, unknown))!r}: there are {', '.join(HEADER)}",
-            min(unknown, key=str),
-        )
-    source = data.get("source") or {}
-    if not isinstance(source, dict):
-        raise fail("source must be a table", "source")
-    if not isinstance(data.get("layers"), list):
-        raise fail("a plan needs its layers as a list", "layers")
-    choice: dict[str, QuantConfig] = {}
-    errors: dict[str, LayerError] = {}
-    for i, entry in enumerate(data["layers"]):
-        if (
-            not isinstance(entry, dict)
-            or not isinstance(entry.get("layer"), str)
-            or "as" not in entry
-        ):
-            raise fail("a layer's line must be {layer: PATH, as: CONFIG}", "layers", i)
-        if unknown := entry.keys() - LINE:
-            raise fail(
-                f"a layer has no key {min(map(str, unknown))!r}: there are {', '.join(LINE)}",
-                "layers",
-                i,
-            )
-        if entry["layer"] in choice:
-            raise fail(f"the layer {entry['layer']} is named twice", "layers", i)
-        try:
-            choice[entry["layer"]] = parse_config(str(entry["as"]))
-        except UsageError as error:
-            raise fail(str(error), "layers", i) from None
-        mean, worst = entry.get("nmse"), entry.get("worst")
-        if isinstance(mean, float) and isinstance(worst, float):
-            errors[entry["layer"]] = LayerError(mean, worst)
+    file = _File(path, node)
+    source = _check_header(data, file)
+    choice, errors = _read_layers(data["layers"], file)
+
+    # What was said of the choice that the file was made with doesn't hold for an edited one.
     edited = data.get("choice") not in (None, _digest(choice))
     figures: dict[str, Any] = {} if edited else data
+    budget_bytes = figures.get("budget_bytes")
+    loss = figures.get("loss")
+    gap: Any = figures.get("gap")
     return Plan(
         origin=Origin(
             str(source.get("name") or ""),
@@ -199,18 +171,79 @@ def read_plan(path: Path | str) -> Plan:
         choice=choice,
         objective=_text(data.get("objective")),
         budget=_text(figures.get("budget")),
-        budget_bytes=figures["budget_bytes"]
-        if isinstance(figures.get("budget_bytes"), int)
-        else None,
-        loss=figures["loss"] if isinstance(figures.get("loss"), float) else None,
-        gap=float(figures["gap"]) if type(figures.get("gap")) in (int, float) else None,
+        budget_bytes=budget_bytes if isinstance(budget_bytes, int) else None,
+        loss=loss if isinstance(loss, float) else None,
+        gap=float(gap) if type(gap) in (int, float) else None,
         errors={} if edited else errors,
         edited=edited,
-        recipe=str(data.get("recipe") or "default"),
+        recipe=str(data.get("recipe") or Plan.recipe),
         quantizer=str(data.get("quantizer") or Plan.quantizer),
-        effort=str(data.get("effort") or "fast"),
-        parts=str(data.get("parts") or "text"),
+        effort=str(data.get("effort") or Plan.effort),
+        parts=str(data.get("parts") or Plan.parts),
     )
+
+
+@dataclass(frozen=True)
+class _File:
+    """A plan's file as it was parsed, to say where a problem is."""
+
+    path: Path
+    node: Any
+
+    def error(self, problem: str, *location: str | int) -> MintError:
+        """An error at a key or a line of the file."""
+        return MintError(f"{self.path}, line {line_of(self.node, location)}: {problem}")
+
+
+def _check_header(data: dict[str, Any], file: _File) -> dict[str, Any]:
+    """Refuse a file that isn't a plan of this version; returns what it says of its source."""
+    if data["mint_mlx_plan"] != SCHEMA:
+        raise file.error(
+            "this plan is of another version of mint-mlx: make it anew", "mint_mlx_plan"
+        )
+    if unknown := data.keys() - HEADER:
+        raise file.error(
+            f"a plan has no key {min(map(str, unknown))!r}: there are {', '.join(HEADER)}",
+            min(unknown, key=str),
+        )
+    source = data.get("source") or {}
+    if not isinstance(source, dict):
+        raise file.error("source must be a table", "source")
+    if not isinstance(data.get("layers"), list):
+        raise file.error("a plan needs its layers as a list", "layers")
+    return source
+
+
+def _read_layers(
+    entries: list[Any], file: _File
+) -> tuple[dict[str, QuantConfig], dict[str, LayerError]]:
+    """The choice that a plan's lines make, and the errors that they state, by layer path."""
+    choice: dict[str, QuantConfig] = {}
+    errors: dict[str, LayerError] = {}
+    for i, entry in enumerate(entries):
+        # A line must name a layer that no other line names.
+        named = isinstance(entry, dict) and isinstance(entry.get("layer"), str)
+        if not named or "as" not in entry:
+            raise file.error("a layer's line must be {layer: PATH, as: CONFIG}", "layers", i)
+        if unknown := entry.keys() - LAYER_KEYS:
+            raise file.error(
+                f"a layer has no key {min(map(str, unknown))!r}: there are {', '.join(LAYER_KEYS)}",
+                "layers",
+                i,
+            )
+        path = entry["layer"]
+        if path in choice:
+            raise file.error(f"the layer {path} is named twice", "layers", i)
+
+        try:
+            choice[path] = parse_config(str(entry["as"]))
+        except UsageError as error:
+            raise file.error(str(error), "layers", i) from None
+        mean = entry.get("nmse")
+        worst = entry.get("worst")
+        if isinstance(mean, float) and isinstance(worst, float):
+            errors[path] = LayerError(mean, worst)
+    return choice, errors
 
 
 def _text(value: Any) -> str | None:

@@ -1,6 +1,6 @@
-"""Which configurations each layer may get: candidates under guards, a recipe and overrides, and the
-sizes that they allow.
-"""
+"""Which configurations each layer may get, and the sizes that they allow.
+
+Candidates follow from the recipe, guards and overrides."""
 
 from __future__ import annotations
 

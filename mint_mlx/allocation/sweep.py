@@ -1,36 +1,40 @@
-"""Predicted quality against size: what each further byte buys, where that stops, and which Mac it
-fits.
-"""
+"""Predicted quality against size: what each further byte buys, and which Mac each size fits."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..base.errors import UsageError
 from ..base.files import atomic_write
+from ..base.one_line import one_line
 from ..base.units import Budget, human, parse_budget
-from ..measure.profile import Profile
+from ..checkpoint.layers import Inventory
 from ..measure.profile_file import load_profile
-from ..measure.sensitivity import Sensitivity
 from ..rules.efforts import EFFORTS, expected_kl, level_with
 from ..rules.objectives import needs_sensitivity
 from ..runtime.memory import GIB, MAC_SIZES, RESERVE, gpu_limit
 from .allocate import allocate
 from .artifacts import PROFILE_FILE, find_artifact, find_sensitivity
+from .plan import Plan
 from .search_space import SearchSpace, list_candidates, size_range
 
 POINTS = 24
+SMALLEST = Budget("smallest")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One size on the curve. `loss` is the expected KL in nats per token with a sensitivity, else
-    the objective's.
+    """One size on the curve.
+
+    Attributes:
+        bytes: of all safetensors files.
+        bits_per_weight: the same over the number of weights.
+        loss: expected KL in nats per token with a sensitivity, else the objective's value.
     """
 
     bytes: int
@@ -46,7 +50,7 @@ class Measured:
     perplexity: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sweep:
     """A curve of sizes with its knee.
 
@@ -67,6 +71,11 @@ class Sweep:
     macs: list[tuple[int, int]]
     measured: list[Measured]
 
+    def __repr__(self) -> str:
+        sizes = f"{human(self.points[0].bytes)} to {human(self.points[-1].bytes)}"
+        knee = f"knee at {self.points[self.knee].bits_per_weight:.2f} bits per weight"
+        return one_line(self, self.source, f"{len(self.points)} sizes from {sizes}", knee)
+
 
 def parse_measured(text: str) -> tuple[Budget, float]:
     """Read `SIZE:PPL`.
@@ -80,76 +89,77 @@ def parse_measured(text: str) -> tuple[Budget, float]:
     except ValueError:
         perplexity = math.nan
     if not colon or not 1 <= perplexity < math.inf:
-        raise UsageError(f"--measured {text} is wrong: write SIZE:PERPLEXITY, such as 4.5bpw:7.31")
-    return parse_budget(size), perplexity
+        raise UsageError(f"--measured must be SIZE:PERPLEXITY, such as 4.5bpw:7.31 (got {text})")
+    budget = parse_budget(size)
+    if budget == SMALLEST:
+        raise UsageError(f"--measured needs a size such as 4.5bpw or 19GB (got {size})")
+    return budget, perplexity
 
 
 def sweep(
-    profile: str | Path, sensitivity: str | Path | None = None, measured: tuple[str, ...] = ()
+    profile: str | Path,
+    sensitivity: str | Path | None = None,
+    measured: Sequence[str] = (),
 ) -> Sweep:
     """Allocate a profile at sizes from the smallest to the largest.
 
     Args:
-        profile: a profile's file, or a checkpoint or repository that keeps one.
+        profile: a profile's file, or a checkpoint or repository that holds one.
         sensitivity: the same of a sensitivity; by default the one that the checkpoint or repository
-            keeps, if any.
-        measured: `SIZE:PPL`, what was measured.
+            holds, if any.
+        measured: `SIZE:PPL`, perplexities that somebody measured.
 
     Raises:
         MintError: a file or a size is wrong.
     """
+    # Words are checked before a profile is read, which may be downloaded.
+    given = [parse_measured(text) for text in measured]
     curves = load_profile(find_artifact(profile, PROFILE_FILE))
     weights = find_sensitivity(profile, sensitivity)
     objective = curves.recipe.objective or EFFORTS[level_with(weights is not None)].objective
-    parameters = curves.inventory.parameters
-    found = []
-    for size, perplexity in map(parse_measured, measured):
-        limit = size.resolve(parameters)
-        if limit is None:
-            raise UsageError(f"--measured {size.text} is no size: write one such as 4.5bpw or 19GB")
-        found.append(Measured(limit, perplexity))
-    points = [
-        _point(curves, budget, objective, weights)
-        for budget in _budgets(curves, objective, weights)
-    ]
-    macs = [(gib, gpu_limit(gib * GIB) - RESERVE) for gib in MAC_SIZES]
-    on_curve = [(gib, size) for gib, size in macs if points[0].bytes <= size <= points[-1].bytes]
-    return Sweep(curves.origin.source, objective, points, knee(points), on_curve, found)
 
-
-def _budgets(curves: Profile, objective: str, weights: Sensitivity | None) -> list[Budget]:
-    """Sizes at equal ratios from the smallest to the largest."""
+    # One plan for each size.
     space = SearchSpace(curves.inventory, curves.recipe)
-    smallest = allocate(curves, Budget("smallest"), space, objective, weights)
-    least = smallest.layout(curves.inventory).total
-    most = size_range(curves.inventory, _quantized(curves))[1]
-    sizes = np.geomspace(least, most, POINTS).astype(int).tolist()
-    return [Budget("smallest"), *(parse_budget(f"{size}B") for size in sizes[1:])]
+    smallest = allocate(curves, SMALLEST, space, objective, weights)
+    plans = [smallest]
+    for size in _sizes(smallest.layout(curves.inventory).total, space):
+        plans.append(allocate(curves, parse_budget(f"{size}B"), space, objective, weights))
+    points = [_point(plan, curves.inventory) for plan in plans]
+
+    # What people know of these sizes: their Mac, and figures of their own.
+    limits = [(gib, gpu_limit(gib * GIB) - RESERVE) for gib in MAC_SIZES]
+    macs = [(gib, size) for gib, size in limits if points[0].bytes <= size <= points[-1].bytes]
+    known = []
+    for budget, perplexity in given:
+        limit = budget.resolve(curves.inventory.parameters)
+        assert limit is not None
+        known.append(Measured(limit, perplexity))
+    return Sweep(curves.origin.source, objective, points, knee(points), macs, known)
 
 
-def _quantized(curves: Profile) -> dict[str, Any]:
-    """Candidates without the unquantized one, where a layer has others: beyond them nothing is left
-    to choose.
-    """
-    options = list_candidates(SearchSpace(curves.inventory, curves.recipe))
-    return {
-        path: tuple(c for c in configs if c.quantized) or configs
-        for path, configs in options.items()
+def _sizes(smallest: int, space: SearchSpace) -> list[int]:
+    """Bytes at equal ratios from the smallest to the largest, without the smallest."""
+    # Beyond the largest quantized size nothing is left to choose.
+    options = {
+        path: tuple(config for config in configs if config.quantized) or configs
+        for path, configs in list_candidates(space).items()
     }
+    most = size_range(space.inventory, options)[1]
+    sizes: list[int] = np.geomspace(smallest, most, POINTS).astype(int).tolist()
+    return sizes[1:]
 
 
-def _point(curves: Profile, budget: Budget, objective: str, weights: Sensitivity | None) -> Point:
-    space = SearchSpace(curves.inventory, curves.recipe)
-    plan = allocate(curves, budget, space, objective, weights)
-    total = plan.layout(curves.inventory).total
-    loss = expected_kl(objective, EFFORTS["balanced"].quantizer, plan.loss) or plan.loss or 0.0
-    return Point(total, total * 8 / curves.inventory.parameters, loss)
+def _point(plan: Plan, inventory: Inventory) -> Point:
+    """A plan as a point of the curve."""
+    total = plan.layout(inventory).total
+    loss = expected_kl(plan.objective, EFFORTS["balanced"].quantizer, plan.loss) or plan.loss or 0.0
+    return Point(total, total * 8 / inventory.parameters, loss)
 
 
 def knee(points: list[Point]) -> int:
-    """The point that lies farthest below the line from the first to the last (Satopaa et al.,
-    "Kneedle", 2011).
-    """
+    """The index of the point farthest below the line from the first to the last.
+
+    The method is Kneedle (Satopaa et al., "Finding a Kneedle in a Haystack", 2011)."""
     size = np.array([point.bytes for point in points], dtype=np.float64)
     loss = np.array([point.loss for point in points])
     if len(points) < 3 or size[-1] == size[0] or loss[0] == loss[-1]:
@@ -159,76 +169,82 @@ def knee(points: list[Point]) -> int:
     return int(np.argmax(y - x))
 
 
-def sweep_rows(found: Sweep) -> tuple[list[str], list[list[str]]]:
-    """The curve as a table: marks tell the knee, the Macs whose limit lies between a size and the
-    next, and what was measured at about this size."""
-    rows = []
+def sweep_lines(curve: Sweep) -> tuple[list[str], list[list[str]]]:
+    """The curve as a table.
+
+    Marks tell the knee, the Macs whose limit lies between a size and the next, and what was
+    measured at about this size."""
     nearest = {
-        m: min(found.points, key=lambda point: abs(point.bytes - m.bytes)) for m in found.measured
+        known: min(curve.points, key=lambda point: abs(point.bytes - known.bytes))
+        for known in curve.measured
     }
-    for i, point in enumerate(found.points):
-        after = found.points[i + 1].bytes if i + 1 < len(found.points) else math.inf
-        marks = ["knee"] if i == found.knee else []
-        marks += [f"{gib} GiB Mac" for gib, size in found.macs if point.bytes <= size < after]
-        marks += [f"measured {m.perplexity:.4g}" for m in found.measured if nearest[m] is point]
-        rows.append(
-            [
-                human(point.bytes),
-                f"{point.bits_per_weight:.2f}",
-                f"{point.loss:.3g}",
-                ", ".join(marks),
-            ]
-        )
-    what = "predicted KL" if needs_sensitivity(found.objective) else "loss"
-    return ["size", "bpw", what, "note"], rows
+    lines = []
+    for i, point in enumerate(curve.points):
+        after = curve.points[i + 1].bytes if i + 1 < len(curve.points) else math.inf
+        marks = ["knee"] if i == curve.knee else []
+        marks += [f"{gib} GiB Mac" for gib, size in curve.macs if point.bytes <= size < after]
+        marks += [
+            f"measured {known.perplexity:.4g}"
+            for known in curve.measured
+            if nearest[known] is point
+        ]
+        line = [human(point.bytes), f"{point.bits_per_weight:.2f}", f"{point.loss:.3g}"]
+        lines.append([*line, ", ".join(marks)])
+    loss = "predicted KL" if needs_sensitivity(curve.objective) else "loss"
+    return ["size", "bpw", loss, "note"], lines
 
 
-def draw(found: Sweep, path: Path) -> None:
-    """Draw the curve: predicted loss against bytes, the knee, the limits of Macs, and measured
-    perplexities.
-    """
+def draw(curve: Sweep, path: Path) -> None:
+    """Draw predicted loss against bytes, the knee, the limits of Macs, and measured perplexities.
+
+    The file's ending says the format."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+    # The curve and its knee.
     figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    sizes, losses = [p.bytes for p in found.points], [p.loss for p in found.points]
-    known = needs_sensitivity(found.objective)
-    label = "predicted KL from the source, --effort balanced" if known else "loss"
+    sizes = [point.bytes for point in curve.points]
+    losses = [point.loss for point in curve.points]
+    predicted = needs_sensitivity(curve.objective)
+    label = "predicted KL from the source, --effort balanced" if predicted else "loss"
     axis.plot(sizes, losses, marker="o", markersize=4, color="tab:blue", label=label)
-    at = found.points[found.knee]
-    axis.plot(
-        [at.bytes], [at.loss], "D", color="tab:red", label=f"knee: {at.bits_per_weight:.2f} bpw"
-    )
-    for gib, size in found.macs:
+    at = curve.points[curve.knee]
+    label = f"knee: {at.bits_per_weight:.2f} bpw"
+    axis.plot([at.bytes], [at.loss], "D", color="tab:red", label=label)
+
+    # Where each Mac's memory ends.
+    for gib, size in curve.macs:
         axis.axvline(size, color="grey", linestyle=":")
-        axis.annotate(
-            f"{gib} GiB Mac", (size, losses[0]), rotation=90, fontsize=8, ha="right", va="top"
-        )
+        place = (size, losses[0])
+        axis.annotate(f"{gib} GiB Mac", place, rotation=90, fontsize=8, ha="right", va="top")
+
+    # Both axes span orders of magnitude; sizes are read in their units.
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlabel("bytes of all safetensors files")
-    axis.set_ylabel("predicted KL (nats per token)" if known else "loss (`prior`)")
+    axis.set_ylabel("predicted KL (nats per token)" if predicted else "loss (`prior`)")
     axis.xaxis.set_major_locator(MaxNLocator(7))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
     axis.tick_params(axis="x", rotation=30)
     axis.grid(True, which="both", alpha=0.25)
+
+    # Perplexities have another scale.
     handles, names = axis.get_legend_handles_labels()
-    if found.measured:
+    if curve.measured:
         other = axis.twinx()
         other.set_ylabel("measured perplexity")
-        (line,) = other.plot(
-            [m.bytes for m in found.measured],
-            [m.perplexity for m in found.measured],
-            "s",
-            color="tab:green",
-        )
-        handles, names = [*handles, line], [*names, "measured perplexity"]
+        sizes = [known.bytes for known in curve.measured]
+        perplexities = [known.perplexity for known in curve.measured]
+        (drawn,) = other.plot(sizes, perplexities, "s", color="tab:green")
+        handles = [*handles, drawn]
+        names = [*names, "measured perplexity"]
     axis.legend(handles, names, fontsize=8)
-    axis.set_title(found.source)
+    axis.set_title(curve.source)
+
     with atomic_write(path) as partial:
         figure.savefig(partial, dpi=130, format=path.suffix[1:])
     pyplot.close(figure)

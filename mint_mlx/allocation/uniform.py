@@ -28,17 +28,14 @@ def uniform_choice(
 
 
 def active_ratio(inventory: Inventory, choice: dict[str, QuantConfig]) -> float:
-    """Bytes that a decoded token reads, relative to uniform 4bit-g64: decode speed follows it
-    inversely.
+    """Bytes that a decoded token reads, relative to uniform 4bit-g64.
 
-    Rows that groups of 64 don't divide are counted at 4bit-g32 there, so that the ratio compares
-    like with like."""
-    reference, finer = uniform_choice(inventory, QuantConfig(4, 64)), QuantConfig(4, 32)
+    Decoding is slower by about this factor. Rows that groups of 64 don't divide are counted at
+    4bit-g32 there, so that the ratio compares like with like."""
+    reference = uniform_choice(inventory, QuantConfig(4, 64))
+    finer = QuantConfig(4, 32)
     for layer in inventory.layers:
-        if (
-            not reference[layer.path].quantized
-            and not layer.objection(finer)
-            and finer.divides(layer.shape[-1])
-        ):
+        possible = finer.divides(layer.shape[-1]) and not layer.objection(finer)
+        if possible and not reference[layer.path].quantized:
             reference[layer.path] = finer
     return inventory.active_bytes(choice) / inventory.active_bytes(reference)

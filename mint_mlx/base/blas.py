@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,18 +22,25 @@ ADVICE = (
     "install one with `apt install libopenblas0` (or `pip install mkl`) to evaluate about 30 "
     "times faster"
 )
+LATE = (
+    "MLX was imported before mint_mlx, so no fast BLAS could be opened for it: put `from mint_mlx "
+    "import convert` (or another of its functions) above `import mlx`"
+)
 
 
 @lru_cache(maxsize=1)
 def use_fast_blas() -> str | None:
     """Open the system's MKL or OpenBLAS for MLX.
 
-    MLX resolves its BLAS symbols when it is first imported, so a later call has no effect.
+    MLX resolves its BLAS symbols when it is first imported, so a later call only warns.
 
     Returns:
         The name of the library, or None where there is none (and on a Mac, which needs none).
     """
-    if sys.platform != "linux" or "mlx.core" in sys.modules:
+    if sys.platform != "linux":
+        return None
+    if "mlx.core" in sys.modules:
+        warnings.warn(LATE, RuntimeWarning, stacklevel=3)
         return None
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", THREAD_TIMEOUT)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,12 +18,16 @@ from .options import (
     start,
 )
 
+if TYPE_CHECKING:
+    from ..jobs.steps import Allocation
+    from .output import Output
+
 
 def allocate(
     profile: Annotated[
         str,
         typer.Argument(
-            metavar="PROFILE", help="What `mint-mlx profile` wrote, or a checkpoint that keeps one."
+            metavar="PROFILE", help="What `mint-mlx profile` wrote, or a checkpoint that holds one."
         ),
     ],
     budget: Annotated[
@@ -37,7 +41,7 @@ def allocate(
         str | None,
         typer.Option(
             metavar="FILE|ORG/NAME",
-            help="What `mint-mlx sensitivity` wrote, or a checkpoint keeps.",
+            help="What `mint-mlx sensitivity` wrote, or a checkpoint that holds one.",
         ),
     ] = None,
     recipe: RecipeOpt = None,
@@ -51,48 +55,75 @@ def allocate(
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Choose bits and group size of every layer for a budget: writes a plan that you can edit."""
+    """Choose bits and group size of every layer for a size: writes a plan that you can edit.
+
+    See docs/guides/edit-a-plan.md.
+    """
     output = start(as_json)
     import json
 
-    from ..allocation.plan_file import plan_text
-    from ..base.units import both
-    from ..jobs import steps
-    from ..rules import efforts
-    from ..rules.objectives import needs_sensitivity
+    from ..allocation.search_space import parse_override
+    from ..base.units import parse_budget
 
+    # Words are refused before MLX is imported, which takes seconds.
     if emit not in (None, "mlx"):
-        raise UsageError(f"--emit {emit} is unknown: there is only `--emit mlx`")
-    plan, inventory = steps.plan_profile(
-        profile, budget, out, recipe, objective, override or [], ignore_guards, force, sensitivity
+        raise UsageError(f"--emit must be mlx (got {emit})")
+    parse_budget(budget)
+    for text in override or []:
+        parse_override(text)
+
+    from ..allocation.plan_file import plan_text
+    from ..jobs import steps
+
+    allocation = steps.allocate(
+        profile,
+        budget,
+        out,
+        recipe=recipe,
+        objective=objective,
+        overrides=override or [],
+        ignore_guards=ignore_guards,
+        force=force,
+        sensitivity=sensitivity,
     )
-    total = plan.layout(inventory).total
+    plan = allocation.plan
     if emit == "mlx":
         print(json.dumps(plan.quantization(), indent=4))
         return
     if out is None:
-        output.line(plan_text(plan, inventory).rstrip())
+        output.line(plan_text(plan, allocation.inventory).rstrip())
     else:
-        bits = total * 8 / inventory.parameters
-        expected = efforts.expectation(plan.objective, plan.quantizer, plan.loss)
-        output.line(
-            f"{out}: {both(total)}, {bits:.2f} bits per weight, within {plan.gap:.3%} of the best "
-            f"possible{expected}"
-        )
-        weighed = sensitivity or (
-            profile if needs_sensitivity(plan.objective) else None
-        )  # kept beside the profile
-        own = f" --sensitivity {shlex.quote(weighed)}" if weighed else ""
-        output.line(f"Next: mint-mlx convert MODEL --plan {shlex.quote(str(out))}{own}")
+        _print_next(allocation, out, profile, sensitivity, output)
     output.result(
         {
-            "bytes": total,
+            "bytes": allocation.bytes,
             "budget_bytes": plan.budget_bytes,
             "objective": plan.objective,
             "loss": plan.loss,
-            "expected_kl": efforts.expected_kl(plan.objective, plan.quantizer, plan.loss),
+            "expected_kl": allocation.expected_kl,
             "gap": plan.gap,
             "plan": str(out) if out else None,
             "layers": {path: str(config) for path, config in plan.choice.items()},
         }
     )
+
+
+def _print_next(
+    allocation: Allocation, out: Path, profile: str, sensitivity: str | None, output: Output
+) -> None:
+    """What was written, and the command that carries it out."""
+    from ..base.units import both
+    from ..rules.efforts import expectation
+    from ..rules.objectives import needs_sensitivity
+
+    plan = allocation.plan
+    output.line(
+        f"{out}: {both(allocation.bytes)}, {allocation.bits_per_weight:.2f} bits per weight, "
+        f"within {plan.gap:.3%} of the best "
+        f"possible{expectation(plan.objective, plan.quantizer, plan.loss)}"
+    )
+
+    # A sensitivity that wasn't named stood beside the profile.
+    used = sensitivity or (profile if needs_sensitivity(plan.objective) else None)
+    option = f" --sensitivity {shlex.quote(used)}" if used else ""
+    output.line(f"Next: mint-mlx convert MODEL --plan {shlex.quote(str(out))}{option}")

@@ -1,4 +1,4 @@
-"""`mint-mlx cache`: what is kept between runs, and dropping it."""
+"""`mint-mlx cache`: what earlier runs measured, and how to delete it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import typer
 from .options import JsonOpt, WorkDirOpt, start
 
 cache_app = typer.Typer(
-    help="List what is kept between runs, with sizes; `cache clear` drops it.",
+    help="List what earlier runs stored, with sizes; `cache clear` deletes it.",
     invoke_without_command=True,
 )
 
 
 @cache_app.callback()
 def show(context: typer.Context, work_dir: WorkDirOpt = None, as_json: JsonOpt = False) -> None:
-    """List what is kept between runs, with sizes; `cache clear` drops it."""
+    """List what earlier runs stored, with sizes; `cache clear` deletes it."""
     if context.invoked_subcommand is not None:
         return
     output = start(as_json, work_dir)
@@ -25,20 +25,20 @@ def show(context: typer.Context, work_dir: WorkDirOpt = None, as_json: JsonOpt =
     from ..base.units import both, human
     from ..measure import cache
 
-    found = cache.entries()
-    rows = [
+    entries = cache.entries()
+    lines = [
         [e.path.name, e.kind, human(e.bytes), date.fromtimestamp(e.modified).isoformat()]
-        for e in found
+        for e in entries
     ]
-    total = sum(entry.bytes for entry in found)
-    if rows:
-        output.table(["name", "kind", "bytes", "written"], rows)
+    total = sum(entry.bytes for entry in entries)
+    if lines:
+        output.table(["name", "kind", "bytes", "written"], lines)
     output.line(
-        f"{cache.cache_dir()}: {both(total)}, {len(rows)} entries; `mint-mlx cache clear` drops "
-        "them"
+        f"{cache.cache_dir()}: {both(total)}, {len(entries)} entries; `mint-mlx cache clear` "
+        "deletes them"
     )
-    kept = [{"name": e.path.name, "kind": e.kind, "bytes": e.bytes} for e in found]
-    output.result({"folder": str(cache.cache_dir()), "bytes": total, "entries": kept})
+    data = [{"name": e.path.name, "kind": e.kind, "bytes": e.bytes} for e in entries]
+    output.result({"folder": str(cache.cache_dir()), "bytes": total, "entries": data})
 
 
 @cache_app.command()
@@ -50,7 +50,7 @@ def clear(
     work_dir: WorkDirOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Drop what is kept. What a checkpoint keeps of its making, and downloads of the Hub, stay."""
+    """Delete what earlier runs stored; checkpoints and downloads from the Hub stay."""
     output = start(as_json, work_dir)
     from ..base.units import both
     from ..measure import cache

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..base.errors import MintError, UsageError
-from .options import JsonOpt, start
+from .options import (
+    BatchOpt,
+    JsonOpt,
+    LengthOpt,
+    ProtocolOpt,
+    SeedOpt,
+    TextOpt,
+    WindowsOpt,
+    start,
+)
 
 if TYPE_CHECKING:
     from ..eval.settings import Settings
     from ..eval.suite import Entry
     from .output import Output
-from .options import BatchOpt, LengthOpt, ProtocolOpt, SeedOpt, TextOpt, WindowsOpt
 
 
 def compare(
@@ -56,20 +65,24 @@ def compare(
     text: TextOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Our methods and mlx-lm's at the same bytes: a ranked table, results.json and a picture."""
-    output = start(as_json, long=True)
-    from ..base.errors import explain
-    from ..base.units import parse_budget
-    from ..eval.methods import check_methods
-    from ..eval.settings import Settings
-    from ..eval.suite import Entry, read_suite
+    """Compare ways to quantize a model at the same bytes: ours, mlx-lm's and given checkpoints.
 
+    Writes a ranked table, results.json and a picture (docs/guides/evaluate-and-compare.md).
+    """
+    output = start(as_json, long=True)
     if (model is None) == (suite is None):
         raise UsageError("give a model, or several with --suite FILE")
     if suite is not None and (budget or methods or given):
         raise UsageError(
             "a suite brings its own sizes and methods: leave --budget, --methods and --with out"
         )
+    from ..base.errors import explain
+    from ..base.units import parse_budget
+    from ..eval.methods import check_methods
+    from ..eval.settings import Settings
+    from ..eval.suite import Entry, read_suite
+
+    # All comparisons are checked before the first one starts.
     settings = Settings(protocol, length, windows, seed, batch, text)
     if suite is not None:
         entries = read_suite(suite)
@@ -81,29 +94,42 @@ def compare(
         check_methods(entry.methods, baseline_text)
         for size in entry.budgets:
             parse_budget(size)
-    folders = []
-    for number, entry in enumerate(entries):
-        name = Path(entry.model).name
-        twice = sum(Path(e.model).name == name for e in entries) > 1
-        folder = Path(f"{name}-compare") if out is None else out
-        if suite is not None:
-            folder = (out or Path("compare")) / (f"{name}-{number + 1}" if twice else name)
-        for place in (folder, *folder.parents):
-            if place.exists() and not place.is_dir():
-                raise MintError(f"{place} is a file: give a folder with -o")
-        folders.append(folder)
-    found, failed = [], False
+    folders = _folders(entries, out, suite is not None)
+
+    # Of a suite, one that fails leaves the others their results.
+    results = []
+    failed = False
     for entry, folder in zip(entries, folders, strict=True):
         try:
-            found.append(_compare(output, entry, baseline_text, settings, not no_speed, folder))
+            results.append(_compare(output, entry, baseline_text, settings, not no_speed, folder))
         except Exception as error:
             if suite is None or explain(error) is None:
                 raise
             failed = True
             output.note(f"{entry.model} could not be compared: {explain(error)}")
-    output.result({"comparisons": found} if suite else found[0])
+    output.result({"comparisons": results} if suite else results[0])
     if failed:
         raise typer.Exit(1)
+
+
+def _folders(entries: Sequence[Entry], out: Path | None, suite: bool) -> list[Path]:
+    """Where each comparison's results go.
+
+    Raises:
+        MintError: a file is in the way.
+    """
+    names = [Path(entry.model).name for entry in entries]
+    folders = []
+    for number, name in enumerate(names):
+        folder = Path(f"{name}-compare") if out is None else out
+        if suite:
+            twice = names.count(name) > 1
+            folder = (out or Path("compare")) / (f"{name}-{number + 1}" if twice else name)
+        for place in (folder, *folder.parents):
+            if place.exists() and not place.is_dir():
+                raise MintError(f"{place} is a file: give a folder with -o")
+        folders.append(folder)
+    return folders
 
 
 def _compare(
@@ -114,12 +140,13 @@ def _compare(
     speed: bool,
     folder: Path,
 ) -> dict[str, Any]:
+    """One comparison: its files in a folder, its tables, and the same as a JSON object."""
     import shlex
 
     from ..eval import report
     from ..eval.compare import compare
 
-    found = compare(
+    comparison = compare(
         entry.model,
         entry.budgets,
         entry.methods,
@@ -130,17 +157,23 @@ def _compare(
         report=output,
     )
     command = shlex.join(["mint-mlx", *sys.argv[1:]])
-    paths = report.save(found, folder, command)
+    paths = report.save(comparison, folder, command)
     output.close()
-    for title, table in report.tables(found):
-        output.table(report.columns(found), table, f"{found.source} {title}")
-    for reason in report.reasons(found):
+
+    for title, table in report.tables(comparison):
+        output.table(report.columns(comparison), table, f"{comparison.source} {title}")
+    for reason in report.reasons(comparison):
         output.line(f"not run: {reason}")
     output.line("written: " + ", ".join(map(str, paths)))
-    rows = [{k: v for k, v in row.items() if not k.startswith("window_")} for row in found.rows]
+
+    # Figures of single windows are in results.json alone.
+    rows = [
+        {key: value for key, value in row.items() if not key.startswith("window_")}
+        for row in comparison.rows
+    ]
     return {
-        "source": found.source,
-        "noise_floor": found.noise_floor,
+        "source": comparison.source,
+        "noise_floor": comparison.noise_floor,
         "folder": str(folder),
         "rows": rows,
     }

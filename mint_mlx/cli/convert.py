@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,10 +29,10 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..jobs.model import Job
+    from ..jobs.order import Order
+    from ..jobs.request import CheckedRequest
+    from ..jobs.result import Result
     from .output import Output
-    from .tables import SizeRow
-
 
 LARGE = 10**9  # parameters from which on the time is said before the work
 
@@ -50,7 +50,8 @@ def convert(
     fit: Annotated[
         str | None,
         typer.Option(
-            metavar="this-mac|32GiB", help="The size that such a Mac runs, in place of --budget."
+            metavar="this-mac|32GiB",
+            help="The largest size that such a Mac runs, in place of --budget.",
         ),
     ] = None,
     context: Annotated[
@@ -64,20 +65,21 @@ def convert(
         str | None,
         typer.Option(
             metavar="fast|balanced|best",
-            help="What to look at and how to round; balanced otherwise.",
+            help="How much time to spend on quality; balanced otherwise.",
         ),
     ] = None,
     plan: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|ORG/NAME",
-            help="Carry out this plan, or the one that a checkpoint keeps, as it is.",
+            help="Carry out this plan, or the one in a checkpoint, as it is.",
         ),
     ] = None,
     sensitivity: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|ORG/NAME", help="Take a sensitivity from here instead of measuring it."
+            metavar="FILE|ORG/NAME",
+            help="Use this sensitivity, or the one in a checkpoint, instead of measuring it.",
         ),
     ] = None,
     tokens: TokensOpt = None,
@@ -126,17 +128,15 @@ def convert(
     ] = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Fit a model into a budget: profile, allocate, write, verify.
+    """Convert a model to the size that you want, in MLX format: measure, allocate, write, verify.
 
-    Without a budget it lists the possible sizes.
+    Without a size it lists those that are possible (docs/guides/choose-a-size.md).
     """
     output = start(as_json, work_dir, long=True, shared=True)
     from ..checkpoint import hub
-    from ..jobs import convert as convert_job
-    from ..jobs import dry_run as forecast
-    from ..jobs.request import Request, place_order
-    from . import tables
+    from ..jobs.request import Request, check_request
 
+    # Words are refused before MLX is imported, which takes seconds.
     if public and not upload_repo:
         raise UsageError("--public says how --upload-repo uploads: give that too")
     if upload_repo and hub.parse_repo(upload_repo) is None:
@@ -163,90 +163,154 @@ def convert(
         sample=sample,
         allow_nonfinite=allow_nonfinite,
         low_disk=low_disk,
-        called=upload_repo,
+        card_name=upload_repo,
     )
     if budget is None and fit is None and plan is None and uniform is None:
-        more = {"--parts": parts, "--recipe": recipe, "--objective": objective, "--effort": effort}
-        words = [model, *(word for name, value in more.items() if value for word in (name, value))]
-        _print_sizes(output, *tables.size_table(request), context, shlex.join(words))
+        _print_sizes(check_request(replace(request, budget="smallest")), output)
         raise typer.Exit(2)
-    order = place_order(request, output)
-    if order.fit is not None:
-        output.table(*tables.fit_rows(order.fit))
-        if hint := tables.raise_hint(order):
-            output.note(hint)
+    checked = check_request(request)
+
+    # What headers alone can refuse or tell comes before any work.
+    from ..jobs.convert import carry_out
+    from ..jobs.order import place_order
+
+    order = place_order(checked, output)
+    _print_fit(order, output)
     if dry_run:
-        chosen, run = forecast.dry_run(order)
-        for line in forecast.dry_lines(order.job, chosen, run):
-            output.line(line)
-        output.table(*tables.config_rows(chosen, order.job.inventory))
-        output.result(asdict(run))
+        _print_dry_run(order, output)
         return
     if upload_repo and ranks().first:
         hub.check_upload(upload_repo, private=not public)
     if order.job.inventory.parameters > LARGE:
-        output.note(forecast.time_note(order))
-    result = convert_job.carry_out(order, smoke=not no_smoke, report=output)
+        from ..jobs.dry_run import time_note
+
+        output.note(time_note(order))
+
+    result = carry_out(order, smoke=not no_smoke, report=output)
     output.close()
-    data = convert_job.summary(result)
-    output.table(*tables.config_rows(result.plan, result.inventory))
+    data = _print_result(result, budget, output)
+    if upload_repo and ranks().first:
+        data["uploaded"] = _upload(result.path, upload_repo, public, output)
+    output.result(data)
+    _print_next(result.path, kv_bits, output)
+
+
+def _print_fit(order: Order, output: Output) -> None:
+    """The sum behind a size that follows from a machine."""
+    from . import tables
+
+    if order.fit is None:
+        return
+    output.table(*tables.fit_lines(order.fit))
+    if hint := tables.raise_hint(order):
+        output.note(hint)
+
+
+def _print_dry_run(order: Order, output: Output) -> None:
+    """What a conversion would write and take."""
+    from ..jobs.dry_run import dry_lines, dry_run
+    from . import tables
+
+    plan, run = dry_run(order)
+    for line in dry_lines(order.job, plan, run):
+        output.line(line)
+    output.table(*tables.config_lines(plan, order.job.inventory))
+    output.result(asdict(run))
+
+
+def _print_result(result: Result, budget: str | None, output: Output) -> dict[str, Any]:
+    """A finished conversion for people; returns the same as one JSON object."""
+    from ..jobs.result import describe, summary
+    from . import tables
+
+    output.table(*tables.config_lines(result.plan, result.inventory))
     if budget == "smallest" and result.bits_per_weight < 4:
         output.note(
             "this is the least that the safety floor allows: safe from collapse, but clearly "
             "worse than 4 bits"
         )
-    output.line(convert_job.describe(result))
+    output.line(describe(result))
     if result.sentence:
         output.line(f"it writes: {result.sentence}")
-    if upload_repo and ranks().first:
-        output.stage("upload")
-        try:
-            data["uploaded"] = hub.upload(result.path, upload_repo, private=not public)
-        except Exception:
-            output.note(
-                f"{result.path} is complete; upload it with: hf upload {upload_repo} "
-                f"{shlex.quote(str(result.path))}"
-            )
-            raise
-        output.line(f"uploaded to {data['uploaded']}")
-    output.result(data)
+    return summary(result)
+
+
+def _upload(folder: Path, repo: str, public: bool, output: Output) -> str:
+    """Upload a result; returns its address."""
+    from ..checkpoint import hub
+
+    output.stage("upload")
+    try:
+        address = hub.upload(folder, repo, private=not public)
+    except Exception:
+        output.note(
+            f"{folder} is complete; upload it with: hf upload {repo} {shlex.quote(str(folder))}"
+        )
+        raise
+    output.line(f"uploaded to {address}")
+    return address
+
+
+def _print_next(folder: Path, kv_bits: int | None, output: Output) -> None:
+    """The command that talks to a result."""
+    path = shlex.quote(str(folder))
     if kv_bits is None:
-        output.line(f"mlx_lm.chat --model {shlex.quote(str(result.path))}")
+        output.line(f"mlx_lm.chat --model {path}")
         return
     output.note(
         "of mlx-lm's commands only generate has a quantized cache: chat and server keep 16 bits"
     )
     cache = f"--kv-bits {kv_bits} --quantized-kv-start 0"
-    output.line(f"mlx_lm.generate --model {shlex.quote(str(result.path))} {cache} --prompt Hello")
+    output.line(f"mlx_lm.generate --model {path} {cache} --prompt Hello")
 
 
-def _print_sizes(output: Output, job: Job, table: list[SizeRow], context: int, words: str) -> None:
+def _print_sizes(checked: CheckedRequest, output: Output) -> None:
+    """The sizes that a model can have, and the command that takes one."""
     from ..base.units import both, count
+    from ..jobs.sizes import size_table
     from . import tables
 
+    request = checked.request
+    job, sizes = size_table(checked)
     output.line(
         f"{job.source.name}: {count(job.inventory.parameters)} parameters, "
         f"{both(job.source.weight_bytes)}"
     )
-    output.table(*tables.size_rows(table))
+    output.table(*tables.size_lines(sizes))
+
+    # What the columns mean.
     output.line(
-        f"Mac: the smallest that has room for it beside a context of {context} tokens (--context); "
-        "`--fit this-mac` takes the largest size that this one runs. 4.5bpw is the usual choice "
-        "where there is one: below 4 quality falls fast, above 6 little is left to gain."
+        f"Mac: the smallest that has room for it beside a context of {request.context} tokens "
+        "(--context); `--fit this-mac` takes the largest size that this one runs. 4.5bpw is the "
+        "usual choice where there is one: below 4 quality falls fast, above 6 little is left to "
+        "gain."
     )
-    if table[0].loss is None:
+    if sizes[0].loss is None:
         output.line(
             "No weight has been read: sizes are exact, but for the smallest, a guess that may be "
             "a third too low."
         )
-    if any(row.expected_kl is not None for row in table):
+    if any(size.expected_kl is not None for size in sizes):
         output.line(
             "Expected KL: divergence from the source in nats a token, as this model's sensitivity "
             "predicts it."
         )
-    usual = "4.5bpw" if "4.5bpw" in [row.label for row in table] else table[0].label
-    output.line(f"Then: mint-mlx convert {words} --budget {usual}")
-    sizes = [asdict(row) for row in table]
+
+    # The next command has what decided about these sizes.
+    options = {
+        "--parts": request.parts,
+        "--recipe": request.recipe,
+        "--objective": request.objective,
+        "--effort": request.effort,
+    }
+    words = [word for name, value in options.items() if value for word in (name, value)]
+    usual = "4.5bpw" if "4.5bpw" in [size.label for size in sizes] else sizes[0].label
+    command = shlex.join([request.model, *words])
+    output.line(f"Then: mint-mlx convert {command} --budget {usual}")
     output.result(
-        {"source": job.source.name, "parameters": job.inventory.parameters, "sizes": sizes}
+        {
+            "source": job.source.name,
+            "parameters": job.inventory.parameters,
+            "sizes": [asdict(size) for size in sizes],
+        }
     )

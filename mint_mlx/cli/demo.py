@@ -1,6 +1,4 @@
-"""`mint-mlx demo`: the whole job on a really trained Mixture-of-Experts model of 2.3 M parameters,
-shipped inside.
-"""
+"""`mint-mlx demo`: the whole job on a trained Mixture-of-Experts model of 2.3 M parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,25 +21,21 @@ WINDOWS, LENGTH = 40, 256
 
 def demo(
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Keep the result in this folder.")
+        Path | None,
+        typer.Option("-o", "--out", help="Folder to write; the result is deleted otherwise."),
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Run the whole job on a small, really trained Mixture-of-Experts model that comes with the
-    program.
-    """
-    output = start(as_json)
-
-    run(output, out)
+    """Try the whole job in a few seconds, on a small trained model that comes with the program."""
+    run(start(as_json), out)
 
 
 def run(output: Output, out: Path | None = None) -> None:
-    """Profile, allocate, convert, reload, generate, and score the result beside its source and
-    uniform quantization.
+    """Convert the demo model, and score the result beside its source and uniform quantization.
 
     Args:
         output: where to print.
-        out: keep the result here; it is thrown away otherwise.
+        out: the folder to write; the result is deleted otherwise.
     """
     from ..base.units import both, duration
     from ..jobs.convert import convert
@@ -50,49 +44,62 @@ def run(output: Output, out: Path | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="mint-mlx-demo-") as scratch:
         source = Path(scratch) / "demo-moe"
         shutil.copytree(MODEL, source)
+
+        # The same bytes, spent uniformly and as chosen.
         uniform = convert(
             str(source), None, f"{scratch}/uniform", uniform="4bit-g64", smoke=False, report=output
         )
         target = out or Path(scratch) / "demo-moe-mint"
-        ours = convert(str(source), f"{uniform.bytes}B", target, report=output)
+        mixed = convert(str(source), f"{uniform.bytes}B", target, report=output)
         output.close()
         output.line(
             "A Qwen3-MoE of 2.3 M parameters, converted to the size of its uniform 4-bit version: "
-            f"{both(ours.bytes)}"
+            f"{both(mixed.bytes)}"
         )
-        output.line(f"stock mlx-lm loads it, and it writes: {ours.sentence}")
-        rows, data = [], []
-        total = sum(f.stat().st_size for f in source.glob("*.safetensors"))
+        output.line(f"stock mlx-lm loads it, and it writes: {mixed.sentence}")
+
+        total = sum(file.stat().st_size for file in source.glob("*.safetensors"))
         folders = [
             ("source (bf16)", source, total),
-            ("mint-mlx", target, ours.bytes),
+            ("mint-mlx", target, mixed.bytes),
             ("uniform 4bit-g64", uniform.path, uniform.bytes),
         ]
-        for name, folder, size in folders:
-            perplexity = _perplexity(folder, output)
-            bits = size * 8 / ours.inventory.parameters
-            rows.append([name, f"{size:,}", f"{bits:.2f}", f"{perplexity:.3f}"])
-            data.append(
-                {"name": name, "bytes": size, "bits_per_weight": bits, "perplexity": perplexity}
-            )
+        scores = _score(folders, mixed.inventory.parameters, output)
         output.close()
         output.table(
             ["checkpoint", "bytes", "bpw", "perplexity"],
-            rows,
+            [
+                [
+                    score["name"],
+                    f"{score['bytes']:,}",
+                    f"{score['bits_per_weight']:.2f}",
+                    f"{score['perplexity']:.3f}",
+                ]
+                for score in scores
+            ],
             f"WikiText-2 test, the first {WINDOWS} windows of {LENGTH}",
         )
+        seconds = time.monotonic() - started
         output.line(
-            f"done in {duration(time.monotonic() - started)}; now your own: mint-mlx convert "
-            "org/name --budget 19GB"
+            f"done in {duration(seconds)}; now your own: mint-mlx convert org/name --budget 19GB"
         )
-        output.result(
-            {"rows": data, "sentence": ours.sentence, "seconds": time.monotonic() - started}
-        )
+        output.result({"rows": scores, "sentence": mixed.sentence, "seconds": seconds})
 
 
-def _perplexity(folder: Path, output: Output) -> float:
+def _score(
+    folders: list[tuple[str, Path, int]], parameters: int, output: Output
+) -> list[dict[str, Any]]:
+    """Size and perplexity of checkpoints, given as name, folder and bytes."""
     from ..eval.evaluate import evaluate
     from ..eval.settings import Settings
 
     settings = Settings(length=LENGTH, windows=WINDOWS)
-    return float(evaluate(str(folder), settings, report=output)["perplexity"])
+    return [
+        {
+            "name": name,
+            "bytes": size,
+            "bits_per_weight": size * 8 / parameters,
+            "perplexity": float(evaluate(str(folder), settings, report=output)["perplexity"]),
+        }
+        for name, folder, size in folders
+    ]

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from .options import (
-    JsonOpt,
-    start,
-)
-
-if TYPE_CHECKING:
-    pass
+from .options import JsonOpt, start
 
 
 def doctor(
@@ -22,27 +16,23 @@ def doctor(
     ],
     as_json: JsonOpt = False,
 ) -> None:
-    """Say what is wrong with an MLX checkpoint, ours or anyone's, from its headers."""
+    """Find what is wrong with an MLX checkpoint, whoever made it; no weights are read."""
     output = start(as_json)
     from ..base.units import both
-    from ..jobs.doctor import examine
+    from ..jobs.doctor import doctor as examine
     from . import tables
 
-    found = examine(model)
-    if found.bits_per_weight is not None:
+    examination = examine(model)
+    if examination.bits_per_weight is not None:
         output.line(
-            f"{found.name}: {both(found.bytes)}, {found.bits_per_weight:.2f} bits per weight"
+            f"{examination.name}: {both(examination.bytes)}, "
+            f"{examination.bits_per_weight:.2f} bits per weight"
         )
-    for where, problem in tables.finding_rows(found.findings):
+    for where, problem in tables.finding_lines(examination.findings):
         output.line(f"- {where}: {problem}")
-    count = len(found.findings)
-    output.line(
-        "nothing is wrong"
-        if not count
-        else "1 thing is wrong"
-        if count == 1
-        else f"{count} things are wrong"
-    )
-    output.result(asdict(found))
-    if found.findings:
+    count = len(examination.findings)
+    verdict = {0: "nothing is wrong", 1: "1 thing is wrong"}
+    output.line(verdict.get(count, f"{count} things are wrong"))
+    output.result(asdict(examination))
+    if count:
         raise typer.Exit(1)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from .options import INTERRUPTED, JsonOpt, ModelArg, start
-
-if TYPE_CHECKING:
-    pass
-from .options import BatchOpt, LengthOpt, ProtocolOpt, SeedOpt, TextOpt, WindowsOpt
+from .options import (
+    INTERRUPTED,
+    BatchOpt,
+    JsonOpt,
+    LengthOpt,
+    ModelArg,
+    ProtocolOpt,
+    SeedOpt,
+    TextOpt,
+    WindowsOpt,
+    start,
+)
 
 
 def evaluate(
@@ -41,7 +48,10 @@ def evaluate(
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Perplexity on WikiText-2, and the divergence from the source, with error bars."""
+    """Score a model: perplexity on WikiText-2, and its divergence from its source.
+
+    All figures have error bars (docs/guides/evaluate-and-compare.md).
+    """
     output = start(as_json, long=True, shared=True)
     from ..eval.evaluate import evaluate
     from ..eval.settings import Settings
@@ -61,35 +71,16 @@ def _lines(f: dict[str, Any]) -> list[str]:
     """The figures for people."""
     from ..base.units import both, duration
 
-    def pm(value: float, se: float | None) -> str:
-        return f"{value:.5g}" + (f" ± {se:.2g}" if se is not None else "")
-
     lines = [
         f"{f['model']}: {both(f['bytes'])}, {f['bits_per_weight']:.2f} bits per weight",
         f"text          {f['text']}, {f['windows']} windows of {f['length']} ({f['protocol']}), "
         f"{f['tokens']:,} tokens scored",
-        f"perplexity    {pm(f['perplexity'], f['perplexity_se'])}",
+        f"perplexity    {_with_error(f['perplexity'], f['perplexity_se'])}",
         f"  per window  median {f['median_perplexity']:.5g}, 10%-trimmed mean "
         f"{f['trimmed_perplexity']:.5g}, {f['outliers']} above 100",
     ]
     if "kl" in f:
-        ci = f["ln_ppl_difference_ci95"]
-        interval = f" (95 %: {ci[0]:+.5f} to {ci[1]:+.5f})" if ci else ""
-        lines += [
-            f"KL from {f['source']}: {pm(f['kl'], f['kl_se'])} nats per token, noise floor "
-            f"{_floor(f['noise_floor'])}",
-            f"  per token   median {f['kl_median']:.4g}, 90 % {f['kl_p90']:.4g}, 99 % "
-            f"{f['kl_p99']:.4g}, 99.9 % {f['kl_p999']:.4g}, max {f['kl_max']:.4g}",
-            f"ln PPL        {f['ln_ppl_difference']:+.5f} against the source{interval}",
-            f"same top 1    {f['same_top1']:.2%}, "
-            f"root mean square change of the true token's probability {f['rms_dp']:.4f}",
-        ]
-        if abs(f["kl_merging_error"] or 0) > (f["noise_floor"] or 0):
-            lines.insert(
-                -2,
-                "  merging     rare tokens count as one, which lowers it by "
-                f"{f['kl_merging_error']:.1g} (measured)",
-            )
+        lines += _divergence_lines(f)
     if f.get("router_changes") is not None:
         lines.append(
             f"experts       other ones chosen in {f['router_changes']:.2%} of (token, layer) "
@@ -99,12 +90,44 @@ def _lines(f: dict[str, Any]) -> list[str]:
         lines.append(
             f"control       KL {f['kl_control_tokens']:.4g} at {f['control_tokens']} control tokens"
         )
+
+    # What the figures cost comes last.
+    streamed = ", streamed block by block" if f["streamed"] else ""
     lines.append(
         f"took          {duration(f['seconds'])}, {f['tokens_per_second']:.0f} tokens/s on "
-        f"{_device(f['device'])}, {both(f['peak_memory'])} at the peak"
-        + (", streamed block by block" if f["streamed"] else "")
+        f"{_device(f['device'])}, {both(f['peak_memory'])} at the peak{streamed}"
     )
     return lines
+
+
+def _divergence_lines(f: dict[str, Any]) -> list[str]:
+    """The figures that hold a model against its source."""
+    divergence = _with_error(f["kl"], f["kl_se"])
+    lines = [
+        f"KL from {f['source']}: {divergence} nats per token, noise floor "
+        f"{_floor(f['noise_floor'])}",
+        f"  per token   median {f['kl_median']:.4g}, 90 % {f['kl_p90']:.4g}, 99 % "
+        f"{f['kl_p99']:.4g}, 99.9 % {f['kl_p999']:.4g}, max {f['kl_max']:.4g}",
+    ]
+
+    # Merging is told of where it shows.
+    if abs(f["kl_merging_error"] or 0) > (f["noise_floor"] or 0):
+        lines.append(
+            "  merging     rare tokens count as one, which lowers it by "
+            f"{f['kl_merging_error']:.1g} (measured)"
+        )
+    ci = f["ln_ppl_difference_ci95"]
+    interval = f" (95 %: {ci[0]:+.5f} to {ci[1]:+.5f})" if ci else ""
+    return [
+        *lines,
+        f"ln PPL        {f['ln_ppl_difference']:+.5f} against the source{interval}",
+        f"same top 1    {f['same_top1']:.2%}, "
+        f"root mean square change of the true token's probability {f['rms_dp']:.4f}",
+    ]
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:.5g}" + (f" ± {error:.2g}" if error is not None else "")
 
 
 def _floor(value: float | None) -> str:

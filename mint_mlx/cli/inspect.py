@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from .options import (
-    JsonOpt,
-    start,
-)
-
-if TYPE_CHECKING:
-    pass
+from .options import JsonOpt, start
 
 
 def inspect(
@@ -24,8 +18,9 @@ def inspect(
     ],
     as_json: JsonOpt = False,
 ) -> None:
-    """Show every layer with its role, configuration, bytes and error."""
+    """Show every layer of a model, a profile or a plan: role, bits, bytes and error."""
     output = start(as_json)
-    from . import inspect_report
+    from ..jobs.inspect import inspect as read
+    from .inspect_report import show
 
-    inspect_report.show(target, output)
+    show(read(target), output)

@@ -1,178 +1,106 @@
-"""`mint-mlx inspect`: a model, a profile or a plan, layer by layer."""
+"""Prints what `inspect` read: a model, a plan or a profile."""
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from ..allocation.plan import Plan
-from ..allocation.plan_file import read_plan
-from ..base.errors import MintError
-from ..base.files import PLAN_FILE
 from ..base.quant_config import QuantConfig
 from ..base.units import both, count, human
-from ..base.yamlfile import read_yaml
-from ..checkpoint.layers import Inventory
-from ..checkpoint.towers import with_towers
-from ..converters.sources.layouts import describe
-from ..jobs.model import prepare
-from ..measure.profile import Profile, sqnr_db
-from ..measure.profile_file import load_profile
+from ..jobs.inspect import InspectedModel, InspectedPlan, InspectedProfile
+from ..measure.profile import sqnr_db
 from . import tables
 from .output import Output
 
+GROUPS = (64, 32, 128, 16)  # of candidates, the first that a layer takes is shown
 
-def show(target: str, output: Output) -> None:
-    """Print what a model, a profile (.json) or a plan (.yaml) holds.
 
-    Raises:
-        MintError: it is none of these.
-    """
-    path = Path(os.path.expanduser(target))
-    if path.is_file() and path.suffix in (".yaml", ".yml"):
-        _show_plan(path, read_plan(path), output)
-    elif path.is_file() and path.suffix == ".json":
-        _show_profile(load_profile(path), output)
-    elif path.is_file():
-        raise MintError(
-            f"{path} is neither a model's folder nor a profile (.json) nor a plan (.yaml)"
-        )
+def show(inspected: InspectedModel | InspectedPlan | InspectedProfile, output: Output) -> None:
+    """Print it for people, or as one JSON object."""
+    if isinstance(inspected, InspectedModel):
+        _show_model(inspected, output)
+    elif isinstance(inspected, InspectedPlan):
+        _show_plan(inspected, output)
     else:
-        _show_model(target, output)
+        _show_profile(inspected, output)
+    output.result(inspected.data())
 
 
-def _show_model(target: str, output: Output) -> None:
-    job = prepare(target, weights=False)
-    plan = tables.stored_plan(job)
-    written = job.source.path / PLAN_FILE  # our own checkpoints carry the errors in their plan
-    with suppress(MintError):  # none, or one that can't be read
-        if (made := read_plan(written)).choice == plan.choice:
-            plan = replace(plan, errors=made.errors)
-    inventory = with_towers(job.inventory, job.unused.towers)
-    size, parameters = job.source.weight_bytes, job.inventory.parameters + job.unused.parameters
-    bits = size * 8 / parameters
+def _show_model(model: InspectedModel, output: Output) -> None:
     output.line(
-        f"{job.source.name}: {job.source.config['model_type']}, {count(parameters)} parameters, "
-        f"{both(size)}, {bits:.2f} bits per weight, {inventory.blocks} blocks"
+        f"{model.name}: {model.model_type}, {count(model.parameters)} parameters, "
+        f"{both(model.bytes)}, {model.bits_per_weight:.2f} bits per weight, "
+        f"{model.inventory.blocks} blocks"
     )
-    if told := describe(job.source.config, job.source.path, job.source.headers):
-        output.line(f"It {told}; the tables show what that becomes.")
-    if mtp := sum(info.end - info.start for info in job.unused.mtp.values()):
+    if model.source_format:
+        output.line(f"It {model.source_format}; the tables show what that becomes.")
+    if model.mtp_bytes:
         output.line(
-            f"The tables lack {human(mtp)} for multi-token prediction, which mlx-lm leaves out."
+            f"The tables lack {human(model.mtp_bytes)} for multi-token prediction, which mlx-lm "
+            "leaves out."
         )
-    _show_layers(plan, inventory, output)
-    output.result(_data(plan, inventory) | {"bytes": size, "bits_per_weight": bits})
+    output.table(*tables.layer_lines(model.layers))
+    output.table(*tables.config_lines(model.plan, model.inventory))
 
 
-def _show_plan(path: Path, plan: Plan, output: Output) -> None:
-    """A plan alone knows no model: sizes are shown as the file states them."""
-    stated = {entry["layer"]: entry for entry in read_yaml(path, "plan")[0]["layers"]}
-    layers: list[tables.LayerRow] = []
-    table: dict[QuantConfig, list[int]] = {}
-    for layer, config in plan.choice.items():
-        size, weights = (
-            value if isinstance(value := stated[layer].get(key), int) else 0
-            for key in ("bytes", "weights")
-        )
-        error = plan.errors.get(layer)
-        role = str(stated[layer].get("role", "-"))
-        layers.append(
-            tables.LayerRow(
-                layer, role, count(weights), str(config), size, error.worst if error else None
-            )
-        )
-        row = table.setdefault(config, [0, 0, 0])
-        row[0], row[1], row[2] = row[0] + 1, row[1] + weights, row[2] + size
+def _show_plan(inspected: InspectedPlan, output: Output) -> None:
+    """A plan's layers and sums; of an edited one without what was stated of the first choice."""
+    plan = inspected.plan
     output.line(
-        f"{path}: plan for {plan.origin.source or 'any source'}, {len(plan.choice)} layers, "
-        f"quantizer {plan.quantizer}"
+        f"{inspected.path}: plan for {plan.origin.source or 'any source'}, "
+        f"{len(plan.choice)} layers, quantizer {plan.quantizer}"
     )
-    columns, rows = tables.layer_table(layers)
-    columns = ["weights each" if column == "shape" else column for column in columns]
-    sums: list[list[Any]] = [
-        [str(c), n, count(w), human(b)] for c, (n, w, b) in sorted(table.items())
-    ]
     if plan.edited:
         output.note(
             "it was edited: `mint-mlx convert MODEL --plan FILE --dry-run` says what it makes"
         )
-    stale = ("bytes", "SQNR dB") if plan.edited else ()  # those of what was chosen before
-    for names, body in ((columns, rows), (["as", "layers", "weights", "bytes"], sums)):
-        shown = [i for i, name in enumerate(names) if name not in stale]
-        output.table([names[i] for i in shown], [[row[i] for i in shown] for row in body])
-    output.result(
-        {
-            "source": plan.origin.source,
-            "quantizer": plan.quantizer,
-            "layers": {p: str(c) for p, c in plan.choice.items()},
-        }
-    )
+    stale = ("bytes", "SQNR dB") if plan.edited else ()
+    for columns, lines in (tables.layer_lines(inspected.layers), _config_sums(inspected)):
+        shown = [i for i, name in enumerate(columns) if name not in stale]
+        output.table([columns[i] for i in shown], [[line[i] for i in shown] for line in lines])
 
 
-def _show_profile(profile: Profile, output: Output) -> None:
-    """SQNR of the worst expert for each bit width, at the first of groups 64, 32, 128 that the
-    layer takes.
-    """
+def _config_sums(inspected: InspectedPlan) -> tuple[list[str], list[tables.Line]]:
+    """Layers, weights and bytes by configuration, as the plan's lines state them."""
+    sums: dict[QuantConfig, list[int]] = {}
+    for layer in inspected.layers:
+        line = sums.setdefault(layer.config, [0, 0, 0])
+        line[0] += 1
+        line[1] += layer.weights
+        line[2] += layer.bytes
+    lines: list[tables.Line] = [
+        [str(config), layers, count(weights), human(size)]
+        for config, (layers, weights, size) in sorted(sums.items())
+    ]
+    return ["as", "layers", "weights", "bytes"], lines
+
+
+def _show_profile(inspected: InspectedProfile, output: Output) -> None:
+    """SQNR of the worst expert for each bit width, at one group size."""
+    profile = inspected.profile
     inventory = profile.inventory
     output.line(
         f"a profile of {profile.origin.source}: {len(profile.curves)} layers, "
         f"{count(inventory.parameters)} parameters{profile.sampled}"
     )
-    measured = {c for curve in profile.curves.values() for c in curve.configs}
-    names = sorted({f"{c.bits}bit" if c.mode == "affine" else c.mode for c in measured})
-    rows: list[list[Any]] = []
+    measured = {config for curve in profile.curves.values() for config in curve.configs}
+    names = sorted({_width(config) for config in measured})
+
+    lines: list[list[Any]] = []
     for layer in inventory.layers:
-        curve, group = profile.curves[layer.path], "-"
+        curve = profile.curves[layer.path]
+        configs = sorted(curve.configs, key=lambda config: GROUPS.index(config.group_size))
+        group = str(configs[0].group_size) if configs else "-"
         cells: dict[str, str] = {}
-        for config in sorted(curve.configs, key=lambda c: (64, 32, 128, 16).index(c.group_size)):
-            name = f"{config.bits}bit" if config.mode == "affine" else config.mode
-            group = str(config.group_size) if group == "-" else group
-            cells.setdefault(name, f"{sqnr_db(float(curve.of(config).max())):.1f}")
-        rows.append([layer.path, layer.role, group, *(cells.get(name, "-") for name in names)])
+        for config in configs:
+            cells.setdefault(_width(config), f"{sqnr_db(float(curve.of(config).max())):.1f}")
+        lines.append([layer.path, layer.role, group, *(cells.get(name, "-") for name in names)])
     output.table(
         ["layer", "role", "group", *names],
-        rows,
+        lines,
         "SQNR in dB of the worst expert (--json has every candidate)",
     )
-    curves = {
-        path: {
-            str(c): {"mean_nmse": float(k.of(c).mean()), "worst_nmse": float(k.of(c).max())}
-            for c in k.configs
-        }
-        for path, k in profile.curves.items()
-    }
-    output.result(
-        {
-            "source": profile.origin.source,
-            "fingerprint": profile.origin.fingerprint,
-            "layers": curves,
-        }
-    )
 
 
-def _show_layers(plan: Plan, inventory: Inventory, output: Output) -> None:
-    output.table(*tables.layer_table(tables.plan_rows(plan, inventory)))
-    output.table(*tables.config_rows(plan, inventory))
-
-
-def _data(plan: Plan, inventory: Inventory) -> dict[str, Any]:
-    layers = {
-        layer.path: {
-            "role": layer.role,
-            "shape": list(layer.shape),
-            "as": str(plan.choice[layer.path]),
-            "bytes": layer.bytes(plan.choice[layer.path]),
-            "guard": layer.keep or (f"{layer.floor} bits or more" if layer.floor else None),
-        }
-        for layer in inventory.layers
-    }
-    return {
-        "source": plan.origin.source,
-        "parameters": inventory.parameters,
-        "active_bytes": inventory.active_bytes(plan.choice),
-        "layers": layers,
-    }
+def _width(config: QuantConfig) -> str:
+    """What a column of a profile's table is called."""
+    return f"{config.bits}bit" if config.mode == "affine" else config.mode

@@ -47,17 +47,18 @@ def main() -> None:
 
     Exit codes: 0 done, 1 refused or failed, 2 usage, 70 an exception that nobody foresaw, 130
     interrupted."""
-    # A `kill` is an interruption: what is temporary goes. But what a launcher ends may wait in MLX
-    # for a lost rank, where no handler of Python's runs.
+    # A `kill` is an interruption: temporary files are deleted. But a process that a launcher ends
+    # may wait in MLX for a lost rank, where no handler of Python's runs.
     if not launched():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     debug = "--debug" in sys.argv
     argv = [a for a in sys.argv[1:] if a != "--debug"]
+
+    # A model's sentence may hold what a terminal can't show.
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, TextIOWrapper
-        ):  # a model's sentence may hold what a terminal can't show
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
+
     try:
         code = app(args=argv, standalone_mode=False)
     except Exception as error:
@@ -66,8 +67,8 @@ def main() -> None:
         _report(error)
     if code == INTERRUPTED:  # typer's own translation of Ctrl-C
         resumed = bool(argv) and argv[0] in RESUMED
-        kept = ": what was finished is kept, the same command goes on from there" if resumed else ""
-        _fail(f"interrupted{kept}", INTERRUPTED)
+        advice = ": finished parts are kept, the same command resumes from there" if resumed else ""
+        _fail(f"interrupted{advice}", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -28,11 +28,11 @@ def named(entries: Iterable[Objective | Entry]) -> str:
 app = typer.Typer(
     name="mint-mlx",
     help=(
-        "Fit a large language model into a byte budget for MLX: data-free, mixed precision, loads "
-        "in stock mlx-lm."
+        "Quantize a large language model for MLX to the size that you want: mixed precision "
+        "without calibration data; stock mlx-lm loads the result."
     ),
+    epilog="Start with: mint-mlx convert org/name. Guides: docs/guides/, models: docs/models.md.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -45,7 +45,9 @@ ModelArg = Annotated[
 ]
 RecipeOpt = Annotated[
     str | None,
-    typer.Option(metavar="NAME|FILE", help="Recipe; found by the model's type otherwise."),
+    typer.Option(
+        metavar="NAME|FILE", help="Rules for its family; found by the model's type otherwise."
+    ),
 ]
 ObjectiveOpt = Annotated[
     str | None,
@@ -70,15 +72,17 @@ PartsOpt = Annotated[
 ]
 GuardsOpt = Annotated[
     bool,
-    typer.Option("--ignore-guards", help="Allow what the guards forbid, such as 4-bit routers."),
+    typer.Option(
+        "--ignore-guards", help="Allow what is known to break models, such as 4-bit routers."
+    ),
 ]
 SampleOpt = Annotated[
     str | None,
     typer.Option(
         metavar="auto|SHARE",
         help=(
-            "Profile a random sample of rows: auto (to 2 % of each error; the default on a CPU), "
-            "or a share; 1.0 is exact, the default on Metal."
+            "Measure errors on a random sample of rows: auto (to 2 % of each error; the default on "
+            "a CPU), or a share; 1.0 is exact, the default on Metal."
         ),
     ),
 ]
@@ -88,7 +92,7 @@ TokensOpt = Annotated[
         metavar="N",
         min=MIN_TOKENS,
         help=(
-            "Text that the model writes for itself to be looked at: 16,384 tokens (best: 65,536); "
+            "How much text the model writes to be measured on: 16,384 tokens (best: 65,536); "
             "fewer are faster."
         ),
     ),
@@ -98,7 +102,7 @@ WorkDirOpt = Annotated[
     typer.Option(
         "--work-dir",
         metavar="FOLDER",
-        help="Where block inputs are spilled; the system's temporary folder otherwise.",
+        help="Folder for large temporary files; the system's otherwise.",
     ),
 ]
 JsonOpt = Annotated[
@@ -168,8 +172,8 @@ def start(
             first one prints.
 
     Raises:
-        UsageError: the work folder isn't one that can be written to, or several processes were
-            started in vain.
+        UsageError: the work folder can't be written to, or several processes were started for a
+            command that can't share its work.
     """
     import os
     import sys
@@ -178,22 +182,29 @@ def start(
     from ..base.blas import use_fast_blas
     from .output import Output
 
+    # Large temporary files may need another disk.
     if work_dir is not None:
         if not (work_dir.is_dir() and os.access(work_dir, os.W_OK)):
             raise UsageError(
-                f"--work-dir {work_dir} is no folder that can be written to: make it first"
+                f"--work-dir must be a folder that can be written to (got {work_dir}): make it "
+                "first"
             )
         tempfile.tempdir = str(work_dir.absolute())
+
+    # A Mac shouldn't fall asleep over long work, and should stay usable.
     if long and sys.platform == "darwin":
         import subprocess
 
         subprocess.Popen(["caffeinate", "-i", "-w", str(os.getpid())])
         os.nice(5)
+
+    # Only before MLX is imported, which asking for ranks may do.
     use_fast_blas()
     from ..base.distributed import launched_rank, ranks
 
     if not shared and ranks().size > 1:
         raise UsageError(
-            "several machines can share profile, convert and eval only: leave mlx.launch out"
+            "only profile, convert and eval can be shared by several machines: leave mlx.launch "
+            "out (docs/guides/several-macs.md)"
         )
     return Output(as_json, silent=launched_rank() > 0)

@@ -1,5 +1,4 @@
-"""What the commands print: tables and sentences for people on stdout, or one JSON object; progress
-on stderr.
+"""What the commands print: tables and sentences on stdout, or one JSON object; progress on stderr.
 
 An `Output` is made once by the command line. Progress is a bar on a terminal, and in a log a line a
 minute."""
@@ -27,7 +26,7 @@ from rich.table import Column, Table
 from ..base.units import duration
 
 EVERY = 60.0  # seconds between two lines of progress in a log
-NARROW = 12  # characters that a column which gives way keeps at least
+NARROW = 12  # characters to which a column may be folded
 
 
 class Output:
@@ -43,7 +42,8 @@ class Output:
         self._task: TaskID | None = None
         self._stage = ""
         self._item = ""
-        self._begun = self._told = time.monotonic()  # the stage, and the last line of a log
+        self._stage_start = time.monotonic()
+        self._last_log = self._stage_start
 
     def line(self, text: str = "") -> None:
         """A line for people."""
@@ -51,40 +51,46 @@ class Output:
             self._out.print(text, markup=False)
 
     def table(
-        self, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None
+        self, columns: Sequence[str], lines: Sequence[Sequence[Any]], title: str | None = None
     ) -> None:
         """A table for people; columns after the first are set to the right if they hold figures.
 
-        On a terminal too narrow for it rows are written out: rich would cut figures off without a
+        On a terminal too narrow for it lines are written out: rich would cut figures off without a
         sign."""
         if self.as_json:
             return
-        if _least(columns, rows) > self._out.width:
-            if title:
-                self._out.print(title, markup=False)
-            for row in rows:
-                cells = [
-                    f"{name} {cell}".strip()
-                    for name, cell in zip(columns, row, strict=True)
-                    if str(cell)
-                ]
-                self._out.print(f"- {', '.join(cells)}", markup=False, soft_wrap=False)
+        if _least_width(columns, lines) > self._out.width:
+            self._write_out(columns, lines, title)
             return
         table = Table(
             title=escape(title) if title else None, title_justify="left", header_style="bold"
         )
         for i, column in enumerate(columns):
-            cells = [str(row[i]) for row in rows]
-            figures = i > 0 and all(
-                c[:1].isdigit() or c in ("", "-") or c[:1] in "+-~<." for c in cells
-            )
-            wide = _gives_way(i, cells)
+            cells = [str(line[i]) for line in lines]
+            figures = i > 0 and all(map(_is_figure, cells))
             table.add_column(
-                column, justify="right" if figures else "left", no_wrap=not wide, overflow="fold"
+                column,
+                justify="right" if figures else "left",
+                no_wrap=not _gives_way(i, cells),
+                overflow="fold",
             )
-        for row in rows:
-            table.add_row(*[escape(str(cell)) for cell in row])
+        for line in lines:
+            table.add_row(*[escape(str(cell)) for cell in line])
         self._out.print(table, soft_wrap=False)
+
+    def _write_out(
+        self, columns: Sequence[str], lines: Sequence[Sequence[Any]], title: str | None
+    ) -> None:
+        """A table's lines as sentences, each cell after its column's name."""
+        if title:
+            self._out.print(title, markup=False)
+        for line in lines:
+            cells = [
+                f"{name} {cell}".strip()
+                for name, cell in zip(columns, line, strict=True)
+                if str(cell)
+            ]
+            self._out.print(f"- {', '.join(cells)}", markup=False, soft_wrap=False)
 
     def result(self, data: dict[str, Any]) -> None:
         """The JSON object, where one was asked for."""
@@ -94,7 +100,8 @@ class Output:
     def stage(self, name: str) -> None:
         """A new stage of work begins."""
         self.close()
-        self._stage, self._begun = name, time.monotonic()
+        self._stage = name
+        self._stage_start = time.monotonic()
         if self._err.is_terminal:
             self._err.print(f"{name} ...", style="dim")
 
@@ -102,17 +109,20 @@ class Output:
         """Within a stage: what is worked on, and how far it is."""
         self._item = item
         if self._err.quiet or not self._err.is_terminal:
-            left = (time.monotonic() - self._begun) * (total - done) / done if done else 0.0
-            self._log(
-                f"{item}, {done} of {total}" + (f", about {duration(left)} left" if left else "")
-            )
+            text = f"{item}, {done} of {total}"
+            if done:
+                rest = (time.monotonic() - self._stage_start) * (total - done) / done
+                text += f", about {duration(rest)} left" if rest else ""
+            self._log(text)
             return
+
+        # The bar is made with its first step: a stage without steps has none.
         if self._progress is None:
-            text = TextColumn(
+            text_column = TextColumn(
                 "{task.description}",
                 table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
             )
-            columns = (BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), text)
+            columns = (BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), text_column)
             self._progress = Progress(*columns, console=self._err, transient=True, expand=True)
             self._progress.start()
             self._task = self._progress.add_task(self._stage, total=total)
@@ -128,8 +138,8 @@ class Output:
 
     def _log(self, text: str) -> None:
         """A line of progress where there is no terminal, once a minute."""
-        if time.monotonic() - self._told >= EVERY:
-            self._told = time.monotonic()
+        if time.monotonic() - self._last_log >= EVERY:
+            self._last_log = time.monotonic()
             self._err.print(f"{self._stage}: {text}", markup=False)
 
     def note(self, text: str) -> None:
@@ -143,16 +153,21 @@ class Output:
             self._progress = None
 
 
+def _is_figure(cell: str) -> bool:
+    """Whether a cell of a table holds a number, or stands for one."""
+    return cell in ("", "-") or cell[0].isdigit() or cell[0] in "+-~<."
+
+
 def _gives_way(index: int, cells: Sequence[str]) -> bool:
     """Whether a column may be folded on a narrow terminal: the first, and those of long texts."""
     return index == 0 or any(len(cell) > 40 for cell in cells)
 
 
-def _least(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
+def _least_width(columns: Sequence[str], lines: Sequence[Sequence[Any]]) -> int:
     """The width in which a table loses nothing."""
     total = 1
     for i, column in enumerate(columns):
-        cells = [str(row[i]) for row in rows]
+        cells = [str(line[i]) for line in lines]
         width = max(len(text) for text in (column, *cells))
         total += 3 + (min(NARROW, width) if _gives_way(i, cells) else width)
     return total

@@ -8,14 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    JsonOpt,
-    ModelArg,
-    PartsOpt,
-    RecipeOpt,
-    SampleOpt,
-    start,
-)
+from .options import JsonOpt, ModelArg, PartsOpt, RecipeOpt, SampleOpt, start
 
 
 def profile(
@@ -31,19 +24,23 @@ def profile(
     sample: SampleOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Measure the error of every layer at every candidate; one profile serves every budget."""
+    """Measure the error that each number of bits makes in every layer.
+
+    One profile serves every budget (docs/guides/reuse-measurements.md).
+    """
     output = start(as_json, long=True, shared=True)
     from ..jobs import steps
 
-    path, made = steps.write_profile(model, out, recipe, parts or "text", output, sample)
+    path, measured = steps.write_profile(model, out, recipe, parts or "text", output, sample)
     output.close()
-    output.line(f"{path}: {len(made.curves)} layers{made.sampled}")
+    layers = len(measured.curves)
+    output.line(f"{path}: {layers} layers{measured.sampled}")
     output.line(f"Next: mint-mlx allocate {shlex.quote(str(path))} --budget 4.5bpw -o plan.yaml")
     output.result(
         {
             "profile": str(path),
-            "layers": len(made.curves),
-            "fingerprint": made.origin.fingerprint,
-            "sample": made.sample,
+            "layers": layers,
+            "fingerprint": measured.origin.fingerprint,
+            "sample": measured.sample,
         }
     )

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from .options import (
-    JsonOpt,
-    start,
-)
-
-if TYPE_CHECKING:
-    pass
+from .options import JsonOpt, start
 
 
 def recipes(
@@ -22,19 +16,21 @@ def recipes(
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """List the recipes, or print one."""
+    """List the rules for model families, or print those of one."""
     output = start(as_json)
     from ..rules.recipes import bundled, find_recipe, read_recipe
 
     if name is None:
-        found = [read_recipe(path) for path in bundled().values()]
+        known = [read_recipe(path) for path in bundled().values()]
         output.table(
             ["recipe", "serves", "about"],
-            [[r.name, ", ".join(r.serves) or "every other", r.about] for r in found],
+            [[r.name, ", ".join(r.serves) or "every other", r.about] for r in known],
         )
-        output.result({"recipes": [r.model_dump() for r in found]})
+        output.result({"recipes": [r.model_dump() for r in known]})
         return
+
+    # The file itself is printed: its comments are the reasons.
     recipe = find_recipe(name, {})
-    path = bundled().get(name)
-    output.line((path or Path(name).expanduser()).read_text(encoding="utf-8").rstrip())
+    path = bundled().get(name) or Path(name).expanduser()
+    output.line(path.read_text(encoding="utf-8").rstrip())
     output.result(recipe.model_dump())

@@ -8,11 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    JsonOpt,
-    WorkDirOpt,
-    start,
-)
+from .options import JsonOpt, WorkDirOpt, start
 
 
 def refine(
@@ -35,17 +31,25 @@ def refine(
     work_dir: WorkDirOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Distil a checkpoint's scales and biases on text that its source wrote: same bytes, closer to
-    it.
+    """Bring a quantized checkpoint closer to its source, at the same bytes.
+
+    Its scales and biases are distilled on text that the source writes
+    (docs/guides/refine-any-checkpoint.md).
     """
     output = start(as_json, work_dir, long=True)
-    from ..jobs.refine import refine_checkpoint
+    from ..jobs.refine import refine as distil
 
-    path, found = refine_checkpoint(checkpoint, source, out, steps, force, output)
+    result = distil(checkpoint, source, out, steps=steps, force=force, report=output)
     output.close()
     output.line(
-        f"{path}: KL from the source on held-out text {found.before:.4g} -> {found.after:.4g} nats "
-        "a token"
+        f"{result.path}: KL from the source on held-out text {result.kl_before:.4g} -> "
+        f"{result.kl_after:.4g} nats a token"
     )
-    output.result({"path": str(path), "kl_before": found.before, "kl_after": found.after})
-    output.line(f"mlx_lm.chat --model {shlex.quote(str(path))}")
+    output.result(
+        {
+            "path": str(result.path),
+            "kl_before": result.kl_before,
+            "kl_after": result.kl_after,
+        }
+    )
+    output.line(f"mlx_lm.chat --model {shlex.quote(str(result.path))}")

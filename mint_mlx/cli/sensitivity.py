@@ -8,13 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    JsonOpt,
-    ModelArg,
-    TokensOpt,
-    WorkDirOpt,
-    start,
-)
+from .options import JsonOpt, ModelArg, TokensOpt, WorkDirOpt, start
 
 
 def sensitivity(
@@ -29,22 +23,22 @@ def sensitivity(
     work_dir: WorkDirOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Measure how much the model minds an error in each layer, on text that it wrote itself."""
+    """Measure how sensitive the model is to an error in each layer, on text that it writes itself.
+
+    One sensitivity serves every budget (docs/guides/reuse-measurements.md).
+    """
     output = start(as_json, work_dir, long=True)
     from ..jobs import steps
 
-    path, made = steps.write_sensitivity(model, out, output, tokens)
+    path, measured = steps.write_sensitivity(model, out, output, tokens)
     output.close()
-    output.line(f"{path}: {len(made.trace)} layers on {made.tokens} tokens ({made.how})")
+    layers = len(measured.trace)
+    count = int(measured.tokens.size)
+    output.line(f"{path}: {layers} layers on {count} tokens ({measured.how})")
     output.line(
         f"Next: mint-mlx allocate PROFILE --sensitivity {shlex.quote(str(path))} --budget 4.5bpw "
         "-o plan.yaml"
     )
     output.result(
-        {
-            "sensitivity": str(path),
-            "layers": len(made.trace),
-            "tokens": made.tokens,
-            "how": made.how,
-        }
+        {"sensitivity": str(path), "layers": layers, "tokens": count, "how": measured.how}
     )

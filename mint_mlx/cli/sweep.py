@@ -8,17 +8,14 @@ from typing import Annotated
 
 import typer
 
-from .options import (
-    JsonOpt,
-    start,
-)
+from .options import JsonOpt, start
 
 
 def sweep(
     profile: Annotated[
         str,
         typer.Argument(
-            metavar="PROFILE", help="What `mint-mlx profile` wrote, or a checkpoint that keeps one."
+            metavar="PROFILE", help="What `mint-mlx profile` wrote, or a checkpoint that holds one."
         ),
     ],
     sensitivity: Annotated[
@@ -35,21 +32,24 @@ def sweep(
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it.")] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Show predicted quality against size, with the knee and the Macs that each size fits."""
+    """Show predicted quality against size: where a curve bends, and which Mac each size fits.
+
+    See docs/guides/choose-a-size.md.
+    """
     output = start(as_json)
-    from ..allocation.sweep import draw, sweep, sweep_rows
+    from ..allocation.sweep import draw, sweep, sweep_lines
     from ..base.targets import check_picture
 
     if plot is not None:
         check_picture(plot)
-    found = sweep(profile, sensitivity, tuple(measured or ()))
-    output.table(*sweep_rows(found))
-    if found.macs:
+    curve = sweep(profile, sensitivity, measured or ())
+    output.table(*sweep_lines(curve))
+    if curve.macs:
         output.line(
             "Mac: the GPU's limit by default less 1 GiB, without a cache; `convert --fit` counts "
             "that too."
         )
     if plot is not None:
-        draw(found, plot)
+        draw(curve, plot)
         output.line(f"{plot}: drawn")
-    output.result(asdict(found))
+    output.result(asdict(curve))

@@ -1,89 +1,37 @@
-"""The main job: a checkpoint and a budget in, a verified mixed-precision checkpoint out.
+"""The main job: a checkpoint and a size in, a verified mixed-precision checkpoint out.
 
-Order -> (download, profile) -> allocate, or a given plan -> write
+Request -> CheckedRequest -> Order -> profile -> sensitivity -> plan -> write -> Result
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..allocation.allocate import allocate, measured_errors, safe_candidates
 from ..allocation.plan import Plan
 from ..allocation.uniform import active_ratio
 from ..base.report import Report, Silent
 from ..base.targets import check_target
-from ..base.units import both, human
-from ..checkpoint.layers import Inventory
 from ..checkpoint.low_disk import Waves, at_once, shard_by_shard
 from ..checkpoint.source import load_source
+from ..converters.output.write import Artifacts, Conversion, write
+from ..converters.quantizers.distil import NO_ROOM, can_refine
+from ..converters.quantizers.registry import needs_inputs
 from ..measure.profile import Profile
 from ..measure.sensitivity import Sensitivity
 from ..rules import efforts
-from ..rules.efforts import EFFORTS, effort_name
+from ..rules.efforts import EFFORTS
 from ..rules.objectives import needs_sensitivity
+from ..runtime.machine import CONTEXT
 from ..runtime.memory import fits_here
 from .measurements import get_profile, get_sensitivity, known_profile
 from .model import Job
-from .request import Order, Request, default_target, place_order
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished conversion."""
-
-    path: Path
-    plan: Plan
-    inventory: Inventory
-    bytes: int
-    active_bytes: int
-    active_ratio: float
-    sentence: str | None
-    seconds: float
-
-    @property
-    def bits_per_weight(self) -> float:
-        return self.bytes * 8 / self.inventory.parameters
-
-
-def choose_plan(
-    order: Order,
-    curves: Callable[[], Profile],
-    weigh: Callable[[], Sensitivity | None] = lambda: None,
-    ahead: bool = False,
-) -> Plan:
-    """The plan that carries an order out: the fixed one, or the budget allocated on a profile.
-
-    Args:
-        order: what is asked for.
-        curves: gets the profile, where one is needed.
-        weigh: gets the sensitivity, where the objective needs one; without one that of
-            `--effort fast` takes its place.
-        ahead: the sensitivity will be measured later: the safety floor is that with one.
-
-    Raises:
-        MintError: the safety floor forbids the budget.
-    """
-    plan = order.fixed
-    if plan is None:
-        assert order.budget is not None
-        job, objective = order.job, order.objective
-        weighed = needs_sensitivity(objective)
-        made = curves()
-        weights = None
-        if weighed:
-            # What can't be is refused before a sensitivity is measured, which takes longer.
-            safe_candidates(order.space, made, order.budget, weighed)
-            weights = weigh()
-            weighed = ahead or weights is not None
-            objective = objective if weights is not None else EFFORTS["fast"].objective
-        plan = allocate(made, order.budget, order.space, objective, weights, weighed)
-        plan = replace(plan, parts=job.parts, effort=effort_name(order.request.effort))
-    return replace(plan, quantizer=order.quantizer)
+from .order import Order, default_target, place_order
+from .request import Request, check_request
+from .result import Result
 
 
 def convert(
@@ -91,157 +39,251 @@ def convert(
     budget: str | None = None,
     out: str | Path | None = None,
     *,
+    fit: str | None = None,
+    context: int = CONTEXT,
+    kv_bits: int | None = None,
+    plan: str | Path | Plan | None = None,
+    uniform: str | None = None,
+    parts: str | None = None,
+    recipe: str | None = None,
+    objective: str | None = None,
+    effort: str | None = None,
+    quantizer: str | None = None,
+    sensitivity: str | Path | None = None,
+    tokens: int | None = None,
+    overrides: Sequence[str] = (),
+    ignore_guards: bool = False,
+    force: bool = False,
+    sample: str | None = None,
+    allow_nonfinite: bool = False,
+    low_disk: bool = False,
+    card_name: str | None = None,
     smoke: bool = True,
     report: Report | None = None,
-    **more: Any,
 ) -> Result:
-    """Convert a checkpoint.
+    """Convert a checkpoint. Exactly one of `budget`, `fit`, `plan` and `uniform` must be given.
 
     Args:
         model: a folder or a Hub id.
-        budget: the size, unless `fit`, `plan` or `uniform` is given.
-        out: the folder to write.
-        smoke: end with a sentence from the result, where it fits in memory.
-        report: receives progress.
-        more: the other fields of `Request`.
+        budget: the size of all safetensors files: `19GB`, `17.5GiB`, `4.5bpw`, `smallest`.
+        out: the folder to write; `NAME-mint-4.5bpw` by default.
+        fit: `this-mac` or a memory such as `32GiB`: the largest size that such a machine runs.
+        context: tokens that the cache must hold beside the weights.
+        kv_bits: bits of a quantized cache, as mlx-lm's `--kv-bits`.
+        plan: a plan, its file, or a checkpoint or repository that holds one.
+        uniform: the same configuration for every layer, such as `4bit-g64`.
+        parts: `text`, or `all` to carry a vision or audio tower along.
+        recipe: a recipe's name or file; found by the model's type by default.
+        objective: what the allocator minimises (`mint-mlx convert --help` lists them).
+        effort: `fast`, `balanced` (the default) or `best`.
+        quantizer: how codes are made; what the effort says by default.
+        sensitivity: a sensitivity's file, or a checkpoint or repository that holds one.
+        tokens: how much text the model writes for a sensitivity; what the effort says by default.
+        overrides: `REGEX=CONFIG` for all layers that match; later ones win.
+        ignore_guards: allow what the guards forbid, such as 4-bit routers.
+        force: replace a checkpoint of ours at `out`, and unfinished work of another kind.
+        sample: how much of each layer is profiled: `auto`, or a share such as `0.05`.
+        allow_nonfinite: take NaN and infinite weights as they are.
+        low_disk: fetch a Hub model shard by shard.
+        card_name: the result's name in its model card; the folder's by default.
+        smoke: end with a sentence that the result writes, where it fits in memory.
+        report: receives progress and remarks.
 
     Raises:
         MintError: for everything that is wrong with the input; nothing that looks like a result is
             left then.
     """
-    return carry_out(
-        place_order(Request(model, budget=budget, out=out, **more), report), smoke, report
+    request = Request(
+        model,
+        budget=budget,
+        fit=fit,
+        context=context,
+        kv_bits=kv_bits,
+        plan=plan,
+        uniform=uniform,
+        out=out,
+        parts=parts,
+        recipe=recipe,
+        objective=objective,
+        effort=effort,
+        quantizer=quantizer,
+        sensitivity=sensitivity,
+        tokens=tokens,
+        overrides=overrides,
+        ignore_guards=ignore_guards,
+        force=force,
+        sample=sample,
+        allow_nonfinite=allow_nonfinite,
+        low_disk=low_disk,
+        card_name=card_name,
     )
+
+    # Words first, then what headers tell, then the work.
+    order = place_order(check_request(request), report)
+    return carry_out(order, smoke, report)
 
 
 def carry_out(order: Order, smoke: bool = True, report: Report | None = None) -> Result:
-    """Do what a request asks for that was found possible (see `convert`)."""
-    from ..converters.output.write import Artifacts, Conversion, write
-    from ..converters.quantizers.distil import NO_ROOM, can_refine
-    from ..converters.quantizers.registry import needs_inputs
+    """Do what a request asks for that its model can have.
 
+    Args:
+        order: the request, held against the model.
+        smoke: end with a sentence that the result writes, where it fits in memory.
+        report: receives progress and remarks.
+
+    Raises:
+        MintError: as `convert`.
+    """
     report = report or Silent()
     started = time.monotonic()
-    request, job = order.request, order.job
+    request = order.request
+
+    # What needs no weights is refused first: too little memory, a name that is taken.
     order.check_memory()
-    if order.fixed is not None and request.out is None:
-        check_target(default_target(job, order.fixed), job.source.path, request.force)
-    waves: Waves = at_once
-    if not job.source.has_weights and request.low_disk:
-        reads = order.fixed is None and known_profile(job, request.sample) is None
-        waves = shard_by_shard(job.source, job.inventory, reads, report)
-    elif not job.source.has_weights:
-        report.stage("download")
-        job = replace(job, source=load_source(request.model))
-        order = replace(order, job=job)
-    artifacts = Artifacts()
+    if order.fixed_plan is not None:
+        target_of(order, order.fixed_plan)
 
-    def curves() -> Profile:
-        nonlocal artifacts
-        made = get_profile(job, report, request.sample, request.allow_nonfinite, waves)
-        artifacts = replace(artifacts, profile=made)
-        return made
+    # Up to here only headers were read; from here on weights are needed.
+    order, waves = open_weights(order, report)
+    job = order.job
 
-    @lru_cache(maxsize=1)  # measured once, also where it is in vain
-    def sensitivity() -> Sensitivity | None:
-        nonlocal artifacts
-        found = order.sensitivity or get_sensitivity(job, report, order.tokens)
-        if found is not None:
-            artifacts = replace(artifacts, sensitivity=found)
-        return found
+    # Errors are measured first: what their safety floor forbids needs no sensitivity, which takes
+    # longer.
+    profile = None
+    if order.fixed_plan is None:
+        profile = get_profile(job, report, order.sample, request.allow_nonfinite, waves)
+        assert order.budget is not None
+        with_sensitivity = needs_sensitivity(order.objective)
+        safe_candidates(order.space, profile, order.budget, with_sensitivity)
 
-    plan = choose_plan(order, curves, sensitivity)
-    looks = needs_inputs(plan.quantizer)
-    if looks and sensitivity() is None:
-        plan, looks = replace(plan, quantizer=EFFORTS["fast"].quantizer), False
-    if plan.objective is not None and not needs_sensitivity(plan.objective) and not looks:
-        plan = replace(plan, effort="fast")
-    if looks and (plain := _without_feedback(job, plan)):
+    # The sensitivity weighs errors in the choice, and its tokens are what quantizers measure on.
+    sensitivity = None
+    if order.runs_model:
+        sensitivity = order.sensitivity or get_sensitivity(job, report, order.tokens)
+
+    # Every layer gets its configuration, and the plan its final quantizer.
+    plan = choose_plan(order, profile, sensitivity)
+    plan = settle_plan(plan, job, sensitivity, report)
+    if plan.edited and (known := known_profile(job, order.sample)) is not None:
+        plan = replace(plan, errors=measured_errors(plan.choice, known.curves))
+    target = target_of(order, plan)
+
+    # Codes are written, verified and refined in a work folder that gets its name last.
+    total = plan.layout(job.inventory).total
+    inputs = sensitivity if needs_inputs(plan.quantizer) else None
+    conversion = Conversion(
+        job.source,
+        job.inventory,
+        plan,
+        target,
+        force=request.force,
+        sentence=smoke and order.can_generate and fits_here(total),
+        report=report,
+        sensitivity=inputs,
+        artifacts=Artifacts(profile, sensitivity),
+        refine=inputs is not None and _refines(job, plan, report),
+        allow_nonfinite=request.allow_nonfinite,
+        waves=waves,
+        name=request.card_name,
+    )
+    sentence = write(conversion)
+
+    active = job.inventory.active_bytes(plan.choice)
+    ratio = active_ratio(job.inventory, plan.choice)
+    seconds = time.monotonic() - started
+    return Result(target, plan, job.inventory, total, active, ratio, sentence, seconds)
+
+
+def target_of(order: Order, plan: Plan) -> Path:
+    """The folder that a plan's result goes to.
+
+    Raises:
+        MintError: it can't be written to, or something else is there.
+    """
+    target = order.checked.target.folder or default_target(order.job, plan)
+    check_target(target, order.job.source.path, order.request.force)
+    return target
+
+
+def open_weights(order: Order, report: Report) -> tuple[Order, Waves]:
+    """The order with a source whose weights can be read, and the waves in which they come.
+
+    A Hub model that isn't here is downloaded, or its shards come one by one with --low-disk.
+    """
+    job = order.job
+    if job.source.has_weights:
+        return order, at_once
+    if order.request.low_disk:
+        profiled = order.fixed_plan is None and known_profile(job, order.sample) is None
+        return order, shard_by_shard(job.source, job.inventory, profiled, report)
+    report.stage("download")
+    return replace(order, job=replace(job, source=load_source(order.request.model))), at_once
+
+
+def choose_plan(
+    order: Order,
+    profile: Profile | None,
+    sensitivity: Sensitivity | None = None,
+    measured_later: bool = False,
+) -> Plan:
+    """The plan that carries an order out: the fixed one, or the budget allocated on a profile.
+
+    Args:
+        order: what is asked for.
+        profile: needed where no plan is fixed.
+        sensitivity: used where the objective needs one; without one the objective of
+            `--effort fast` takes its place.
+        measured_later: a sensitivity will be measured before the conversion: experts have the lower
+            floor that goes with it.
+
+    Raises:
+        MintError: the safety floor forbids the budget.
+    """
+    plan = order.fixed_plan
+    if plan is None:
+        assert order.budget is not None and profile is not None
+        weighs_errors = needs_sensitivity(order.objective)
+        unweighed = weighs_errors and sensitivity is None
+        plan = allocate(
+            profile,
+            order.budget,
+            order.space,
+            EFFORTS["fast"].objective if unweighed else order.objective,
+            sensitivity if weighs_errors else None,
+            weighs_errors and (measured_later or not unweighed),
+        )
+        plan = replace(plan, parts=order.job.parts, effort=order.checked.effort)
+    return replace(plan, quantizer=order.quantizer)
+
+
+def settle_plan(plan: Plan, job: Job, sensitivity: Sensitivity | None, report: Report) -> Plan:
+    """The plan as it can be carried out, with a note where that is less than was asked for."""
+    # Without a sensitivity there are no tokens to measure a layer's inputs on.
+    if needs_inputs(plan.quantizer) and sensitivity is None:
+        plan = replace(plan, quantizer=EFFORTS["fast"].quantizer)
+    if not needs_inputs(plan.quantizer):
+        weights_only = plan.objective is not None and not needs_sensitivity(plan.objective)
+        return replace(plan, effort="fast") if weights_only else plan
+
+    if plain := _without_feedback(job, plan):
         report.note(
             "layers in a mode that error feedback doesn't know (mxfp4 and its like) are rounded "
             f"to nearest: {plain}"
         )
-    if plan.edited and (known := known_profile(job, request.sample)) is not None:
-        plan = replace(plan, errors=measured_errors(plan.choice, known.curves))
-    target = Path(request.out) if request.out is not None else default_target(job, plan)
-    check_target(target, job.source.path, request.force)
-    total = plan.layout(job.inventory).total
-    say = smoke and fits_here(total) and order.speaks
-    inputs = sensitivity() if looks else None
-    refine = inputs is not None and efforts.refines(plan.effort, plan.quantizer)
-    if refine and not can_refine(job.inventory, plan.choice):
-        report.note(NO_ROOM)
-        refine = False
-    sentence = write(
-        Conversion(
-            job.source,
-            job.inventory,
-            plan,
-            target,
-            force=request.force,
-            sentence=say,
-            report=report,
-            sensitivity=inputs,
-            artifacts=artifacts,
-            refine=refine,
-            allow_nonfinite=request.allow_nonfinite,
-            waves=waves,
-            name=request.called,
-        )
-    )
-    active = job.inventory.active_bytes(plan.choice)
-    ratio = active_ratio(job.inventory, plan.choice)
-    return Result(
-        target, plan, job.inventory, total, active, ratio, sentence, time.monotonic() - started
-    )
+    return plan
 
 
 def _without_feedback(job: Job, plan: Plan) -> int:
-    """How many layers are rounded anew to something else than affine codes."""
+    """How many layers are quantized anew to something else than affine codes."""
     chosen = [(layer, plan.choice[layer.path]) for layer in job.inventory.layers]
     return sum(c.quantized and c.mode != "affine" and c != layer.stored for layer, c in chosen)
 
 
-def summary(result: Result) -> dict[str, Any]:
-    """A finished conversion as one JSON object."""
-    plan = result.plan
-    return {
-        "path": str(result.path),
-        "source": plan.origin.source,
-        "revision": plan.origin.revision,
-        "bytes": result.bytes,
-        "budget_bytes": plan.budget_bytes,
-        "bits_per_weight": round(result.bits_per_weight, 4),
-        "parameters": result.inventory.parameters,
-        "active_bytes": result.active_bytes,
-        "active_bytes_ratio": round(result.active_ratio, 4),
-        "recipe": plan.recipe,
-        "objective": plan.objective,
-        "quantizer": plan.quantizer,
-        "loss": plan.loss,
-        "expected_kl": efforts.expected_kl(plan.objective, plan.quantizer, plan.loss),
-        "gap": plan.gap,
-        "sentence": result.sentence,
-        "seconds": round(result.seconds, 2),
-    }
-
-
-def _gap(plan: Plan) -> str:
-    if plan.gap is None:
-        return ""
-    return (
-        f"; at most {plan.gap:.3%} from the best choice"
-        if plan.gap
-        else "; no choice of layers has a lower loss"
-    )
-
-
-def describe(result: Result) -> str:
-    """A finished conversion in one line."""
-    return (
-        f"{result.path}: {both(result.bytes)}, {result.bits_per_weight:.2f} bits per weight; "
-        f"decoding reads {human(result.active_bytes)} a token, {result.active_ratio:.2f}x of "
-        "uniform 4bit-g64"
-        + efforts.expectation(result.plan.objective, result.plan.quantizer, result.plan.loss)
-        + _gap(result.plan)
-    )
+def _refines(job: Job, plan: Plan, report: Report) -> bool:
+    """Whether a plan ends with distillation: where its effort does, and memory allows."""
+    if not efforts.refines(plan.effort, plan.quantizer):
+        return False
+    if not can_refine(job.inventory, plan.choice):
+        report.note(NO_ROOM)
+        return False
+    return True

@@ -1,6 +1,4 @@
-"""What a conversion would write and take, told before it is done: from headers, and from what
-earlier runs measured.
-"""
+"""What a conversion would write and take, from headers and from what earlier runs measured."""
 
 from __future__ import annotations
 
@@ -11,8 +9,9 @@ from ..allocation.plan import Plan
 from ..allocation.search_space import list_candidates, size_range
 from ..allocation.uniform import active_ratio
 from ..base.errors import MintError
+from ..base.one_line import one_line
 from ..base.quant_config import QuantConfig
-from ..base.units import both, duration
+from ..base.units import both, duration, human
 from ..checkpoint import low_disk
 from ..checkpoint.roles import EXPERTS
 from ..converters.quantizers.registry import find_quantizer
@@ -21,7 +20,6 @@ from ..measure import pass_state
 from ..measure.cache import cached_sensitivity
 from ..measure.profile import Profile, assumed
 from ..measure.row_sampling import first_share
-from ..measure.sample import parse_sample
 from ..measure.sensitivity import Sensitivity
 from ..rules import efforts
 from ..rules.objectives import needs_sensitivity
@@ -29,11 +27,11 @@ from ..runtime.device import on_cpu
 from .convert import choose_plan
 from .measurements import known_profile, profile_candidates
 from .model import Job
-from .request import Order
+from .order import Order
 
 
 def known_sensitivity(order: Order) -> Sensitivity | None:
-    """The source's sensitivity as it was given, else from the cache, if an earlier run left one."""
+    """The sensitivity that was given, else the one from the cache, if there is one."""
     return order.sensitivity or cached_sensitivity(order.job.source, order.tokens)
 
 
@@ -43,14 +41,28 @@ def assumed_profile(job: Job) -> Profile:
     return Profile(job.source.origin, job.inventory, curves, job.recipe, weighting="assumed")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DryRun:
     """What a conversion would do.
 
-    Which layer gets what is `settled` once the model is `profiled` and, where the objective needs
-    one, its sensitivity is measured; until then `bytes` may be a little more or less, within the
-    budget. They are `assumed` of the smallest size before any weight is read. What is `spilled` to
-    the temporary folder goes when the sensitivity is measured."""
+    Attributes:
+        bytes: of all safetensors files.
+        assumed: whether they are those of Gaussian weights: the smallest size before any weight is
+            read.
+        bits_per_weight: of all files.
+        range: the smallest and the largest size that is possible, in bytes.
+        active_bytes: that a decoded token reads.
+        active_bytes_ratio: the same relative to uniform 4bit-g64.
+        download: bytes to download.
+        disk: bytes of the result, and of shards that are here at once with --low-disk.
+        spilled: bytes in the temporary folder while a sensitivity is measured.
+        memory: bytes at the peak.
+        seconds: by stage.
+        profiled: whether the layers' errors are known.
+        settled: whether it is known which layer gets what: errors and, where the objective needs
+            one, a sensitivity are there. Until then `bytes` may be a little more or less, within
+            the budget.
+    """
 
     bytes: int
     assumed: bool
@@ -66,54 +78,75 @@ class DryRun:
     profiled: bool
     settled: bool
 
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            human(self.bytes),
+            f"{self.bits_per_weight:.2f} bits per weight",
+            f"about {duration(sum(self.seconds.values()))}",
+        )
+
 
 def dry_run(order: Order) -> tuple[Plan, DryRun]:
-    """What `convert` would do with an order, from headers and a cached profile alone."""
-    request, job = order.request, order.job
-    known = known_profile(job, request.sample) if order.fixed is None else None
-    weights = known_sensitivity(order) if known else None
+    """What `convert` would do with an order, from headers and a cached profile alone.
+
+    Raises:
+        MintError: the safety floor forbids the budget, as far as that is known.
+    """
+    request = order.request
+    job = order.job
+    inventory = job.inventory
+
+    # A plan as the conversion would make it, on assumed errors where none are known yet.
+    chooses = order.fixed_plan is None
+    known = known_profile(job, order.sample) if chooses else None
+    sensitivity = known_sensitivity(order) if known else None
+    profile = known or assumed_profile(job) if chooses else None
     try:
-        plan = choose_plan(
-            order, lambda: known or assumed_profile(job), lambda: weights, ahead=True
-        )
+        plan = choose_plan(order, profile, sensitivity, measured_later=True)
     except MintError as error:
-        if known is not None or order.fixed is not None:
+        if known is not None or not chooses:
             raise
         raise MintError(
             f"{error} (if weights were Gaussian; `mint-mlx profile` measures what they are)"
         ) from None
+
+    # What would be possible, as far as the safety floor is known.
     options = list_candidates(order.space)
+    weighs_errors = needs_sensitivity(order.objective)
     if known is not None:
-        weighed = needs_sensitivity(order.objective)
-        options = above_floor(order.space, options, known.curves, weighed)
-    total = plan.layout(job.inventory).total
-    needs_profile = order.fixed is None and known is None
-    download = room = 0 if job.source.has_weights else job.source.weight_bytes
+        options = above_floor(order.space, options, known.curves, weighs_errors)
+
+    # What it would take: a profile reads all shards once more.
+    total = plan.layout(inventory).total
+    needs_profile = chooses and known is None
+    download = 0 if job.source.has_weights else job.source.weight_bytes
+    shards = download
     if download and request.low_disk:
         download *= 1 + needs_profile
-        room = low_disk.peak_bytes(job.source, low_disk.shards_needed(job.source, job.inventory))
+        shards = low_disk.peak_bytes(job.source, low_disk.shards_needed(job.source, inventory))
+    settled = not chooses or (known is not None and not (weighs_errors and sensitivity is None))
     run = DryRun(
         bytes=total,
         assumed=request.budget == "smallest" and known is None,
-        bits_per_weight=total * 8 / job.inventory.parameters,
-        range=size_range(job.inventory, options),
-        active_bytes=job.inventory.active_bytes(plan.choice),
-        active_bytes_ratio=active_ratio(job.inventory, plan.choice),
+        bits_per_weight=total * 8 / inventory.parameters,
+        range=size_range(inventory, options),
+        active_bytes=inventory.active_bytes(plan.choice),
+        active_bytes_ratio=active_ratio(inventory, plan.choice),
         download=download,
-        disk=total + room,
+        disk=total + shards,
         spilled=_spilled(order),
-        memory=order.peak,
-        seconds=_stage_seconds(order, total, needs_profile) | _look_seconds(order),
+        memory=order.peak_memory,
+        seconds=stage_seconds(order, total, needs_profile),
         profiled=known is not None,
-        settled=order.fixed is not None
-        or (known is not None and (not needs_sensitivity(order.objective) or weights is not None)),
+        settled=settled,
     )
     return plan, run
 
 
 def _spilled(order: Order) -> int:
     """Bytes of block inputs that wait on disk while a sensitivity is measured."""
-    if not order.runs or known_sensitivity(order) is not None:
+    if not order.runs_model or known_sensitivity(order) is not None:
         return 0
     inventory = order.job.inventory
     hidden = max(
@@ -122,38 +155,55 @@ def _spilled(order: Order) -> int:
     return pass_state.bytes_needed(inventory.blocks, order.tokens * hidden, 4 if on_cpu() else 2)
 
 
-def _stage_seconds(order: Order, total: int, needs_profile: bool) -> dict[str, float]:
-    """Seconds of each stage: disks at 1 GB/s, MLX's quantizer as measured here in a fraction of a
-    second.
+def stage_seconds(order: Order, total: int, needs_profile: bool) -> dict[str, float]:
+    """Seconds of each stage, on this machine.
+
+    Args:
+        order: what would be done.
+        total: bytes that would be written.
+        needs_profile: whether errors are measured first.
     """
-    job, sample = order.job, parse_sample(order.request.sample)
+    seconds = {}
     quantize, measure = _quantizer_rates()
-    reading = job.source.weight_bytes / 1e9
-    seconds = {
-        "convert": reading
-        + total / 1e9
-        + sum(layer.size for layer in job.inventory.layers) / quantize
-    }
     if needs_profile:
-        wanted = profile_candidates(job)
-        measured = read = 0.0
-        for layer in job.inventory.layers:
-            weights = layer.size * first_share(layer.as_experts, sample)
-            measured += weights * sum(c.quantized for c in wanted[layer.path])
-            read += 2 * (layer.size if layer.stored else weights)
-        seconds = {"profile": read / 1e9 + measured / measure} | seconds
-    return seconds
+        seconds["profile"] = _profile_seconds(order, measure)
+    seconds["convert"] = _convert_seconds(order.job, total, quantize)
+    return seconds | _model_seconds(order)
 
 
-def _look_seconds(order: Order) -> dict[str, float]:
-    """Seconds of what reads the model's own text: operations over the rate of a product timed here.
+def _profile_seconds(order: Order, rate: float) -> float:
+    """Seconds of a profile, disks at 1 GB/s.
+
+    `rate` is how many weights a second are measured at one candidate."""
+    candidates = profile_candidates(order.job)
+    measured = 0.0
+    read = 0.0
+    for layer in order.job.inventory.layers:
+        weights = layer.size * first_share(layer.as_experts, order.sample)
+        measured += weights * sum(c.quantized for c in candidates[layer.path])
+        # A layer that is stored quantized is read whole.
+        read += 2 * (layer.size if layer.stored else weights)
+    return read / 1e9 + measured / rate
+
+
+def _convert_seconds(job: Job, total: int, rate: float) -> float:
+    """Seconds of reading, rounding to nearest and writing, disks at 1 GB/s; `rate` in weights."""
+    reading = job.source.weight_bytes / 1e9
+    writing = total / 1e9
+    return reading + writing + sum(layer.size for layer in job.inventory.layers) / rate
+
+
+def _model_seconds(order: Order) -> dict[str, float]:
+    """Seconds of what runs the model on its own text: operations over a product's timed rate.
 
     A token costs two operations for each weight that it reads: once when it is written, and seven
-    times in the walk (forward, forward again for the gradients and for the inputs' shapes, twice
-    that back, and forward for the inputs). The quantizer's entry says what it takes itself."""
-    inventory, rate = order.job.inventory, _product_rate()
+    times while the sensitivity is measured (forward, forward again for the gradients and for the
+    inputs' shapes, twice that back, and forward for the inputs). The quantizer's entry says what it
+    takes itself."""
+    inventory = order.job.inventory
+    rate = _product_rate()
     seconds = {}
-    if order.runs and known_sensitivity(order) is None:
+    if order.runs_model and known_sensitivity(order) is None:
         seconds["tokens and sensitivity"] = 2 * 8 * active_weights(inventory) * order.tokens / rate
     return seconds | find_quantizer(order.quantizer).seconds(inventory, order.tokens, rate)
 
@@ -172,9 +222,7 @@ def _product_rate() -> float:
 
 
 def _quantizer_rates() -> tuple[float, float]:
-    """Weights per second of `mx.quantize`, and of quantizing, dequantizing and the squared error
-    together.
-    """
+    """Weights per second of rounding to nearest, and of measuring the error of one candidate."""
     import time
 
     import mlx.core as mx
@@ -193,61 +241,57 @@ def _quantizer_rates() -> tuple[float, float]:
 
 def time_note(order: Order) -> str:
     """What a conversion will take, said before it starts."""
-    inventory = order.job.inventory
-    size = (
-        order.budget.resolve(inventory.parameters) if order.budget else None
-    )  # only the time to write it follows
-    known = order.fixed or known_profile(order.job, order.request.sample)
-    seconds = _stage_seconds(
-        order, size or inventory.parameters // 2, known is None
-    ) | _look_seconds(order)
+    # Only the time to write it follows from the size, so a guess will do.
+    parameters = order.job.inventory.parameters
+    size = order.budget.resolve(parameters) if order.budget else None
+    needs_profile = order.fixed_plan is None and known_profile(order.job, order.sample) is None
+    seconds = stage_seconds(order, size or parameters // 2, needs_profile)
     stages = ", ".join(f"{stage} about {duration(s)}" for stage, s in seconds.items())
     return (
         f"about {duration(sum(seconds.values()))} on this machine ({stages}); memory about "
-        f"{both(order.peak)}"
+        f"{both(order.peak_memory)}"
     )
 
 
 def dry_lines(job: Job, plan: Plan, run: DryRun) -> list[str]:
     """A dry run for people."""
-    least, most = run.range
-    exact = (
-        "exact"
-        if run.settled or plan.budget == "smallest"
-        else "a little more or less, within the budget"
-    )
+    # How far each figure can be trusted.
+    exact = "exact"
     if run.assumed:
         exact = "about, until the safety floor is measured"
-    experts = any(layer.role in EXPERTS for layer in job.inventory.layers)
-    expected = (
-        efforts.expected_kl(plan.objective, plan.quantizer, plan.loss) if run.profiled else None
-    )
+    elif not run.settled and plan.budget != "smallest":
+        exact = "a little more or less, within the budget"
     floor = "" if run.profiled or run.settled else " (before the safety floor)"
+    experts = any(layer.role in EXPERTS for layer in job.inventory.layers)
+    of_experts = " (k of E experts)" if experts else ""
+
+    # What it would be.
+    least, most = run.range
     lines = [
-        f"would write   {both(run.bytes)}, {run.bits_per_weight:.2f} bits per weight ({exact})",
-        *(
-            [f"expected KL   {expected:.2g} nats a token from the source"]
-            if expected is not None
-            else []
-        ),
+        f"would write   {both(run.bytes)}, {run.bits_per_weight:.2f} bits per weight ({exact})"
+    ]
+    expected = efforts.expected_kl(plan.objective, plan.quantizer, plan.loss)
+    if run.profiled and expected is not None:
+        lines.append(f"expected KL   {expected:.2g} nats a token from the source")
+    lines += [
         f"possible      {both(least)} to {both(most)}{floor}",
         f"read a token  {both(run.active_bytes)}, {run.active_bytes_ratio:.2f}x of uniform 4bit-g64"
-        + (" (k of E experts)" if experts else ""),
-        f"download      {both(run.download) if run.download else 'nothing'}",
-        f"disk          {both(run.disk)}"
-        + (f", for a time {both(run.spilled)} in --work-dir" if run.spilled else ""),
-        f"memory        about {both(run.memory)} at the peak",
-        "time          "
-        + ", ".join(f"{stage} about {duration(s)}" for stage, s in run.seconds.items()),
+        f"{of_experts}",
     ]
-    if not run.settled and not run.profiled:
-        lines.append(
-            "the choice of layers below assumes Gaussian weights: `mint-mlx profile` measures "
-            "them first"
-        )
-    elif not run.settled:
-        lines.append(
-            "the choice of layers below is by errors alone: `mint-mlx sensitivity` measures what "
-            "they cost"
-        )
-    return lines
+
+    # What it would take.
+    spilled = f", temporarily {both(run.spilled)} in --work-dir" if run.spilled else ""
+    stages = ", ".join(f"{stage} about {duration(s)}" for stage, s in run.seconds.items())
+    lines += [
+        f"download      {both(run.download) if run.download else 'nothing'}",
+        f"disk          {both(run.disk)}{spilled}",
+        f"memory        about {both(run.memory)} at the peak",
+        f"time          {stages}",
+    ]
+    if run.settled:
+        return lines
+    if run.profiled:
+        why = "is by errors alone: `mint-mlx sensitivity` measures what they cost"
+    else:
+        why = "assumes Gaussian weights: `mint-mlx profile` measures them first"
+    return [*lines, f"the choice of layers below {why}"]

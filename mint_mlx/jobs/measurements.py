@@ -1,10 +1,12 @@
-"""What is measured of a model once: its profile and sensitivity, from the cache or kept there."""
+"""What is measured of a model: its profile and sensitivity, from the cache or written to it."""
 
 from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from ..allocation.artifacts import SENSITIVITY_FILE
 from ..allocation.search_space import SearchSpace, list_candidates
@@ -18,7 +20,7 @@ from ..checkpoint.tokenizer import encode, load_tokenizer, tokenizer_is_code
 from ..measure import cache, resume
 from ..measure.profile import Profile, measure_curves
 from ..measure.profile_file import save_profile
-from ..measure.sample import parse_sample
+from ..measure.sample import Sample, default_sample
 from ..measure.sensitivity import Sensitivity
 from ..measure.sensitivity_file import load_sensitivity, save_sensitivity
 from ..rules import efforts
@@ -33,59 +35,59 @@ def get_sensitivity(
     Args:
         job: the model.
         report: receives progress.
-        count: tokens; those of the default level by default.
+        count: tokens of that text; those of the default effort by default.
 
     Returns:
-        None where the model is built in a way that can't be walked through; the report is told so.
+        None where the model can't be run block by block; the report is told so.
     """
-    return (
-        _measure_sensitivity(job, report, count)
-        if ranks().size == 1
-        else _first_measures(job, report, count)
-    )
+    if ranks().size == 1:
+        return _measure_sensitivity(job, report, count)
+    return _first_rank_measures(job, report, count)
 
 
 def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> Sensitivity | None:
     """As `get_sensitivity`, in this process."""
     from ..measure.fisher import check_chain, measure
-    from ..measure.self_text import random_windows, write_tokens
     from ..runtime.blocks import NoChain
 
     report = report or Silent()
     count = count or efforts.EFFORTS[efforts.DEFAULT].tokens
-    found = cache.cached_sensitivity(job.source, count)
-    if found is not None:
-        return found
+    cached = cache.cached_sensitivity(job.source, count)
+    if cached is not None:
+        return cached
+
+    # The model is tried before it writes text, which takes as long as measuring on it.
+    place = cache.sensitivity_path(job.source, count)
     try:
         check_chain(job.source, job.inventory)
-        report.stage("write tokens")
-        windows = random_windows(vocabulary(job), count, first_token(job))
-        place = cache.sensitivity_path(job.source, count)
-        tokens, how = write_tokens(job.source, windows, progress=report.step, resume_file=place)
+        tokens, how = get_tokens(job, count, report)
         report.stage("sensitivity")
-        made = measure(job.source, job.inventory, tokens, how, progress=report.step, key=place.stem)
+        sensitivity = measure(
+            job.source, job.inventory, tokens, how, progress=report.step, key=place.stem
+        )
     except NoChain as error:
         report.note(
-            f"{job.source.name} cannot be walked through ({error}): it is converted as with "
+            f"{job.source.name} cannot be run block by block ({error}): it is converted as with "
             "--effort fast"
         )
         return None
+
+    # A full disk costs the next run its time, not this one its result.
     with cache.report_write_errors("sensitivity", report):
-        save_sensitivity(made, place)
+        save_sensitivity(sensitivity, place)
         resume.clear(place)
-    return made
+    return sensitivity
 
 
-def _first_measures(job: Job, report: Report | None, count: int | None) -> Sensitivity | None:
-    """The first rank's sensitivity, for all: the walk through the model is one after the other in
-    any case.
-    """
+def _first_rank_measures(job: Job, report: Report | None, count: int | None) -> Sensitivity | None:
+    """The first rank's sensitivity, for all: block follows block, so the others can't share it."""
     with tempfile.TemporaryDirectory(prefix="mint-mlx-") as folder:
-        file, data = Path(folder) / SENSITIVITY_FILE, b""
+        file = Path(folder) / SENSITIVITY_FILE
+        data = b""
         if ranks().first:
-            found = _measure_sensitivity(job, report, count)
-            if found is not None:
-                save_sensitivity(found, file)
+            sensitivity = _measure_sensitivity(job, report, count)
+            if sensitivity is not None:
+                save_sensitivity(sensitivity, file)
                 data = file.read_bytes()
         data = ranks().gather_bytes(data)[0]
         if not data:
@@ -94,11 +96,25 @@ def _first_measures(job: Job, report: Report | None, count: int | None) -> Sensi
         return load_sensitivity(file)
 
 
+def get_tokens(job: Job, count: int, report: Report) -> tuple[np.ndarray, str]:
+    """Text that the model wrote itself.
+
+    Returns:
+        Tokens, int32 (windows, tokens), and how they were made.
+    """
+    from ..measure.self_text import random_windows, write_tokens
+
+    report.stage("write tokens")
+    windows = random_windows(vocabulary(job), count, first_token(job))
+    resume_file = cache.sensitivity_path(job.source, count)
+    return write_tokens(job.source, windows, progress=report.step, resume_file=resume_file)
+
+
 def vocabulary(job: Job) -> int:
     """How many tokens the model knows: what its config says, or the rows of its embedding."""
     rows = next(layer.shape[0] for layer in job.inventory.layers if layer.role == "embedding")
-    said = text_config(job.source.config).get("vocab_size")
-    return min(said, rows) if type(said) is int and said > 0 else rows
+    stated = text_config(job.source.config).get("vocab_size")
+    return min(stated, rows) if type(stated) is int and stated > 0 else rows
 
 
 def first_token(job: Job) -> int | None:
@@ -112,51 +128,49 @@ def first_token(job: Job) -> int | None:
 def get_profile(
     job: Job,
     report: Report | None = None,
-    sample: str | None = None,
+    sample: Sample | None = None,
     allow_nonfinite: bool = False,
     waves: Waves = at_once,
 ) -> Profile:
-    """The source's profile: from the cache, else measured and kept there.
+    """The source's profile: from the cache, else measured and written to it.
 
     Args:
         job: the model.
         report: receives progress.
-        sample: how much of each layer is measured, for `sample.parse_sample`; an exact profile
-            serves as well.
+        sample: how much of each layer is measured, by default what suits the device; an exact
+            profile serves as well.
         allow_nonfinite: don't refuse NaN and infinite weights.
-        waves: hands layers over as their shards come (lowdisk.py).
+        waves: hands layers over as their shards come (low_disk.py).
     """
     report = report or Silent()
-    wanted, sample = profile_candidates(job), parse_sample(sample)
-    found = known_profile(job, sample)
-    if all(ranks().gather(found is not None)) and found is not None:
-        return found
+    sample = sample or default_sample()
+    candidates = profile_candidates(job)
+    cached = known_profile(job, sample)
+    if all(ranks().gather(cached is not None)) and cached is not None:
+        return cached
+
+    # A profile in the cache would hide from the next run what was allowed in this one.
+    place = None if allow_nonfinite else cache.profile_path(job.source, candidates, sample)
     report.stage("profile")
-    # What is kept would hide from the next run what was allowed in this one.
-    place = None if allow_nonfinite else cache.profile_path(job.source, wanted, sample)
     curves = measure_curves(
-        job.source, job.inventory, wanted, sample, allow_nonfinite, waves, place, report.step
+        job.source, job.inventory, candidates, sample, allow_nonfinite, waves, place, report.step
     )
-    made = Profile(
+    measured = Profile(
         job.source.origin, job.inventory, curves, job.recipe, sample=sample, versions=versions()
     )
     if place is not None and ranks().first:
         with cache.report_write_errors("profile", report):
-            save_profile(made, place)
+            save_profile(measured, place)
             resume.clear(place)
-    return made
+    return measured
 
 
-def known_profile(job: Job, sample: str | None = None) -> Profile | None:
-    """The source's profile from the cache, if an earlier run left one, whatever recipe and parts
-    that was for.
-    """
-    found = cache.cached_profile(job.source, profile_candidates(job), parse_sample(sample))
-    return found and replace(found, recipe=job.recipe, inventory=job.inventory)
+def known_profile(job: Job, sample: Sample | None = None) -> Profile | None:
+    """The source's profile from the cache, if there is one, for this job's recipe and parts."""
+    cached = cache.cached_profile(job.source, profile_candidates(job), sample or default_sample())
+    return cached and replace(cached, recipe=job.recipe, inventory=job.inventory)
 
 
 def profile_candidates(job: Job) -> dict[str, tuple[QuantConfig, ...]]:
-    """What a profile measures: all that the recipe names, guards aside, so that it serves overrides
-    too.
-    """
+    """What a profile measures: all that the recipe names, also what only an override can choose."""
     return list_candidates(SearchSpace(job.inventory, job.recipe, ignore_guards=True))

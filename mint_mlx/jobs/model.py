@@ -13,8 +13,14 @@ from ..rules.recipes import Recipe, find_recipe
 
 @dataclass(frozen=True)
 class Job:
-    """A source with everything that its headers tell. `unused` are the tensors that the language
-    model doesn't use.
+    """A source with everything that its headers tell.
+
+    Attributes:
+        source: the checkpoint.
+        inventory: its layers and other tensors.
+        recipe: the rules for its family.
+        parts: `text` or `all`.
+        unused: the tensors that the language model doesn't use.
     """
 
     source: Source
@@ -27,8 +33,13 @@ class Job:
 def prepare(
     model: str, recipe: str | None = None, weights: bool = True, parts: str = "text"
 ) -> Job:
-    """Find a model and take stock of its layers, from headers alone (and no download unless
-    `weights`).
+    """Find a model and list its layers, from headers alone.
+
+    Args:
+        model: a folder or a Hub id.
+        recipe: a recipe's name or file; found by the model's type by default.
+        weights: download the weights of a Hub model.
+        parts: `text`, or `all` to carry a tower along.
 
     Raises:
         MintError: no such model or recipe, or one that mlx-lm can't build.
@@ -42,16 +53,19 @@ def prepare(
     return Job(source, inventory, chosen, parts, unused)
 
 
-def announce(job: Job, report: Report) -> None:
-    """Say so where a source is quantized already, and which of its tensors are left out."""
+def note_source(job: Job, report: Report) -> None:
+    """Say which of a source's tensors are left out, and whether it is quantized already."""
     from ..converters.sources.layouts import describe
 
     for text in remarks(job.unused, job.parts):
         report.note(text)
-    name, layers = job.source.name, job.inventory.layers
-    told = describe(job.source.config, job.source.path, job.source.headers)
-    if told:
-        report.note(f"{name} {told}")
+    name = job.source.name
+    layout = describe(job.source.config, job.source.path, job.source.headers)
+    if layout:
+        report.note(f"{name} {layout}")
+
+    # Errors are those against a source, so a quantized one hides what it has lost itself.
+    layers = job.inventory.layers
     stored = [layer for layer in layers if layer.stored]
     if stored:
         weights = sum(layer.size for layer in stored)

@@ -1,101 +1,144 @@
-"""Distil a finished checkpoint's scales and biases."""
+"""Distil a finished checkpoint's scales and biases on text that its source wrote."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..base.errors import MintError
 from ..base.files import REFINED_FILE, write_text
 from ..base.hf_config import text_config
+from ..base.one_line import one_line
 from ..base.quant_config import KEEP
 from ..base.report import Report, Silent
 from ..base.targets import check_target
 from ..checkpoint import mlxlm
-from ..checkpoint.source import load_source
+from ..checkpoint.source import Source, load_source
+from ..converters.output import write as writer
+from ..converters.output.card import refined_card
+from ..converters.output.replace_tensors import replace_tensors
+from ..converters.quantizers.distil import Refined, can_refine, refine_own
 from ..measure import cache
 from ..rules import efforts
-from .measurements import first_token, vocabulary
-from .model import prepare
-
-if TYPE_CHECKING:
-    from ..converters.quantizers.distil import Refined
+from .measurements import get_tokens
+from .model import Job, prepare
 
 
-def refine_checkpoint(
+@dataclass(frozen=True, repr=False)
+class Refinement:
+    """A checkpoint that was distilled.
+
+    Attributes:
+        path: its folder.
+        kl_before, kl_after: KL divergence from the source in nats a token, on text that it was not
+            trained on.
+    """
+
+    path: Path
+    kl_before: float
+    kl_after: float
+
+    def __repr__(self) -> str:
+        divergence = f"KL {self.kl_before:.4g} -> {self.kl_after:.4g}"
+        return one_line(self, divergence, f"path={str(self.path)!r}")
+
+
+def refine(
     checkpoint: str,
-    model: str,
-    out: Path | None = None,
+    source: str,
+    out: str | Path | None = None,
+    *,
     steps: int | None = None,
     force: bool = False,
     report: Report | None = None,
-) -> tuple[Path, Refined]:
-    """Distil the scales and biases of any MLX checkpoint on text that its source wrote (refine.py):
-    a new checkpoint.
+) -> Refinement:
+    """Distil the scales and biases of an MLX checkpoint: same bytes, closer to its source.
+
+    Args:
+        checkpoint: a folder or a Hub id.
+        source: the unquantized model that it was made from.
+        out: the folder to write; `NAME-refined` by default.
+        steps: of at most 1,024 tokens; 200 by default.
+        force: replace an existing output folder.
+        report: receives progress.
 
     Raises:
         MintError: an input is wrong, the checkpoint doesn't fit in memory, or nothing was gained;
             nothing is written then.
     """
-    from ..converters.output import write as writer
-    from ..converters.output.card import refined_card
-    from ..converters.output.replace_tensors import replace_tensors
-    from ..converters.quantizers.distil import can_refine, refine_own
-    from ..measure.self_text import random_windows, write_tokens
-
     report = report or Silent()
+
+    # Both models are held against each other before the source writes a word.
     given = load_source(checkpoint)
-    target = out or Path(f"{given.name.rpartition('/')[2]}-refined")
+    target = Path(out) if out is not None else Path(f"{given.name.rpartition('/')[2]}-refined")
     check_target(target, given.path, force)
-    if not any(name.endswith(".biases") for table in given.headers.values() for name in table):
-        raise MintError(
-            f"{given.name} has no layer with scales and biases: give a quantized MLX checkpoint"
-        )
-    made = prepare(checkpoint).inventory
-    if not can_refine(made, {layer.path: layer.stored or KEEP for layer in made.layers}):
-        raise MintError(
-            f"refining {given.name} takes more memory than this machine has: do it on a larger one"
-        )
-    job = prepare(model)
-    if job.source.fingerprint == given.fingerprint:
-        raise MintError(
-            f"{given.name} is its own source: give the model that it was made from with --source"
-        )
+    _check_refinable(checkpoint, given)
+    job = prepare(source)
+    _check_pair(given, job.source)
     check_target(target, job.source.path, force)
-    same = [text_config(source.config) for source in (given, job.source)]
-    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
-        one, two = (text.get(key) for text in same)
-        if one != two:
-            raise MintError(
-                f"{given.name} was not made from {job.source.name}: their {key} is {one} and {two}"
-            )
-    count = efforts.EFFORTS["best"].tokens
-    known = cache.cached_sensitivity(job.source, count)
-    if known is not None:
-        tokens = known.tokens
-    else:
-        report.stage("write tokens")
-        place = cache.sensitivity_path(job.source, count)
-        first = first_token(job)
-        windows = random_windows(vocabulary(job), count, first)
-        tokens, _ = write_tokens(job.source, windows, progress=report.step, resume_file=place)
+
+    # Refining works on a copy, which gets its name only if something was gained.
+    tokens = _tokens(job, report)
     with writer.copied(given.path, target, force) as work:
         report.stage("refine")
-        found = refine_own(job.source, tokens, work, report.step, steps)
-        if found is None:
+        refined = refine_own(job.source, tokens, work, report.step, steps)
+        if refined is None:
             raise MintError(
                 f"refining {given.name} gained nothing on text that it was not trained on: nothing "
                 "was written"
             )
-        replace_tensors(work, found.tensors)
+        replace_tensors(work, refined.tensors)
         mlxlm.build_model(work)
-        facts = {"source": job.source.name, "kl_before": found.before, "kl_after": found.after}
-        card = work / "README.md"
-        if card.is_file():
-            told = refined_card(
-                card.read_text(encoding="utf-8"), target.name, found.before, found.after
+        _write_facts(work, target.name, job.source.name, refined)
+    return Refinement(target, refined.before, refined.after)
+
+
+def _check_refinable(checkpoint: str, given: Source) -> None:
+    """Refuse a checkpoint without scales and biases, or one that memory has no room for."""
+    if not any(name.endswith(".biases") for table in given.headers.values() for name in table):
+        raise MintError(
+            f"{given.name} has no layer with scales and biases: give a quantized MLX checkpoint"
+        )
+    inventory = prepare(checkpoint).inventory
+    if not can_refine(inventory, {layer.path: layer.stored or KEEP for layer in inventory.layers}):
+        raise MintError(
+            f"refining {given.name} takes more memory than this machine has: do it on a larger one"
+        )
+
+
+def _check_pair(given: Source, source: Source) -> None:
+    """Refuse a source that the checkpoint wasn't made from, as far as their configs tell."""
+    if source.fingerprint == given.fingerprint:
+        raise MintError(
+            f"{given.name} is its own source: give the model that it was made from with --source"
+        )
+    ours = text_config(given.config)
+    theirs = text_config(source.config)
+    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
+        if ours.get(key) != theirs.get(key):
+            raise MintError(
+                f"{given.name} was not made from {source.name}: their {key} is {ours.get(key)} "
+                f"and {theirs.get(key)}"
             )
-            write_text(card, told)
-        write_text(work / REFINED_FILE, json.dumps(facts, indent=2) + "\n")
-    return target, found
+
+
+def _tokens(job: Job, report: Report) -> np.ndarray:
+    """Text that the source wrote, now or for an earlier sensitivity: int32 (windows, tokens)."""
+    count = efforts.EFFORTS["best"].tokens
+    cached = cache.cached_sensitivity(job.source, count)
+    if cached is not None:
+        return cached.tokens
+    return get_tokens(job, count, report)[0]
+
+
+def _write_facts(work: Path, name: str, source: str, refined: Refined) -> None:
+    """Say in the checkpoint and in its card what was done."""
+    facts = {"source": source, "kl_before": refined.before, "kl_after": refined.after}
+    card = work / "README.md"
+    if card.is_file():
+        text = card.read_text(encoding="utf-8")
+        write_text(card, refined_card(text, name, refined.before, refined.after))
+    write_text(work / REFINED_FILE, json.dumps(facts, indent=2) + "\n")

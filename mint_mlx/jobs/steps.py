@@ -1,23 +1,22 @@
-"""The steps of a conversion, each alone with a file as its result, and the distillation of a
-finished checkpoint.
-"""
+"""The steps of a conversion, each alone with a file as its result."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..allocation.allocate import allocate
+from ..allocation import allocate as allocation
 from ..allocation.artifacts import PROFILE_FILE, find_artifact, find_sensitivity
 from ..allocation.plan import Plan
 from ..allocation.plan_file import write_plan
 from ..allocation.search_space import parse_override, search_space
 from ..base.distributed import ranks
 from ..base.errors import MintError, UsageError
+from ..base.one_line import one_line
 from ..base.report import Report, Silent
 from ..base.targets import check_file, check_writable
-from ..base.units import parse_budget
+from ..base.units import human, parse_budget
 from ..checkpoint.layers import Inventory
 from ..checkpoint.towers import check_parts
 from ..converters.quantizers.memory_estimate import check_room, rounding
@@ -30,9 +29,10 @@ from ..rules import efforts
 from ..rules.objectives import needs_sensitivity
 from ..rules.recipes import find_recipe
 from .measurements import get_profile, get_sensitivity
-from .model import announce, prepare
+from .model import note_source, prepare
 
-PROFILE_MARKER, PLAN_MARKER = "mint_mlx_profile", "mint_mlx_plan"
+PROFILE_MARKER = "mint_mlx_profile"
+PLAN_MARKER = "mint_mlx_plan"
 
 
 def write_profile(
@@ -43,8 +43,15 @@ def write_profile(
     report: Report | None = None,
     sample: str | None = None,
 ) -> tuple[Path, Profile]:
-    """Measure a model and write its profile (`NAME.profile.json` by default); an older one of it is
-    replaced.
+    """Measure a model and write its profile.
+
+    Args:
+        model: a folder or a Hub id.
+        out: the file to write; `NAME.profile.json` by default. An older profile is replaced.
+        recipe: a recipe's name or file; found by the model's type by default.
+        parts: `text` or `all`.
+        report: receives progress.
+        sample: how much of each layer is measured, as `--sample`.
 
     Raises:
         MintError: the model or the file is wrong.
@@ -53,19 +60,22 @@ def write_profile(
     if out is not None:
         check_file(out, PROFILE_MARKER, force=True)
     check_parts(parts)
-    sample = parse_sample(sample)
+    checked_sample = parse_sample(sample) if sample is not None else None
+
+    # The default name is only known with the model's.
     job = prepare(model, recipe, parts=parts)
-    announce(job, report)
+    note_source(job, report)
     path = out or Path(f"{job.source.name.rpartition('/')[2]}.profile.json")
     check_file(path, PROFILE_MARKER, force=True)
     if path.is_file() and job.source.fingerprint not in _fingerprint(path):
         report.note(
             f"{path} is stale: {job.source.name} or mint-mlx has changed since; it is measured anew"
         )
-    made = get_profile(job, report, sample)
+
+    profile = get_profile(job, report, checked_sample)
     if ranks().first:
-        save_profile(made, path)
-    return path, made
+        save_profile(profile, path)
+    return path, profile
 
 
 def _fingerprint(path: Path) -> str:
@@ -79,16 +89,23 @@ def _fingerprint(path: Path) -> str:
 def write_sensitivity(
     model: str, out: Path | None = None, report: Report | None = None, tokens: int | None = None
 ) -> tuple[Path, Sensitivity]:
-    """Measure a model's sensitivity and write it (`NAME.sensitivity.npz` by default); `tokens` as
-    in `Request`.
+    """Measure a model's sensitivity and write it.
+
+    Args:
+        model: a folder or a Hub id.
+        out: the file to write; `NAME.sensitivity.npz` by default.
+        report: receives progress.
+        tokens: how much text the model writes for it; that of the default effort by default.
 
     Raises:
-        MintError: the model or the file is wrong, or the model can't be walked through.
+        MintError: the model or the file is wrong, or the model can't be run block by block.
     """
     report = report or Silent()
     efforts.check_tokens(tokens)
     job = prepare(model)
-    announce(job, report)
+    note_source(job, report)
+
+    # A file that can't be written, or too little memory, is found out before the work.
     path = out or Path(f"{job.source.name.rpartition('/')[2]}.sensitivity.npz")
     if path.exists() and not is_sensitivity(path):
         raise MintError(f"{path} exists and is something else: choose another file with -o")
@@ -96,6 +113,7 @@ def write_sensitivity(
         raise MintError(f"the folder of {path} does not exist: make it first")
     check_writable(path.absolute().parent)
     check_room(rounding(job.inventory, tokens or efforts.TOKENS, True), "take a larger machine")
+
     sensitivity = get_sensitivity(job, report, tokens)
     if sensitivity is None:
         raise MintError(
@@ -106,44 +124,102 @@ def write_sensitivity(
     return path, sensitivity
 
 
-def plan_profile(
-    path: Path | str,
+@dataclass(frozen=True, repr=False)
+class Allocation:
+    """A plan that was chosen, with the layers that it is for.
+
+    Attributes:
+        plan: the choice.
+        inventory: the model's layers.
+        out: the file that it was written to, or None.
+    """
+
+    plan: Plan
+    inventory: Inventory
+    out: Path | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of all safetensors files."""
+        return self.plan.layout(self.inventory).total
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of all files over the number of weights."""
+        return self.bytes * 8 / self.inventory.parameters
+
+    @property
+    def expected_kl(self) -> float | None:
+        """KL from the source in nats a token, where the objective predicts it."""
+        plan = self.plan
+        return efforts.expected_kl(plan.objective, plan.quantizer, plan.loss)
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            human(self.bytes),
+            f"{self.bits_per_weight:.2f} bits per weight",
+            f"{len(self.plan.choice)} layers",
+            str(self.plan.objective),
+        )
+
+
+def allocate(
+    profile: str | Path,
     budget: str,
-    out: Path | None = None,
+    out: str | Path | None = None,
+    *,
     recipe: str | None = None,
     objective: str | None = None,
     overrides: Sequence[str] = (),
     ignore_guards: bool = False,
     force: bool = False,
-    sensitivity: Path | str | None = None,
-) -> tuple[Plan, Inventory]:
-    """Allocate a budget on a profile's file, and write the plan where `out` says so.
+    sensitivity: str | Path | None = None,
+) -> Allocation:
+    """Choose bits and group size of every layer for a budget.
 
-    A checkpoint or repository that keeps a profile may keep a sensitivity beside it, which is used
-    as well.
+    Args:
+        profile: a profile's file, or a checkpoint or repository that holds one; a sensitivity
+            beside it is used as well.
+        budget: the size of all safetensors files: `19GB`, `17.5GiB`, `4.5bpw`, `smallest`.
+        out: the file to write the plan to, if any.
+        recipe: a recipe's name or file; that of the profile by default.
+        objective: what is minimised; the recipe's by default, else what suits the sensitivity.
+        overrides: `REGEX=CONFIG` for all layers that match; later ones win.
+        ignore_guards: allow what the guards forbid, such as 4-bit routers.
+        force: replace an existing plan.
+        sensitivity: a sensitivity's file, or a checkpoint or repository that holds one.
 
     Raises:
         MintError: the profile, the budget, an override or the file is wrong.
     """
+    # Words and the target are checked before a profile is read, which may be downloaded.
     size = parse_budget(budget)
     parsed = [parse_override(text) for text in overrides]
-    if out is not None:
-        check_file(out, PLAN_MARKER, force)
-    curves = load_profile(find_artifact(path, PROFILE_FILE))
+    plan_file = Path(out) if out is not None else None
+    if plan_file is not None:
+        check_file(plan_file, PLAN_MARKER, force)
+
+    # The objective decides whether a sensitivity is of interest.
+    curves = load_profile(find_artifact(profile, PROFILE_FILE))
     chosen = find_recipe(recipe, {}) if recipe is not None else curves.recipe
-    objective, weights = objective or chosen.objective, None
+    objective = objective or chosen.objective
+    weights = None
     if objective is None or needs_sensitivity(objective):
-        weights = find_sensitivity(path, sensitivity)
+        weights = find_sensitivity(profile, sensitivity)
     elif sensitivity is not None:
-        raise UsageError(
-            f"the objective {objective} does not look at a sensitivity: leave --sensitivity out"
-        )
+        raise UsageError(f"the objective {objective} uses no sensitivity: leave --sensitivity out")
     level = efforts.level_with(weights is not None)
     objective = objective or efforts.EFFORTS[level].objective
+
     space = search_space(curves.inventory, chosen, parsed, ignore_guards)
-    plan = allocate(curves, size, space, objective, weights)
-    parts = "all" if curves.inventory.carried else "text"
-    plan = replace(plan, effort=level, quantizer=efforts.EFFORTS[level].quantizer, parts=parts)
-    if out is not None:
-        write_plan(plan, curves.inventory, out)
-    return plan, curves.inventory
+    plan = allocation.allocate(curves, size, space, objective, weights)
+    plan = replace(
+        plan,
+        effort=level,
+        quantizer=efforts.EFFORTS[level].quantizer,
+        parts="all" if curves.inventory.carried else "text",
+    )
+    if plan_file is not None:
+        write_plan(plan, curves.inventory, plan_file)
+    return Allocation(plan, curves.inventory, plan_file)

@@ -5,25 +5,22 @@
 
 from __future__ import annotations
 
+from typing import NewType
+
 from ..base.errors import UsageError
 
-AUTO = "auto"
-EXACT = "1"
+Sample = NewType("Sample", str)  # `auto`, or a share in (0, 1] in its shortest form
+
+AUTO = Sample("auto")
+EXACT = Sample("1")
 
 
-def parse_sample(text: str | None) -> str:
-    """`auto`, or a share in (0, 1] in its shortest form.
-
-    Args:
-        text: as the user gave it; None for `auto` on a CPU and `1` (exact) on Metal.
+def parse_sample(text: str) -> Sample:
+    """Read `auto`, or a share in (0, 1].
 
     Raises:
         UsageError: it is neither.
     """
-    if text is None:
-        import mlx.core as mx
-
-        return EXACT if mx.default_device() == mx.gpu else AUTO
     if text == AUTO:
         return AUTO
     try:
@@ -34,4 +31,11 @@ def parse_sample(text: str | None) -> str:
         raise UsageError(
             f"--sample must be auto, 1.0 (every weight) or a share such as 0.05 (got {text})"
         )
-    return f"{share:g}"
+    return Sample(f"{share:g}")
+
+
+def default_sample() -> Sample:
+    """What is measured where the user says nothing: `auto` on a CPU, every weight on Metal."""
+    import mlx.core as mx
+
+    return EXACT if mx.default_device() == mx.gpu else AUTO

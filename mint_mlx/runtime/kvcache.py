@@ -19,8 +19,7 @@ if TYPE_CHECKING:  # what is refused before work starts is refused before mlx is
 
 STEP = 256  # mlx-lm's caches grow by so many tokens
 PREFILL = 2048  # tokens that mlx-lm puts through the model at once
-KV_BITS = (2, 3, 4, 5, 6, 8)  # what mlx-lm's --kv-bits takes
-KV_GROUP = 64  # its group size
+KV_GROUP = 64  # the group size of mlx-lm's --kv-bits
 
 
 @dataclass(frozen=True)

@@ -13,22 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import MintError, UsageError
+from ..base.errors import MintError
 from ..base.hf_config import text_config
-from ..base.units import UNITS, both, parse_budget
+from ..base.units import UNITS, both
 from ..checkpoint.layers import Inventory
 from ..checkpoint.roles import EXPERTS
-from .kvcache import KV_BITS, PREFILL, CacheSize, cache_size
+from .kvcache import PREFILL, CacheSize, cache_size
+from .machine import CONTEXT, Machine, check_context
 
 GIB = UNITS["GiB"]
 MAC_SIZES = (8, 16, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)  # GiB, as sold
 RESERVE = GIB  # buffers that MLX keeps, Python, the tokenizer
-CONTEXT = 8192  # tokens, by default
 SYSTEM = 8 * GIB  # what a raised limit leaves to macOS
 # Sizes of a head for which MLX's Metal kernels read a prompt without writing the scores out.
 FUSED = (64, 80, 128)
-THIS_MAC = "this-mac"
-# Linux's limits, of both versions of control groups.
+# Linux's limits, both kinds.
 CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -116,16 +115,6 @@ def room() -> int:
     return limit if measured else machine_memory()
 
 
-def check_context(context: int, kv_bits: int | None) -> None:
-    """Refuse a context or bits of the cache that don't exist (a UsageError)."""
-    if context < 1:
-        raise UsageError(
-            f"a context of {context} tokens is too short: give --context 32768, for example"
-        )
-    if kv_bits is not None and kv_bits not in KV_BITS:
-        raise UsageError(f"--kv-bits must be one of {', '.join(map(str, KV_BITS))} (got {kv_bits})")
-
-
 def needs(
     config: dict[str, Any], inventory: Inventory, context: int = CONTEXT, kv_bits: int | None = None
 ) -> Needs:
@@ -185,34 +174,26 @@ def workspace(inventory: Inventory, tokens: int) -> int:
     return 2 * tokens * (max(blocks.values(), default=0) + 2 * widest)
 
 
-def fit(machine: str, needs: Needs) -> Fit:
-    """How much memory `this-mac`, or a Mac of a size such as `32GiB`, has for a model's weights.
+def fit(machine: Machine, needs: Needs) -> Fit:
+    """How much memory a machine has for a model's weights.
 
     Raises:
-        UsageError: there is no such size.
-        MintError: nothing remains for the weights.
+        MintError: nothing is left for a model.
     """
-    if machine == THIS_MAC:
+    if machine.memory is None:
         limit, measured = machine_limit()
-        result = Fit(machine_memory(), limit, measured, needs)
+        room = Fit(machine_memory(), limit, measured, needs)
     else:
-        try:
-            memory = parse_budget(machine).bytes
-        except UsageError:
-            memory = None
-        if memory is None:
-            raise UsageError(
-                f"--fit {machine} is no machine: give this-mac, or a memory size such as 32GiB"
-            )
-        result = Fit(memory, gpu_limit(memory), False, needs)
+        room = Fit(machine.memory, gpu_limit(machine.memory), False, needs)
 
-    if result.budget <= 0:
+    # Weights of no bytes are no model.
+    if room.budget <= 0:
         raise MintError(
-            f"nothing is left for the weights: of {both(result.memory)} the GPU may use "
-            f"{both(result.limit)}, and a context of {needs.context} tokens needs "
+            f"nothing is left for the weights: of {both(room.memory)} the GPU may use "
+            f"{both(room.limit)}, and a context of {needs.context} tokens needs "
             f"{both(needs.total)}: give a shorter --context"
         )
-    return result
+    return room
 
 
 def smallest_mac(model_bytes: int, needs: Needs | None) -> int | None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from fake_hub import FakeHub
-from helpers import Cli, Maker, llama, qwen3_moe
+from helpers import Cli, Maker, llama, order_for, qwen3_moe
 
 from mint_mlx.allocation.artifacts import ARTIFACTS
 from mint_mlx.base.errors import MintError
 from mint_mlx.jobs import convert, steps
-from mint_mlx.jobs.request import Request, place_order
+from mint_mlx.jobs.request import Request
 from mint_mlx.measure.sensitivity_file import load_sensitivity
 
 
@@ -26,16 +26,16 @@ def test_a_sensitivity_goes_along_with_its_plan(cli: Cli, make: Maker, tmp_path:
     assert allocated.code == 0
     assert f"--plan {tmp_path / 'p.yaml'} --sensitivity {result}" in allocated.out
     measured = load_sensitivity(result / "mint-sensitivity.npz")
-    read = place_order(Request(source, plan=str(result), out=tmp_path / "a")).sensitivity
+    read = order_for(Request(source, plan=str(result), out=tmp_path / "a")).sensitivity
     assert read is not None
     assert read.tokens.size == measured.tokens.size == 1024
     assert read.origin == measured.origin
 
     # Neither with the plan's file alone nor to another model.
     plan = str(result / "mint-plan.yaml")
-    assert place_order(Request(source, plan=plan, out=tmp_path / "b")).sensitivity is None
+    assert order_for(Request(source, plan=plan, out=tmp_path / "b")).sensitivity is None
     other = str(make(qwen3_moe(2, 4), "other", seed=1))
-    assert place_order(Request(other, plan=str(result), out=tmp_path / "c")).sensitivity is None
+    assert order_for(Request(other, plan=str(result), out=tmp_path / "c")).sensitivity is None
 
 
 def test_a_checkpoint_keeps_what_made_it(
@@ -54,7 +54,7 @@ def test_a_checkpoint_keeps_what_made_it(
     assert third.plan.quantizer == "gptq"
     files = [(folder / "model.safetensors").read_bytes() for folder in (a, b, c)]
     assert files[0] == files[1] == files[2]
-    plan, _ = steps.plan_profile(str(a), "5bpw", sensitivity=str(a))
+    plan = steps.allocate(str(a), "5bpw", sensitivity=str(a)).plan
     assert plan.choice == first.plan.choice
 
 
@@ -64,7 +64,7 @@ def test_a_kept_sensitivity_that_does_not_serve(make: Maker, tmp_path: Path) -> 
     convert.convert(one, "6bpw", a, effort="balanced", smoke=False)
     with pytest.raises(MintError, match="another model"):
         convert.convert(two, "6bpw", b, effort="balanced", sensitivity=a, smoke=False)
-    with pytest.raises(MintError, match="no use"):
+    with pytest.raises(MintError, match="has no effect"):
         convert.convert(one, "6bpw", b, effort="fast", sensitivity=a, smoke=False)
     convert.convert(one, "6bpw", fast, effort="fast", smoke=False)
     with pytest.raises(MintError, match="holds no mint-sensitivity"):

@@ -15,6 +15,7 @@ from mint_mlx.base.errors import MintError
 from mint_mlx.base.quant_config import QuantConfig
 from mint_mlx.jobs import convert
 from mint_mlx.jobs.model import Job
+from mint_mlx.jobs.result import describe, summary
 
 
 @pytest.mark.parametrize("name", ["org/model", "a: b", "modèle \N{ROCKET}"])
@@ -65,8 +66,8 @@ def test_what_was_said_of_a_plan_does_not_outlive_an_edit(make: Maker, tmp_path:
 
     # Carried out, it has the errors of what it says now, and no loss.
     result = convert.convert(folder, plan=plan, out=tmp_path / "edited", smoke=False)
-    assert convert.summary(result)["loss"] is None
-    assert "KL" not in convert.describe(result)
+    assert summary(result)["loss"] is None
+    assert "KL" not in describe(result)
     assert result.plan.errors["lm_head"].worst > 2 * chosen.errors["lm_head"].worst
     again = read_plan(tmp_path / "edited" / "mint-plan.yaml")
     assert not again.edited

@@ -31,9 +31,9 @@ def test_a_sweep_goes_from_the_smallest_to_the_largest(make: Maker, tmp_path: Pa
     assert sweep.sweep(out / "mint-profile.json").objective == "prior"
 
     # Measured figures stand beside the size that they are nearest to.
-    assert any("measured 7.5" in row[3] for row in sweep.sweep_rows(curve)[1])
+    assert any("measured 7.5" in row[3] for row in sweep.sweep_lines(curve)[1])
     near_the_fourth = sweep.sweep(out, measured=(f"{sizes[3] - 2}B:9",))
-    assert "measured 9" in sweep.sweep_rows(near_the_fourth)[1][3][3]
+    assert "measured 9" in sweep.sweep_lines(near_the_fourth)[1][3][3]
     sweep.draw(curve, tmp_path / "s.png")
     assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
 

@@ -16,7 +16,7 @@ from mint_mlx.checkpoint import mlxlm
 from mint_mlx.checkpoint.layers import list_layers
 from mint_mlx.checkpoint.source import load_source, open_model
 from mint_mlx.jobs import convert
-from mint_mlx.jobs.doctor import examine
+from mint_mlx.jobs.doctor import doctor
 
 BITS = 4.5
 
@@ -55,7 +55,7 @@ def test_converts_and_its_logits_are_those_of_the_dequantized_source(
 ) -> None:
     folder = released(family, tmp_path / family)
     result = convert.convert(str(folder), f"{BITS}bpw", tmp_path / "out", smoke=False)
-    assert examine(str(tmp_path / "out")).findings == []
+    assert doctor(str(tmp_path / "out")).findings == []
     assert 0.97 * BITS < result.bits_per_weight <= BITS
 
     written, _ = mlx_lm.utils.load_model(tmp_path / "out")

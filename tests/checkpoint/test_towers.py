@@ -10,17 +10,17 @@ import mlx.core as mx
 import mlx_lm.utils
 import numpy as np
 import pytest
-from helpers import Cli, Notes
+from helpers import Cli, Notes, order_for
 from released import RELEASED, known, released
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.safetensors_header import TensorInfo, read_folder
 from mint_mlx.checkpoint.towers import find_unused, is_mtp, with_towers
 from mint_mlx.jobs import convert, dry_run
-from mint_mlx.jobs.doctor import examine
+from mint_mlx.jobs.doctor import doctor
 from mint_mlx.jobs.measurements import get_profile
 from mint_mlx.jobs.model import prepare
-from mint_mlx.jobs.request import Request, place_order
+from mint_mlx.jobs.request import Request
 
 TOWERS = {"llama4": ("vision_model.", "multi_modal_projector."), "qwen3_5_moe": ("model.visual.",)}
 PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
@@ -65,7 +65,7 @@ def test_a_text_model_says_nothing_of_its_tower(tmp_path: Path, family: str) -> 
     settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert "processor_class" not in settings
     assert not [name for name in names(tmp_path / "out") if "vis" in name or "multi_modal" in name]
-    assert examine(str(tmp_path / "out")).findings == []
+    assert doctor(str(tmp_path / "out")).findings == []
 
 
 @pytest.mark.parametrize("family", TOWERS)
@@ -86,7 +86,7 @@ def test_all_parts_carry_the_tower_as_it_is(tmp_path: Path, family: str) -> None
     original = json.loads((model / "config.json").read_text())
     assert config["vision_config"] == original["vision_config"]
     assert all((tmp_path / "whole" / name).is_file() for name in PROCESSORS)
-    assert examine(str(tmp_path / "whole")).findings == []
+    assert doctor(str(tmp_path / "whole")).findings == []
 
     # The plan remembers that the tower is there.
     plan = tmp_path / "whole" / "mint-plan.yaml"
@@ -137,14 +137,14 @@ def test_blocks_for_multi_token_prediction_are_gone_from_the_config_too(
     if family in MTP:
         assert config[MTP[family]] == 1
         assert written[MTP[family]] == 0
-    assert examine(str(tmp_path / "out")).findings == []
+    assert doctor(str(tmp_path / "out")).findings == []
 
 
 def test_a_profile_of_other_parts_gives_the_true_size(cli: Cli, tmp_path: Path) -> None:
     """The cache holds one profile for text and tower; what is said before is what is written."""
     model = source("llama4", tmp_path / "llama4")
     get_profile(prepare(str(model)))
-    order = place_order(Request(str(model), "5bpw", out=tmp_path / "out", parts="all"))
+    order = order_for(Request(str(model), "5bpw", out=tmp_path / "out", parts="all"))
     _, promised = dry_run.dry_run(order)
     result = convert.carry_out(order, smoke=False)
     assert promised.profiled
@@ -153,7 +153,7 @@ def test_a_profile_of_other_parts_gives_the_true_size(cli: Cli, tmp_path: Path) 
     inspected = cli("inspect", result.path, "--json")
     assert inspected.code == 0
     assert inspected.json["bits_per_weight"] == pytest.approx(result.bits_per_weight)
-    assert examine(str(result.path)).bits_per_weight == pytest.approx(result.bits_per_weight)
+    assert doctor(str(result.path)).bits_per_weight == pytest.approx(result.bits_per_weight)
 
 
 def test_parts_that_cannot_be(tmp_path: Path) -> None:

@@ -115,13 +115,13 @@ def test_wrong_input_is_one_sentence_and_an_exit_code(
 def test_an_unforeseen_exception_is_an_internal_error(
     cli: Cli, make: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mint_mlx.jobs import request
+    from mint_mlx.jobs import order
 
     def bug(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("division by zero")
 
     folder = str(make(llama(1)))
-    monkeypatch.setattr(request, "prepare", bug)
+    monkeypatch.setattr(order, "prepare", bug)
     failed = cli("convert", folder, "--budget", "5bpw")
     assert failed.code == 70
     for word in ("internal error", "report", "ZeroDivisionError"):
@@ -133,7 +133,7 @@ def test_an_unforeseen_exception_is_an_internal_error(
 def test_an_interruption_says_that_work_is_kept(
     cli: Cli, make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mint_mlx.converters.output import write
+    from mint_mlx.jobs import convert
 
     command = ("convert", make(llama(1)), "--budget", "5bpw", "-o", tmp_path / "out")
     for stop in (
@@ -141,11 +141,11 @@ def test_an_interruption_says_that_work_is_kept(
         lambda *args, **more: signal.raise_signal(signal.SIGTERM),
     ):
         monkeypatch.setattr(
-            write, "write", lambda *args, stop=stop, **more: stop(signal.SIGINT, None)
+            convert, "write", lambda *args, stop=stop, **more: stop(signal.SIGINT, None)
         )
         stopped = cli(*command)
         assert stopped.code == 130
-        assert "goes on from there" in stopped.err
+        assert "resumes from there" in stopped.err
 
 
 def test_a_launcher_can_end_a_process_that_waits_for_another(

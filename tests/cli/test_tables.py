@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from helpers import Maker, llama
+from helpers import Maker, llama, order_for
 
 from mint_mlx.cli import tables
 from mint_mlx.jobs import measurements
 from mint_mlx.jobs.model import prepare
-from mint_mlx.jobs.request import Request, place_order
+from mint_mlx.jobs.request import Request, check_request
+from mint_mlx.jobs.sizes import size_table
 from mint_mlx.runtime.memory import (
     GIB,
     Fit,
@@ -19,11 +20,8 @@ from mint_mlx.runtime.memory import (
 
 
 def test_sizes_after_a_sensitivity_without_a_profile(demo_model: Path) -> None:
-    from mint_mlx.cli import tables
-    from mint_mlx.jobs.request import Request
-
     measurements.get_sensitivity(prepare(str(demo_model)))
-    _, rows = tables.size_table(Request(str(demo_model), effort="balanced"))
+    _, rows = size_table(check_request(Request(str(demo_model), "smallest", effort="balanced")))
     assert len(rows) > 3
     assert rows[0].loss is None
 
@@ -31,10 +29,10 @@ def test_sizes_after_a_sensitivity_without_a_profile(demo_model: Path) -> None:
 def test_the_wired_limit_is_mentioned_where_it_helps(make: Maker) -> None:
     model = str(make(llama(2)))
     request = Request(model, fit="64GiB")
-    assert tables.raise_hint(place_order(request)) is None  # all of it fits anyway
+    assert tables.raise_hint(order_for(request)) is None  # all of it fits anyway
     job = prepare(model)
     beside = needs(job.source.config, job.inventory)
-    order = place_order(Request(model, budget="100MB"))
+    order = order_for(Request(model, budget="100MB"))
     tight = Fit(64 * GIB, beside.total + 50_000, True, beside)
     hint = tables.raise_hint(replace(order, fit=tight))
     assert hint

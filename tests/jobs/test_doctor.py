@@ -17,7 +17,7 @@ from mlx_lm import convert as mlx_lm_convert
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.files import PLAN_FILE
 from mint_mlx.jobs.convert import convert
-from mint_mlx.jobs.doctor import examine
+from mint_mlx.jobs.doctor import doctor
 
 PROJ = "model.layers.0.self_attn.q_proj"
 
@@ -157,7 +157,7 @@ FAULTS = CONFIG_FAULTS | WEIGHT_FAULTS | FILE_FAULTS
 def test_each_planted_fault_is_found(good: Path, fault: str) -> None:
     spoil, sign = FAULTS[fault]
     spoil(good)
-    findings = examine(str(good)).findings
+    findings = doctor(str(good)).findings
     assert any(sign in f"{f.where} {f.problem}" for f in findings), findings
     assert len(findings) <= 2
 
@@ -165,24 +165,24 @@ def test_each_planted_fault_is_found(good: Path, fault: str) -> None:
 def test_a_name_that_promises_other_bits(good: Path) -> None:
     for name in ("Model-4bit", "Model-8bit"):
         good = good.rename(good.with_name(name))
-        assert f"says {name[-4:]}" in examine(str(good)).findings[0].problem
+        assert f"says {name[-4:]}" in doctor(str(good)).findings[0].problem
 
 
 def test_nothing_is_found_in_good_checkpoints(make: Maker, tmp_path: Path, good: Path) -> None:
-    assert examine(str(good)).findings == []
+    assert doctor(str(good)).findings == []
     convert(str(make(mixtral(1), "mixtral")), "5bpw", tmp_path / "ours-5bpw", smoke=False)
-    assert examine(str(tmp_path / "ours-5bpw")).findings == []
+    assert doctor(str(tmp_path / "ours-5bpw")).findings == []
     source = make(llama(2), "llama")
     mlx_lm_convert(str(source), str(tmp_path / "theirs-4bit"), quantize=True, q_group_size=64)
-    assert examine(str(tmp_path / "theirs-4bit")).findings == []
-    assert examine(str(source)).findings == []
+    assert doctor(str(tmp_path / "theirs-4bit")).findings == []
+    assert doctor(str(source)).findings == []
     with pytest.raises(MintError, match="an original"):
-        examine(str(tmp_path / "mixtral"))
+        doctor(str(tmp_path / "mixtral"))
 
 
 def test_a_damaged_plan_is_one_of_the_things_that_are_wrong(good: Path) -> None:
     (good / PLAN_FILE).write_text("layers: [")
-    assert any(PLAN_FILE in finding.problem for finding in examine(str(good)).findings)
+    assert any(PLAN_FILE in finding.problem for finding in doctor(str(good)).findings)
 
 
 def test_the_exit_code_says_whether_something_is_wrong(cli: Cli, good: Path) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Maker, qwen3_moe
+from helpers import Maker, order_for, qwen3_moe
 
-from mint_mlx.cli import tables
 from mint_mlx.jobs import convert, dry_run, measurements
 from mint_mlx.jobs.model import prepare
-from mint_mlx.jobs.request import Request, place_order
+from mint_mlx.jobs.request import Request, check_request
+from mint_mlx.jobs.sizes import size_table
 from mint_mlx.measure.sensitivity import Sensitivity
 
 
@@ -24,7 +24,7 @@ def test_what_is_said_before_a_sensitivity_is_what_comes_after_it(
     sensitivity = Sensitivity(profile.origin, np.zeros((1, 1), np.int32), "", traces)
     model = str(demo_model)
     for budget in ("smallest", "0.88MB"):
-        order = place_order(Request(model, budget, out=tmp_path / "out", effort="balanced"))
+        order = order_for(Request(model, budget, out=tmp_path / "out", effort="balanced"))
         plan, said = dry_run.dry_run(order)
         assert said.profiled
         assert not said.settled
@@ -35,12 +35,12 @@ def test_what_is_said_before_a_sensitivity_is_what_comes_after_it(
         assert ("(exact)" in text) == (budget == "smallest")
 
         # The plan that a sensitivity gives has the smallest size too, and is settled.
-        chosen = convert.choose_plan(order, lambda: profile, lambda: sensitivity)
+        chosen = convert.choose_plan(order, profile, sensitivity)
         assert budget != "smallest" or said.bytes == chosen.layout(profile.inventory).total
-        fixed = place_order(Request(model, plan=chosen, out=tmp_path / "out"))
+        fixed = order_for(Request(model, plan=chosen, out=tmp_path / "out"))
         assert dry_run.dry_run(fixed)[1].settled
         assert "Gaussian" not in str(dry_run.dry_lines(fixed.job, chosen, said))
-    sizes = tables.size_table(Request(str(demo_model), effort="balanced"))[1]
+    sizes = size_table(check_request(Request(str(demo_model), "smallest", effort="balanced")))[1]
     assert sizes[0].bytes < 880_000
 
 
@@ -56,8 +56,8 @@ def test_a_dry_run_says_what_is_spilled(
     monkeypatch.setattr("mint_mlx.measure.fisher.check_space", record)
     more = {"effort": "balanced", "tokens": 1024, "force": True}
     request = Request(source, "5bpw", out=tmp_path / "out", **more)
-    before = dry_run.dry_run(place_order(request))[1].spilled
-    convert.carry_out(place_order(request), smoke=False)
+    before = dry_run.dry_run(order_for(request))[1].spilled
+    convert.carry_out(order_for(request), smoke=False)
     assert needed == [before]
     assert before > 0
-    assert dry_run.dry_run(place_order(request))[1].spilled == 0
+    assert dry_run.dry_run(order_for(request))[1].spilled == 0

@@ -9,7 +9,7 @@ from helpers import Maker, llama
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.jobs import convert
-from mint_mlx.jobs.refine import refine_checkpoint
+from mint_mlx.jobs.refine import refine
 
 
 def test_what_cannot_be_refined(make: Maker, tmp_path: Path) -> None:
@@ -23,4 +23,4 @@ def test_what_cannot_be_refined(make: Maker, tmp_path: Path) -> None:
         (quantized, quantized, "is its own source"),
     ):
         with pytest.raises(MintError, match=why):
-            refine_checkpoint(str(checkpoint), str(source), tmp_path / "out")
+            refine(str(checkpoint), str(source), tmp_path / "out")

@@ -20,7 +20,7 @@ def test_the_steps_do_what_the_whole_job_does(make: Maker, tmp_path: Path) -> No
     whole = convert.convert(folder, "5bpw", tmp_path / "whole", effort="balanced", smoke=False)
     profile, _ = steps.write_profile(folder, tmp_path / "p.json")
     sensitivity, _ = steps.write_sensitivity(folder, tmp_path / "s.npz")
-    plan, _ = steps.plan_profile(profile, "5bpw", sensitivity=sensitivity)
+    plan = steps.allocate(profile, "5bpw", sensitivity=sensitivity).plan
     assert plan.objective == "fisher-gptq"
     assert plan.choice == whole.plan.choice
     assert (plan.effort, plan.quantizer) == ("balanced", "gptq")
@@ -63,21 +63,21 @@ def test_a_damaged_profile_is_made_anew_and_nothing_else_is_replaced(
             steps.write_profile(folder, wrong)
     for wrong in (file, tmp_path / "notes.json"):
         with pytest.raises(MintError, match="something else"):
-            steps.plan_profile(file, "5bpw", wrong)
+            steps.allocate(file, "5bpw", wrong)
 
     # Another plan is replaced only when that is asked for.
     plan = tmp_path / "plan.yaml"
-    steps.plan_profile(file, "5bpw", plan)
+    steps.allocate(file, "5bpw", plan)
     with pytest.raises(MintError, match="--force"):
-        steps.plan_profile(file, "6bpw", plan)
-    steps.plan_profile(file, "6bpw", plan, force=True)
+        steps.allocate(file, "6bpw", plan)
+    steps.allocate(file, "6bpw", plan, force=True)
 
 
 def test_a_profile_carries_its_recipe(make: Maker, tmp_path: Path) -> None:
     recipe = tmp_path / "strict.yaml"
     recipe.write_text("name: strict\nabout: stricter\nsqnr_floor: 30\n")
     path, profile = steps.write_profile(str(make(llama(1))), tmp_path / "p.json", str(recipe))
-    plan, _ = steps.plan_profile(path, "smallest")
+    plan = steps.allocate(path, "smallest").plan
     assert profile.recipe.sqnr_floor == 30
     assert plan.recipe == "strict"
     assert min(config.bits for config in plan.choice.values()) >= 5

@@ -17,6 +17,7 @@ from mint_mlx.jobs import convert
 from mint_mlx.jobs.model import prepare
 from mint_mlx.runtime import memory
 from mint_mlx.runtime.kvcache import PREFILL
+from mint_mlx.runtime.machine import parse_machine
 from mint_mlx.runtime.memory import (
     GIB,
     RESERVE,
@@ -65,9 +66,9 @@ def test_the_limits_of_macs() -> None:
 def test_a_fit_is_a_sum(make: Maker, tmp_path: Path) -> None:
     job = prepare(str(make(qwen3_moe(2))))
     beside = needs(job.source.config, job.inventory, 1000)
-    small_mac = fit("16GiB", beside)
+    small_mac = fit(parse_machine("16GiB"), beside)
     assert small_mac.budget == 16 * GIB * 2 // 3 - RESERVE - beside.cache - beside.workspace
-    columns, rows = tables.fit_rows(small_mac)
+    columns, rows = tables.fit_lines(small_mac)
     assert len(columns) == 2
     assert len(rows) == 5
 
@@ -83,12 +84,12 @@ def test_this_mac_is_what_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> No
     beside = Needs(8192, None, GIB, GIB)
     monkeypatch.setattr(memory, "machine_memory", lambda: 64 * GIB)
     monkeypatch.setattr(mx.metal, "is_available", lambda: False)
-    assert fit("this-mac", beside).limit == 48 * GIB
-    assert not fit("this-mac", beside).measured
+    assert fit(parse_machine("this-mac"), beside).limit == 48 * GIB
+    assert not fit(parse_machine("this-mac"), beside).measured
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 50 * GIB})
-    assert fit("this-mac", beside).limit == 50 * GIB
-    assert fit("this-mac", beside).measured
+    assert fit(parse_machine("this-mac"), beside).limit == 50 * GIB
+    assert fit(parse_machine("this-mac"), beside).measured
 
 
 def test_a_container_has_what_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from helpers import Maker, kl, llama
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.jobs import convert
-from mint_mlx.jobs.refine import refine_checkpoint
+from mint_mlx.jobs.refine import refine
 
 
 def test_refining_keeps_codes_and_bytes_and_comes_closer(
@@ -21,8 +21,9 @@ def test_refining_keeps_codes_and_bytes_and_comes_closer(
     monkeypatch.setattr("mint_mlx.rules.efforts.TOKENS", 2048)
     uniform = tmp_path / "uniform"
     convert.convert(str(demo_model), uniform="4bit-g64", out=uniform, smoke=False)
-    refined, gain = refine_checkpoint(str(uniform), str(demo_model), tmp_path / "refined", steps=40)
-    assert gain.after < 0.9 * gain.before
+    result = refine(str(uniform), str(demo_model), tmp_path / "refined", steps=40)
+    refined = result.path
+    assert result.kl_after < 0.9 * result.kl_before
     assert kl(demo_model, refined, demo_text) < 0.9 * kl(demo_model, uniform, demo_text)
 
     # Scales and biases have other values, in the same shapes and types; nothing else changed.
@@ -51,7 +52,7 @@ def test_refining_that_gains_nothing_writes_nothing(
     convert.convert(str(folder), uniform="8bit-g32", out=tmp_path / "q", smoke=False)
     monkeypatch.setattr("mint_mlx.converters.quantizers.distil.RATE", 10.0)
     with pytest.raises(MintError, match="gained nothing"):
-        refine_checkpoint(str(tmp_path / "q"), str(folder), tmp_path / "out", steps=2)
+        refine(str(tmp_path / "q"), str(folder), tmp_path / "out", steps=2)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("out")) == []
 
 
@@ -68,5 +69,5 @@ def test_an_operation_without_a_gradient_is_named(
 
     monkeypatch.setattr(nn.RMSNorm, "__call__", with_a_factorization)
     with pytest.raises(MintError, match=r"no gradient in MLX .*QRF"):
-        refine_checkpoint(str(tmp_path / "q"), folder, tmp_path / "out", steps=1)
+        refine(str(tmp_path / "q"), folder, tmp_path / "out", steps=1)
     assert not (tmp_path / "out").exists()

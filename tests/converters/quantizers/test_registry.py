@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from helpers import Maker, Notes, llama, qwen3_moe
+from helpers import Maker, Notes, llama, order_for, qwen3_moe
 
 from mint_mlx.allocation.plan_file import read_plan
 from mint_mlx.base.errors import UsageError
@@ -27,7 +27,7 @@ from mint_mlx.converters.quantizers.registry import (
 )
 from mint_mlx.jobs import convert, dry_run
 from mint_mlx.jobs.model import prepare
-from mint_mlx.jobs.request import Request, place_order
+from mint_mlx.jobs.request import Request
 from mint_mlx.rules.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parents[3]
@@ -96,7 +96,7 @@ def test_a_new_quantizer_is_one_entry(
     monkeypatch.setitem(QUANTIZERS, "toy", entry)
     model = make(llama(1))
     request = Request(str(model), budget="5bpw", quantizer="toy")
-    plan, run = dry_run.dry_run(place_order(request))
+    plan, run = dry_run.dry_run(order_for(request))
     assert plan.quantizer == "toy"
     assert "error feedback" not in run.seconds
 

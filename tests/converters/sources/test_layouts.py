@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from formulas import bf16, raw, weight
-from helpers import Maker, Notes, llama, qwen3_moe, rewrite_shards
+from helpers import Maker, Notes, llama, order_for, qwen3_moe, rewrite_shards
 from mlx.utils import tree_flatten
 from released import RELEASED, known, released
 
@@ -19,7 +19,7 @@ from mint_mlx.base.errors import MintError
 from mint_mlx.base.quant_config import KEEP, QuantConfig
 from mint_mlx.checkpoint.source import load_source, open_model
 from mint_mlx.jobs import convert
-from mint_mlx.jobs.request import Request, place_order
+from mint_mlx.jobs.request import Request
 
 
 def test_int4_is_code_minus_eight_times_scale() -> None:
@@ -238,8 +238,8 @@ def test_fp8_is_said_aloud(tmp_path: Path) -> None:
     if not known("minimax_m2"):
         pytest.skip("this mlx-lm has no such family")
     notes = Notes()
-    place_order(Request(str(released("minimax_m2", tmp_path / "m")), budget="5bpw"), notes)
+    order_for(Request(str(released("minimax_m2", tmp_path / "m")), budget="5bpw"), notes)
     assert any("is FP8 in blocks of 128x128" in note for note in notes.said)
-    place_order(Request(str(released("gpt_oss", tmp_path / "g")), budget="5bpw"), notes)
+    order_for(Request(str(released("gpt_oss", tmp_path / "g")), budget="5bpw"), notes)
     already = [note for note in notes.said if "is quantized already: 6 of 18 layers" in note]
     assert any("mxfp4" in note for note in already)

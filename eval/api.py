@@ -1,0 +1,58 @@
+"""`mint_mlx.evaluate`: a checkpoint's figures from Python, every option spelled out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..base.one_line import one_line
+from ..base.report import Report
+from . import evaluate as scoring
+from .settings import Settings
+
+
+class Evaluation(dict[str, Any]):
+    """The figures of `mint-mlx eval --json` by name, those of single windows included."""
+
+    def __repr__(self) -> str:
+        facts = [str(self["model"]), f"perplexity {self['perplexity']:.5g}"]
+        facts += [f"KL {self['kl']:.4g} from {self['source']}"] if "kl" in self else []
+        return one_line(self, *facts, f"{self['windows']} windows")
+
+
+def evaluate(
+    model: str,
+    source: str | None = None,
+    *,
+    protocol: str = "windows",
+    length: int | None = None,
+    windows: int | None = None,
+    seed: int | None = None,
+    batch: int | None = None,
+    text: str | None = None,
+    chat: bool = False,
+    save_reference: str | Path | None = None,
+    report: Report | None = None,
+) -> Evaluation:
+    """Score a checkpoint: perplexity, and with a source the divergence from it.
+
+    Args:
+        model: a folder or a Hub id.
+        source: the model it was made from, or a file that `save_reference` wrote.
+        protocol: `windows` or `llama.cpp`.
+        length: tokens a window; None takes the protocol's, or the model's context if shorter.
+        windows: number of windows; None takes all.
+        seed: chooses the windows at random; None takes the first ones.
+        batch: windows at once; None takes what suits their length.
+        text: a file; None takes WikiText-2's test split.
+        chat: score the source's own replies instead of a text.
+        save_reference: keep the source's predictions in this .safetensors file.
+        report: receives progress.
+
+    Raises:
+        MintError: an option is impossible, the text is too short, the tokenizers differ, logits
+            aren't finite, or a model can't be loaded.
+    """
+    settings = Settings(protocol, length, windows, seed, batch, text, chat)
+    reference = Path(save_reference) if save_reference is not None else None
+    return Evaluation(scoring.evaluate(model, settings, source, reference, report))

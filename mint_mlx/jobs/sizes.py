@@ -1,0 +1,100 @@
+"""Which sizes a model can have, and what each would mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..allocation.plan import Plan
+from ..allocation.search_space import list_candidates, size_range
+from ..base.quant_config import KEEP
+from ..base.units import Budget, parse_budget
+from ..checkpoint.origin import Origin
+from ..rules import efforts
+from ..runtime.memory import Needs, smallest_mac
+from .convert import choose_plan
+from .dry_run import assumed_profile, known_sensitivity
+from .measurements import known_profile
+from .model import Job
+from .order import needs_of, place_order
+from .request import CheckedRequest
+
+SIZES = ("3.5bpw", "4.5bpw", "5.5bpw", "6.5bpw")
+
+
+@dataclass(frozen=True)
+class Size:
+    """One possible size of a model.
+
+    Attributes:
+        label: what to give as `--budget`.
+        bytes: of all safetensors files.
+        bits_per_weight: of all files.
+        loss: the objective's value, where errors are known.
+        expected_kl: KL from the source in nats a token, where the objective predicts it.
+        active_bytes: that a decoded token reads.
+        mac: GiB of the smallest Mac that runs it; None where there is none, or it can't be told.
+    """
+
+    label: str
+    bytes: int
+    bits_per_weight: float
+    loss: float | None
+    expected_kl: float | None
+    active_bytes: int
+    mac: int | None
+
+
+def size_table(checked: CheckedRequest) -> tuple[Job, list[Size]]:
+    """Two to six sizes from the smallest to nearly lossless, the last the unquantized model.
+
+    Losses are known where a cached profile is; without one the smallest size assumes Gaussian
+    weights.
+
+    Args:
+        checked: a request for the smallest size.
+
+    Raises:
+        MintError: the model, the recipe or an override is wrong.
+    """
+    order = place_order(checked)
+    job = order.job
+    parameters = job.inventory.parameters
+    measured = known_profile(job, order.sample)
+    sensitivity = known_sensitivity(order) if measured else None
+    profile = measured or assumed_profile(job)
+
+    def plan(budget: Budget) -> Plan:
+        return choose_plan(replace(order, budget=budget), profile, sensitivity, measured_later=True)
+
+    # The usual sizes that lie between the smallest and the largest.
+    smallest = plan(Budget("smallest"))
+    plans = [("smallest", smallest)]
+    least = smallest.layout(job.inventory).total
+    _, most = size_range(job.inventory, list_candidates(order.space))
+    for text in SIZES:
+        budget = parse_budget(text)
+        limit = budget.resolve(parameters)
+        if limit is not None and least * 1.02 < limit < most:
+            plans.append((text, plan(budget)))
+
+    running = needs_of(job, order.request)
+    table = [_size(job, label, plan, measured is not None, running) for label, plan in plans]
+    unquantized = Plan(
+        Origin(profile.origin.source), {layer.path: KEEP for layer in job.inventory.layers}
+    )
+    return job, [*table, _size(job, "(unquantized)", unquantized, False, running)]
+
+
+def _size(job: Job, label: str, plan: Plan, known: bool, running: Needs | None) -> Size:
+    """A plan as a line of the table; its loss is told where errors are `known`."""
+    total = plan.layout(job.inventory).total
+    loss = plan.loss if known else None
+    return Size(
+        label=label,
+        bytes=total,
+        bits_per_weight=total * 8 / job.inventory.parameters,
+        loss=loss,
+        expected_kl=efforts.expected_kl(plan.objective, plan.quantizer, loss),
+        active_bytes=job.inventory.active_bytes(plan.choice),
+        mac=smallest_mac(total, running),
+    )
