@@ -43,8 +43,8 @@ PAGES = (
 
 def results_table() -> str:
     """Every size that `best` was built at, with the best of each kind of peer."""
-    made = runpy.run_path(str(ROOT / "eval" / "results_table.py"))
-    return str(made["table"]())
+    module = runpy.run_path(str(ROOT / "eval" / "results_table.py"))
+    return str(module["table"]())
 
 
 def readme_table() -> str:
@@ -61,8 +61,8 @@ def readme_table() -> str:
 
 def families_table() -> str:
     """The families that were tried from a checkpoint in their released layout."""
-    made = runpy.run_path(str(ROOT / "tests" / "fixtures" / "table.py"))
-    return str(made["table"]())
+    module = runpy.run_path(str(ROOT / "tests" / "fixtures" / "table.py"))
+    return str(module["table"]())
 
 
 def rooms_table(with_modules: bool = True) -> str:
@@ -94,7 +94,7 @@ TABLES = {
 
 
 def page(path: Path) -> str:
-    """A page with its tables made anew."""
+    """A page with its tables module anew."""
     text = path.read_text(encoding="utf-8")
     return fill(text, "table", lambda name, _: TABLES[name]())
 

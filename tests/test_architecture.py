@@ -30,13 +30,13 @@ ROOMS = (  # a room imports only rooms that stand before it
 @cache
 def modules() -> dict[str, Path]:
     """Every module of the package by its name below `mint_mlx`."""
-    found = {}
+    paths = {}
     for top in ("mint_mlx", "converters", "eval"):
         for path in (ROOT / top).rglob("*.py"):
             parts = path.relative_to(ROOT).with_suffix("").parts
             name = ".".join(part for part in parts if part not in ("mint_mlx", "__init__"))
-            found[name] = path
-    return found
+            paths[name] = path
+    return paths
 
 
 def room_of(module: str) -> str:
@@ -47,7 +47,8 @@ def room_of(module: str) -> str:
 @cache
 def imports(module: str) -> frozenset[str]:
     """The modules that one imports, at its top or inside a function."""
-    path, found = modules()[module], set()
+    path = modules()[module]
+    targets = set()
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -59,8 +60,8 @@ def imports(module: str) -> frozenset[str]:
             continue
         for alias in node.names:
             inner = f"{target}.{alias.name}".strip(".")
-            found.add(inner if inner in modules() else target)
-    return frozenset(found - {module, ""})
+            targets.add(inner if inner in modules() else target)
+    return frozenset(targets - {module, ""})
 
 
 def edges() -> Iterator[tuple[str, str]]:

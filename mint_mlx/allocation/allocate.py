@@ -233,7 +233,7 @@ def feedback_leaves(
     """
     share = 1.0
     if sensitivity is not None and takes_feedback(layer):
-        share = sensitivity.left.get(layer.path, 1.0)
+        share = sensitivity.remaining.get(layer.path, 1.0)
     return np.array([share if config.mode == "affine" else 1.0 for config in configs])
 
 

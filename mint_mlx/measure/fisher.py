@@ -273,7 +273,7 @@ def assemble(
         weights={path: _by_token(batches, tokens.size) for path, batches in rows.items()},
         metric=metric,
         embedding=embedding,
-        left=remaining_shares,
+        remaining=remaining_shares,
     )
 
 

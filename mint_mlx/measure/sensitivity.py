@@ -42,7 +42,7 @@ class Sensitivity:
             hidden), its diagonal where that would be large.
         embedding: float32 (hidden, hidden), what an error in a row of the embedding costs: the sum
             over tokens of g g^T at its output and, where it is the head as well, of |g|^2 x x^T.
-        left: by layer, the share of its errors' cost that error feedback leaves (moments.py);
+        remaining: by layer, the share of its errors' cost that error feedback leaves (moments.py);
             absent where all of it is.
     """
 
@@ -53,7 +53,7 @@ class Sensitivity:
     weights: dict[str, TokenWeights] = field(default_factory=dict)
     metric: dict[int, np.ndarray] = field(default_factory=dict)
     embedding: np.ndarray | None = None
-    left: dict[str, float] = field(default_factory=dict)
+    remaining: dict[str, float] = field(default_factory=dict)
 
     def per_weight(self, path: str) -> np.ndarray:
         """What a mean squared error of one in each weight of a layer costs, by expert.

@@ -132,7 +132,7 @@ def test_a_layer_that_feedback_mends_gets_fewer_bits(curves: Profile, space: Sea
     size = parse_budget("5bpw")
     bits = []
     for remaining in ({}, {path: 0.01}):
-        sensitivity = without_text(trace, left=remaining)
+        sensitivity = without_text(trace, remaining=remaining)
         fed = allocate(curves, size, space, "fisher-gptq", sensitivity=sensitivity)
         plain = allocate(curves, size, space, "fisher", sensitivity=sensitivity)
         bits.append(fed.choice[path].bits)
@@ -143,7 +143,7 @@ def test_a_layer_that_feedback_mends_gets_fewer_bits(curves: Profile, space: Sea
 def test_feedback_mends_what_it_knows(job: Job) -> None:
     """Only affine codes of layers whose inputs are followed."""
     layer = next(layer for layer in job.inventory.layers if layer.role == "expert_down")
-    sensitivity = without_text({}, left={layer.path: 0.5})
+    sensitivity = without_text({}, remaining={layer.path: 0.5})
     configs = (QuantConfig(4, 32), parse_config("mxfp4"), KEEP)
     assert feedback_leaves(layer, configs, sensitivity).tolist() == [0.5, 1, 1]
     assert feedback_leaves(layer, configs, None).tolist() == [1, 1, 1]

@@ -12,23 +12,23 @@ import pytest
 
 
 def test_the_reference_of_the_command_line_is_its_own_help() -> None:
-    kept = make_reference.PAGE.read_text(encoding="utf-8")
-    assert kept == make_reference.page(), "run: python docs/make_reference.py"
+    page = make_reference.PAGE.read_text(encoding="utf-8")
+    assert page == make_reference.page(), "run: python docs/make_reference.py"
 
 
 def test_the_reference_names_every_command_and_option() -> None:
-    kept = make_reference.PAGE.read_text(encoding="utf-8")
+    page = make_reference.PAGE.read_text(encoding="utf-8")
     for command in ("convert", "eval", "compare", "refine", "cache clear"):
-        assert f"\n## {command}\n" in kept
+        assert f"\n## {command}\n" in page
     for option in ("--budget SIZE", "-o", "--kv-bits", "--baseline-text", "--work-dir FOLDER"):
-        assert f"`{option}" in kept
+        assert f"`{option}" in page
 
 
 @pytest.mark.parametrize("path", make_tables.PAGES, ids=lambda path: path.name)
 def test_tables_are_those_of_the_files_that_they_come_from(path: Path) -> None:
-    kept = path.read_text(encoding="utf-8")
-    assert pages.generated_names(kept, "table"), "the page shows none"
-    assert kept == make_tables.page(path), "run: python docs/make_tables.py"
+    page = path.read_text(encoding="utf-8")
+    assert pages.generated_names(page, "table"), "the page shows none"
+    assert page == make_tables.page(path), "run: python docs/make_tables.py"
 
 
 def test_every_table_and_every_example_is_shown_and_exists() -> None:
@@ -44,8 +44,8 @@ def test_every_table_and_every_example_is_shown_and_exists() -> None:
 def check_pages(printed: dict[str, str]) -> None:
     """Every page that shows one of these examples shows what it printed."""
     for path in pages.all_pages():
-        kept = path.read_text(encoding="utf-8")
-        assert make_examples.filled(kept, printed) == kept, f"{path.name}: run `make docs`"
+        page = path.read_text(encoding="utf-8")
+        assert make_examples.filled(page, printed) == page, f"{path.name}: run `make docs`"
 
 
 def test_quick_examples_print_what_the_pages_show() -> None:

@@ -28,11 +28,11 @@ def prose(path: Path) -> str:
 @cache
 def anchors(path: Path) -> set[str]:
     """The anchors that GitHub gives a page's headings."""
-    found: set[str] = set()
+    names: set[str] = set()
     for heading in re.findall(r"^#+ (.+)$", prose(path), flags=re.MULTILINE):
-        kept = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-        found.add(kept)
-    return found
+        name = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        names.add(name)
+    return names
 
 
 def links(path: Path) -> list[str]:

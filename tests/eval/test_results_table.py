@@ -5,18 +5,18 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
-HERE = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_of_results_holds_the_table_of_the_results() -> None:
-    table = runpy.run_path(str(HERE / "eval" / "results_table.py"))["table"]()
-    assert f"\n{table}\n" in (HERE / "docs" / "results.md").read_text(encoding="utf-8")
+    table = runpy.run_path(str(ROOT / "eval" / "results_table.py"))["table"]()
+    assert f"\n{table}\n" in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_holds_six_rows_of_it() -> None:
     """Without the columns of size and of the share of the best peer's."""
-    table = runpy.run_path(str(HERE / "eval" / "results_table.py"))["table"]()
-    readme = (HERE / "README.md").read_text(encoding="utf-8")
+    table = runpy.run_path(str(ROOT / "eval" / "results_table.py"))["table"]()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     held = []
     for line in table.splitlines()[2:]:
         model, _, *cells, _ = line.strip("| ").split(" | ")

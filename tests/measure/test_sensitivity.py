@@ -115,7 +115,7 @@ def test_heads_of_latent_attention_leave_no_row_for_every_token(tmp_path: Path) 
     heads = {layer.path for layer in job.inventory.layers if layer.kind == "multi-linear"}
     assert heads
     assert all(sensitivity.trace[path].sum() > 0 for path in heads)
-    assert not heads & (sensitivity.weights.keys() | sensitivity.left.keys())
+    assert not heads & (sensitivity.weights.keys() | sensitivity.remaining.keys())
 
 
 def test_one_direction_that_holds_nearly_everything(make: Maker, tmp_path: Path) -> None:

@@ -21,15 +21,15 @@ def test_a_sensitivity_survives_its_file(make: Maker, tmp_path: Path) -> None:
     assert measured.metric.keys() == {0}
     assert measured.metric[0].shape == (128, 128)
     assert measured.embedding is not None
-    assert measured.left.keys() == measured.trace.keys()
-    assert min(measured.left.values()) < 0.999
+    assert measured.remaining.keys() == measured.trace.keys()
+    assert min(measured.remaining.values()) < 0.999
 
     # Every array comes back as it was.
     file = tmp_path / "s.npz"
     save_sensitivity(measured, file)
     read = load_sensitivity(file)
     assert (read.origin, read.how) == (measured.origin, measured.how)
-    assert read.left == measured.left
+    assert read.remaining == measured.remaining
     same = np.testing.assert_array_equal
     same(read.tokens, TOKENS)
     same(read.metric[0], measured.metric[0])
