@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from fake_hub import FakeHub, serve_hub  # noqa: E402
-from helpers import DEMO, Cli, Maker, Model, Ran, qwen3_moe, run_cli, write_checkpoint  # noqa: E402
+from helpers import DEMO, Cli, Maker, Model, Ran, qwen3_moe, write_checkpoint  # noqa: E402
 
 from mint_mlx.allocation.allocate import allocate  # noqa: E402
 from mint_mlx.allocation.plan import Plan  # noqa: E402
 from mint_mlx.allocation.search_space import SearchSpace  # noqa: E402
 from mint_mlx.base.units import parse_budget  # noqa: E402
+from mint_mlx.cli import main  # noqa: E402
 from mint_mlx.jobs import measurements  # noqa: E402
 from mint_mlx.jobs.model import Job, prepare  # noqa: E402
 from mint_mlx.measure.profile import Profile  # noqa: E402
@@ -129,7 +131,9 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def run(*args: str | Path) -> Ran:
         capsys.readouterr()  # drops what was printed before
-        code = run_cli(monkeypatch, *args)
-        return Ran(code, *capsys.readouterr())
+        monkeypatch.setattr(sys, "argv", ["mint-mlx", *map(str, args)])
+        with pytest.raises(SystemExit) as stopped:
+            main.main()
+        return Ran(int(stopped.value.code or 0), *capsys.readouterr())
 
     return run

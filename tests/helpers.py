@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,9 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import pytest
 
-from mint_mlx.cli import main
 from mint_mlx.jobs.order import Order, place_order
 from mint_mlx.jobs.request import Request, check_request
 from mint_mlx.rules import efforts
@@ -196,14 +193,6 @@ class Ran:
 
 
 Cli = Callable[..., Ran]
-
-
-def run_cli(monkeypatch: pytest.MonkeyPatch, *args: str | Path) -> int:
-    """Run a command line in this process; returns its exit code."""
-    monkeypatch.setattr(sys, "argv", ["mint-mlx", *map(str, args)])
-    with pytest.raises(SystemExit) as stopped:
-        main.main()
-    return int(stopped.value.code or 0)
 
 
 def order_for(request: Request, report: Notes | None = None) -> Order:
