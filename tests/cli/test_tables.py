@@ -1,29 +1,19 @@
-"""Tables for people."""
+"""Tables for people: hints that stand below them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from helpers import Maker, llama, order_for
 
 from mint_mlx.cli import tables
-from mint_mlx.jobs import measurements
 from mint_mlx.jobs.model import prepare
-from mint_mlx.jobs.request import Request, check_request
-from mint_mlx.jobs.sizes import size_table
+from mint_mlx.jobs.request import Request
 from mint_mlx.runtime.memory import (
     GIB,
     Fit,
     needs,
 )
-
-
-def test_sizes_after_a_sensitivity_without_a_profile(demo_model: Path) -> None:
-    measurements.get_sensitivity(prepare(str(demo_model)))
-    _, rows = size_table(check_request(Request(str(demo_model), "smallest", effort="balanced")))
-    assert len(rows) > 3
-    assert rows[0].loss is None
 
 
 def test_the_wired_limit_is_mentioned_where_it_helps(make: Maker) -> None:

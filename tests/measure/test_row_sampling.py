@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mint_mlx.allocation.allocate import _fisher, allocate
 from mint_mlx.allocation.plan import Plan
 from mint_mlx.allocation.search_space import SearchSpace
-from mint_mlx.base.errors import MintError, UsageError
+from mint_mlx.base.errors import MintError
 from mint_mlx.base.quant_config import QuantConfig
 from mint_mlx.base.units import parse_budget
 from mint_mlx.checkpoint import row_reader
@@ -26,7 +26,7 @@ from mint_mlx.measure.distortion import measure
 from mint_mlx.measure.profile import Profile
 from mint_mlx.measure.profile_file import load_profile
 from mint_mlx.measure.row_sampling import measure_sample
-from mint_mlx.measure.sample import AUTO, parse_sample
+from mint_mlx.measure.sample import AUTO
 from mint_mlx.measure.sensitivity import Sensitivity
 from mint_mlx.rules.objectives import Context, find_objective
 
@@ -177,12 +177,6 @@ def _add_tails(folder: Path) -> None:
         if array.ndim == 2:
             tensors[name] = heavy(1, *array.shape, seed=number)[0] * 0.05
     mx.save_safetensors(str(folder / "model.safetensors"), tensors, metadata={"format": "pt"})
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "all", "nan", ""])
-def test_what_is_no_share_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="share"):
-        parse_sample(text)
 
 
 def test_the_profile_tells_what_it_was_measured_on(cli: Cli, make: Maker, tmp_path: Path) -> None:

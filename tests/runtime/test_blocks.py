@@ -5,18 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 import pytest
 from families import DENSE, write_family
 from helpers import Notes
 
-from mint_mlx.base.errors import MintError
 from mint_mlx.jobs import convert
 from mint_mlx.jobs.model import prepare
 from mint_mlx.measure.fisher import check_chain
-from mint_mlx.runtime import runner
 from mint_mlx.runtime.blocks import NoChain
-from mint_mlx.runtime.forward import forward
 
 
 @pytest.mark.parametrize("family", ["gemma4_text", "hunyuan", *DENSE])
@@ -44,10 +40,3 @@ def test_a_model_that_is_no_chain_falls_back_to_its_weights(tmp_path: Path, fami
         result = convert.convert(source, "9bpw", out, effort="fast", report=notes)
         assert result.sentence is None
         assert any("for Metal only" in note for note in notes.said)
-
-
-def test_a_block_that_is_called_twice_is_not_streamed(tmp_path: Path) -> None:
-    pytest.importorskip("mlx_lm.models.nanbeige")
-    loaded = runner.load_runner(write_family(tmp_path / "model", "nanbeige"), streamed=True)
-    with pytest.raises(MintError, match="calls one twice"):
-        list(forward(loaded, np.zeros((2, 4), dtype=np.int32), 2))
