@@ -24,8 +24,8 @@ from mint_mlx.base.units import parse_budget
 from mint_mlx.checkpoint.origin import Origin
 from mint_mlx.jobs import measurements
 from mint_mlx.jobs.model import Job, prepare
-from mint_mlx.measure.profile import Profile
 from mint_mlx.measure.fisher import measure
+from mint_mlx.measure.profile import Profile
 from mint_mlx.measure.sensitivity import Sensitivity
 from mint_mlx.rules.objectives import OBJECTIVES
 from mint_mlx.rules.recipes import find_recipe

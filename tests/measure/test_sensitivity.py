@@ -17,8 +17,8 @@ from mint_mlx.allocation.search_space import SearchSpace
 from mint_mlx.base.units import parse_budget
 from mint_mlx.jobs import convert, measurements
 from mint_mlx.jobs.model import prepare
-from mint_mlx.measure.self_text import random_windows, write_tokens
 from mint_mlx.measure.fisher import measure
+from mint_mlx.measure.self_text import random_windows, write_tokens
 from mint_mlx.runtime import runner
 from mint_mlx.runtime.device import on_cpu
 

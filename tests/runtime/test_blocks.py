@@ -15,8 +15,8 @@ from mint_mlx.jobs import convert
 from mint_mlx.jobs.model import prepare
 from mint_mlx.measure.fisher import check_chain
 from mint_mlx.runtime import runner
-from mint_mlx.runtime.forward import forward
 from mint_mlx.runtime.blocks import NoChain
+from mint_mlx.runtime.forward import forward
 
 
 @pytest.mark.parametrize("family", ["gemma4_text", "hunyuan", *DENSE])
