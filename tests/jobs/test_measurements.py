@@ -10,7 +10,8 @@ import pytest
 from helpers import Maker, llama, qwen3_moe
 
 from mint_mlx.jobs import convert, steps
-from mint_mlx.measure import sensitivity
+from mint_mlx.measure import fisher
+from mint_mlx.measure.sensitivity import Sensitivity
 from mint_mlx.measure.sensitivity_file import load_sensitivity
 
 
@@ -40,16 +41,16 @@ def test_what_cannot_be_kept_is_measured_once(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[int] = []
-    measure = sensitivity.measure
+    measure = fisher.measure
 
-    def counted(*args: Any, **more: Any) -> sensitivity.Sensitivity:
+    def counted(*args: Any, **more: Any) -> Sensitivity:
         measured.append(1)
         return measure(*args, **more)
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sensitivity, "measure", counted)
+    monkeypatch.setattr(fisher, "measure", counted)
     monkeypatch.setattr("mint_mlx.jobs.measurements.save_sensitivity", full)
     convert.convert(str(make(llama(1))), "5bpw", tmp_path / "out", effort="balanced", smoke=False)
     assert measured == [1]
