@@ -1,0 +1,21 @@
+"""`mint-mlx sensitivity`: what it says for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from helpers import Cli, Maker, llama
+
+
+def test_a_sensitivity_is_told_as_json_and_as_a_line(cli: Cli, make: Maker, tmp_path: Path) -> None:
+    model = make(llama(1))
+    file = tmp_path / "s.npz"
+    told = cli("sensitivity", model, "-o", file, "--tokens", "1024", "--json")
+    assert told.code == 0
+    data = json.loads(told.out)
+    assert data.keys() == {"sensitivity", "layers", "tokens", "how"}
+    assert (data["sensitivity"], data["layers"], data["tokens"]) == (str(file), 9, 1024)
+    said = cli("sensitivity", model, "-o", file, "--tokens", "1024")
+    assert f"{file}: 9 layers on 1024 tokens (sampled, seed 0)" in said.out
+    assert f"--sensitivity {file}" in said.out
