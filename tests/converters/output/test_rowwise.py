@@ -17,7 +17,7 @@ def test_the_bytes_are_those_of_layers_that_are_read_whole(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
 ) -> None:
     folder = str(make(qwen3_moe(1)))
-    pieces = rowwise.pieces
+    pieces = rowwise.quantized_pieces
     counts: list[int] = []
 
     def counted(*args: object, **more: object) -> object:
@@ -27,10 +27,10 @@ def test_the_bytes_are_those_of_layers_that_are_read_whole(
 
     # A few rows at a time, and no layer that can be cut at all.
     monkeypatch.setattr(rowwise, "CHUNK", 1 << 10)
-    monkeypatch.setattr(write.rowwise, "pieces", counted)
+    monkeypatch.setattr(write.rowwise, "quantized_pieces", counted)
     convert(folder, uniform=config, out=tmp_path / "rows", smoke=False)
     assert max(counts) > 4
-    monkeypatch.setattr(write.rowwise, "can_be", lambda *_: False)
+    monkeypatch.setattr(write.rowwise, "is_possible", lambda *_: False)
     convert(folder, uniform=config, out=tmp_path / "whole", smoke=False)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("rows", "whole")]
     assert files[0] == files[1]
