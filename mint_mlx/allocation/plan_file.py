@@ -131,7 +131,7 @@ def _scalar(value: Any) -> str:
     text = str(value)
     if _PLAIN.fullmatch(text) and text.lower() not in _RESERVED:
         return text
-    # YAML's double quotes are JSON's, but for pairs of surrogates.
+    # YAML's double quotes are JSON's, except for pairs of surrogates.
     return json.dumps(text, ensure_ascii=False)
 
 

@@ -287,7 +287,7 @@ def _print_sizes(checked: CheckedRequest, output: Output) -> None:
     )
     if sizes[0].loss is None:
         output.line(
-            "No weight has been read: sizes are exact, but for the smallest, a guess that may be "
+            "No weight has been read: sizes are exact, except the smallest, a guess that may be "
             "a third too low."
         )
     if any(size.expected_kl is not None for size in sizes):
