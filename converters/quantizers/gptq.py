@@ -94,9 +94,9 @@ def find_codes(weight: mx.array, config: QuantConfig, moments: SecondMoments) ->
 
 def held(layer: Layer) -> int:
     """Bytes that error feedback takes while it rounds a layer."""
-    experts, rows, columns = layer.experts, layer.shape[-2], layer.shape[-1]
-    some_experts, some_rows = _places(experts, rows)[0]
-    together = len(range(experts)[some_experts])
+    rows, columns = layer.shape[-2:]
+    some_experts, some_rows = _places(layer.experts, rows)[0]
+    together = len(range(layer.experts)[some_experts])
     wide = len(range(rows)[some_rows])
 
     # A moment and a factor, or one more while that is computed; weights, shifted ones and errors.
@@ -185,7 +185,7 @@ def _feed_back(
     each = np.arange(experts)
     top = 2**config.bits - 1
 
-    # From here on everything has columns first, in their order.
+    # All that follows has columns first, in their order.
     group = column_orders // config.group_size
     # A group whose range is nothing in 16 bits has a scale of zero: its bias is all.
     scales = np.where(scales == 0, np.float32(1), scales)

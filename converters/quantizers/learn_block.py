@@ -175,7 +175,8 @@ def _rate(first: float, steps: int, step: mx.array) -> mx.array:
 
 def _begin(block: Block) -> tuple[dict[str, mx.array], Params]:
     """Latent codes, and offsets of scales and biases in their own size."""
-    latents, grids = {}, {}
+    latents: dict[str, mx.array] = {}
+    grids: Params = {}
     for path, start in block.start.items():
         codes = mx.array(start.codes).astype(mx.float32)
         scales, biases = _grid(start)
@@ -210,7 +211,7 @@ def moved(
     Args:
         scales, biases: float32 (..., groups).
         offsets: of both, of the same shape.
-        dtype: the type that they will be stored in; they stay float32 here.
+        dtype: the type that they will be stored in; the result is float32 still.
     """
     new_scales = scales * (1 + offsets["scales"])
     new_biases = biases + _size(scales, biases) * offsets["biases"]

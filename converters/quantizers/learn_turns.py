@@ -110,11 +110,13 @@ def only_experts(stacks: Sequence[tuple[nn.Module, slice]]) -> AbstractContextMa
         # 4253).
         rows = rows.reshape(-1, 1, rows.shape[-1])
         whole_weight, some = whole[id(stack)]
-        some_weight, bias = stack.weight, stack.get("bias")
+        some_weight = stack.weight
+        bias = stack.get("bias")
         inside = (expert >= some.start) & (expert < some.stop)
 
         # Twice the stock product: with the experts that are learned, and with all the others.
-        outputs, order = [], []
+        outputs = []
+        order = []
         for is_row, weight, experts in (
             (inside, some_weight, some),
             (~inside, whole_weight, slice(None)),

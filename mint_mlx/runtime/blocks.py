@@ -309,7 +309,7 @@ def _step(runner: Runner, tokens: np.ndarray, index: int, before: mx.array | Non
         and (index == 0 or args[0] is before)
     )
     if not is_chained:
-        raise NoChain(f"block {index} takes something else than the output of the one before")
+        raise NoChain(f"block {index} takes something other than the output of the block before")
     return Step(index, runner.blocks[index], len(tokens), args, kwargs)
 
 

@@ -1,5 +1,7 @@
-"""Gradients outside the blocks: from the model's own predictions down to the last block's output,
-and from the first block's input to the embedding.
+"""Gradients outside the blocks: through the head and through the embedding.
+
+From the model's own predictions to the last block's output, and from the first block's input to the
+embedding's output; blocks.py has what lies between.
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@ block, or to make it fast on a CPU, a method is replaced at the start of a `with
 back at its end. This is all that is patched, by whom and why:
 
 arguments_of          `__call__` of one module's class, to learn what the module is called with
-                      without running what comes after it (runner.trunk_output, blocks.walk,
-                      gradients.to_embedding).
+                      without running what comes after it (runner.trunk_output,
+                      blocks.forward_blocks, gradients.to_embedding).
 returning             `__call__` of some modules' classes, to leave out what was computed before:
-                      the trunk (runner.logits_of), or blocks that have run (blocks.walk).
+                      the trunk (runner.logits_of), or blocks that have run
+                      (blocks.forward_blocks).
 returning_once        `__call__` of the blocks' classes, to run only what comes after the blocks
                       (runner.trunk_output_from).
 blocks_run_by         `__call__` of the blocks' classes, to read, run and drop them one after the

@@ -74,7 +74,7 @@ def load_runner(folder: Path, streamed: bool | None = None) -> Runner:
 
 
 def fits(folder: Path) -> bool:
-    """Whether a checkpoint's model is run whole here, not block by block."""
+    """Whether this machine runs a checkpoint's model whole, not block by block."""
     return _fits(mlxlm.build_model(folder))
 
 
@@ -255,9 +255,7 @@ def _dense(module: nn.Module) -> nn.Module:
 
 
 def _restore(module: nn.Module) -> mx.array:
-    """The weight of a quantized module as `mx.dequantize` defines it (in the type of its scales),
-    in float32.
-    """
+    """A quantized module's weight, computed in the type of its scales, in float32."""
     weight = mx.dequantize(
         module.weight,
         module.scales,

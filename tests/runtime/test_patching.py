@@ -112,3 +112,36 @@ def test_outputs_of_layers_and_tied_heads_are_changed_and_those_of_embeddings() 
     for number, stock in enumerate(expected):
         assert mx.allclose(layers[number], stock + (number < 2))
         assert mx.allclose(embeddings[number], stock + (number == 2))
+
+
+def test_a_class_and_its_heir_are_replaced_once_each() -> None:
+    blocks, calls = [Double(), Heir(), Double()], []
+
+    def run(block: nn.Module, x: int) -> int:
+        calls.append(type(block))
+        return block(x)
+
+    with patching.blocks_run_by(blocks, run):
+        assert [block(1) for block in blocks] == [2, 2, 2]
+    assert calls == [Double, Heir, Double]
+    assert "__call__" not in vars(Heir)
+
+
+def test_a_run_inside_a_run_leaves_the_outer_one_its_arguments() -> None:
+    first, second = Double(), Double()
+
+    def run() -> None:
+        first(1)
+        second(2)
+
+    def run_to_second() -> None:
+        patching.arguments_of(second, run)
+
+    assert patching.arguments_of(first, run_to_second) == ((1,), {})
+
+
+def test_mlx_has_its_own_products_back() -> None:
+    stock = mx.quantized_matmul, mx.gather_qmm
+    with patching.quantized_products(max, min):
+        assert (mx.quantized_matmul, mx.gather_qmm) == (max, min)
+    assert (mx.quantized_matmul, mx.gather_qmm) == stock
