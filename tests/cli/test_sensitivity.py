@@ -11,9 +11,9 @@ from helpers import Cli, Maker, llama
 def test_a_sensitivity_is_told_as_json_and_as_a_line(cli: Cli, make: Maker, tmp_path: Path) -> None:
     model = make(llama(1))
     file = tmp_path / "s.npz"
-    told = cli("sensitivity", model, "-o", file, "--tokens", "1024", "--json")
-    assert told.code == 0
-    data = json.loads(told.out)
+    sensitivity = cli("sensitivity", model, "-o", file, "--tokens", "1024", "--json")
+    assert sensitivity.code == 0
+    data = json.loads(sensitivity.out)
     assert data.keys() == {"sensitivity", "layers", "tokens", "how"}
     assert (data["sensitivity"], data["layers"], data["tokens"]) == (str(file), 9, 1024)
     said = cli("sensitivity", model, "-o", file, "--tokens", "1024")
