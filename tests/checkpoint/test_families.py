@@ -66,7 +66,7 @@ def test_a_tower_that_mlx_lm_runs_itself_stays_as_it_is(
         pytest.skip("this mlx-lm has no such family")
     folder = write_family(tmp_path / "muse", "muse_spark", vision_config=VISION)
     monkeypatch.setattr(
-        "mint_mlx.jobs.request.why_no_sentence", lambda folder: "its tokenizer takes no tiny model"
+        "mint_mlx.jobs.order.why_no_sentence", lambda folder: "its tokenizer takes no tiny model"
     )
     result = convert.convert(str(folder), "smallest", tmp_path / "out", parts=parts, effort="fast")
 

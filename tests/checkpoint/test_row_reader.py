@@ -14,6 +14,7 @@ from mint_mlx.checkpoint import row_reader
 from mint_mlx.checkpoint.layer_stream import stream
 from mint_mlx.jobs import measurements
 from mint_mlx.jobs.model import prepare
+from mint_mlx.measure.sample import EXACT
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -60,5 +61,5 @@ def test_of_a_layer_that_maps_straight_through_only_the_drawn_rows_are_read(
     assert not touched
     assert profile.sample == "0.1"
     assert all(curve.share < 0.6 for curve in profile.curves.values() if len(curve.configs))
-    measurements.get_profile(job, sample="1.0")
+    measurements.get_profile(job, sample=EXACT)
     assert touched
