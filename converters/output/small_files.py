@@ -13,6 +13,7 @@ from ...allocation.plan import Plan
 from ...base.files import REFINED_FILE
 from ...base.hf_config import edit_text_config
 from ...checkpoint import mlxlm
+from ...checkpoint.config_keys import encoded
 from ...checkpoint.hub import SMALL_FILES
 from ...checkpoint.layers import Inventory
 from ...checkpoint.roles import TOWER
@@ -72,7 +73,7 @@ def config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
     block = plan.quantization()
     if block:
         config |= {"quantization": block, "quantization_config": block}
-    return json.dumps(dict(sorted(config.items())), indent=4) + "\n"
+    return json.dumps(encoded(dict(sorted(config.items()))), indent=4) + "\n"
 
 
 def _with_bfloat16(config: dict[str, Any]) -> dict[str, Any]:

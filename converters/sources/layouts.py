@@ -16,13 +16,16 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...base.errors import MintError
 from ...base.hf_config import text_config
 from ...base.safetensors_header import TensorInfo
-from . import fp8, gpt_oss
+from . import fp8, gpt_oss, text_names
+
+Step = Callable[[dict[str, Any]], dict[str, Any]]
 
 # Names of methods that aren't read, by their `quant_method`.
 NAMES = {
@@ -228,19 +231,23 @@ def reader(config: dict[str, Any], folder: Path, model_class: type) -> type:
     A layout that mlx-lm's `sanitize` doesn't know is first converted to one that it knows.
     """
     layout = read_layout(config, folder)
+    steps: list[Step] = []
     if one_scale(layout) or (block_fp8(layout) and fp8.SCALE not in _module_source(model_class)):
-        return _prepared(model_class, fp8.dequantize_all)
+        steps.append(fp8.dequantize_all)
     if config.get("model_type") == "gpt_oss":
-        return _prepared(model_class, gpt_oss.split_experts)
-    return model_class
+        steps.append(gpt_oss.split_experts)
+    if config.get("model_type") in text_names.PREFIXES:
+        steps.append(partial(text_names.whole_names, config["model_type"]))
+    return _prepared(model_class, steps) if steps else model_class
 
 
-def _prepared(model_class: type, prepare: Callable[[dict[str, Any]], dict[str, Any]]) -> type:
-    """A model class whose `sanitize` is preceded by a step of ours."""
+def _prepared(model_class: type, steps: list[Step]) -> type:
+    """A model class whose `sanitize` is preceded by steps of ours."""
 
     class Prepared(model_class):
         def sanitize(self, weights: dict[str, Any]) -> dict[str, Any]:
-            weights = prepare(weights)
+            for step in steps:
+                weights = step(weights)
             return super().sanitize(weights) if hasattr(super(), "sanitize") else weights
 
     return Prepared

@@ -6,7 +6,9 @@ What loading relies on of mlx-lm's internals (the upper bound in pyproject.toml 
   dataclass with `from_dict`; its fields without a default are the keys that a config must have.
 - `utils.load_model(folder, lazy=True, get_model_classes=...)`: calls the model class's `sanitize`
   on the loaded tensors (converters/sources/layouts.py wraps it), then quantizes by config.json.
-- `utils.load_config`, `utils.sharded_load`: the same for several machines.
+- `utils.load_config`, `utils.sharded_load`: the same for several machines. `sharded_model` patches
+  the former temporarily (config_keys.py).
+- `utils.load_model(model_config=...)`: keys that replace those of config.json.
 - `utils.load_tokenizer` (tokenizer.py).
 - `models.cache.make_prompt_cache`, and `to_quantized(group_size, bits)` of the caches.
 - `quant_predicate` and `cast_predicate` of a model, where it has them (layers.py).
@@ -23,6 +25,7 @@ import contextlib
 import dataclasses
 import io
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from mlx.utils import tree_flatten
 
 from ..base.errors import NO_METAL, MintError
 from ..base.hf_config import text_config
+from .config_keys import adapt
 from .tokenizer import PROMPT, first_line, load_tokenizer, sentence_prompt
 
 SENTENCE = 40  # tokens that are generated after the prompt
@@ -98,7 +102,7 @@ def build_model(folder: Path, stream: Any = None) -> Any:
     Raises:
         MintError: mlx-lm can't build the model from this config and these tensors.
     """
-    from mlx_lm.utils import _get_classes, load_model
+    from mlx_lm.utils import _get_classes, load_config, load_model
 
     from ..converters.sources.layouts import reader
 
@@ -108,13 +112,19 @@ def build_model(folder: Path, stream: Any = None) -> Any:
 
     try:
         with mx.stream(stream or mx.cpu):
-            model, _ = load_model(folder, lazy=True, get_model_classes=classes)
+            config = adapt(load_config(folder))
+            model, _ = load_model(folder, lazy=True, model_config=config, get_model_classes=classes)
     except _BUILD_ERRORS as error:
         raise MintError(
-            f"mlx-lm cannot build a model from {folder.name}: {first_line(error)} (is the "
-            "checkpoint complete, and does its config.json belong to it?)"
+            f"mlx-lm cannot build a model from {folder.name}: {first_line(error)}{_advice(error)}"
         ) from error
     return model
+
+
+def _advice(error: BaseException) -> str:
+    """What to look at, where mlx-lm misses tensors."""
+    lacks = str(error).startswith("Missing ") or isinstance(error, KeyError)
+    return " (is the checkpoint complete, and does its config.json belong to it?)" if lacks else ""
 
 
 def straight_parameters(folder: Path) -> dict[str, list[tuple[str, str]]]:
@@ -178,15 +188,16 @@ def sharded_model(folder: Path) -> Any:
     Raises:
         MintError: mlx-lm can't split this family, or this shape.
     """
-    from mlx_lm.utils import load_config, sharded_load
+    from mlx_lm import utils
 
     group = mx.distributed.init()
     try:
-        by_tensors = splits_tensors(load_config(folder), group.size())
-        groups = {"tensor_group" if by_tensors else "pipeline_group": group}
-        model, _ = sharded_load(
-            str(folder), tokenizer_config={"trust_remote_code": False}, **groups
-        )
+        with _adapted_configs():
+            by_tensors = splits_tensors(utils.load_config(folder), group.size())
+            groups = {"tensor_group" if by_tensors else "pipeline_group": group}
+            model, _ = utils.sharded_load(
+                str(folder), tokenizer_config={"trust_remote_code": False}, **groups
+            )
     # Splitting by blocks needs the index of the shards.
     except (*_BUILD_ERRORS, FileNotFoundError) as error:
         raise MintError(
@@ -194,6 +205,19 @@ def sharded_model(folder: Path) -> Any:
             "`eval` on one"
         ) from error
     return model
+
+
+@contextlib.contextmanager
+def _adapted_configs() -> Iterator[None]:
+    """Let mlx-lm's loaders read configs as `adapt` brings them, by patching `load_config`."""
+    from mlx_lm import utils
+
+    load_config = utils.load_config
+    utils.load_config = lambda folder: adapt(load_config(folder))
+    try:
+        yield
+    finally:
+        utils.load_config = load_config
 
 
 def splits_tensors(config: dict[str, Any], count: int) -> bool:
@@ -229,7 +253,8 @@ def bare_model(config: dict[str, Any]) -> Any:
     model_class, args_class = _get_classes(config)
     try:
         with mx.stream(mx.cpu):
-            return model_class(args_class.from_dict(config))
+            # Some classes write into the tables that they read.
+            return model_class(args_class.from_dict(deepcopy(config)))
     except _BUILD_ERRORS as error:
         raise MintError(
             f"mlx-lm cannot build a model from this config.json ({first_line(error)}): download it "

@@ -19,6 +19,7 @@ from ..base.targets import check_name
 from ..converters.sources.gguf import original_repo
 from ..converters.sources.layouts import check_tensors
 from . import hub, mlxlm
+from .config_keys import adapt
 from .origin import Origin
 
 SAMPLE = 4096  # bytes read at the start, middle and end of each tensor for a local fingerprint
@@ -34,7 +35,7 @@ class Source:
     Attributes:
         name: the Hub id, or the folder's name.
         path: a folder with config.json and shards (sparse ones where `has_weights` is false).
-        config: config.json as it stands.
+        config: config.json, brought to the keys that mlx-lm's class reads (config_keys.py).
         revision: the commit on the Hub, or None for a folder.
         structure: hash of the config and of all headers.
         content: hash of the weights: the Hub's own hashes, else all bytes (up to WHOLE), else
@@ -176,7 +177,7 @@ def _read_checked(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Ten
     Raises:
         MintError: they are malformed, don't belong together, or mint-mlx can't read such a model.
     """
-    config = read_config(folder)
+    config = adapt(read_config(folder))
     mlxlm.check_model(config, folder)
     headers = read_folder(folder)
     _check_depth(config, headers)

@@ -1,0 +1,175 @@
+"""Brings a config.json to the keys that mlx-lm's class of its family reads.
+
+transformers 5 writes some keys under other names than the releases that mlx-lm's classes were
+written for. A class drops a key that it doesn't know in silence, and runs with a default of its
+own: another model. So each key is brought here to the name that the class reads. The result is
+what the source is built from, and what stands in the result's config.json, since stock mlx-lm
+reads that. transformers reads it as the same model: what it wrote itself stays beside.
+
+All functions are pure. A config that the class reads as it stands comes back unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+from ..base.errors import MintError
+from ..base.hf_config import edit_text_config, text_config
+from .family_keys import family_keys
+from .layer_types import layer_type_keys
+from .model_classes import ModelClass, is_known, model_class, text_class
+from .rope_keys import rope_keys
+
+Table = dict[str, Any]
+TAGGED = "__float__"  # how transformers writes numbers that JSON has no words for
+
+# Names of the same quantity in the configs of different families and releases.
+ALIASES = (
+    ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
+    (
+        "num_experts_per_tok",
+        "num_experts_per_token",
+        "moe_topk",
+        "moe_top_k",
+        "moe_k",
+        "top_k_experts",
+    ),
+    ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts"),
+    ("n_group", "num_expert_group"),
+    ("norm_topk_prob", "moe_renormalize", "norm_expert_weight"),
+    ("routed_scaling_factor", "moe_router_scaling_factor"),
+    ("scoring_func", "score_function", "score_func"),
+    ("rms_norm_eps", "layernorm_epsilon", "layer_norm_epsilon", "layer_norm_eps", "norm_eps"),
+    ("num_hidden_layers", "num_layers", "n_layers", "n_layer"),
+)
+
+
+def adapt(config: Table) -> Table:
+    """A config with the keys that mlx-lm's class reads; itself where nothing is to be brought.
+
+    A `model_type` that mlx-lm has no class for stays as it is.
+
+    Raises:
+        MintError: a value is of another type than any release has.
+    """
+    try:
+        return _adapted(decoded(config))
+    except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
+        raise MintError(
+            f"config.json holds a value that no model has ({error}): download it again"
+        ) from error
+
+
+def _adapted(config: Table) -> Table:
+    """`adapt` without its checks of types; the config is the caller's copy."""
+    config = _wrapped(config)
+    outer, text = model_class(config), text_class(config)
+    if outer is None or text is None:
+        return config
+    nested = text_config(config)
+    if not outer.nested or nested is config:
+        return _brought(config, text)
+
+    config = edit_text_config(config, lambda table: _brought(table, text))
+    vocabulary = nested.get("vocab_size", outer.defaults.get("vocab_size"))
+    if "vocab_size" not in config and vocabulary != outer.defaults.get("vocab_size", vocabulary):
+        config["vocab_size"] = vocabulary
+    return config
+
+
+def _brought(table: Table, reader: ModelClass) -> Table:
+    """A table with what its class reads under other names than it has."""
+    for rule in RULES:
+        table = table | rule(table, reader)
+    return table
+
+
+def _aliases(table: Table, reader: ModelClass) -> Table:
+    """Keys that the class reads by another name than the table has."""
+    added = {}
+    for names in ALIASES:
+        unread = [name for name in names if name in table and name not in reader.keys]
+        wanted = [name for name in names if name in reader.keys]
+        if len(unread) != 1 or len(wanted) != 1 or wanted[0] in table:
+            continue
+        if table[unread[0]] != reader.defaults[wanted[0]]:
+            added[wanted[0]] = table[unread[0]]
+    return added
+
+
+def _head_dim(table: Table, reader: ModelClass) -> Table:
+    """The size of a head, where the class can't derive it itself."""
+    heads, hidden = table.get("num_attention_heads"), table.get("hidden_size")
+    if "head_dim" not in reader.required or table.get("head_dim") is not None:
+        return {}
+    return {"head_dim": hidden // heads} if heads and hidden else {}
+
+
+RULES: tuple[Callable[[Table, ModelClass], Table], ...] = (
+    _aliases,
+    _head_dim,
+    rope_keys,
+    layer_type_keys,
+    family_keys,
+)
+
+
+def _wrapped(config: Table) -> Table:
+    """A text model's flat config in the table where its family's class looks for it.
+
+    A larger model saved through its text class has the `model_type` X_text; where mlx-lm has a
+    class only for X, that takes the text model's keys in a table `text_config`.
+    """
+    text_type = config.get("model_type")
+    if not isinstance(text_type, str) or not text_type.endswith("_text"):
+        return config
+    if is_known(text_type) and not (text_type == "llama4_text" and _has_experts(config)):
+        return config
+    whole_type = text_type.removesuffix("_text")
+    whole = model_class({"model_type": whole_type})
+    if whole is None or not whole.nested or "text_config" in config:
+        return config
+    outside = {key: config[key] for key in OUTSIDE if key in config}
+    text = {key: value for key, value in config.items() if key not in NOT_INSIDE}
+    return outside | {"model_type": whole_type, "text_config": text}
+
+
+def _has_experts(config: Table) -> bool:
+    """Whether a Llama 4 has experts: mlx-lm's class for its text model alone has none."""
+    if isinstance(config.get("moe_layers"), list):
+        return bool(config["moe_layers"])
+    return bool(config.get("interleave_moe_layer_step"))
+
+
+# What a config says of the whole checkpoint, and not of its text model.
+NOT_INSIDE = ("architectures", "quantization", "quantization_config", "transformers_version")
+OUTSIDE = (
+    *NOT_INSIDE,
+    "dtype",
+    "torch_dtype",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "tie_word_embeddings",
+)
+
+
+def decoded(value: Any) -> Any:
+    """A copy of JSON data with transformers' tagged numbers as numbers."""
+    if isinstance(value, dict):
+        if value.keys() == {TAGGED} and isinstance(value[TAGGED], str):
+            return float(value[TAGGED])
+        return {key: decoded(item) for key, item in value.items()}
+    return [decoded(item) for item in value] if isinstance(value, list) else deepcopy(value)
+
+
+def encoded(value: Any) -> Any:
+    """A copy of data with infinite numbers tagged as transformers does: JSON has none."""
+    if isinstance(value, float) and value - value != 0:
+        name = "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+        return {TAGGED: name}
+    if isinstance(value, dict):
+        return {key: encoded(item) for key, item in value.items()}
+    return [encoded(item) for item in value] if isinstance(value, (list, tuple)) else value

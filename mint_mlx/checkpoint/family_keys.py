@@ -1,0 +1,151 @@
+"""Keys of single families that transformers 5 writes in another form, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .model_classes import ModelClass
+
+Table = dict[str, Any]
+
+# Keys that no released model of the family differs in; transformers doesn't write them.
+CONSTANTS: dict[str, Table] = {
+    "apertus": {"mlp_bias": False, "post_norm": False, "qk_norm": True},
+    "glm_moe_dsa": {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1},
+    "kimi_linear": {"rope_theta": 10000.0, "mla_use_nope": True},
+    "longcat_flash": {
+        "attention_method": "MLA",
+        "zero_expert_type": "identity",
+        "mla_scale_q_lora": True,
+        "mla_scale_kv_lora": True,
+    },
+    "mimo_v2_flash": {
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
+        "n_shared_experts": None,
+        "add_swa_attention_sink_bias": True,
+        "add_full_attention_sink_bias": False,
+    },
+    "minimax": {"shared_intermediate_size": 0},
+    "solar_open": {"first_k_dense_replace": 0},
+}
+# Keys that a class requires, and the key that holds the same number.
+EQUAL: dict[str, dict[str, str]] = {
+    "gpt2": {"n_ctx": "n_positions"},
+    "lfm2": {"block_dim": "hidden_size"},
+    "mimo_v2_flash": {
+        "swa_num_attention_heads": "num_attention_heads",
+        "swa_num_key_value_heads": "num_key_value_heads",
+        "swa_head_dim": "head_dim",
+        "swa_v_head_dim": "v_head_dim",
+    },
+    "solar_open": {"intermediate_size": "moe_intermediate_size"},
+}
+
+
+def family_keys(table: Table, reader: ModelClass) -> Table:
+    """What a class requires and its family's config of transformers 5 says otherwise or not.
+
+    Nothing where no required key is missing, but for the families that have a rule of their own.
+    """
+    added: Table = {}
+    missing = [key for key in reader.required if key not in table]
+    if missing:
+        equal = EQUAL.get(reader.name, {})
+        added = {key: table[old] for key, old in equal.items() if key in missing and old in table}
+        constants = CONSTANTS.get(reader.name, {})
+        added |= {key: value for key, value in constants.items() if key not in table}
+    rule = OWN.get(reader.name)
+    return added | rule(table) if rule else added
+
+
+def _gemma4(table: Table) -> Table:
+    """The heads of layers with full attention, which stand apart for each of them."""
+    layers = table.get("per_layer_config")
+    types = table.get("layer_types") or []
+    if not isinstance(layers, dict) or not layers:
+        return {}
+    full = [layers.get(str(i)) for i, name in enumerate(types) if name == "full_attention"]
+    if len(full) != len(layers) or any(heads != full[0] for heads in full):
+        return {}
+    names = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
+    return {
+        new: full[0][old]
+        for old, new in names.items()
+        if full[0] and old in full[0] and new not in table
+    }
+
+
+def _exaone4(table: Table) -> Table:
+    """The pattern of windows, which mlx-lm's class takes as letters only."""
+    types, pattern = table.get("layer_types"), table.get("sliding_window_pattern")
+    if not types or not pattern or isinstance(pattern, str):
+        return {}
+    letters = "".join("L" if name == "sliding_attention" else "G" for name in types)
+    return {"sliding_window_pattern": letters if "L" in letters else None}
+
+
+def _exaone_moe(table: Table) -> Table:
+    """Which layers have experts."""
+    types = table.get("mlp_layer_types")
+    if not types or "is_moe_layer" in table:
+        return {}
+    return {"is_moe_layer": [name == "sparse" for name in types]}
+
+
+def _kimi_linear(table: Table) -> Table:
+    """The layers with linear attention and their sizes, counted from one."""
+    types = table.get("layer_types")
+    if not types or "linear_attn_config" in table:
+        return {}
+    numbers: dict[str, list[int]] = {"linear_attention": [], "full_attention": []}
+    for number, name in enumerate(types, 1):
+        numbers.setdefault(name, []).append(number)
+    return {
+        "linear_attn_config": {
+            "kda_layers": numbers["linear_attention"],
+            "full_attn_layers": numbers["full_attention"],
+            "num_heads": table.get("linear_num_heads"),
+            "head_dim": table.get("linear_head_dim"),
+            "short_conv_kernel_size": table.get("linear_conv_kernel_dim"),
+        }
+    }
+
+
+def _mamba2(table: Table) -> Table:
+    """The width inside a block."""
+    if "intermediate_size" in table or not {"expand", "hidden_size"} <= table.keys():
+        return {}
+    return {"intermediate_size": int(table["expand"] * table["hidden_size"])}
+
+
+def _mimo(table: Table) -> Table:
+    """Which layers have windows and which have experts, and the width of the windows."""
+    added: Table = {}
+    if "hybrid_layer_pattern" not in table and table.get("layer_types"):
+        sliding = [name == "sliding_attention" for name in table["layer_types"]]
+        added["hybrid_layer_pattern"] = [int(one) for one in sliding]
+    if "moe_layer_freq" not in table and table.get("mlp_layer_types"):
+        added["moe_layer_freq"] = [int(name == "sparse") for name in table["mlp_layer_types"]]
+    if "sliding_window_size" not in table and table.get("sliding_window"):
+        added["sliding_window_size"] = table["sliding_window"] - 1  # transformers counts the query
+    return added
+
+
+def _deepseek_v2(table: Table) -> Table:
+    """A scaling by 1: mlx-lm's class can't do without one. (transformers goes by its type.)"""
+    if table.get("rope_scaling") is not None or "rope_parameters" not in table:
+        return {}
+    return {"rope_scaling": {"rope_type": "default", "factor": 1.0}}
+
+
+OWN: dict[str, Callable[[Table], Table]] = {
+    "deepseek_v2": _deepseek_v2,
+    "exaone4": _exaone4,
+    "exaone_moe": _exaone_moe,
+    "gemma4_text": _gemma4,
+    "kimi_linear": _kimi_linear,
+    "mamba2": _mamba2,
+    "mimo_v2_flash": _mimo,
+}

@@ -1,0 +1,98 @@
+"""Rotary positions as transformers 5 writes them, under the keys that mlx-lm's classes read.
+
+transformers 5 keeps all of it in `rope_parameters`: flat, or one table for each type of layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .model_classes import ModelClass
+
+Table = dict[str, Any]
+THETA = ("rope_theta", "rotary_emb_base")
+FACTOR = ("partial_rotary_factor", "rotary_pct")
+LOCAL_THETA = ("rope_local_base_freq", "swa_rope_theta", "rope_local_theta")
+FULL, SLIDING = "full_attention", "sliding_attention"
+# Classes that read `rope_parameters`, but no scaling from it.
+SCALING_APART = {"exaone_moe"}
+
+
+def rope_keys(table: Table, reader: ModelClass) -> Table:
+    """What a table says in `rope_parameters`, by the keys that its class reads.
+
+    Nothing for a class that reads `rope_parameters` itself.
+    """
+    parameters = table.get("rope_parameters")
+    if not isinstance(parameters, dict) or not parameters:
+        return {}
+    if "rope_parameters" in reader.keys and reader.name not in SCALING_APART:
+        return {}
+
+    full, local = by_layer(parameters)
+    if local is None:
+        full = full | _stated(table)
+    added: Table = {}
+    theta = full.get("rope_theta", table.get("rope_theta"))
+    for name in THETA:
+        if name in reader.keys and theta is not None:
+            added[name] = theta
+    for name in LOCAL_THETA:
+        if name in reader.keys and local is not None and "rope_theta" in local:
+            added[name] = local["rope_theta"]
+    added |= _partial(table, full, reader)
+    return added | _scaling(table, full, reader)
+
+
+def by_layer(parameters: Table) -> tuple[Table, Table | None]:
+    """The parameters of full attention, and those of sliding windows where they are apart."""
+    tables = {name: value for name, value in parameters.items() if isinstance(value, dict)}
+    if not tables:
+        return parameters, None
+    full = tables.get(FULL) or next(iter(tables.values()))
+    return full, tables.get(SLIDING, full)
+
+
+def is_scaled(parameters: Table) -> bool:
+    """Whether positions are scaled in any way."""
+    return rope_type(parameters) != "default"
+
+
+def rope_type(parameters: Table) -> str:
+    """The kind of scaling, `default` for none."""
+    return str(parameters.get("rope_type") or parameters.get("type") or "default")
+
+
+def _stated(table: Table) -> Table:
+    """A `rope_scaling` beside `rope_parameters`, which transformers reads first."""
+    scaling = table.get("rope_scaling")
+    return dict(scaling) if isinstance(scaling, dict) else {}
+
+
+def _partial(table: Table, full: Table, reader: ModelClass) -> Table:
+    """The share of a head that is rotated."""
+    factor = full.get("partial_rotary_factor", table.get("partial_rotary_factor"))
+    for name in FACTOR:
+        if name in reader.keys:
+            # transformers rotates all of a head where it says nothing.
+            said = factor is not None or reader.defaults[name] != 1.0
+            return {name: 1.0 if factor is None else factor} if said else {}
+    if "rotary_dim" in reader.required and "rotary_dim" not in table:
+        size = table.get("head_dim") or table["hidden_size"] // table["num_attention_heads"]
+        return {"rotary_dim": int(size * (1.0 if factor is None else factor))}
+    return {}
+
+
+def _scaling(table: Table, full: Table, reader: ModelClass) -> Table:
+    """`rope_scaling`, of which transformers takes everything but theta and the rotated share."""
+    if "rope_scaling" not in reader.keys:
+        return {}
+    if not is_scaled(full):
+        return {"rope_scaling": None} if "rope_scaling" in reader.required else {}
+    elsewhere = {"rope_theta"}
+    if "partial_rotary_factor" in reader.keys:
+        elsewhere.add("partial_rotary_factor")
+    scaling = {k: v for k, v in full.items() if k not in elsewhere and v is not None}
+    if reader.says("type"):
+        scaling["type"] = rope_type(full)
+    return {"rope_scaling": scaling}
