@@ -278,6 +278,7 @@ DENSE: dict[str, dict[str, Any]] = {
     "gpt2": SMALL | {"n_ctx": 128},
     "gpt_bigcode": SMALL | {"n_inner": 128},
     "bitnet": {},
+    "cohere2": {"sliding_window_pattern": 2, "logit_scale": 1.0},
     "nanbeige": {"num_loops": 2},
     "afm7": {
         "hidden_dim": 64,
