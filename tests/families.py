@@ -278,6 +278,18 @@ DENSE: dict[str, dict[str, Any]] = {
     "gpt2": SMALL | {"n_ctx": 128},
     "gpt_bigcode": SMALL | {"n_inner": 128},
     "bitnet": {},
+    "falcon_h1": {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "mamba_d_ssm": 64,
+        "mamba_d_head": 16,
+        "mamba_n_heads": 4,
+        "mamba_d_state": 16,
+        "num_attention_heads": 4,
+        "head_dim": 16,
+        "tie_word_embeddings": False,
+    },
+    "cohere2": {"sliding_window_pattern": 2, "logit_scale": 1.0},
     "nanbeige": {"num_loops": 2},
     "afm7": {
         "hidden_dim": 64,

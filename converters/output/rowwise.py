@@ -44,8 +44,14 @@ def quantized_pieces(
     While the GPU or two threads quantize, the next rows are read.
 
     Raises:
-        MintError: weights aren't finite.
+        MintError: weights aren't finite, or would not be as codes.
     """
+
+    def checked(piece: dict[str, mx.array]) -> dict[str, mx.array]:
+        if not allow_nonfinite:
+            rtn.check_finite(layer.path, piece, config)
+        return piece
+
     streams = working()
     started = deque[dict[str, mx.array]]()
     for number, weight in enumerate(rows.chunks(source, layer, CHUNK)):
@@ -60,9 +66,9 @@ def quantized_pieces(
 
         # One piece more than there are streams is under way, so that none of them waits.
         if len(started) > len(streams):
-            yield _evaluated(started)
+            yield checked(_evaluated(started))
     while started:
-        yield _evaluated(started)
+        yield checked(_evaluated(started))
 
 
 def _evaluated(started: deque[dict[str, mx.array]]) -> dict[str, mx.array]:

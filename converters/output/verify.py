@@ -7,9 +7,12 @@ from pathlib import Path
 from mlx.utils import tree_flatten
 
 from ...allocation.plan import Plan
+from ...base.errors import MintError
 from ...checkpoint import mlxlm
 from ...checkpoint.layers import MLX_DTYPES, Inventory
 from ...checkpoint.layout import Layout
+from ...checkpoint.source import Source
+from .verify_values import broken_tensor, wrong_layer
 
 
 class VerificationError(RuntimeError):
@@ -78,3 +81,31 @@ def verify(folder: Path, plan: Plan, inventory: Inventory, layout: Layout) -> No
             actual_config = (module.bits, module.group_size, module.mode)
         if actual_config != (config.bits, config.group_size, config.mode):
             raise VerificationError(f"{path} was loaded as {actual_config}, the plan says {config}")
+
+
+def verify_values(
+    source: Source,
+    folder: Path,
+    plan: Plan,
+    inventory: Inventory,
+    allow_nonfinite: bool = False,
+) -> None:
+    """Check that the written numbers are finite and some rows of each layer those of the source.
+
+    Of a large source one layer of each name is compared, since that reads all of a layer; of one
+    whose shards were dropped after use (`--low-disk`) none is.
+
+    Raises:
+        VerificationError: anything differs.
+        MintError: a number is NaN or infinite.
+    """
+    if not allow_nonfinite:
+        name = broken_tensor(folder, inventory.layout(plan.choice))
+        if name is not None:
+            raise MintError(
+                f"{name} would hold NaN or infinite values in this configuration: give --override "
+                f"'{name.rpartition('.')[0]}=keep', or leave the layer at another configuration"
+            )
+    problem = wrong_layer(source, folder, plan.choice, inventory) if source.has_weights else None
+    if problem is not None:
+        raise VerificationError(problem)

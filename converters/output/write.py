@@ -51,7 +51,7 @@ from .card import model_card
 from .replace_tensors import replace_tensors
 from .shard_writer import JOURNAL, LOCK, Writer, check_work, lock, write_index
 from .small_files import config_text, copy_small_files
-from .verify import rehearse, verify
+from .verify import rehearse, verify, verify_values
 
 REFINED = f"{SCRATCH}refined.safetensors"  # what refining changed, until it is in the shards
 SMALL = 50_000_000  # bytes on disk for everything beside the shards
@@ -145,10 +145,10 @@ def write(conversion: Conversion) -> str | None:
 
         conversion.report.stage("verify")
         _finish_files(conversion, config)
-        verify(work, conversion.plan, conversion.inventory, conversion.layout)
+        _verify(conversion)
         if conversion.refine:
             _refine(conversion)
-            verify(work, conversion.plan, conversion.inventory, conversion.layout)
+            _verify(conversion)
         sentence = _sentence(work, conversion.report) if conversion.sentence else None
 
         _put_in_place(conversion)
@@ -226,6 +226,8 @@ def _write_layers(conversion: Conversion, writer: Writer) -> None:
             config = plan.choice.get(name)
             if config is not None and config != layers[name].stored:
                 tensors = _requantized(layers[name], tensors, config, quantize)
+                if not conversion.allow_nonfinite:
+                    rtn.check_finite(name, tensors, config)
             writer.put(name, [tensors])
     report.step("", len(todo), len(todo))
 
@@ -279,6 +281,13 @@ def _finish_files(conversion: Conversion, config: str) -> None:
     card = model_card(plan, inventory, total, conversion.source.path, name)
     (work / "README.md").write_text(card, encoding="utf-8")
     (work / "config.json").write_text(config, encoding="utf-8")
+
+
+def _verify(conversion: Conversion) -> None:
+    """Compare the finished folder with the plan and with the source's weights."""
+    work, plan, inventory = conversion.work, conversion.plan, conversion.inventory
+    verify(work, plan, inventory, conversion.layout)
+    verify_values(conversion.source, work, plan, inventory, conversion.allow_nonfinite)
 
 
 def _refine(conversion: Conversion) -> None:

@@ -8,6 +8,9 @@ from ...base.errors import MintError
 from ...base.quant_config import QuantConfig
 
 MAX_LOST = 0.01  # of a layer's groups
+# Exponents of mxfp4 and mxfp8 that no weight needs: 2^113. MLX's CPU quantizer wraps the byte of a
+# group whose largest weight lies near 1e-38 around to one of these.
+WRAPPED = 240
 
 
 def quantize(weight: mx.array, config: QuantConfig) -> dict[str, mx.array]:
@@ -48,3 +51,36 @@ def check_scales(
             f"{path} has weights too small for nvfp4's scales, {lost:.0%} of its groups would "
             f"become zeros: give --override '{path}=mxfp4', or another configuration"
         )
+
+
+def check_finite(path: str, packed: dict[str, mx.array], config: QuantConfig) -> None:
+    """Refuse codes that stand for infinite weights.
+
+    Args:
+        path: the layer, for the message.
+        packed: what a quantizer made of it.
+        config: its configuration.
+
+    Raises:
+        MintError: a scale or a bias isn't finite, or makes a weight infinite.
+    """
+    if not config.quantized or _is_finite(packed, config):
+        return
+    instead = "keep" if config.mode == "affine" else "8bit-g32"
+    raise MintError(
+        f"{path} has weights too small or too large for the scales of {config}, which would make "
+        f"some of them infinite: give --override '{path}={instead}'"
+    )
+
+
+def _is_finite(packed: dict[str, mx.array], config: QuantConfig) -> bool:
+    """Whether every weight that the scales and biases allow is finite."""
+    scales = packed["scales"]
+    if config.mode == "nvfp4":
+        return not bool(mx.any((scales & 0x7F) == 0x7F))
+    if config.mode != "affine":
+        return int(scales.max()) < WRAPPED
+    biases = packed["biases"]
+    largest = scales.astype(mx.float32) * (2**config.bits - 1) + biases.astype(mx.float32)
+    finite = mx.isfinite(largest.astype(scales.dtype)) & mx.isfinite(biases)
+    return bool(mx.all(finite))

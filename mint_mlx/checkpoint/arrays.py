@@ -8,6 +8,8 @@ import numpy as np
 from ..base.errors import NOT_FINITE, MintError
 from .layers import MLX_DTYPES, Layer
 
+# numpy's types for safetensors codes; it has no bfloat16, whose bits are read as integers.
+FLOATS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 # The bits of infinity without a sign; those of NaN are larger.
 INFINITY = {mx.bfloat16: 0x7F80, mx.float16: 0x7C00, mx.float32: 0x7F800000}
 CHUNK = 1 << 16  # numbers checked at once: small enough for the CPU's cache

@@ -34,7 +34,9 @@ from mlx.utils import tree_flatten
 
 from ..base.errors import NO_METAL, MintError
 from ..base.hf_config import text_config
+from ..base.safetensors_header import TensorInfo, read_header
 from .config_keys import adapt
+from .tied_head import drop_copy, with_own_head
 from .tokenizer import PROMPT, first_line, load_tokenizer, sentence_prompt
 
 SENTENCE = 40  # tokens that are generated after the prompt
@@ -108,7 +110,8 @@ def build_model(folder: Path, stream: Any = None) -> Any:
 
     def classes(config: dict[str, Any]) -> tuple[type, type]:
         model_class, args_class = _get_classes(config)
-        return reader(config, folder, model_class), args_class
+        config.update(with_own_head(config, folder, _read_headers(folder), bare_model))
+        return reader(config, folder, _prepared(model_class, config)), args_class
 
     try:
         with mx.stream(stream or mx.cpu):
@@ -127,6 +130,25 @@ def _advice(error: BaseException) -> str:
     return " (is the checkpoint complete, and does its config.json belong to it?)" if lacks else ""
 
 
+def _prepared(model_class: type, config: dict[str, Any]) -> type:
+    """A model class whose `sanitize` gets the tensors as mlx-lm expects them."""
+
+    class Prepared(model_class):
+        def sanitize(self, weights: dict[str, Any]) -> dict[str, Any]:
+            weights = drop_copy(self, config, weights)
+            return super().sanitize(weights) if hasattr(super(), "sanitize") else weights
+
+    # layouts.py looks up the source text of the class's module.
+    Prepared.__name__ = model_class.__name__
+    Prepared.__module__ = model_class.__module__
+    return Prepared
+
+
+def _read_headers(folder: Path) -> dict[str, dict[str, TensorInfo]]:
+    """The headers of a folder's shards."""
+    return {file.name: read_header(file)[0] for file in sorted(folder.glob("model*.safetensors"))}
+
+
 def straight_parameters(folder: Path) -> dict[str, list[tuple[str, str]]]:
     """The model's parameters that are unchanged tensors of the checkpoint, or stacks of such.
 
@@ -137,21 +159,43 @@ def straight_parameters(folder: Path) -> dict[str, list[tuple[str, str]]]:
     """
     with _trace_arrays() as origins:
         model = build_model(folder)
-        return {
-            name: origins[id(array)]
-            for name, array in tree_flatten(model.parameters())
-            if id(array) in origins
-        }
+        straight = {}
+        for name, array in tree_flatten(model.parameters()):
+            origin = origins.get(id(array))
+            if origin is not None and origin.graph == _graph(array):
+                straight[name] = origin.tensors
+        return straight
+
+
+@dataclasses.dataclass(frozen=True)
+class _Traced:
+    """Where an array comes from.
+
+    Attributes:
+        tensors: (file, name) of the tensors that it is made of, in order.
+        graph: how it was computed then. `sanitize` may scale an array in place, as Falcon-H1's
+            does: its id stays.
+    """
+
+    tensors: list[tuple[str, str]]
+    graph: str
+
+
+def _graph(array: mx.array) -> str:
+    """How an array is computed, as text; nothing is evaluated."""
+    text = io.StringIO()
+    mx.export_to_dot(text, array)
+    return text.getvalue()
 
 
 @contextlib.contextmanager
-def _trace_arrays() -> Iterator[dict[int, list[tuple[str, str]]]]:
+def _trace_arrays() -> Iterator[dict[int, _Traced]]:
     """Record from which tensors loaded arrays and stacks of them come, by patching mlx.core.
 
     Yields:
-        By the id of an array the (file, name) of its tensors; valid inside the context only.
+        By the id of an array where it comes from; valid inside the context only.
     """
-    origins: dict[int, list[tuple[str, str]]] = {}
+    origins: dict[int, _Traced] = {}
     references: list[mx.array] = []  # Python reuses the id of an array that is gone
     load, stack = mx.load, mx.stack
 
@@ -159,20 +203,25 @@ def _trace_arrays() -> Iterator[dict[int, list[tuple[str, str]]]]:
         loaded: Any = load(file, *args, **options)
         if isinstance(loaded, dict):
             for name, array in loaded.items():
-                origins[id(array)] = [(Path(str(file)).name, name)]
+                origins[id(array)] = _Traced([(Path(str(file)).name, name)], _graph(array))
                 references.append(array)
         return loaded
 
     def traced_stack(arrays: Any, axis: int = 0, **options: Any) -> Any:
         arrays = list(arrays)
         stacked = stack(arrays, axis, **options)
-        tensors = [origins.get(id(array), []) for array in arrays]
-        if axis == 0 and all(len(tensor) == 1 for tensor in tensors):
-            origins[id(stacked)] = [tensor[0] for tensor in tensors]
+        parts = [origins.get(id(array)) for array in arrays]
+        tensors = [
+            part.tensors[0]
+            for part, array in zip(parts, arrays, strict=True)
+            if part is not None and len(part.tensors) == 1 and part.graph == _graph(array)
+        ]
+        if axis == 0 and len(tensors) == len(arrays):
+            origins[id(stacked)] = _Traced(tensors, _graph(stacked))
             references.append(stacked)
         return stacked
 
-    # Whatever `sanitize` does besides stacking makes arrays of other ids, which have no origin.
+    # Whatever `sanitize` does besides stacking makes arrays of other ids or other graphs.
     mx.load, mx.stack = traced_load, traced_stack  # type: ignore[assignment]
     try:
         yield origins

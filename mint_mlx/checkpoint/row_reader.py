@@ -18,12 +18,10 @@ import numpy as np
 
 from ..base.errors import MintError
 from ..base.safetensors_header import read_header
+from .arrays import FLOATS
 from .layers import MLX_DTYPES, Layer
 from .mlxlm import straight_parameters
 from .source import Source
-
-# numpy's types for safetensors codes; it has no bfloat16, whose bits are read as integers.
-FLOATS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ..converters.sources.layouts import check_tensors
 from . import hub, mlxlm
 from .config_keys import adapt
 from .origin import Origin
+from .tied_head import with_own_head
 
 SAMPLE = 4096  # bytes read at the start, middle and end of each tensor for a local fingerprint
 WHOLE = 512_000_000  # a local checkpoint of at most so many bytes is hashed in full
@@ -182,7 +183,7 @@ def _read_checked(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Ten
     headers = read_folder(folder)
     _check_depth(config, headers)
     check_tensors(config, folder, headers)
-    return config, headers
+    return with_own_head(config, folder, headers, mlxlm.bare_model), headers
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from .resume import append_curve, read_curves
 from .row_sampling import SEED, Read, measure_sample
 from .sample import EXACT
 
+INFINITE = 1e300  # the NMSE of a configuration that makes weights infinite
 ERROR_FLOOR = 1e-12  # an NMSE of zero has no SQNR
 
 
@@ -221,7 +222,8 @@ def _measure(
         raise MintError(f"{layer.path}.weight {NOT_FINITE}")
 
     # In the configuration that the source holds it in, a layer loses nothing.
-    nmse = measured.nmse
+    # (JSON has no infinity, which some modes make of weights near the smallest numbers.)
+    nmse = np.nan_to_num(measured.nmse, nan=INFINITE, posinf=INFINITE)
     if layer.stored in configs:
         nmse = np.insert(nmse, configs.index(layer.stored), 0.0, axis=0)
     return RateDistortion(

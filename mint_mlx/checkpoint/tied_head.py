@@ -1,0 +1,167 @@
+"""A head that is stored although the model has none: its class uses the embedding in its place.
+
+Training tools save both. Equal ones are one tensor, and the copy is dropped. Where they differ, the
+head was trained on its own, and the model is the one that has it: transformers 5 then unties the
+two, and so does this file. mlx-lm drops the head in silence, or fails.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from ..base.errors import MintError
+from ..base.hf_config import edit_text_config, text_config
+from ..base.safetensors_header import TensorInfo, read_header
+from .arrays import FLOATS
+from .roles import TOWER
+
+HEAD = re.compile(r"(.+\.)?lm_head\.weight")
+EMBEDDING = re.compile(
+    r"(.+\.)?(embed_tokens|word_embeddings|tok_embeddings|embed_in|embeddings|embedding|wte)\.weight"
+)
+CHUNK = 1 << 24  # bytes compared at once
+
+Headers = Mapping[str, Mapping[str, TensorInfo]]  # tensors by file and name
+Build = Callable[[dict[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor in a file: path, time of change, type, shape, and its bytes' place in the file."""
+
+    file: Path
+    changed: int
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def with_own_head(
+    config: dict[str, Any], folder: Path, headers: Headers, bare_model: Build
+) -> dict[str, Any]:
+    """A config that unties head and embedding, where the folder holds two that differ.
+
+    Args:
+        config: config.json.
+        folder: of the checkpoint; where its shards are sparse (hub.Skeleton) no tensors differ.
+        headers: of its shards.
+        bare_model: builds the model that a config describes (mlxlm.bare_model).
+
+    Raises:
+        MintError: they differ, and mlx-lm's class can't have a head of its own.
+    """
+    if _says(config) is False or "quantization" in config:
+        return config
+    head = _find(HEAD, folder, headers)
+    embedding = _find(EMBEDDING, folder, headers)
+    if head is None or embedding is None or _has_head(config, bare_model):
+        return config
+    if _equal(head, embedding):
+        return config
+
+    untied = edit_text_config(_untied(config), _untied)
+    if not _has_head(untied, bare_model):
+        raise MintError(
+            f"{folder.name} holds an lm_head.weight that differs from its embedding, but "
+            f"mlx-lm's class for {config.get('model_type')!r} has no head of its own: give a "
+            "checkpoint whose head is tied to its embedding"
+        )
+    return untied
+
+
+def drop_copy(
+    model: Any, config: dict[str, Any], weights: dict[str, mx.array]
+) -> dict[str, mx.array]:
+    """A checkpoint's tensors without a copy of the embedding for a head that the model lacks.
+
+    `config` must be that of `with_own_head`.
+    """
+    if _says(config) is False or "quantization" in config or _holds_head(model):
+        return weights
+    return {name: array for name, array in weights.items() if not HEAD.fullmatch(name)}
+
+
+def _untied(table: dict[str, Any]) -> dict[str, Any]:
+    return table | {"tie_word_embeddings": False}
+
+
+def _says(config: dict[str, Any]) -> Any:
+    """Whether a config ties both; None where it doesn't say it."""
+    text = text_config(config)
+    return text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+
+
+def _has_head(config: dict[str, Any], bare_model: Build) -> bool:
+    """Whether the class of a config builds a head (true also where it builds no model at all)."""
+    try:
+        return _holds_head(bare_model(config))
+    except MintError:
+        return True
+
+
+def _holds_head(model: Any) -> bool:
+    return any(HEAD.fullmatch(name) for name, _ in tree_flatten(model.parameters()))
+
+
+def _find(pattern: re.Pattern[str], folder: Path, headers: Headers) -> _Stored | None:
+    """The one 16- or 32-bit matrix of this name outside of towers; None where there is none."""
+    found = []
+    for file, table in headers.items():
+        for name, info in table.items():
+            if pattern.fullmatch(name) and not TOWER.search(name) and not name.startswith("mtp."):
+                found.append((file, info))
+    found = [(file, info) for file, info in found if info.dtype in FLOATS and len(info.shape) == 2]
+    if not found:
+        return None
+
+    # (Of several, as in Gemma-3n, the largest is the vocabulary's.)
+    file, info = max(found, key=lambda pair: pair[1].end - pair[1].start)
+    path = folder / file
+    data = read_header(path)[1]
+    changed = path.stat().st_mtime_ns
+    return _Stored(path, changed, info.dtype, info.shape, data + info.start, data + info.end)
+
+
+@lru_cache(maxsize=8)
+def _equal(head: _Stored, embedding: _Stored) -> bool:
+    """Whether two tensors hold the same numbers; true where the weights of one aren't here."""
+    if head.shape != embedding.shape:
+        return False
+    known = True
+    rows = max(1, CHUNK // (4 * head.shape[1]))
+    for start in range(0, head.shape[0], rows):
+        pair = [_read(tensor, start, rows) for tensor in (head, embedding)]
+        if not all(values.any() for values in pair):
+            continue  # what was not downloaded reads as zeros
+        if head.dtype == embedding.dtype:
+            known = np.array_equal(pair[0], pair[1])
+        else:
+            numbers = _floats(pair[0], head.dtype)
+            known = bool(mx.array_equal(numbers, _floats(pair[1], embedding.dtype)))
+        if not known:
+            return False
+    return known
+
+
+def _read(tensor: _Stored, start: int, rows: int) -> np.ndarray:
+    """Rows of a tensor, with numpy's types (BF16 as its bits)."""
+    kind = np.dtype(FLOATS[tensor.dtype])
+    row_bytes = tensor.shape[1] * kind.itemsize
+    begin = tensor.start + start * row_bytes
+    count = min(rows * row_bytes, tensor.end - begin) // kind.itemsize
+    return np.fromfile(tensor.file, dtype=kind, count=count, offset=begin)
+
+
+def _floats(values: np.ndarray, dtype: str) -> mx.array:
+    array = mx.array(values)
+    return (array.view(mx.bfloat16) if dtype == "BF16" else array).astype(mx.float32)

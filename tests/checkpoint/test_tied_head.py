@@ -1,0 +1,86 @@
+"""A head that is stored beside a tied config: a copy is dropped, another one is used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from families import config_of, write_family
+from helpers import Maker, Weights, edit_config, edit_weights, llama
+
+from mint_mlx.base.errors import MintError
+from mint_mlx.base.safetensors_header import read_folder
+from mint_mlx.checkpoint.mlxlm import bare_model, build_model
+from mint_mlx.checkpoint.source import load_source
+from mint_mlx.checkpoint.tied_head import with_own_head
+from mint_mlx.jobs.convert import convert
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def tie(folder: Path, equal: bool) -> Path:
+    """State a tied config of a checkpoint, and store a head beside it."""
+
+    def change(weights: Weights) -> Weights:
+        embedding = weights[EMBEDDING]
+        head = embedding if equal else mx.concatenate([embedding[:-1], embedding[:1]])
+        return weights | {HEAD: head}
+
+    edit_weights(folder, change)
+    edit_config(folder, tie_word_embeddings=True)
+    return folder
+
+
+def test_a_copy_is_dropped(make: Maker, tmp_path: Path) -> None:
+    source = tie(make(llama(1)), equal=True)
+    result = convert(str(source), uniform="keep", out=tmp_path / "out", smoke=False)
+    assert HEAD not in mx.load(str(result.path / "model.safetensors"))
+    assert json.loads((result.path / "config.json").read_text())["tie_word_embeddings"] is True
+
+
+def test_another_head_is_used_and_stock_mlx_lm_reads_it(make: Maker, tmp_path: Path) -> None:
+    source = tie(make(llama(1)), equal=False)
+    result = convert(str(source), uniform="keep", out=tmp_path / "out")
+    written = mx.load(str(result.path / "model.safetensors"))
+    stored = mx.load(str(source / "model.safetensors"))
+    assert mx.array_equal(written[HEAD], stored[HEAD])
+    assert json.loads((result.path / "config.json").read_text())["tie_word_embeddings"] is False
+    assert "lm_head" in build_model(source)
+
+
+@pytest.mark.parametrize("family", ["olmoe", "qwen3_moe"])
+def test_families_that_mlx_lm_ties_by_default(family: str, tmp_path: Path) -> None:
+    copied = tie(write_family(tmp_path / "copied", family, tie_word_embeddings=True), equal=True)
+    assert "lm_head" not in build_model(copied)
+    other = tie(write_family(tmp_path / "other", family, tie_word_embeddings=True), equal=False)
+    assert "lm_head" in build_model(other)
+    assert load_source(str(other)).config["tie_word_embeddings"] is False
+
+
+def test_a_class_without_a_head_refuses_another_one(tmp_path: Path) -> None:
+    folder = write_family(tmp_path / "copied", "cohere2")
+    tie(folder, equal=True)
+    build_model(folder)
+    tie(folder, equal=False)
+    with pytest.raises(MintError, match=r"lm_head.weight that differs .* no head of its own"):
+        load_source(str(folder))
+
+
+def test_types_may_differ_where_the_numbers_do_not(make: Maker) -> None:
+    folder = tie(make(llama(1)), equal=True)
+    edit_weights(folder, lambda w: w | {HEAD: w[HEAD].astype(mx.float32)})
+    assert "lm_head" not in build_model(folder)
+
+
+def test_a_nested_config_is_untied_in_both_tables(tmp_path: Path) -> None:
+    folder = write_family(tmp_path / "moe", "qwen3_5_moe")
+    config = config_of("qwen3_5_moe")
+    config["text_config"] = config["text_config"] | {"tie_word_embeddings": True}
+    head, embedding = mx.ones((96, 64)), mx.zeros((96, 64))
+    embedding[3] = 1
+    tensors = {HEAD: head, "model.language_model.embed_tokens.weight": embedding}
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+    untied = with_own_head(config, folder, read_folder(folder), bare_model)
+    assert untied["tie_word_embeddings"] is untied["text_config"]["tie_word_embeddings"] is False
