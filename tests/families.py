@@ -271,13 +271,24 @@ NESTED: dict[str, dict[str, Any]] = {
 
 
 SMALL = {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": 128, "layer_norm_epsilon": 1e-5}
-# Of these one calls its blocks by keyword, two add positions, one needs Metal, one runs twice, two
-# share their caches.
-DENSE: dict[str, dict[str, Any]] = {
+# Dense families whose blocks form no chain: of these one calls its blocks by keyword, two add
+# positions, one needs Metal, one runs twice, two share their caches.
+UNCHAINED: dict[str, dict[str, Any]] = {
     "gptj": SMALL | {"rotary_dim": 16},
     "gpt2": SMALL | {"n_ctx": 128},
     "gpt_bigcode": SMALL | {"n_inner": 128},
     "bitnet": {},
+    "nanbeige": {"num_loops": 2},
+    "afm7": {
+        "hidden_dim": 64,
+        "num_layers": 4,
+        "num_kv_reuse_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+    },
+}
+# Dense families that scale what they compute outside of their layers.
+SCALED: dict[str, dict[str, Any]] = {
     "falcon_h1": {
         "hidden_size": 64,
         "num_hidden_layers": 2,
@@ -290,14 +301,6 @@ DENSE: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
     "cohere2": {"sliding_window_pattern": 2, "logit_scale": 1.0},
-    "nanbeige": {"num_loops": 2},
-    "afm7": {
-        "hidden_dim": 64,
-        "num_layers": 4,
-        "num_kv_reuse_layers": 2,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-    },
 }
 
 
@@ -320,7 +323,8 @@ def config_of(family: str) -> dict[str, Any]:
     module = importlib.import_module(f"mlx_lm.models.{family}")
     names = {field.name for field in dataclasses.fields(module.ModelArgs)}
     common = {k: v for k, v in COMMON.items() if k in names}
-    return common | (FAMILIES | DENSE | {"dbrx": DBRX})[family] | {"model_type": family}
+    special = (FAMILIES | UNCHAINED | SCALED | {"dbrx": DBRX})[family]
+    return common | special | {"model_type": family}
 
 
 def write_family(folder: Path, family: str, **more: Any) -> Path:

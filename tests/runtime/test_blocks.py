@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from families import DENSE, write_family
+from families import UNCHAINED, write_family
 from helpers import Notes
 
 from mint_mlx.jobs import convert
@@ -15,7 +15,7 @@ from mint_mlx.measure.fisher import check_chain
 from mint_mlx.runtime.blocks import NoChain
 
 
-@pytest.mark.parametrize("family", ["gemma4_text", "hunyuan", *DENSE])
+@pytest.mark.parametrize("family", ["gemma4_text", "hunyuan", *UNCHAINED])
 def test_a_model_that_is_no_chain_falls_back_to_its_weights(tmp_path: Path, family: str) -> None:
     if family == "bitnet" and mx.metal.is_available():
         pytest.skip("its kernels are here")
