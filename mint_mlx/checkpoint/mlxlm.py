@@ -132,10 +132,11 @@ def _advice(error: BaseException) -> str:
 
 def _prepared(model_class: type, config: dict[str, Any]) -> type:
     """A model class whose `sanitize` gets the tensors as mlx-lm expects them."""
+    from ..converters.sources.tensor_names import rename
 
     class Prepared(model_class):
         def sanitize(self, weights: dict[str, Any]) -> dict[str, Any]:
-            weights = drop_copy(self, config, weights)
+            weights = rename(self, config, drop_copy(self, config, weights))
             return super().sanitize(weights) if hasattr(super(), "sanitize") else weights
 
     # layouts.py looks up the source text of the class's module.
