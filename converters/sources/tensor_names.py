@@ -38,15 +38,9 @@ NOT_RENAMED = ("gpt_oss", "muse_spark")
 # Classes whose `sanitize` does the rest of its work only where it finds single experts.
 SINGLE_EXPERTS = ("qwen3_next",)
 
-_LAYER = re.compile(r"(?P<start>(?:.+\.)?layers\.(?P<block>\d+)\.)(?P<rest>.+)")
-_FUSED = re.compile(
-    r"(?:mlp|block_sparse_moe|feed_forward|mixer)\.experts\.gate_up_proj(\.weight)?"
-)
-_SINGLE = re.compile(
-    r"(?:mlp|block_sparse_moe|feed_forward)\.experts\.(?P<expert>\d+)\.(?P<name>\w+)\.weight"
-)
+_BLOCKS = ("mlp", "block_sparse_moe", "feed_forward")
+_FUSED = {f"{block}.experts.gate_up_proj{end}" for block in _BLOCKS for end in ("", ".weight")}
 _NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-_BLOCK = re.compile(r"(mlp|block_sparse_moe|feed_forward)\.(.+)")
 # What a router is called in memory, and in releases.
 _ROUTERS = (
     ("router.", "gate."),
@@ -73,6 +67,24 @@ class _Model:
     blocks: Mapping[int, Mapping[str, Shape]]
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A tensor's name in parts: up to the number of its layer, that number, and what follows."""
+
+    start: str
+    layer: int
+    rest: str
+
+
+def _place(name: str) -> _Place | None:
+    """Where a tensor lies; None outside of all layers."""
+    before, found, after = name.partition("layers.")
+    number, dot, rest = after.partition(".")
+    if not found or not dot or not number.isdecimal() or (before and not before.endswith(".")):
+        return None
+    return _Place(f"{before}layers.{number}.", int(number), rest)
+
+
 def rename(model: Any, config: Mapping[str, Any], weights: Weights) -> Weights:
     """A checkpoint's tensors under the names that a model's `sanitize` knows.
 
@@ -88,9 +100,9 @@ def rename(model: Any, config: Mapping[str, Any], weights: Weights) -> Weights:
     blocks: dict[int, dict[str, Shape]] = defaultdict(dict)
     for name, array in tree_flatten(model.parameters()):
         names.append(name)
-        match = _LAYER.fullmatch(name)
-        if match:
-            blocks[int(match["block"])][match["rest"]] = array.shape
+        place = _place(name)
+        if place:
+            blocks[place.layer][place.rest] = array.shape
     target = _Model(model_type, frozenset(names), blocks)
     for step in (_prefixed, _split_experts, _stacked_experts, _other_blocks):
         weights = step(target, weights)
@@ -115,12 +127,11 @@ def _split_experts(model: _Model, weights: Weights) -> Weights:
     """The tensors with fused experts split, where the class doesn't read these itself."""
     result = dict(weights)
     for name in weights:
-        match = _LAYER.fullmatch(name)
-        fused = _FUSED.fullmatch(match["rest"]) if match else None
-        if match is None or fused is None:
+        place = _place(name)
+        if place is None or place.rest not in _FUSED:
             continue
         down_name = name.replace("gate_up_proj", "down_proj")
-        targets = _expert_targets(model, int(match["block"]))
+        targets = _expert_targets(model, place.layer)
         if down_name not in weights or targets is None:
             continue
         columns_first = _columns_first(weights[name].shape, weights[down_name].shape, targets)
@@ -138,10 +149,10 @@ def _split_experts(model: _Model, weights: Weights) -> Weights:
         }
         for leaf, array in parts.items():
             if model.model_type not in SINGLE_EXPERTS:
-                result[match["start"] + targets[leaf][0]] = array
+                result[place.start + targets[leaf][0]] = array
                 continue
             for expert in range(array.shape[0]):
-                result[f"{match['start']}mlp.experts.{expert}.{leaf}.weight"] = array[expert]
+                result[f"{place.start}mlp.experts.{expert}.{leaf}.weight"] = array[expert]
     return result
 
 
@@ -176,15 +187,16 @@ def _stacked_experts(model: _Model, weights: Weights) -> Weights:
         return weights
     groups: dict[tuple[str, int, str], dict[int, str]] = defaultdict(dict)
     for name in weights:
-        match = _LAYER.fullmatch(name)
-        single = _SINGLE.fullmatch(match["rest"]) if match else None
-        if match is not None and single is not None:
-            leaf = _NAMES.get(single["name"], single["name"])
-            groups[match["start"], int(match["block"]), leaf][int(single["expert"])] = name
+        place = _place(name)
+        match place.rest.split(".") if place else ():
+            case [block, "experts", number, leaf, "weight"] if place and block in _BLOCKS:
+                if number.isdecimal():
+                    projection = _NAMES.get(leaf, leaf)
+                    groups[place.start, place.layer, projection][int(number)] = name
 
     result = dict(weights)
-    for (start, block, leaf), experts in groups.items():
-        targets = _expert_targets(model, block)
+    for (start, layer, leaf), experts in groups.items():
+        targets = _expert_targets(model, layer)
         if targets is None or leaf not in targets:
             continue
         rest, shape = targets[leaf]
@@ -203,32 +215,28 @@ def _other_blocks(model: _Model, weights: Weights) -> Weights:
     """The tensors of routers and of MLPs, whose block is called otherwise in the model."""
     result: Weights = {}
     for name, array in weights.items():
-        match = _LAYER.fullmatch(name)
-        shapes = model.blocks.get(int(match["block"]), {}) if match else {}
+        place = _place(name)
+        shapes = model.blocks.get(place.layer, {}) if place else {}
         new_name = name
-        if match is not None and shapes and match["rest"] not in shapes:
-            start = match["start"]
+        if place is not None and shapes and place.rest not in shapes:
             choices = [
                 rest
-                for rest in _alternatives(match["rest"])
-                if shapes.get(rest) == array.shape and start + rest not in weights
+                for rest in _alternatives(place.rest)
+                if shapes.get(rest) == array.shape and place.start + rest not in weights
             ]
             if len(choices) == 1:
-                new_name = match["start"] + choices[0]
+                new_name = place.start + choices[0]
         result[new_name] = array
     return result
 
 
 def _alternatives(rest: str) -> Iterator[str]:
     """Other names of a tensor inside a block."""
-    match = _BLOCK.fullmatch(rest)
-    if match is None:
+    block, _, leaf = rest.partition(".")
+    if block not in _BLOCKS:
         return
-    own, leaf = match.groups()
     leaves = [leaf] + [
         new + leaf.removeprefix(old) for old, new in _ROUTERS if leaf.startswith(old)
     ]
-    for block in ("mlp", "block_sparse_moe", "feed_forward"):
-        for other in dict.fromkeys(leaves):
-            if (block, other) != (own, leaf):
-                yield f"{block}.{other}"
+    names = (f"{name}.{other}" for name in _BLOCKS for other in dict.fromkeys(leaves))
+    yield from (name for name in names if name != rest)
