@@ -7,7 +7,6 @@ one.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from ...base.quant_config import KEEP, QuantConfig
 from ...base.safetensors_header import TensorInfo, read_header
 from ...checkpoint import mlxlm
 from ...checkpoint.arrays import FLOATS, INFINITY, dense
+from ...checkpoint.block_path import any_block
 from ...checkpoint.layer_stream import stream
 from ...checkpoint.layers import MLX_DTYPES, Inventory, Layer
 from ...checkpoint.layout import Layout
@@ -91,7 +91,7 @@ def _chosen(source: Source, inventory: Inventory) -> Iterator[Layer]:
     """The layers to compare: all, or one of each name where reading all takes long."""
     names = set[str]()
     for layer in inventory.layers:
-        name = re.sub(r"\d+", "N", layer.path)
+        name = any_block(layer.path)
         if source.weight_bytes <= WHOLE or name not in names:
             yield layer
         names.add(name)

@@ -8,6 +8,7 @@ from ...base.errors import MintError
 from ...base.quant_config import QuantConfig
 
 MAX_LOST = 0.01  # of a layer's groups
+NEGLIGIBLE = 1e-3  # of the largest weight: groups of smaller ones may become zeros
 # Exponents of mxfp4 and mxfp8 that no weight needs: 2^113. MLX's CPU quantizer wraps the byte of a
 # group whose largest weight lies near 1e-38 around to one of these.
 WRAPPED = 240
@@ -45,7 +46,7 @@ def check_scales(
     if config.mode != "nvfp4":
         return
     largest = mx.abs(weight).reshape(*packed["scales"].shape, config.group_size).max(axis=-1)
-    lost = float(mx.mean((packed["scales"] == 0) & (largest > 0)))
+    lost = float(mx.mean((packed["scales"] == 0) & (largest > NEGLIGIBLE * largest.max())))
     if lost > MAX_LOST:
         raise MintError(
             f"{path} has weights too small for nvfp4's scales, {lost:.0%} of its groups would "

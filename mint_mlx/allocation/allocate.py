@@ -22,6 +22,7 @@ from ..measure.profile import Profile, RateDistortion, sqnr_db
 from ..measure.sensitivity import Sensitivity
 from ..rules.efforts import EFFORTS
 from ..rules.objectives import Context, Objective, find_objective
+from .counted import counted_errors, describe_veto
 from .knapsack import solve
 from .plan import LayerError, Plan
 from .search_space import (
@@ -42,7 +43,8 @@ def above_floor(
 ) -> Candidates:
     """The candidates whose worst expert is not below the recipe's SQNR floor.
 
-    Overrides are exempt. A layer without such a candidate stays unquantized.
+    Experts that do nothing don't count (counted.py). Overrides are exempt. A layer without such a
+    candidate stays unquantized.
 
     Args:
         space: has the recipe and the overrides.
@@ -61,7 +63,7 @@ def above_floor(
         above = tuple(
             config
             for config in options[layer.path]
-            if not config.quantized or sqnr_db(float(curve.of(config).max())) >= floor
+            if not config.quantized or sqnr_db(float(counted_errors(curve, config).max())) >= floor
         )
         return above or (KEEP,)
 
@@ -81,10 +83,37 @@ def safe_candidates(
     limit = budget.resolve(inventory.parameters)
     if limit is not None:
         check_feasible(limit, inventory, options)
-    options = above_floor(space, options, profile.curves, with_sensitivity)
+    safe = above_floor(space, options, profile.curves, with_sensitivity)
     if limit is not None:
-        check_feasible(limit, inventory, options, floor=space.recipe.sqnr_floor)
-    return options
+        veto = _veto(inventory, options, safe, profile.curves)
+        check_feasible(limit, inventory, safe, floor=space.recipe.sqnr_floor, veto=veto)
+    return safe
+
+
+def _veto(
+    inventory: Inventory,
+    options: Candidates,
+    safe: Candidates,
+    curves: Mapping[str, RateDistortion],
+) -> str:
+    """What keeps the layer unquantized that costs most so; '' where the floor forbids none whole.
+
+    Args:
+        inventory: the layers.
+        options: their candidates before the floor.
+        safe: those above it.
+        curves: the measured errors.
+    """
+    forbidden = [
+        layer
+        for layer in inventory.layers
+        if any(config.quantized for config in options[layer.path])
+        and not any(config.quantized for config in safe[layer.path])
+    ]
+    if not forbidden:
+        return ""
+    layer = max(forbidden, key=lambda layer: layer.bytes(KEEP))
+    return describe_veto(curves[layer.path], options[layer.path], layer.kind == "experts")
 
 
 def allocate(
@@ -186,7 +215,7 @@ def _losses(
     # One candidate leaves no choice, and an override may name what was never measured.
     if len(configs) == 1:
         return np.zeros(1)
-    errors = np.stack([curve.of(config) for config in configs])
+    errors = np.stack([counted_errors(curve, config) for config in configs])
     return objective.loss(layer, errors, context)
 
 

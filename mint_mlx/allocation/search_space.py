@@ -127,6 +127,7 @@ def check_feasible(
     options: Candidates,
     why: str = "",
     floor: float | None = None,
+    veto: str = "",
 ) -> None:
     """Refuse a budget below the smallest size.
 
@@ -136,6 +137,7 @@ def check_feasible(
         why: what to say of the budget.
         floor: the safety floor in dB that the options are above; None where they haven't been held
             against it.
+        veto: which layer the floor keeps unquantized, and what to do about it, if any.
 
     Raises:
         MintError: with the range that is possible.
@@ -153,5 +155,5 @@ def check_feasible(
     raise MintError(
         f"a budget of {both(budget)} is too small for this model with the safety floor of "
         f"{floor:g} dB SQNR: from {both(least, up=True)} ({bits}, `--budget {least}B`) to "
-        f"{both(most)} is possible"
+        f"{both(most)} is possible{f'. {veto}' if veto else ''}"
     )

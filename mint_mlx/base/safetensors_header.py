@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -145,37 +146,81 @@ def _damaged(name: str, why: str) -> MintError:
 
 
 def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
-    """Headers of all weight files of a checkpoint by file name, checked against its index if any.
+    """Headers of all weight files of a checkpoint by file name: each tensor once.
+
+    The files are those that its index names, and all model*.safetensors. Of several copies of a
+    tensor the index decides; a file of which no tensor is used is left out.
 
     Raises:
-        MintError: no weights, a shard is missing, or the index and the shards disagree.
+        MintError: no weights, a shard is missing, or two copies of a tensor of which no index says
+            which one counts.
     """
-    files = sorted(folder.glob("model*.safetensors"))
     listed = read_index(folder)
-    missing = sorted(set(listed.values()) - {f.name for f in files})
-    if missing:
+    files = {file.name for file in folder.glob("model*.safetensors")}
+    files |= {shard for shard in listed.values() if (folder / shard).exists()}
+    headers = {name: read_header(folder / name)[0] for name in sorted(files)}
+
+    # An index that is out of date does no harm where all that it lists is there.
+    holders: dict[str, list[str]] = {}
+    for name, tensors in headers.items():
+        for tensor in tensors:
+            holders.setdefault(tensor, []).append(name)
+    missing = sorted({shard for tensor, shard in listed.items() if tensor not in holders})
+    absent = [shard for shard in missing if shard not in files]
+    if absent:
         raise MintError(
-            f"{folder.name} is incomplete: {missing[0]} is missing ({len(missing)} of "
+            f"{folder.name} is incomplete: {absent[0]} is missing ({len(absent)} of "
             f"{len(set(listed.values()))} shards); download it again"
         )
     if not files:
         raise MintError(_no_weights(folder))
-    headers = {f.name: read_header(f)[0] for f in files}
-
-    # mlx-lm loads every model*.safetensors: a second copy would silently replace the first.
-    where = {tensor: name for name, tensors in headers.items() for tensor in tensors}
-    if sum(map(len, headers.values())) != len(where):
-        raise MintError(
-            f"{folder.name} holds two copies of its weights (a tensor is in two files): delete one "
-            "of them"
-        )
     for tensor, shard in listed.items():
-        if where.get(tensor) != shard:
+        if tensor not in holders:
             raise MintError(
                 f"{INDEX} places {tensor!r} in {shard}, where it is not: download the checkpoint "
                 "again"
             )
-    return headers
+
+    # mlx-lm loads every model*.safetensors: a second copy would silently replace the first.
+    for tensor, names in holders.items():
+        if len(names) > 1 and listed.get(tensor) not in names:
+            raise MintError(
+                f"{folder.name} holds two copies of its weights ({tensor} is in {names[0]} and "
+                f"{names[1]}), and no index says which one counts: delete one of them"
+            )
+    used = {
+        name: {
+            tensor: info
+            for tensor, info in tensors.items()
+            if len(holders[tensor]) == 1 or listed[tensor] == name
+        }
+        for name, tensors in headers.items()
+    }
+    return {name: tensors for name, tensors in used.items() if tensors}
+
+
+def index_notes(folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]]) -> list[str]:
+    """What of a checkpoint's index and files doesn't agree, though each tensor is there.
+
+    Args:
+        folder: of the checkpoint.
+        headers: from `read_folder`.
+    """
+    listed = read_index(folder)
+    notes = []
+    misplaced = [name for name, shard in listed.items() if name not in headers.get(shard, {})]
+    if misplaced:
+        notes.append(
+            f"{INDEX} is out of date: {misplaced[0]} is not in {listed[misplaced[0]]} "
+            f"({len(misplaced)} such tensors). Every tensor is in another file, and read from there"
+        )
+    unused = sorted({file.name for file in folder.glob("model*.safetensors")} - headers.keys())
+    if unused and listed:
+        notes.append(
+            f"{unused[0]} holds a second copy of tensors, which is not read: the index names "
+            f"another file ({len(unused)} such files)"
+        )
+    return notes
 
 
 def read_index(folder: Path) -> dict[str, str]:
@@ -217,6 +262,13 @@ def _no_weights(folder: Path) -> str:
         )
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
         return f"{folder.name} holds PyTorch files only: give a checkpoint in safetensors instead"
+    other = next((file.name for file in sorted(folder.glob("*.safetensors"))), None)
+    if other is not None:
+        return (
+            f"{folder.name} holds no model*.safetensors, but {other}, which no "
+            f"{INDEX} names: give a Hugging Face checkpoint, or rename its files to "
+            "model*.safetensors where they hold one"
+        )
     return (
         f"{folder.name} holds no model*.safetensors: give a Hugging Face checkpoint in safetensors"
     )

@@ -91,7 +91,17 @@ def download(repo: RepoId) -> tuple[Path, str]:
     folder = Path(
         snapshot_download(repo.name, revision=repo.revision, allow_patterns=SMALL_FILES + WEIGHTS)
     )
+
+    # An index may name files that are called otherwise.
+    others = sorted({name for name in _other_shards(folder) if not (folder / name).exists()})
+    if others:
+        snapshot_download(repo.name, revision=folder.name, allow_patterns=others)
     return folder, folder.name
+
+
+def _other_shards(folder: Path) -> set[str]:
+    """The shards that an index names and that aren't called model*.safetensors."""
+    return {name for name in read_index(folder).values() if not name.startswith("model")}
 
 
 def download_file(repo: RepoId, name: str) -> Path:
@@ -134,7 +144,7 @@ def cached(repo: RepoId) -> Path | None:
     # LocalEntryNotFoundError and IncompleteSnapshotError are subclasses of it.
     except FileNotFoundError:
         return None
-    shards = {f.name for f in folder.glob("model*.safetensors")}
+    shards = {f.name for f in folder.glob("*.safetensors")}
     wanted = set(read_index(folder).values()) or shards
     return folder if wanted and wanted <= shards and has_tokenizer(folder) else None
 
@@ -174,15 +184,14 @@ def fetch_skeleton(repo: RepoId) -> Skeleton:
     folder = Path(tempfile.mkdtemp(prefix="mint-mlx-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
-    # The index is not needed: the headers say where each tensor lies.
     for name in siblings:
-        if "/" not in name and (Path(name).suffix in _TEXTS or name == PLAN_FILE) and name != INDEX:
+        if "/" not in name and (Path(name).suffix in _TEXTS or name == PLAN_FILE):
             local = hf_hub_download(repo.name, name, revision=commit)
             shutil.copyfile(local, folder / name)
 
     # mlx-lm would also read a shard that the index doesn't name.
     shards = [name for name in siblings if re.fullmatch(r"model[^/]*\.safetensors", name)]
-    if not shards:
+    if not shards and not _other_shards(folder):
         raise MintError(_no_weights(repo.name, info))
     files = api.get_safetensors_metadata(repo.name, revision=commit).files_metadata
     for name in shards:

@@ -38,7 +38,7 @@ def _carried(source: Source, owners: set[str]) -> dict[str, dict[str, mx.array]]
             loaded: Any = mx.load(str(source.path / file))
         for name, array in loaded.items():
             owner, _, local = name.rpartition(".")
-            if owner in owners:
+            if owner in owners and name in table:
                 tensors.setdefault(owner, {})[local] = array
     return tensors
 

@@ -14,7 +14,8 @@ What loading relies on of mlx-lm's internals (the upper bound in pyproject.toml 
 - `quant_predicate` and `cast_predicate` of a model, where it has them (layers.py).
 - `load`, `generate` and `stream_generate`, which are public.
 - `load_model` reads shards through `mlx.core.load`, and `sanitize` stacks experts by
-  `mlx.core.stack`: `straight_parameters` patches both temporarily.
+  `mlx.core.stack`: `straight_parameters` patches both temporarily. It finds the shards through
+  `glob.glob`, which `_reads_only` patches where an index names others.
 
 mlx-lm is imported inside the functions, since that takes one to two seconds.
 """
@@ -24,9 +25,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -34,7 +36,7 @@ from mlx.utils import tree_flatten
 
 from ..base.errors import NO_METAL, MintError
 from ..base.hf_config import text_config
-from ..base.safetensors_header import TensorInfo, read_header
+from ..base.safetensors_header import TensorInfo, read_folder, read_header
 from .config_keys import adapt
 from .tied_head import drop_copy, with_own_head
 from .tokenizer import PROMPT, first_line, load_tokenizer, sentence_prompt
@@ -108,13 +110,15 @@ def build_model(folder: Path, stream: Any = None) -> Any:
 
     from ..converters.sources.layouts import reader
 
+    headers = read_folder(folder)
+
     def classes(config: dict[str, Any]) -> tuple[type, type]:
         model_class, args_class = _get_classes(config)
-        config.update(with_own_head(config, folder, _read_headers(folder), bare_model))
+        config.update(with_own_head(config, folder, headers, bare_model))
         return reader(config, folder, _prepared(model_class, config)), args_class
 
     try:
-        with mx.stream(stream or mx.cpu):
+        with mx.stream(stream or mx.cpu), _reads_only(folder, headers):
             config = adapt(load_config(folder))
             model, _ = load_model(folder, lazy=True, model_config=config, get_model_classes=classes)
     except _BUILD_ERRORS as error:
@@ -132,10 +136,11 @@ def _advice(error: BaseException) -> str:
 
 def _prepared(model_class: type, config: dict[str, Any]) -> type:
     """A model class whose `sanitize` gets the tensors as mlx-lm expects them."""
+    from ..converters.sources.tensor_names import rename
 
     class Prepared(model_class):
         def sanitize(self, weights: dict[str, Any]) -> dict[str, Any]:
-            weights = drop_copy(self, config, weights)
+            weights = rename(self, config, drop_copy(self, config, weights))
             return super().sanitize(weights) if hasattr(super(), "sanitize") else weights
 
     # layouts.py looks up the source text of the class's module.
@@ -144,9 +149,34 @@ def _prepared(model_class: type, config: dict[str, Any]) -> type:
     return Prepared
 
 
-def _read_headers(folder: Path) -> dict[str, dict[str, TensorInfo]]:
-    """The headers of a folder's shards."""
-    return {file.name: read_header(file)[0] for file in sorted(folder.glob("model*.safetensors"))}
+@contextlib.contextmanager
+def _reads_only(folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]]) -> Iterator[None]:
+    """Let `load_model` read the tensors of these headers, and no others, by patching it.
+
+    Where the files are all model*.safetensors, each with tensors of its own, nothing is patched.
+    """
+    from mlx_lm import utils
+
+    stored = {file.name: file for file in folder.glob("model*.safetensors")}
+    if stored.keys() == headers.keys() and all(
+        len(read_header(file)[0]) == len(headers[name]) for name, file in stored.items()
+    ):
+        yield
+        return
+    glob, load = utils.glob, mx.load
+
+    def load_listed(file: Any, *args: Any, **options: Any) -> Any:
+        loaded: Any = load(file, *args, **options)
+        table = headers.get(Path(str(file)).name)
+        return {n: loaded[n] for n in table} if table is not None else loaded
+
+    paths = [str(folder / name) for name in headers]
+    utils.glob = SimpleNamespace(glob=lambda pattern: paths)
+    mx.load = load_listed
+    try:
+        yield
+    finally:
+        utils.glob, mx.load = glob, load
 
 
 def straight_parameters(folder: Path) -> dict[str, list[tuple[str, str]]]:

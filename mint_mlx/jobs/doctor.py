@@ -16,7 +16,7 @@ from ..allocation.plan_file import read_plan
 from ..base.errors import MintError
 from ..base.files import PLAN_FILE
 from ..base.one_line import one_line
-from ..base.safetensors_header import INDEX, TensorInfo, read_folder
+from ..base.safetensors_header import INDEX, TensorInfo, index_notes, read_folder
 from ..base.units import human
 from ..checkpoint import hub, mlxlm
 from ..checkpoint.layers import Inventory, list_layers
@@ -132,6 +132,8 @@ def _file_findings(folder: Path, headers: dict[str, dict[str, TensorInfo]]) -> I
     """Files that a loader looks for."""
     if len(headers) > 1 and not (folder / INDEX).is_file():
         yield Finding("files", f"there are {len(headers)} shards, but no {INDEX}")
+    for note in index_notes(folder, headers):
+        yield Finding("files", note)
     if not has_tokenizer(folder):
         yield Finding("files", "there is no tokenizer")
 

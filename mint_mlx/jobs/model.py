@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..base.report import Report
+from ..base.safetensors_header import index_notes
 from ..checkpoint.layers import Inventory, list_layers
 from ..checkpoint.source import Source, load_source, open_model
 from ..checkpoint.towers import UnusedTensors, find_unused, remarks, with_towers
@@ -58,6 +59,8 @@ def note_source(job: Job, report: Report) -> None:
     from ..converters.sources.layouts import describe
 
     for text in remarks(job.unused, job.parts):
+        report.note(text)
+    for text in index_notes(job.source.path, job.source.headers):
         report.note(text)
     name = job.source.name
     layout = describe(job.source.config, job.source.path, job.source.headers)

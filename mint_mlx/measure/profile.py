@@ -37,7 +37,7 @@ from .resume import append_curve, read_curves
 from .row_sampling import SEED, Read, measure_sample
 from .sample import EXACT
 
-INFINITE = 1e300  # the NMSE of a configuration that makes weights infinite
+INFINITE = 1e100  # the NMSE of a configuration that makes weights infinite
 ERROR_FLOOR = 1e-12  # an NMSE of zero has no SQNR
 
 

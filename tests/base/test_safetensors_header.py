@@ -7,11 +7,14 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
-from helpers import Maker, llama
+from helpers import Maker, llama, rewrite_shards
+from mlx.utils import tree_flatten
 
 from mint_mlx.base.errors import MintError
-from mint_mlx.base.safetensors_header import read_folder, read_header
+from mint_mlx.base.safetensors_header import index_notes, read_folder, read_header
+from mint_mlx.checkpoint.mlxlm import build_model, straight_parameters
 
 
 def write(path: Path, header: Any, data: int, length: int | None = None) -> Path:
@@ -84,8 +87,11 @@ def test_a_missing_shard_is_named(make: Maker) -> None:
         read_folder(folder)
 
 
-def test_an_index_that_disagrees_with_the_shards_is_refused(make: Maker) -> None:
+def test_an_index_that_is_out_of_date_is_a_note(make: Maker) -> None:
+    """Whether it swaps tensors between shards, or names shards that were merged since."""
     folder = make(llama(1), shards=2)
+    assert index_notes(folder, read_folder(folder)) == []
+    expected = {tensor for table in read_folder(folder).values() for tensor in table}
     index = folder / "model.safetensors.index.json"
     table = json.loads(index.read_text())["weight_map"]
     table["lm_head.weight"], table["model.norm.weight"] = (
@@ -93,8 +99,68 @@ def test_an_index_that_disagrees_with_the_shards_is_refused(make: Maker) -> None
         table["lm_head.weight"],
     )
     index.write_text(json.dumps({"weight_map": table}))
-    with pytest.raises(MintError, match="where it is not"):
+    headers = read_folder(folder)
+    assert {tensor for table in headers.values() for tensor in table} == expected
+    assert ["2 such tensors" in note for note in index_notes(folder, headers)] == [True]
+
+    text = index.read_text()
+    rewrite_shards(folder, lambda tensors: None)
+    index.write_text(text)
+    headers = read_folder(folder)
+    assert list(headers) == ["model.safetensors"]
+    assert headers["model.safetensors"].keys() == expected
+    assert "is out of date" in index_notes(folder, headers)[0]
+
+
+@pytest.mark.parametrize("shard", ["model-00001-of-00002.safetensors", "model-1.safetensors"])
+def test_an_index_that_names_a_tensor_that_is_nowhere_is_refused(shard: str, make: Maker) -> None:
+    folder = make(llama(1), shards=2)
+    index = folder / "model.safetensors.index.json"
+    table = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": table | {"lm_head.bias": shard}}))
+    with pytest.raises(MintError, match=r"where it is not|model-1.safetensors is missing"):
         read_folder(folder)
+
+
+def test_what_an_index_names_is_read_whatever_its_name(make: Maker) -> None:
+    folder = make(llama(1), shards=2)
+    expected = parameters(folder)
+    index = folder / "model.safetensors.index.json"
+    for file in folder.glob("model-*.safetensors"):
+        file.rename(file.with_name(file.name.replace("model", "part")))
+    text = index.read_text()
+    index.write_text(text.replace("model-", "part-"))
+    assert sorted(read_folder(folder)) == [f"part-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    actual = parameters(folder)
+    assert actual.keys() == expected.keys()
+    assert all(mx.array_equal(actual[name], array) for name, array in expected.items())
+    assert sorted(read_folder(folder)) == sorted(row_files(folder))
+    index.unlink()
+    with pytest.raises(MintError, match=r"no model.* but part-00001-of-00002.safetensors"):
+        read_folder(folder)
+
+
+def parameters(folder: Path) -> dict[str, mx.array]:
+    arrays = dict(tree_flatten(build_model(folder).parameters()))
+    mx.eval(arrays)
+    return arrays
+
+
+def row_files(folder: Path) -> set[str]:
+    return {file for tensors in straight_parameters(folder).values() for file, _ in tensors}
+
+
+def test_of_two_copies_the_index_decides(make: Maker) -> None:
+    folder = make(llama(1), shards=2)
+    expected = parameters(folder)
+    zeros = {name: mx.zeros_like(array) for name, array in expected.items()}
+    mx.save_safetensors(str(folder / "model-old.safetensors"), zeros)
+    actual = parameters(folder)
+    assert all(mx.array_equal(actual[name], array) for name, array in expected.items())
+    headers = read_folder(folder)
+    assert "model-old.safetensors" not in headers
+    (note,) = index_notes(folder, headers)
+    assert "model-old.safetensors holds a second copy" in note
 
 
 def test_two_copies_of_the_weights_are_refused(make: Maker) -> None:

@@ -1,0 +1,242 @@
+"""Tensors under other names than mlx-lm's `sanitize` knows: renamed, split and stacked before it.
+
+transformers 5 holds all experts of a block in two tensors, `experts.gate_up_proj` of shape
+(experts, 2 x outputs, inputs) and `experts.down_proj`, and writes the released names only where
+its own `save_pretrained` writes. Other ways to save (Accelerate's `save_model`, DeepSpeed's
+consolidation, `save_original_format=False`) leave the names that the tensors have in memory.
+
+Each step is decided by names and shapes: what would not become a parameter of the model, of just
+that shape, stays as it is, and mlx-lm refuses it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+Weights = dict[str, mx.array]
+Shape = tuple[int, ...]
+
+# The type of a class that reads fused experts itself, and whether it takes (experts, inputs,
+# outputs); of gpt-oss and Muse, which have layouts of their own, nothing is renamed.
+FUSED_ITSELF = {
+    "gemma4": False,
+    "gemma4_text": False,
+    "llama4": True,
+    "minimax_m3_vl": False,
+    "mistral4": False,
+    "qwen3_5_moe": False,
+    "qwen3_vl_moe": True,
+}
+NOT_RENAMED = ("gpt_oss", "muse_spark")
+# Classes whose `sanitize` does the rest of its work only where it finds single experts.
+SINGLE_EXPERTS = ("qwen3_next",)
+
+_BLOCKS = ("mlp", "block_sparse_moe", "feed_forward")
+_FUSED = {f"{block}.experts.gate_up_proj{end}" for block in _BLOCKS for end in ("", ".weight")}
+_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+# What a router is called in memory, and in releases.
+_ROUTERS = (
+    ("router.", "gate."),
+    ("gate.", "router."),
+    ("router.", "router.layer."),
+    ("gate.e_score_correction_bias", "e_score_correction_bias"),
+    ("router.e_score_correction_bias", "e_score_correction_bias"),
+    ("e_score_correction_bias", "gate.e_score_correction_bias"),
+)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What the model has that the tensors are loaded into.
+
+    Attributes:
+        model_type: of its config.
+        names: of all parameters.
+        blocks: by block number the shapes of its parameters, by what follows the number in a name.
+    """
+
+    model_type: str
+    names: frozenset[str]
+    blocks: Mapping[int, Mapping[str, Shape]]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A tensor's name in parts: up to the number of its layer, that number, and what follows."""
+
+    start: str
+    layer: int
+    rest: str
+
+
+def _place(name: str) -> _Place | None:
+    """Where a tensor lies; None outside of all layers."""
+    before, found, after = name.partition("layers.")
+    number, dot, rest = after.partition(".")
+    if not found or not dot or not number.isdecimal() or (before and not before.endswith(".")):
+        return None
+    return _Place(f"{before}layers.{number}.", int(number), rest)
+
+
+def rename(model: Any, config: Mapping[str, Any], weights: Weights) -> Weights:
+    """A checkpoint's tensors under the names that a model's `sanitize` knows.
+
+    Args:
+        model: of mlx-lm, with parameters of the right shapes.
+        config: its config.json.
+        weights: the tensors; nothing is evaluated.
+    """
+    model_type = str(config.get("model_type"))
+    if model_type in NOT_RENAMED or "quantization" in config:
+        return weights
+    names = []
+    blocks: dict[int, dict[str, Shape]] = defaultdict(dict)
+    for name, array in tree_flatten(model.parameters()):
+        names.append(name)
+        place = _place(name)
+        if place:
+            blocks[place.layer][place.rest] = array.shape
+    target = _Model(model_type, frozenset(names), blocks)
+    for step in (_prefixed, _split_experts, _stacked_experts, _other_blocks):
+        weights = step(target, weights)
+    return weights
+
+
+def _prefixed(model: _Model, weights: Weights) -> Weights:
+    """Llama-4's text model with the prefix that it has inside the whole model."""
+    if model.model_type != "llama4":
+        return weights
+
+    def full_name(name: str) -> str:
+        inner = re.sub(r"^model\.language_model\.", "model.", name)
+        named = f"language_model.{inner}"
+        known = named in model.names or inner.startswith("model.layers.")
+        return named if known else name
+
+    return {full_name(name): array for name, array in weights.items()}
+
+
+def _split_experts(model: _Model, weights: Weights) -> Weights:
+    """The tensors with fused experts split, where the class doesn't read these itself."""
+    result = dict(weights)
+    for name in weights:
+        place = _place(name)
+        if place is None or place.rest not in _FUSED:
+            continue
+        down_name = name.replace("gate_up_proj", "down_proj")
+        targets = _expert_targets(model, place.layer)
+        if down_name not in weights or targets is None:
+            continue
+        columns_first = _columns_first(weights[name].shape, weights[down_name].shape, targets)
+        if columns_first is None or columns_first is FUSED_ITSELF.get(model.model_type):
+            continue
+
+        gate_up, down = result.pop(name), result.pop(down_name)
+        if columns_first:
+            gate_up, down = gate_up.swapaxes(-1, -2), down.swapaxes(-1, -2)
+        half = gate_up.shape[1] // 2
+        parts = {
+            "gate_proj": gate_up[:, :half],
+            "up_proj": gate_up[:, half:],
+            "down_proj": down,
+        }
+        for leaf, array in parts.items():
+            if model.model_type not in SINGLE_EXPERTS:
+                result[place.start + targets[leaf][0]] = array
+                continue
+            for expert in range(array.shape[0]):
+                result[f"{place.start}mlp.experts.{expert}.{leaf}.weight"] = array[expert]
+    return result
+
+
+def _expert_targets(model: _Model, block: int) -> dict[str, tuple[str, Shape]] | None:
+    """A block's stacked experts in the model: by projection, what follows the block's number, and
+    the shape; None where it has no three of them."""
+    targets: dict[str, tuple[str, Shape]] = {}
+    for rest, shape in model.blocks.get(block, {}).items():
+        leaf = rest.removesuffix(".weight").rpartition(".")[2]
+        if len(shape) == 3 and rest.endswith(".weight") and leaf in _NAMES.values():
+            targets[leaf] = (rest, shape)
+    return targets if len(targets) == 3 else None
+
+
+def _columns_first(
+    gate_up: Shape, down: Shape, targets: Mapping[str, tuple[str, Shape]]
+) -> bool | None:
+    """Whether fused experts are (experts, inputs, outputs); None where no order fits the model."""
+    experts, outputs, inputs = targets["gate_proj"][1]
+    if targets["up_proj"][1] != (experts, outputs, inputs):
+        return None
+    if (gate_up, down) == ((experts, 2 * outputs, inputs), (experts, inputs, outputs)):
+        return False
+    if (gate_up, down) == ((experts, inputs, 2 * outputs), (experts, outputs, inputs)):
+        return True
+    return None
+
+
+def _stacked_experts(model: _Model, weights: Weights) -> Weights:
+    """The tensors with single experts stacked, for classes that read fused ones only."""
+    if model.model_type not in FUSED_ITSELF:
+        return weights
+    groups: dict[tuple[str, int, str], dict[int, str]] = defaultdict(dict)
+    for name in weights:
+        place = _place(name)
+        match place.rest.split(".") if place else ():
+            case [block, "experts", number, leaf, "weight"] if place and block in _BLOCKS:
+                if number.isdecimal():
+                    projection = _NAMES.get(leaf, leaf)
+                    groups[place.start, place.layer, projection][int(number)] = name
+
+    result = dict(weights)
+    for (start, layer, leaf), experts in groups.items():
+        targets = _expert_targets(model, layer)
+        if targets is None or leaf not in targets:
+            continue
+        rest, shape = targets[leaf]
+        arrays = [weights[experts[e]] for e in range(shape[0]) if e in experts]
+        if len(arrays) != len(experts) or any(array.shape != shape[1:] for array in arrays):
+            continue
+        if len(arrays) != shape[0]:
+            continue
+        for name in experts.values():
+            del result[name]
+        result[start + rest] = mx.stack(arrays)
+    return result
+
+
+def _other_blocks(model: _Model, weights: Weights) -> Weights:
+    """The tensors of routers and of MLPs, whose block is called otherwise in the model."""
+    result: Weights = {}
+    for name, array in weights.items():
+        place = _place(name)
+        shapes = model.blocks.get(place.layer, {}) if place else {}
+        new_name = name
+        if place is not None and shapes and place.rest not in shapes:
+            choices = [
+                rest
+                for rest in _alternatives(place.rest)
+                if shapes.get(rest) == array.shape and place.start + rest not in weights
+            ]
+            if len(choices) == 1:
+                new_name = place.start + choices[0]
+        result[new_name] = array
+    return result
+
+
+def _alternatives(rest: str) -> Iterator[str]:
+    """Other names of a tensor inside a block."""
+    block, _, leaf = rest.partition(".")
+    if block not in _BLOCKS:
+        return
+    leaves = [leaf] + [
+        new + leaf.removeprefix(old) for old, new in _ROUTERS if leaf.startswith(old)
+    ]
+    names = (f"{name}.{other}" for name in _BLOCKS for other in dict.fromkeys(leaves))
+    yield from (name for name in names if name != rest)
