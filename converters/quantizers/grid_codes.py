@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from ...base.quant_config import QuantConfig
 from ...checkpoint.layers import Layer
-from ...measure.grid import find_grids_of, fit, grid_for
+from ...measure.grid import find_grids_of, fit, grid_for, nearest_errors
 from . import rtn
 from .codes import pack
 
@@ -25,8 +25,8 @@ def grid_codes(weight: mx.array, grid: QuantConfig, config: QuantConfig) -> dict
         `weight` (uint32, packed), `scales`, and `biases` where the mode has them.
     """
     packed = rtn.quantize(weight, config)
-    fitted, nearest = fit(weight, grid, config)
-    better = fitted.error < nearest
+    fitted = fit(weight, grid, config.group_size)
+    better = fitted.error < nearest_errors(weight, config)
 
     # A group's codes fill whole words, so groups can be replaced one by one.
     words = pack(fitted.codes, config.bits)

@@ -14,7 +14,9 @@ All of this runs in numpy, so that every device finds the same codes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,9 +37,14 @@ FITS = 0.99  # the share of a layer's groups that must fit
 VARIES = 1 / 16  # the share of groups that must hold more than one value, to tell anything
 SAMPLE = 1 << 18  # weights of a layer that are held against a grid
 FEWEST = 4  # rows of each expert that are, at least
+WORKERS = 8  # threads at most
+PIECE = 1 << 21  # weights of a layer whose errors are measured at once
 CHUNK = 1 << 17  # weights at once: small enough for the CPU's cache
 ROUNDING = 2.0**-8  # half the distance of neighbours in bfloat16, relative to the number
+SLACK = 0.12  # of a step, that weights on more than 64 values may be off beside their rounding
 SHIFTS = 16  # codes may begin this far above zero, for the sake of a bias that 16 bits can hold
+OPTIONS = 4  # ways to write a group's grid that are computed, of those that should lose least
+MOST_OPTIONS = 24  # the same where most groups are restored exactly
 MX_GRIDS = ("mxfp4", "nvfp4")
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=np.float32)
 
@@ -150,6 +157,10 @@ def _matching(
                 grids.append(grid)
                 fewest = bits
                 break
+
+    # So many values come close to those of several smaller groups together.
+    if any(grid.bits < 8 for grid in grids):
+        grids = [grid for grid in grids if grid.bits < 8]
     return tuple(sorted(grids, key=lambda grid: (grid.bits, -grid.group_size)))
 
 
@@ -183,7 +194,7 @@ def _in_chunks(groups: np.ndarray) -> Iterator[np.ndarray]:
 def grid_errors(
     weight: mx.array, grids: Sequence[QuantConfig], configs: Sequence[QuantConfig]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `distortion.row_errors`, for configurations that store a grid's codes.
+    """What configurations lose that store a grid's codes, by expert.
 
     Args:
         weight: (experts, rows, columns) in the type that it will be written in.
@@ -195,50 +206,59 @@ def grid_errors(
     """
     errors = np.zeros((len(configs), weight.shape[0]))
     energy = np.zeros(weight.shape[0])
-    rows = max(1, (1 << 21) // weight.shape[-1])
+    rows = max(1, PIECE // weight.shape[-1])
     for expert in range(weight.shape[0]):
         for start in range(0, weight.shape[1], rows):
             piece = weight[expert, start : start + rows]
             energy[expert] += np.square(_as_numbers(piece), dtype=np.float64).sum()
+
+            # A grid's codes are the same in configurations of more bits.
+            fitted: dict[tuple[QuantConfig, int], Fitted] = {}
             for index, config in enumerate(configs):
                 grid = grid_for(grids, config)
                 assert grid is not None
-                fitted, nearest = fit(piece, grid, config)
-                errors[index, expert] += np.minimum(fitted.error, nearest).sum()
+                key = grid, config.group_size
+                if key not in fitted:
+                    fitted[key] = fit(piece, grid, config.group_size)
+                error = np.minimum(fitted[key].error, nearest_errors(piece, config))
+                errors[index, expert] += error.sum()
     return errors, energy
 
 
-def fit(weight: mx.array, grid: QuantConfig, config: QuantConfig) -> tuple[Fitted, np.ndarray]:
-    """A weight's groups on a grid, and the squared error of `mx.quantize` in each: float64.
+def nearest_errors(weight: mx.array, config: QuantConfig) -> np.ndarray:
+    """The squared error of `mx.quantize` in each group of a weight: float64 (groups,)."""
+    size = config.group_size
+    packed = mx.quantize(weight, size, config.bits, mode=config.mode)
+    nearest = mx.dequantize(*packed, group_size=size, bits=config.bits, mode=config.mode)
+    difference = _as_numbers(nearest).reshape(-1, size) - _as_numbers(weight).reshape(-1, size)
+    return np.asarray(np.square(difference, dtype=np.float64).sum(axis=1))
+
+
+def fit(weight: mx.array, grid: QuantConfig, group: int) -> Fitted:
+    """A weight's groups on a grid.
 
     Args:
         weight: (..., columns) in the type that its scales shall have.
         grid: that it lies on.
-        config: how it is stored; `grid_for` says whether it can be.
+        group: weights that share a scale, as many as in the grid's groups or a part of that.
     """
-    size = config.group_size
-    groups = _as_numbers(weight).reshape(-1, size)
-    packed = mx.quantize(weight, size, config.bits, mode=config.mode)
-    nearest = mx.dequantize(*packed, group_size=size, bits=config.bits, mode=config.mode)
-    difference = _as_numbers(nearest).reshape(-1, size) - groups
-    errors = np.square(difference, dtype=np.float64).sum(axis=1)
 
-    pieces = []
-    for some in _in_chunks(groups):
+    def fit_some(groups: np.ndarray) -> Fitted:
         if grid.mode == "affine":
-            pieces.append(_fit_affine(some, grid.bits, config.bits, weight.dtype))
-        else:
-            codes, scales, fits = _mx_codes(some, grid)
-            pieces.append(Fitted(codes, scales, None, np.where(fits, 0.0, np.inf)))
+            return _fit_affine(groups, grid.bits, dtype)
+        codes, scales, fits = _mx_codes(groups, grid)
+        return Fitted(codes, scales, None, np.where(fits, 0.0, np.inf))
 
+    dtype = weight.dtype
+    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+        pieces = list(pool.map(fit_some, _in_chunks(_as_numbers(weight).reshape(-1, group))))
     biases = [piece.biases for piece in pieces if piece.biases is not None]
-    fitted = Fitted(
+    return Fitted(
         np.concatenate([piece.codes for piece in pieces]),
         np.concatenate([piece.scales for piece in pieces]),
         np.concatenate(biases) if biases else None,
         np.concatenate([piece.error for piece in pieces]),
     )
-    return fitted, errors
 
 
 def _affine_codes(groups: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -279,7 +299,7 @@ def _try_steps(groups: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
         bool (groups,), and the codes of those groups, uint8 (fitting, weights).
     """
     # A product in 16 bits adds its own rounding, more than codes of 8 bits could stand.
-    product = 2.0 if steps < 16 else 1.0 if steps < 32 else 0.5 if steps < 64 else 0.0
+    product = 2.0 if steps < 64 else 0.0
     possible = np.arange(len(groups))
     size = min(8, groups.shape[1])
 
@@ -305,7 +325,10 @@ def _try_steps(groups: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
             codes = np.rint((weights - low) / np.where(scale > 0, scale, 1))
         distance = np.abs(codes * scale + low - weights)
         inside = (codes >= 0) & (codes <= steps)
-        good = ((distance <= 1.01 * tolerance) & inside).all(axis=1) & (scale[:, 0] > 0)
+        # So many steps are no wider than the rounding of the largest weights: scale and bias are
+        # not exact then.
+        slack = SLACK * scale if steps > 63 else 0.0
+        good = ((distance <= 1.01 * tolerance + slack) & inside).all(axis=1) & (scale[:, 0] > 0)
 
     fitting = np.zeros(len(groups), dtype=bool)
     fitting[possible[good]] = True
@@ -323,7 +346,7 @@ def _least_squares(codes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, 
     return scale, mean - scale * mean_code
 
 
-def _fit_affine(groups: np.ndarray, grid_bits: int, bits: int, dtype: mx.Dtype) -> Fitted:
+def _fit_affine(groups: np.ndarray, bits: int, dtype: mx.Dtype) -> Fitted:
     """Codes, scales and biases whose product in 16 bits comes closest to the weights.
 
     Scales and biases are rounded to 16 bits, so of all ways to write a grid (which code is the
@@ -331,74 +354,78 @@ def _fit_affine(groups: np.ndarray, grid_bits: int, bits: int, dtype: mx.Dtype) 
 
     Args:
         groups: float32 (groups, weights).
-        grid_bits: of the grid.
-        bits: of the codes that are written, at least as many.
+        bits: of the grid.
         dtype: of scales and biases.
     """
-    codes, fits = _affine_codes(groups, grid_bits)
+    codes, fits = _affine_codes(groups, bits)
     rounded = _rounder(dtype)
-    exact = codes.astype(np.float32)
-    scale, _ = _least_squares(exact, groups)
-    best = Fitted(
-        codes,
-        np.zeros(len(groups), dtype=np.float32),
-        rounded(groups[:, 0]),
-        np.where(fits, np.inf, -np.inf),
-    )
+    rising = codes.astype(np.float32)
+    spread = np.square(rising - rising.mean(axis=1, keepdims=True)).sum(axis=1)
+    scale, _ = _least_squares(rising, groups)
+    top = rising.max(axis=1, keepdims=True)
+    shift = np.arange(min(SHIFTS, 2**bits))
 
-    # Where a group holds one value, the bias is all.
+    # Each scale and each first code asks for another bias, and some are closer to 16-bit numbers.
+    options = []
     for nearby in _neighbours(rounded(scale[:, 0]), dtype):
         for sign in (1, -1):
-            some = np.flatnonzero(best.error > 0)
-            if len(some):
-                _improve(best, some, groups[some], exact[some], sign * nearby[some], bits, rounded)
-    best.error[~fits] = np.inf
+            signed = (sign * nearby)[:, None]
+            bias = _bias(groups, _turned(rising, top, signed), signed) - signed * shift
+            lost = np.square(rounded(bias) - bias) * groups.shape[1]
+            lost += (np.square(nearby - scale[:, 0]) * spread)[:, None]
+            lost[shift + top > 2**bits - 1] = np.inf
+            options.append((np.broadcast_to(signed, bias.shape), bias, lost))
+    scales, biases, lost = (np.concatenate(arrays, axis=1) for arrays in zip(*options, strict=True))
+
+    # What the rounding of the product adds is known once it is computed, for the few best options.
+    best_biases = rounded(groups[:, 0])
+    zeros = np.zeros(len(groups), dtype=np.float32)
+    best = Fitted(codes, zeros, best_biases, np.full(len(groups), np.inf))
+    for number, option in enumerate(np.argsort(lost, axis=1, kind="stable")[:, :MOST_OPTIONS].T):
+        some = np.flatnonzero(fits & (best.error > 0))
+        # Where most groups are restored exactly, the others can be as well.
+        if number >= OPTIONS and len(some) > len(groups) / 4:
+            break
+        option = option[some]
+        signed = scales[some, option][:, None]
+        bias = rounded(biases[some, option][:, None])
+        shifted = _turned(rising[some], top[some], signed)
+        shifted += shift[option % len(shift)][:, None]
+        error = _error(groups[some], shifted * signed, bias, rounded)
+
+        better = np.isfinite(lost[some, option]) & (error < best.error[some])
+        index = some[better]
+        best.codes[index] = shifted[better].astype(np.uint8)
+        best.scales[index] = signed[better, 0]
+        best_biases[index] = bias[better, 0]
+        best.error[index] = error[better]
     return best
 
 
-def _improve(
-    best: Fitted,
-    some: np.ndarray,
+def _error(
     groups: np.ndarray,
-    codes: np.ndarray,
-    scale: np.ndarray,
-    bits: int,
+    product: np.ndarray,
+    bias: np.ndarray,
     rounded: Callable[[np.ndarray], np.ndarray],
-) -> None:
-    """Take these scales, in place, for groups where they lose less than the best so far.
+) -> np.ndarray:
+    """The squared error of each group under code x scale + bias.
 
-    Args:
-        best: is improved.
-        some: int (n,), which of its groups.
-        groups: float32 (n, weights).
-        codes: float32 (n, weights), the least 0, with rising weights.
-        scale: float32 (n,), rounded; negative for codes that fall with rising weights.
-        bits: of the codes that are written.
-        rounded: rounds to the type of scales and biases.
+    Weights that were restored on a GPU were rounded once, on a CPU twice.
     """
-    top = codes.max(axis=1, keepdims=True)
-    codes = np.where(scale[:, None] < 0, top - codes, codes)
+    once = np.square(rounded(product + bias) - groups).sum(axis=1)
+    twice = np.square(rounded(rounded(product) + bias) - groups).sum(axis=1)
+    return np.minimum(once, twice)
+
+
+def _turned(codes: np.ndarray, top: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Codes that fall with rising weights where the scale is negative; the least stays 0."""
+    return np.where(scale < 0, top - codes, codes).astype(np.float32)
+
+
+def _bias(groups: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The bias (groups, 1) that brings codes on this scale closest to the weights."""
     mean = groups.mean(axis=1, keepdims=True)
-
-    # Each first code asks for another bias, and some of these are closer to a 16-bit number.
-    shift = np.arange(min(SHIFTS, 2**bits))
-    wanted = mean - scale[:, None] * (codes.mean(axis=1, keepdims=True) + shift)
-    distance = np.abs(rounded(wanted) - wanted)
-    distance[shift + top > 2**bits - 1] = np.inf
-    for choice in np.argsort(distance, axis=1, kind="stable").T[:2]:
-        bias = rounded(np.take_along_axis(wanted, choice[:, None], axis=1))
-        shifted = codes + choice[:, None]
-        product = rounded(shifted * scale[:, None])
-        error = np.square(rounded(product + bias) - groups, dtype=np.float64).sum(axis=1)
-        possible = np.isfinite(np.take_along_axis(distance, choice[:, None], axis=1)[:, 0])
-        better = possible & (error < best.error[some])
-
-        index = some[better]
-        best.codes[index] = shifted[better].astype(np.uint8)
-        best.scales[index] = scale[better]
-        assert best.biases is not None
-        best.biases[index] = bias[better, 0]
-        best.error[index] = error[better]
+    return np.asarray(mean - scale * codes.mean(axis=1, keepdims=True))
 
 
 def _mx_codes(groups: np.ndarray, grid: QuantConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
