@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import mlx.core as mx
+import numpy as np
 
 from ...base.quant_config import QuantConfig
 from ...checkpoint.layers import Layer
@@ -25,19 +26,23 @@ def grid_codes(weight: mx.array, grid: QuantConfig, config: QuantConfig) -> dict
         `weight` (uint32, packed), `scales`, and `biases` where the mode has them.
     """
     packed = rtn.quantize(weight, config)
-    fitted = fit(weight, grid, config.group_size)
-    better = fitted.error < nearest_errors(weight, config)
+    fitted = fit(weight, grid)
+    better = fitted.error < nearest_errors(weight, config, grid.group_size)
+
+    # Smaller groups repeat the scale and bias of the grid's group.
+    repeats = grid.group_size // config.group_size
+    fresh = {
+        "weight": pack(fitted.codes, config.bits),
+        "scales": np.repeat(fitted.scales, repeats),
+    }
+    if fitted.biases is not None:
+        fresh["biases"] = np.repeat(fitted.biases, repeats)
 
     # A group's codes fill whole words, so groups can be replaced one by one.
-    words = pack(fitted.codes, config.bits)
-    fresh = {"weight": mx.array(words), "scales": mx.array(fitted.scales)}
-    if fitted.biases is not None:
-        fresh["biases"] = mx.array(fitted.biases)
     for name, array in packed.items():
         by_group = array.reshape(len(better), -1)
-        own = fresh[name].reshape(len(better), -1).astype(array.dtype)
-        replaced = mx.where(mx.array(better)[:, None], own, by_group)
-        packed[name] = replaced.reshape(array.shape)
+        on_grid = mx.array(fresh[name]).reshape(len(better), -1).astype(array.dtype)
+        packed[name] = mx.where(mx.array(better)[:, None], on_grid, by_group).reshape(array.shape)
     return packed
 
 

@@ -95,16 +95,14 @@ def find_grids(read: Read, shape: tuple[int, int, int]) -> tuple[QuantConfig, ..
         read: reads rows of the layer, in the type that they will be written in.
         shape: experts, rows and columns.
     """
-    experts, rows, columns = shape
-
+    experts, _, columns = shape
     if columns % min(AFFINE_GROUPS):
         return ()
 
     # A few groups of one row rule out nearly every layer that is on no grid.
-    middle = read(np.array([experts // 2]), np.array([[rows // 2]]))
-    row = _as_numbers(middle).reshape(1, -1)
+    row = _telling_row(read, shape)
     groups = row.reshape(-1, min(AFFINE_GROUPS))
-    few = groups[groups.min(axis=1) < groups.max(axis=1)][:FEW_GROUPS]
+    few = groups[_varies(groups)][:FEW_GROUPS]
     widest = (QuantConfig(max(AFFINE_BITS), groups.shape[1]), *map(mx_mode, MX_GRIDS))
     if not any(_share_on(few, grid) >= SUGGESTS for grid in widest):
         return ()
@@ -117,6 +115,21 @@ def find_grids(read: Read, shape: tuple[int, int, int]) -> tuple[QuantConfig, ..
     sample = sample_rows(shape)
     weights = _as_numbers(read(np.arange(experts), np.tile(sample, (experts, 1))))
     return _matching(weights, FITS, suggested)
+
+
+def _telling_row(read: Read, shape: tuple[int, int, int]) -> np.ndarray:
+    """A row of more than one value, float32 (1, columns), where one of three rows is."""
+    experts, rows, columns = shape
+    for expert, row in ((experts // 2, rows // 2), (0, 0), (experts - 1, rows - 1)):
+        weights = _as_numbers(read(np.array([expert]), np.array([[row]]))).reshape(1, columns)
+        if _varies(weights).any():
+            break
+    return weights
+
+
+def _varies(groups: np.ndarray) -> np.ndarray:
+    """Which groups (groups, weights) hold more than one value: bool (groups,)."""
+    return np.asarray(groups.min(axis=1) < groups.max(axis=1))
 
 
 def sample_rows(shape: tuple[int, int, int]) -> np.ndarray:
@@ -170,7 +183,7 @@ def _share_on(weights: np.ndarray, grid: QuantConfig) -> float:
         return 0.0
     varied = fitting = total = 0
     for groups in _in_chunks(weights.reshape(-1, grid.group_size)):
-        varies = groups.min(axis=1) < groups.max(axis=1)
+        varies = _varies(groups)
         if grid.mode == "affine":
             fits = _affine_codes(groups[varies], grid.bits)[1]
         else:
@@ -212,35 +225,33 @@ def grid_errors(
             piece = weight[expert, start : start + rows]
             energy[expert] += np.square(_as_numbers(piece), dtype=np.float64).sum()
 
-            # A grid's codes are the same in configurations of more bits.
-            fitted: dict[tuple[QuantConfig, int], Fitted] = {}
+            # A grid's codes are the same in configurations of more bits and smaller groups.
+            fitted: dict[QuantConfig, Fitted] = {}
             for index, config in enumerate(configs):
                 grid = grid_for(grids, config)
                 assert grid is not None
-                key = grid, config.group_size
-                if key not in fitted:
-                    fitted[key] = fit(piece, grid, config.group_size)
-                error = np.minimum(fitted[key].error, nearest_errors(piece, config))
-                errors[index, expert] += error.sum()
+                if grid not in fitted:
+                    fitted[grid] = fit(piece, grid)
+                nearest = nearest_errors(piece, config, grid.group_size)
+                errors[index, expert] += np.minimum(fitted[grid].error, nearest).sum()
     return errors, energy
 
 
-def nearest_errors(weight: mx.array, config: QuantConfig) -> np.ndarray:
-    """The squared error of `mx.quantize` in each group of a weight: float64 (groups,)."""
+def nearest_errors(weight: mx.array, config: QuantConfig, group: int) -> np.ndarray:
+    """The squared error of `mx.quantize` in each so many weights: float64 (groups,)."""
     size = config.group_size
     packed = mx.quantize(weight, size, config.bits, mode=config.mode)
     nearest = mx.dequantize(*packed, group_size=size, bits=config.bits, mode=config.mode)
-    difference = _as_numbers(nearest).reshape(-1, size) - _as_numbers(weight).reshape(-1, size)
+    difference = _as_numbers(nearest).reshape(-1, group) - _as_numbers(weight).reshape(-1, group)
     return np.asarray(np.square(difference, dtype=np.float64).sum(axis=1))
 
 
-def fit(weight: mx.array, grid: QuantConfig, group: int) -> Fitted:
+def fit(weight: mx.array, grid: QuantConfig) -> Fitted:
     """A weight's groups on a grid.
 
     Args:
         weight: (..., columns) in the type that its scales shall have.
         grid: that it lies on.
-        group: weights that share a scale, as many as in the grid's groups or a part of that.
     """
 
     def fit_some(groups: np.ndarray) -> Fitted:
@@ -250,8 +261,9 @@ def fit(weight: mx.array, grid: QuantConfig, group: int) -> Fitted:
         return Fitted(codes, scales, None, np.where(fits, 0.0, np.inf))
 
     dtype = weight.dtype
+    groups = _as_numbers(weight).reshape(-1, grid.group_size)
     with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
-        pieces = list(pool.map(fit_some, _in_chunks(_as_numbers(weight).reshape(-1, group))))
+        pieces = list(pool.map(fit_some, _in_chunks(groups)))
     biases = [piece.biases for piece in pieces if piece.biases is not None]
     return Fitted(
         np.concatenate([piece.codes for piece in pieces]),
@@ -272,7 +284,7 @@ def _affine_codes(groups: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray
         uint8 (groups, weights), the least code 0; bool (groups,), whether a group is on a grid.
     """
     codes = np.zeros(groups.shape, dtype=np.uint8)
-    fits = groups.min(axis=1) == groups.max(axis=1)
+    fits = ~_varies(groups) & np.isfinite(groups[:, 0])
     unresolved = np.flatnonzero(~fits & np.isfinite(groups).all(axis=1))
     rest = groups[unresolved]
     for steps in range(2**bits - 1, 0, -1):
