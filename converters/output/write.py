@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,13 @@ from ...checkpoint.layout import Layout, TensorSpec
 from ...checkpoint.low_disk import Waves, at_once
 from ...checkpoint.row_reader import Straight, straight_layers
 from ...checkpoint.source import Source
+from ...measure.grid import find_grids, grid_for
 from ...measure.profile import Profile
 from ...measure.profile_file import save_profile
 from ...measure.sensitivity import Sensitivity
 from ...measure.sensitivity_file import save_sensitivity
 from ..quantizers import rtn
+from ..quantizers.grid_codes import codes_on_grid
 from ..quantizers.protocol import SCRATCH, Quantizer, Work
 from ..quantizers.registry import find_quantizer
 from . import rowwise
@@ -83,6 +85,7 @@ class Conversion:
         allow_nonfinite: don't refuse NaN and infinite weights.
         waves: hands modules over as their shards come (low_disk.py).
         name: the checkpoint's name in its model card; the folder's by default.
+        grids: let weights that lie on a grid already keep its codes (quantizers/grid_codes.py).
     """
 
     source: Source
@@ -98,6 +101,7 @@ class Conversion:
     allow_nonfinite: bool = False
     waves: Waves = at_once
     name: str | None = None
+    grids: bool = True
 
     @property
     def work(self) -> Path:
@@ -183,7 +187,7 @@ def _open_writer(conversion: Conversion) -> Writer:
     inventory, plan, sensitivity = conversion.inventory, conversion.plan, conversion.sensitivity
     identity = {
         "source": conversion.source.fingerprint,
-        "quantizer": plan.quantizer,
+        "quantizer": plan.quantizer if conversion.grids else f"{plan.quantizer} without grids",
         "versions": versions(),
         "inputs": digest(sensitivity) if sensitivity is not None else None,
         "choice": {path: str(config) for path, config in plan.choice.items()},
@@ -197,7 +201,15 @@ def _write_layers(conversion: Conversion, writer: Writer) -> None:
     source, inventory, plan = conversion.source, conversion.inventory, conversion.plan
     report = conversion.report
     quantize = find_quantizer(plan.quantizer).make(
-        Work(source, inventory, plan.choice, conversion.work, conversion.sensitivity, report.detail)
+        Work(
+            source,
+            inventory,
+            plan.choice,
+            conversion.work,
+            conversion.sensitivity,
+            report.detail,
+            conversion.grids,
+        )
     )
     layers = {layer.path: layer for layer in inventory.layers}
     todo = _share(conversion, writer)
@@ -213,7 +225,7 @@ def _write_layers(conversion: Conversion, writer: Writer) -> None:
                 place,
                 layers[name],
                 plan.choice[name],
-                quantize,
+                _row_quantizer(conversion, place, layers[name], quantize),
                 conversion.allow_nonfinite,
             )
             writer.put(name, pieces)
@@ -225,7 +237,7 @@ def _write_layers(conversion: Conversion, writer: Writer) -> None:
             report.step(name, next(step), len(todo))
             config = plan.choice.get(name)
             if config is not None and config != layers[name].stored:
-                tensors = _requantized(layers[name], tensors, config, quantize)
+                tensors = _requantized(layers[name], tensors, config, quantize, conversion.grids)
                 if not conversion.allow_nonfinite:
                     rtn.check_finite(name, tensors, config)
             writer.put(name, [tensors])
@@ -251,15 +263,36 @@ def _by_row(
     return {layer.path: places[layer.path] for layer in layers if layer.path in places}
 
 
+def _row_quantizer(
+    conversion: Conversion, place: Straight, layer: Layer, quantize: Quantizer
+) -> Quantizer:
+    """What quantizes a layer's rows: its grid's own codes, or the plan's quantizer."""
+    config = conversion.plan.choice[layer.path]
+    if not conversion.grids or not config.quantized:
+        return quantize
+    grids = find_grids(partial(place.read, conversion.source, layer), layer.as_experts)
+    if grid_for(grids, config) is None:
+        return quantize
+
+    def take_codes(layer: Layer, weight: mx.array, config: QuantConfig) -> dict[str, mx.array]:
+        return codes_on_grid(layer, weight, config, grids) or quantize(layer, weight, config)
+
+    return take_codes
+
+
 def _requantized(
     layer: Layer,
     tensors: dict[str, mx.array],
     config: QuantConfig,
     quantize: Quantizer,
+    grids: bool = True,
 ) -> dict[str, mx.array]:
     """A layer's tensors under another configuration than the source's."""
     weight = dense(layer, tensors)
-    packed = quantize(layer, weight, config) if config.quantized else {"weight": weight}
+    packed = {"weight": weight}
+    if config.quantized:
+        on_grid = codes_on_grid(layer, weight, config) if grids else None
+        packed = on_grid or quantize(layer, weight, config)
     rtn.check_scales(layer.path, weight, packed, config)
     replaced = ("weight", "scales", "biases")
     return {name: array for name, array in tensors.items() if name not in replaced} | packed

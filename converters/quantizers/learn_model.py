@@ -24,6 +24,7 @@ from ...runtime.runner import LOGITS, Runner, load_runner, logits_of, make_dense
 from ...runtime.taps import Activations
 from . import gptq, rtn
 from .codes import Codes
+from .grid_codes import codes_on_grid
 from .inputs import Inputs, embedding_moments, head_inputs, weigh
 from .learn_block import Block, learn, metric_cost, metric_root
 from .learn_turns import learn_in_turns
@@ -50,6 +51,9 @@ class Learner:
 
     def __call__(self, layer: Layer, weight: mx.array, config: QuantConfig) -> Packed:
         """One layer's tensors. What isn't followed is rounded to nearest."""
+        on_grid = self._grid_codes(layer.path, weight)
+        if on_grid is not None:
+            return on_grid
         if layer.role == "embedding":
             moments = embedding_moments(layer, self.sensitivity.embedding)
             return gptq.quantize(weight, config, moments)
@@ -98,6 +102,12 @@ class Learner:
         """A layer's weight in the type that its scales will have."""
         return module.weight.astype(getattr(mx, MLX_DTYPES[self.layers[path].dtype]))
 
+    def _grid_codes(self, path: str, weight: mx.array) -> Packed | None:
+        """The codes of a layer whose weights lie on a grid already: there is nothing to learn."""
+        if not self.work.grids:
+            return None
+        return codes_on_grid(self.layers[path], weight, self.work.choice[path])
+
     def _put_codes(self, modules: dict[str, nn.Module], path: str, codes: Codes) -> None:
         self._put(path, modules[path], codes.packed())
 
@@ -116,7 +126,9 @@ class Learner:
         for path, module in modules.items():
             moments = embedding_moments(self.layers[path], self.sensitivity.embedding)
             config = self.work.choice[path]
-            self._put(path, module, gptq.quantize(self._weight(path, module), config, moments))
+            weight = self._weight(path, module)
+            packed = self._grid_codes(path, weight) or gptq.quantize(weight, config, moments)
+            self._put(path, module, packed)
         hidden = first_input(runner, self.tokens)
 
         # The source's own blocks go on from the source's embedding.
@@ -200,6 +212,10 @@ class Learner:
         for path, module in modules.items():
             weight = self._weight(path, module)
             config = self.work.choice[path]
+            on_grid = self._grid_codes(path, weight)
+            if on_grid is not None:
+                packed[path] = on_grid
+                continue
             if path not in inputs or config.mode != "affine":
                 packed[path] = rtn.quantize(weight, config)
                 continue
@@ -223,6 +239,9 @@ class Learner:
         ((path, moments),) = inputs.items()
         module = make_dense(runner, inputs)[path]
         config = self.work.choice[path]
+        on_grid = self._grid_codes(path, self._weight(path, module))
+        if on_grid is not None:
+            return {path: on_grid}
         if config.mode != "affine":
             return {path: gptq.quantize(self._weight(path, module), config, moments)}
 

@@ -27,6 +27,7 @@ class Work:
             with SCRATCH are deleted in the end.
         sensitivity: with the tokens that inputs are measured on; None where none are needed.
         say: shows how far a layer is that takes long.
+        grids: whether weights that lie on a grid already keep its codes (grid_codes.py).
     """
 
     source: Source
@@ -35,6 +36,7 @@ class Work:
     folder: Path
     sensitivity: Sensitivity | None
     say: Callable[[str], None] = lambda _: None
+    grids: bool = True
 
 
 # (layer, its weight, its configuration) -> `weight` (uint32, packed), `scales`, and `biases` where

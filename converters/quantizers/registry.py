@@ -46,6 +46,8 @@ class Entry:
             pieces along its rows.
         sequential: whether a block needs the quantized blocks before it: several machines can't
             share the work, and hidden states are stored in the work folder.
+        plain: whether it is `mx.quantize` itself where it is asked for by name, also of weights
+            that lie on a grid already (measure/grid.py).
         memory: (inventory, tokens, runs) -> bytes that a conversion holds at most; `tokens` are the
             model's own, `runs` says whether it is run on them.
         seconds: (inventory, tokens, rate) -> seconds by stage beside those of rounding to nearest;
@@ -58,6 +60,7 @@ class Entry:
     needs_inputs: bool = False
     row_wise: bool = False
     sequential: bool = False
+    plain: bool = False
     memory: Memory = _rounding_memory
     seconds: Seconds = _no_seconds
 
@@ -110,7 +113,7 @@ def _learn_seconds(inventory: Inventory, tokens: int, rate: float) -> dict[str, 
 QUANTIZERS = {
     entry.name: entry
     for entry in (
-        Entry("rtn", "rounds to nearest", _rtn, row_wise=True),
+        Entry("rtn", "rounds to nearest", _rtn, row_wise=True, plain=True),
         Entry(
             "gptq",
             "passes rounding errors on to later columns",

@@ -193,7 +193,9 @@ def _context(
     """What an objective may know beyond a layer."""
     inventory = space.inventory
     remaining = {
-        layer.path: feedback_leaves(layer, options[layer.path], sensitivity)
+        layer.path: feedback_leaves(
+            layer, options[layer.path], sensitivity, profile.curves[layer.path]
+        )
         for layer in inventory.layers
     }
     return Context(
@@ -254,16 +256,22 @@ def _fisher(profile: Profile, sensitivity: Sensitivity | None) -> dict[str, np.n
 
 
 def feedback_leaves(
-    layer: Layer, configs: Sequence[QuantConfig], sensitivity: Sensitivity | None
+    layer: Layer,
+    configs: Sequence[QuantConfig],
+    sensitivity: Sensitivity | None,
+    curve: RateDistortion | None = None,
 ) -> np.ndarray:
     """The share of each candidate's cost that error feedback leaves, float64 (candidates,).
 
-    It is 1 for candidates that aren't affine, which error feedback doesn't know.
+    It is 1 for candidates that aren't affine, which error feedback doesn't know, and for those
+    that store the grid that the weights lie on, whose codes are taken as they are.
     """
+    on_grid = curve.grid_nmse if curve is not None else {}
     share = 1.0
     if sensitivity is not None and takes_feedback(layer):
         share = sensitivity.remaining.get(layer.path, 1.0)
-    return np.array([share if config.mode == "affine" else 1.0 for config in configs])
+    takes = [config.mode == "affine" and config not in on_grid for config in configs]
+    return np.array([share if taken else 1.0 for taken in takes])
 
 
 def _solve(

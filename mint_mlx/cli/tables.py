@@ -15,6 +15,7 @@ from ..jobs.findings import Finding
 from ..jobs.inspect import LayerInfo
 from ..jobs.order import Order
 from ..jobs.sizes import Size
+from ..measure.grid import describe
 from ..measure.profile import sqnr_db
 from ..runtime.memory import RESERVE, Fit
 
@@ -86,7 +87,10 @@ def layer_lines(layers: tuple[LayerInfo, ...]) -> tuple[Columns, list[Line]]:
         shape = count(layer.weights)
         if layer.shape is not None:
             shape = "x".join(map(str, layer.shape))
-        groups[any_block(layer.path), str(layer.config), shape].append(layer)
+        stored = str(layer.config)
+        if layer.grid is not None:
+            stored += f", {describe(layer.grid)}"
+        groups[any_block(layer.path), stored, shape].append(layer)
 
     blocks = len({block_of(layer.path) for layer in layers} - {None})
     lines: list[Line] = []

@@ -6,6 +6,7 @@ Request -> CheckedRequest -> Order -> profile -> sensitivity -> plan -> write ->
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from ..checkpoint.source import load_source
 from ..converters.output.write import Artifacts, Conversion, write
 from ..converters.quantizers.distil import NO_ROOM, can_refine
 from ..converters.quantizers.registry import needs_inputs
-from ..measure.profile import Profile
+from ..measure.grid import describe
+from ..measure.profile import Profile, without_grids
 from ..measure.sensitivity import Sensitivity
 from ..rules import efforts
 from ..rules.efforts import EFFORTS
@@ -152,9 +154,11 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     profile = None
     if order.fixed_plan is None:
         profile = get_profile(job, report, order.sample, request.allow_nonfinite, waves)
+        _tell_grids(profile, order, report)
         assert order.budget is not None
         with_sensitivity = needs_sensitivity(order.objective)
-        safe_candidates(order.space, profile, order.budget, with_sensitivity)
+        usable = profile if order.uses_grids else without_grids(profile)
+        safe_candidates(order.space, usable, order.budget, with_sensitivity)
 
     # The sensitivity weighs errors in the choice, and its tokens are what quantizers measure on.
     sensitivity = None
@@ -165,6 +169,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     plan = choose_plan(order, profile, sensitivity)
     plan = settle_plan(plan, job, sensitivity, report)
     if plan.edited and (known := known_profile(job, order.sample)) is not None:
+        known = known if order.uses_grids else without_grids(known)
         plan = replace(plan, errors=measured_errors(plan.choice, known.curves))
     target = target_of(order, plan)
 
@@ -185,6 +190,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
         allow_nonfinite=request.allow_nonfinite,
         waves=waves,
         name=request.card_name,
+        grids=order.uses_grids,
     )
     sentence = write(conversion)
 
@@ -192,6 +198,17 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     ratio = active_ratio(job.inventory, plan.choice)
     seconds = time.monotonic() - started
     return Result(target, plan, job.inventory, total, active, ratio, sentence, seconds)
+
+
+def _tell_grids(profile: Profile, order: Order, report: Report) -> None:
+    """Say how many layers lie on which grid, where their codes will be taken as they are."""
+    counts = Counter(curve.grids[0] for curve in profile.curves.values() if curve.grids)
+    if order.uses_grids and counts:
+        listed = ", ".join(f"{count} {describe(grid)}" for grid, count in counts.items())
+        report.note(
+            f"layers whose weights lie on a grid already: {listed}; with so many bits they keep "
+            "its codes (--quantizer rtn would round them anew)"
+        )
 
 
 def target_of(order: Order, plan: Plan) -> Path:
@@ -245,7 +262,7 @@ def choose_plan(
         weighs_errors = needs_sensitivity(order.objective)
         unweighed = weighs_errors and sensitivity is None
         plan = allocate(
-            profile,
+            profile if order.uses_grids else without_grids(profile),
             order.budget,
             order.space,
             EFFORTS["fast"].objective if unweighed else order.objective,

@@ -18,7 +18,7 @@ from ..converters.quantizers.registry import find_quantizer
 from ..converters.quantizers.time_estimate import active_weights
 from ..measure import pass_state
 from ..measure.cache import cached_sensitivity
-from ..measure.profile import Profile, assumed
+from ..measure.profile import Profile, assumed, without_grids
 from ..measure.row_sampling import first_share
 from ..measure.sensitivity import Sensitivity
 from ..rules import efforts
@@ -100,6 +100,8 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
     # A plan as the conversion would make it, on assumed errors where none are known yet.
     chooses = order.fixed_plan is None
     known = known_profile(job, order.sample) if chooses else None
+    if known is not None and not order.uses_grids:
+        known = without_grids(known)
     sensitivity = known_sensitivity(order) if known else None
     profile = known or assumed_profile(job) if chooses else None
     try:

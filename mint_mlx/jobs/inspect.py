@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from ..base.units import count, human
 from ..base.versions import versions
 from ..base.yamlfile import read_yaml
 from ..checkpoint.layers import Inventory, Layer
+from ..checkpoint.row_reader import straight_layers
 from ..checkpoint.towers import with_towers
 from ..converters.sources.layouts import describe
+from ..measure.grid import find_grids
 from ..measure.profile import Profile
 from ..measure.profile_file import load_profile
 from .model import Job, prepare
@@ -38,6 +41,7 @@ class LayerInfo:
         bytes: on disk, under that.
         worst: NMSE of its worst expert, where it is known.
         guard: what protects it, in words, or None.
+        grid: that its 16-bit weights lie on already, such as `4bit-g32`, or None.
     """
 
     path: str
@@ -48,6 +52,7 @@ class LayerInfo:
     bytes: int
     worst: float | None = None
     guard: str | None = None
+    grid: QuantConfig | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,6 +100,7 @@ class InspectedModel:
                 "bytes": layer.bytes,
                 "guard": layer.guard,
             }
+            | ({"grid": str(layer.grid)} if layer.grid else {})
             for layer in self.layers
         }
         return {
@@ -201,7 +207,9 @@ def _inspect_model(model: str) -> InspectedModel:
         if written.choice == plan.choice:
             plan = replace(plan, errors=written.errors)
 
+    # Weights that are here tell whether they were quantized before.
     inventory = with_towers(job.inventory, job.unused.towers)
+    grids = _grids(job)
     return InspectedModel(
         name=source.name,
         model_type=source.config["model_type"],
@@ -211,7 +219,7 @@ def _inspect_model(model: str) -> InspectedModel:
         inventory=inventory,
         source_format=describe(source.config, source.path, source.headers) or None,
         mtp_bytes=sum(info.end - info.start for info in job.unused.mtp.values()),
-        layers=tuple(_layer_info(layer, plan) for layer in inventory.layers),
+        layers=tuple(_layer_info(layer, plan, grids.get(layer.path)) for layer in inventory.layers),
     )
 
 
@@ -221,7 +229,20 @@ def stored_plan(job: Job) -> Plan:
     return Plan(job.source.origin, choice, recipe="as stored", versions=versions())
 
 
-def _layer_info(layer: Layer, plan: Plan) -> LayerInfo:
+def _grids(job: Job) -> dict[str, QuantConfig]:
+    """The grid of each layer that lies on one, where the layer can be read by rows."""
+    if not job.source.has_weights:
+        return {}
+    grids = {}
+    layers = {layer.path: layer for layer in job.inventory.layers}
+    for path, rows in straight_layers(job.source, job.inventory.layers).items():
+        layer = layers[path]
+        if grids_of_layer := find_grids(partial(rows.read, job.source, layer), layer.as_experts):
+            grids[path] = grids_of_layer[0]
+    return grids
+
+
+def _layer_info(layer: Layer, plan: Plan, grid: QuantConfig | None = None) -> LayerInfo:
     """A layer of a model under a plan."""
     config = plan.choice[layer.path]
     error = plan.errors.get(layer.path)
@@ -234,6 +255,7 @@ def _layer_info(layer: Layer, plan: Plan) -> LayerInfo:
         bytes=layer.bytes(config),
         worst=error.worst if error else None,
         guard=layer.keep or (f"{layer.floor} bits or more" if layer.floor else None),
+        grid=grid,
     )
 
 

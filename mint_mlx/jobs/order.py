@@ -80,6 +80,12 @@ class Order:
         return self.checked.quantizer
 
     @property
+    def uses_grids(self) -> bool:
+        """Whether weights that lie on a grid keep its codes: unless `--quantizer rtn` is given."""
+        name = self.request.quantizer
+        return name is None or not find_quantizer(name).plain
+
+    @property
     def peak_memory(self) -> int:
         """Bytes of memory that carrying it out takes."""
         memory = find_quantizer(self.quantizer).memory

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from ..checkpoint.row_reader import select_rows, straight_layers
 from ..checkpoint.source import Source
 from ..rules.recipes import Recipe
 from .distortion import as_experts
+from .grid import find_grids, grid_errors, grid_for, sample_rows
 from .resume import append_curve, read_curves
 from .row_sampling import SEED, Read, measure_sample
 from .sample import EXACT
@@ -52,6 +53,9 @@ class RateDistortion:
         energy: float64 (experts,), the sum of squares of the weights.
         share: of the weights that were measured.
         error: the largest relative standard error of an NMSE; 0 where all weights were measured.
+        grids: that the weights lie on already (grid.py).
+        grid_nmse: float64 (experts,) by candidate that can store a grid: the NMSE of its codes,
+            which take the place of those of `mx.quantize`.
     """
 
     path: str
@@ -60,6 +64,8 @@ class RateDistortion:
     energy: np.ndarray
     share: float = 1.0
     error: float = 0.0
+    grids: tuple[QuantConfig, ...] = ()
+    grid_nmse: Mapping[QuantConfig, np.ndarray] = field(default_factory=dict)
 
     def of(self, config: QuantConfig) -> np.ndarray:
         """NMSE of each expert under a configuration, shape (experts,); zero for `keep`.
@@ -73,6 +79,8 @@ class RateDistortion:
             raise MintError(
                 f"{self.path} was not profiled at {config}: run `mint-mlx profile` again"
             )
+        if config in self.grid_nmse:
+            return self.grid_nmse[config]
         return np.asarray(self.nmse[self.configs.index(config)])
 
 
@@ -116,6 +124,14 @@ class Profile:
         share /= sum(layer.size for layer in self.inventory.layers)
         worst = max(curve.error for curve in self.curves.values())
         return f", measured on {share:.2%} of the weights (standard errors up to {worst:.2%})"
+
+
+def without_grids(profile: Profile) -> Profile:
+    """A profile with the errors of `mx.quantize` alone."""
+    curves = {
+        path: replace(curve, grids=(), grid_nmse={}) for path, curve in profile.curves.items()
+    }
+    return replace(profile, curves=curves)
 
 
 def measure_curves(
@@ -226,6 +242,7 @@ def _measure(
     nmse = np.nan_to_num(measured.nmse, nan=INFINITE, posinf=INFINITE)
     if layer.stored in configs:
         nmse = np.insert(nmse, configs.index(layer.stored), 0.0, axis=0)
+    grids, grid_nmse = _measure_grids(layer, read, others, measured.share == 1)
     return RateDistortion(
         path=layer.path,
         configs=configs,
@@ -233,7 +250,34 @@ def _measure(
         energy=_round_as_in_file(measured.energy[None])[0],
         share=float(f"{measured.share:.4g}"),
         error=float(f"{measured.error:.4g}"),
+        grids=grids,
+        grid_nmse=grid_nmse,
     )
+
+
+def _measure_grids(
+    layer: Layer, read: Read, configs: Sequence[QuantConfig], whole: bool
+) -> tuple[tuple[QuantConfig, ...], dict[QuantConfig, np.ndarray]]:
+    """The grids that a layer lies on, and the NMSE of each candidate that can store one.
+
+    Args:
+        layer: as the source holds it; one that is quantized there keeps its codes anyway.
+        read: reads its rows.
+        configs: the candidates.
+        whole: measure all rows, not only some.
+    """
+    shape = layer.as_experts
+    grids = find_grids(read, shape) if layer.stored is None else ()
+    stored = [config for config in configs if grid_for(grids, config)]
+    if not stored:
+        return grids, {}
+
+    experts, rows, _ = shape
+    chosen = np.arange(rows) if whole else sample_rows(shape)
+    weights = read(np.arange(experts), np.tile(chosen, (experts, 1)))
+    errors, energy = grid_errors(weights, grids, stored)
+    nmse = _round_as_in_file(errors / np.where(energy > 0, energy, 1))
+    return grids, dict(zip(stored, nmse, strict=True))
 
 
 def _round_as_in_file(values: np.ndarray) -> np.ndarray:
@@ -265,12 +309,16 @@ def assumed(
 def curve_to_json(curve: RateDistortion) -> dict[str, Any]:
     """A curve as plain data, without its path."""
     errors = {str(c): row.tolist() for c, row in zip(curve.configs, curve.nmse, strict=True)}
-    return {
+    data: dict[str, Any] = {
         "share": curve.share,
         "error": curve.error,
         "energy": curve.energy.tolist(),
         "nmse": errors,
     }
+    if curve.grids:
+        data["grids"] = [str(grid) for grid in curve.grids]
+        data["grid_nmse"] = {str(c): row.tolist() for c, row in curve.grid_nmse.items()}
+    return data
 
 
 def curve_from_json(path: str, data: dict[str, Any]) -> RateDistortion:
@@ -282,6 +330,10 @@ def curve_from_json(path: str, data: dict[str, Any]) -> RateDistortion:
     energy = np.array(data["energy"], dtype=np.float64)
     configs = tuple(parse_config(c) for c in data["nmse"])
     nmse = np.array(list(data["nmse"].values()), dtype=np.float64)
+    grid_nmse = {
+        parse_config(c): np.array(row, dtype=np.float64).reshape(len(energy))
+        for c, row in data.get("grid_nmse", {}).items()
+    }
     return RateDistortion(
         path=path,
         configs=configs,
@@ -289,4 +341,6 @@ def curve_from_json(path: str, data: dict[str, Any]) -> RateDistortion:
         energy=energy,
         share=float(data["share"]),
         error=float(data["error"]),
+        grids=tuple(parse_config(grid) for grid in data.get("grids", ())),
+        grid_nmse=grid_nmse,
     )

@@ -90,6 +90,8 @@ def _from_json(data: dict[str, Any]) -> Profile:
     curves: dict[str, RateDistortion] = {}
     for entry in data["layers"]:
         curve = {key: entry.pop(key) for key in ("share", "error", "energy", "nmse")}
+        # Only layers whose weights lie on a grid have these.
+        curve |= {key: entry.pop(key) for key in ("grids", "grid_nmse") if key in entry}
         layer = _layer_from_json(entry)
         layers.append(layer)
         curves[layer.path] = curve_from_json(layer.path, curve)
