@@ -76,13 +76,13 @@ def test_names_and_facts_are_known_without_mlx(module: str) -> None:
     assert done.stdout.strip() == "set()"
 
 
-def _zeros(work: Work) -> Quantizer:
-    """A quantizer whose codes are all 0; its grids are those of rounding to nearest."""
+def _mirrored(work: Work) -> Quantizer:
+    """A quantizer that rounds the negated weights: other codes than `rtn`'s, as good as those."""
     work.say("toy is made")
 
     def quantize(_: Layer, weight: mx.array, config: QuantConfig) -> dict[str, mx.array]:
-        packed = rtn.quantize(weight, config)
-        return packed | {"weight": mx.zeros_like(packed["weight"])}
+        packed = rtn.quantize(-weight, config)
+        return packed | {name: -packed[name] for name in ("scales", "biases")}
 
     return quantize
 
@@ -92,7 +92,7 @@ def test_a_new_quantizer_is_one_entry(
     make: Maker, monkeypatch: pytest.MonkeyPatch, row_wise: bool
 ) -> None:
     """It is forecast, converted with, and named in the plan and the card."""
-    entry = Entry("toy", "codes that are all 0", _zeros, row_wise=row_wise)
+    entry = Entry("toy", "codes of the negated weights", _mirrored, row_wise=row_wise)
     monkeypatch.setitem(QUANTIZERS, "toy", entry)
     model = make(llama(1))
     request = Request(str(model), budget="5bpw", quantizer="toy")
@@ -107,10 +107,14 @@ def test_a_new_quantizer_is_one_entry(
     assert "quantizer `toy`" in (out / "README.md").read_text()
     assert notes.details == ["toy is made"]
     tensors = mx.load(str(out / "model.safetensors"))
-    quantized = [path for path, config in result.plan.choice.items() if config.quantized]
+    source = mx.load(str(model / "model.safetensors"))
+    quantized = {path: c for path, c in result.plan.choice.items() if c.quantized}
     assert quantized
-    assert not any(tensors[f"{path}.weight"].any().item() for path in quantized)
-    assert all(tensors[f"{path}.scales"].any().item() for path in quantized)
+    for path, config in quantized.items():
+        weight = -source[f"{path}.weight"]
+        codes, scales, _ = mx.quantize(weight, config.group_size, config.bits, mode=config.mode)
+        assert mx.array_equal(tensors[f"{path}.weight"], codes)
+        assert mx.array_equal(tensors[f"{path}.scales"], -scales)
 
 
 def _literals(node: ast.expr | ast.pattern) -> Iterator[object]:
