@@ -72,11 +72,21 @@ def _adapted(config: Table) -> Table:
     if not outer.nested or nested is config:
         return _brought(config, text)
 
-    config = edit_text_config(config, lambda table: _brought(table, text))
+    config = edit_text_config(config, lambda table: _brought(table | _tied(config), text))
     vocabulary = nested.get("vocab_size", outer.defaults.get("vocab_size"))
     if "vocab_size" not in config and vocabulary != outer.defaults.get("vocab_size", vocabulary):
         config["vocab_size"] = vocabulary
     return config
+
+
+def _tied(config: Table) -> Table:
+    """Whether the head is the embedding: since transformers 5 the outer table decides."""
+    major = str(config.get("transformers_version")).partition(".")[0]
+    tied = config.get("tie_word_embeddings")
+    if not major.isdigit() or int(major) < 5 or not isinstance(tied, bool):
+        return {}
+    differs = text_config(config).get("tie_word_embeddings") == (not tied)
+    return {"tie_word_embeddings": tied} if differs else {}
 
 
 def _brought(table: Table, reader: ModelClass) -> Table:

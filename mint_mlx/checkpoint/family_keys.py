@@ -28,6 +28,7 @@ CONSTANTS: dict[str, Table] = {
         "add_full_attention_sink_bias": False,
     },
     "minimax": {"shared_intermediate_size": 0},
+    "qwen3_moe": {"norm_topk_prob": True},  # inside Qwen3-VL, whose config doesn't say it
     "solar_open": {"first_k_dense_replace": 0},
 }
 # Keys that a class requires, and the key that holds the same number.
@@ -36,7 +37,6 @@ EQUAL: dict[str, dict[str, str]] = {
     "lfm2": {"block_dim": "hidden_size"},
     "mimo_v2_flash": {
         "swa_num_attention_heads": "num_attention_heads",
-        "swa_num_key_value_heads": "num_key_value_heads",
         "swa_head_dim": "head_dim",
         "swa_v_head_dim": "v_head_dim",
     },
@@ -121,8 +121,10 @@ def _mamba2(table: Table) -> Table:
 
 
 def _mimo(table: Table) -> Table:
-    """Which layers have windows and which have experts, and the width of the windows."""
+    """Which layers have windows and which have experts, and the windows' width and heads."""
     added: Table = {}
+    if "swa_num_key_value_heads" not in table and "num_key_value_heads" in table:
+        added["swa_num_key_value_heads"] = 2 * table["num_key_value_heads"]
     if "hybrid_layer_pattern" not in table and table.get("layer_types"):
         sliding = [name == "sliding_attention" for name in table["layer_types"]]
         added["hybrid_layer_pattern"] = [int(one) for one in sliding]
@@ -133,19 +135,31 @@ def _mimo(table: Table) -> Table:
     return added
 
 
-def _deepseek_v2(table: Table) -> Table:
-    """A scaling by 1: mlx-lm's class can't do without one. (transformers goes by its type.)"""
+def _scaling_by_one(table: Table) -> Table:
+    """A scaling by 1, for classes that can't do without one. (transformers goes by its type.)"""
     if table.get("rope_scaling") is not None or "rope_parameters" not in table:
         return {}
-    return {"rope_scaling": {"rope_type": "default", "factor": 1.0}}
+    length = table.get("max_position_embeddings", 4096)
+    scaling = {"rope_type": "default", "factor": 1.0, "original_max_position_embeddings": length}
+    return {"rope_scaling": scaling}
+
+
+def _dbrx(table: Table) -> Table:
+    """Theta, which mlx-lm's class looks for in the table of attention."""
+    parameters, attention = table.get("rope_parameters") or {}, table.get("attn_config")
+    if "rope_theta" not in parameters or not isinstance(attention, dict):
+        return {}
+    return {"attn_config": attention | {"rope_theta": parameters["rope_theta"]}}
 
 
 OWN: dict[str, Callable[[Table], Table]] = {
-    "deepseek_v2": _deepseek_v2,
+    "dbrx": _dbrx,
+    "deepseek_v2": _scaling_by_one,
     "exaone4": _exaone4,
     "exaone_moe": _exaone_moe,
     "gemma4_text": _gemma4,
     "kimi_linear": _kimi_linear,
     "mamba2": _mamba2,
+    "minicpm3": _scaling_by_one,
     "mimo_v2_flash": _mimo,
 }

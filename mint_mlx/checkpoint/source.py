@@ -22,6 +22,7 @@ from . import hub, mlxlm
 from .config_keys import adapt
 from .origin import Origin
 from .tied_head import with_own_head
+from .unread_keys import check_keys
 
 SAMPLE = 4096  # bytes read at the start, middle and end of each tensor for a local fingerprint
 WHOLE = 512_000_000  # a local checkpoint of at most so many bytes is hashed in full
@@ -180,6 +181,7 @@ def _read_checked(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Ten
     """
     config = adapt(read_config(folder))
     mlxlm.check_model(config, folder)
+    check_keys(config)
     headers = read_folder(folder)
     _check_depth(config, headers)
     check_tensors(config, folder, headers)

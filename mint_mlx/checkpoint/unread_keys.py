@@ -1,0 +1,198 @@
+"""The guard for the next rename: keys that make another model where mlx-lm's class drops them.
+
+A class drops a key that it doesn't know in silence and runs with a default of its own. What is
+known is brought to the right name (config_keys.py); what isn't is refused here, if it says
+anything of positions, attention, experts, norms or scalings that the class doesn't do anyway.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ..base.errors import MintError
+from ..base.hf_config import text_config
+from .config_keys import ALIASES
+from .layer_types import period
+from .model_classes import ModelClass, text_class
+from .rope_keys import FACTOR, LOCAL_THETA, THETA
+from .unread_positions import SHARE, says_nothing_new, unread_positions
+
+Table = dict[str, Any]
+
+# Keys that count, by the words in them.
+COUNTED = re.compile(
+    # positions
+    r"rope|rotary|theta|alibi|yarn|(^|_)ntk|^(?!.*(max|num|n)_position).*position|base_freq"
+    # attention
+    r"|window|softcap|query_pre_attn|qk_(layer_?)?norm|clip_qkv|attn_(scale|temperature)"
+    r"|attention_(multiplier|bias|chunk|sink|scale)|qkv_bias|value_scale"
+    # experts
+    r"|expert|(^|_)moe(_|$)|routed|router|topk|top_k(_|$)|n_group$|scoring|sparse_step"
+    # norms
+    r"|norm_(type|eps|epsilon)$|norm.*_(eps|epsilon)$"
+    # scalings
+    r"|multiplier|logits?_scal|scale_(emb|depth)|(emb|embeddings?|residual)_scal|swiglu"
+)
+# Keys that have such words, and change nothing of what the model computes.
+HARMLESS = frozenset(
+    {
+        "_sliding_window_pattern",
+        "attention_dropout",
+        "embeddings_scale_by_sqrt_dim",
+        "experts_per_token",
+        "first_k_dense_replace",
+        "initial_context_length",
+        "layer_rope_theta",
+        "max_window_layers",
+        "moe_apply_router_weight_on_input",
+        "moe_aux_loss_coeff",
+        "moe_capacity",
+        "moe_dropout_prob",
+        "moe_gate",
+        "moe_intermediate_size",
+        "moe_layers",
+        "moe_layer_end_index",
+        "moe_layer_interval",
+        "moe_layer_start_index",
+        "moe_norm_min",
+        "moe_shared_expert_overlap",
+        "no_rope_layer_interval",
+        "output_router_logits",
+        "position_ids",
+        "qk_head_dim",
+        "qk_rope_head_dim",
+        "rope_parameters",  # unread_positions.py
+        "rope_scaling",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
+        "router_z_loss_coef",
+        "scale_attention_softmax_in_fp32",
+        "sliding_window",  # known_differences.py
+        "sliding_window_pattern",
+        "top_k",  # of sampling
+        "use_grouped_topk",
+        "use_routing_bias",
+        "use_sliding_window",
+    }
+)
+# What a class does that doesn't read the key, where that isn't what no, 0 or 1 says. `*`: all.
+DOES: dict[str, dict[str, Any]] = {
+    "attention_bias": {"gpt_neox": True, "gpt_oss": True, "phimoe": True},
+    "decoder_sparse_step": {"*": 1},
+    "final_logit_softcapping": {"nanochat": 15.0},
+    "norm_topk_prob": {"deepseek_v2": False, "qwen2_moe": False},
+    "partial_rotary_factor": SHARE,
+    "position_embedding_type": {"*": "rope"},
+    "qk_norm_type": {"minimax": "per_layer"},
+    "qkv_bias": {"qwen2_moe": True},
+    "rope_interleave": {"*": True},
+    "scoring_func": {"deepseek_v2": "softmax"},
+    "swiglu_alpha": {"gpt_oss": 1.702},
+    "swiglu_limit": {"gpt_oss": 7.0},
+}
+# Keys that a class reads without going by them, and what it does whatever they say.
+FIXED = {
+    "scoring_func": dict.fromkeys(
+        (
+            "deepseek_v3",
+            "deepseek_v32",
+            "dots1",
+            "exaone_moe",
+            "glm4_moe",
+            "glm4_moe_lite",
+            "mimo_v2_flash",
+            "minimax",
+        ),
+        "sigmoid",
+    )
+}
+# Keys that are refused only of the classes above: others that don't read them have another router.
+OF_SOME = ("norm_topk_prob", "scoring_func", "topk_method", "shared_expert_intermediate_size")
+# Epsilons that differ by what no logit shows.
+NEAR = {"nanochat": {"rms_norm_eps"}, "mamba": {"layer_norm_epsilon"}}
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A key of a config that mlx-lm's class doesn't read, with its value and the class's name."""
+
+    key: str
+    value: Any
+    reader: str
+
+    def __str__(self) -> str:
+        value = json.dumps(self.value)
+        short = value if len(value) <= 60 else f"{value[:57]}..."
+        return f"{self.key} is {short}, which mlx-lm's class {self.reader} does not read"
+
+
+def check_keys(config: Table) -> None:
+    """Refuse a config of which mlx-lm's class would make another model.
+
+    Args:
+        config: as `config_keys.adapt` brings it.
+
+    Raises:
+        MintError: naming key, value and class.
+    """
+    unread = unread_keys(config)
+    if unread:
+        raise MintError(
+            f"config.json says {unread[0]}, so that mlx-lm would run another model: update mlx-lm "
+            "and mint-mlx, or give the model as it was released"
+        )
+
+
+def unread_keys(config: Table) -> list[Unread]:
+    """The keys that count, aren't read, and say another thing than the class does."""
+    reader = text_class(config)
+    if reader is None:
+        return []
+    table = text_config(config)
+    found = [
+        Unread(key, value, reader.name)
+        for key, value in table.items()
+        if key not in reader.keys
+        and COUNTED.search(key)
+        and key not in HARMLESS
+        and not _says_nothing(key, value, table, reader)
+    ]
+    found += [Unread(key, value, reader.name) for key, value in unread_positions(table, reader)]
+    for key, does in FIXED.items():
+        if table.get(key) is not None and table[key] != does.get(reader.name, table[key]):
+            found.append(Unread(key, table[key], reader.name))
+    return found + _layer_types(table, reader)
+
+
+def _says_nothing(key: str, value: Any, table: Table, reader: ModelClass) -> bool:
+    """Whether a value is what the class does, or said by a key that it reads."""
+    does = DOES.get(key, {})
+    if reader.name in does or "*" in does:
+        return bool(value is None or value == does.get(reader.name, does.get("*")))
+    if key in OF_SOME or key in NEAR.get(reader.name, ()):
+        return True
+    if value in (None, False, "", [], {}, 0):
+        return True
+    if value == 1 and not isinstance(value, bool):
+        return True  # one group, a factor of one
+    if key == "no_rope_layers":
+        return bool(value == [int((i + 1) % 4 != 0) for i in range(len(value))])
+    if key == "query_pre_attn_scalar":
+        return bool(value == table.get("head_dim"))
+    if key in (*THETA, *FACTOR, *LOCAL_THETA):
+        return says_nothing_new(key, value, table, reader)
+    same = {name for names in ALIASES if key in names for name in names if name in reader.keys}
+    return any(name in table or reader.defaults[name] == value for name in same)
+
+
+def _layer_types(table: Table, reader: ModelClass) -> list[Unread]:
+    """Types of layers that no period expresses, for a class that reads only a period."""
+    types = table.get("layer_types")
+    periods = {"sliding_window_pattern", "full_attention_interval"} & reader.keys
+    if not isinstance(types, list) or "layer_types" in reader.keys or not periods:
+        return []
+    fits = period(types) is not None or isinstance(table.get("sliding_window_pattern"), str)
+    return [] if fits else [Unread("layer_types", types, reader.name)]

@@ -1,0 +1,133 @@
+"""What a config says of rotary positions that mlx-lm's class does not do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from .model_classes import ModelClass
+from .rope_keys import FACTOR, LOCAL_THETA, THETA, by_layer, is_scaled, rope_type
+
+Table = dict[str, Any]
+DEFAULT_THETA = 10000.0
+# Classes (of mlx-lm 0.32) that read `rope_scaling` and do nothing with it.
+UNSCALED = {"gemma3n", "glm4_moe", "mixtral", "qwen2_moe", "qwen3_moe", "solar_open"}
+# Classes that read `rope_parameters` and take theta from it, nothing else.
+THETA_ALONE = {"granitemoehybrid", "lfm2", "lfm2_moe", "muse_glimmer", "muse_spark"}
+# Classes that know these kinds of scaling only, and treat any other as none.
+KINDS = {
+    "deepseek": {"linear"},
+    "hunyuan": {"dynamic"},
+    "hunyuan_v1_dense": {"dynamic"},
+    "minicpm3": {"longrope", "su"},
+    "nemotron": {"linear"},
+    "phi3": {"longrope", "su", "linear"},
+    "phimoe": {"longrope", "su"},
+}
+# Classes without rotary positions, and ones that rotate another share of a head than all of it.
+NO_ROPE = {
+    "gpt2",
+    "gpt_bigcode",
+    "jamba",
+    "kimi_k3",
+    "kimi_linear",
+    "mamba",
+    "mamba2",
+    "nemotron_h",
+    "rwkv7",
+}
+SHARE = {"recurrent_gemma": 0.5}
+# Families in which a share outside of `rope_parameters` never had a meaning.
+WHOLE = {"llama4", "muse_spark", "qwen3_moe"}
+# A class that reads theta and takes 10000.
+FIXED_THETA = {"recurrent_gemma"}
+TOLERANCE = 1e-3  # of an attention factor that is written out with few digits
+
+
+def unread_positions(table: Table, reader: ModelClass) -> Iterator[tuple[str, Any]]:
+    """Keys inside `rope_parameters` and `rope_scaling` that the class drops, with their values."""
+    parameters = table.get("rope_parameters")
+    scaling = table.get("rope_scaling")
+    if reader.name in NO_ROPE:
+        return
+    if isinstance(parameters, dict) and parameters:
+        if "rope_parameters" in reader.keys:
+            yield from _half_read(parameters, reader)
+        else:
+            yield from _brought(table, parameters, reader)
+        full = by_layer(parameters)[0]
+    elif isinstance(scaling, dict) and scaling:
+        if is_scaled(scaling):
+            yield from _scaling("rope_scaling", scaling, reader)
+        full = scaling
+    else:
+        return
+    yield from _attention_factor(full)
+
+
+def says_nothing_new(key: str, value: Any, table: Table, reader: ModelClass) -> bool:
+    """Whether a theta or a share that the class doesn't read is what it does all the same."""
+    if reader.name in NO_ROPE or ("rope_parameters" in reader.keys and "rope_parameters" in table):
+        return True
+    if key in FACTOR and reader.name in WHOLE:
+        return True
+    names = next(names for names in (THETA, FACTOR, LOCAL_THETA) if key in names)
+    read = [table[name] for name in names if name in reader.keys and name in table]
+    return value in read or (key in THETA and value == DEFAULT_THETA)
+
+
+def _half_read(parameters: Table, reader: ModelClass) -> Iterator[tuple[str, Any]]:
+    """Of `rope_parameters` that the class reads, what it doesn't use."""
+    full, _ = by_layer(parameters)
+    if reader.name in THETA_ALONE and is_scaled(full):
+        yield "rope_parameters.rope_type", rope_type(full)
+    share = full.get("partial_rotary_factor")
+    if reader.name in THETA_ALONE | {"qwen3", "exaone_moe"} and share not in (None, 1.0):
+        yield "rope_parameters.partial_rotary_factor", share
+
+
+def _brought(table: Table, parameters: Table, reader: ModelClass) -> Iterator[tuple[str, Any]]:
+    """Of `rope_parameters` that the class doesn't read, what has no place elsewhere."""
+    full, local = by_layer(parameters)
+    theta = full.get("rope_theta")
+    fixed = reader.name in FIXED_THETA
+    if (fixed or not reader.keys & {*THETA, "attn_config"}) and theta not in (None, DEFAULT_THETA):
+        yield "rope_parameters.rope_theta", theta
+
+    # Sliding windows have a theta of their own in some classes, and a scaling in none.
+    if local is not None and not reader.keys & set(LOCAL_THETA):
+        if local.get("rope_theta", theta) != theta:
+            yield "rope_parameters.sliding_attention.rope_theta", local["rope_theta"]
+    if local is not None and local is not full and is_scaled(local):
+        yield "rope_parameters.sliding_attention.rope_type", rope_type(local)
+
+    share = full.get("partial_rotary_factor")
+    if not reader.keys & {*FACTOR, "rotary_dim"} and share not in (None, SHARE.get(reader.name, 1)):
+        yield "rope_parameters.partial_rotary_factor", share
+    if is_scaled(full):
+        yield from _scaling("rope_parameters", full, reader)
+
+
+def _scaling(key: str, scaling: Table, reader: ModelClass) -> Iterator[tuple[str, Any]]:
+    """A kind of scaling that the class doesn't do."""
+    kind = rope_type(scaling)
+    known = "rope_scaling" in reader.keys and reader.name not in UNSCALED
+    if not known or kind not in KINDS.get(reader.name, {kind}):
+        yield f"{key}.rope_type", kind
+
+
+def _attention_factor(scaling: Table) -> Iterator[tuple[str, Any]]:
+    """A factor on queries and keys other than the one that follows from the scaling."""
+    stated, factor = scaling.get("attention_factor"), scaling.get("factor")
+    if not isinstance(stated, (int, float)) or not isinstance(factor, (int, float)):
+        return
+    if rope_type(scaling) != "yarn" or factor <= 1:
+        return
+    per_dim = [scaling.get("mscale"), scaling.get("mscale_all_dim")]
+    log = 0.1 * math.log(factor)
+    follows = log + 1
+    if all(per_dim):
+        follows = (per_dim[0] * log + 1) / (per_dim[1] * log + 1)
+    if abs(stated - follows) > TOLERANCE:
+        yield "attention_factor of the positions", stated
