@@ -13,10 +13,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..base.errors import UsageError
+from ..base.errors import MintError, UsageError
 from ..base.report import Report, Silent
+from ..base.safetensors_header import stated_format
+from ..checkpoint.known_differences import known_differences
 from ..checkpoint.layers import list_layers
-from ..checkpoint.source import Source, load_source, open_model
+from ..checkpoint.source import Source, brought_keys, load_source, open_model
 from ..checkpoint.tokenizer import encode, load_tokenizer
 from ..checkpoint.towers import find_unused
 from ..runtime.runner import Runner, load_shared
@@ -61,6 +63,9 @@ def evaluate(
 
     # The windows, in the source's tokens where there is a source, and its predictions on them.
     candidate = load_source(model)
+    check_read_alike(candidate)
+    for difference in known_differences(candidate.config):
+        report.note(f"known difference: {difference}")
     reference: Reference | None = None
     if source is None:
         text, _ = cut_text(candidate, settings, report)
@@ -77,6 +82,26 @@ def evaluate(
     if save is not None and reference is not None:
         save_reference(reference, save)
     return score_model(candidate, text, reference, settings, report)
+
+
+def check_read_alike(source: Source) -> None:
+    """Refuse a finished MLX checkpoint of which stock mlx-lm makes another model than is read here.
+
+    A source in a release's own layout is converted before anyone runs it with mlx-lm.
+
+    Raises:
+        MintError: naming the key.
+    """
+    changes = brought_keys(source)
+    finished = isinstance(source.config.get("quantization"), dict) or any(
+        stated_format(source.path / file) == "mlx" for file in source.headers
+    )
+    if changes and finished:
+        raise MintError(
+            f"config.json of {source.name} {changes[0]}: everyone who loads this checkpoint with "
+            "mlx-lm gets another model than the one that would be scored: write it anew with "
+            "`mint-mlx convert --uniform keep`"
+        )
 
 
 def _check_call(settings: Settings, source: str | None, save: Path | None, from_file: bool) -> None:

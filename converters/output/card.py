@@ -12,7 +12,9 @@ import yaml
 from ...allocation.plan import Plan
 from ...allocation.uniform import active_ratio
 from ...base.units import both, count
+from ...checkpoint.known_differences import known_differences
 from ...checkpoint.layers import Inventory
+from ...checkpoint.source import Source
 from ...rules.efforts import EFFORTS
 from ...rules.objectives import needs_sensitivity
 from ..quantizers.registry import needs_inputs
@@ -32,14 +34,14 @@ def config_table(plan: Plan, inventory: Inventory) -> list[tuple[str, int, int, 
     return table
 
 
-def model_card(plan: Plan, inventory: Inventory, total: int, source: Path, name: str) -> str:
+def model_card(plan: Plan, inventory: Inventory, total: int, source: Source, name: str) -> str:
     """The text of a checkpoint's README.md.
 
     Args:
         plan: the plan that was carried out.
         inventory: the model's layers.
         total: bytes of all safetensors files.
-        source: the source's folder, for the licence in its own card.
+        source: what was converted; its own card has the licence.
         name: of the checkpoint.
     """
     source_name = plan.origin.source
@@ -51,7 +53,7 @@ def model_card(plan: Plan, inventory: Inventory, total: int, source: Path, name:
         "pipeline_tag": "text-generation",
         "tags": ["mlx", "mint-mlx"],
     }
-    for key, value in _front_matter(source / "README.md").items():
+    for key, value in _front_matter(source.path / "README.md").items():
         if key in _LICENCE_KEYS:
             data[key] = value
     if is_on_hub:
@@ -73,6 +75,9 @@ def model_card(plan: Plan, inventory: Inventory, total: int, source: Path, name:
         f"| {config} | {layers} | {count(weights)} | {both(size)} |"
         for config, layers, weights, size in config_table(plan, inventory)
     )
+    differences = "".join(
+        f"- known difference: {text}\n" for text in known_differences(source.config)
+    )
     return f"""---
 {yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---
 
@@ -83,7 +88,7 @@ def model_card(plan: Plan, inventory: Inventory, total: int, source: Path, name:
 - size: {both(total)}, {bits:.2f} bits per weight over {count(inventory.parameters)} parameters
 - read per token when decoding: {both(active)}, {ratio:.2f}x of uniform 4bit-g64
 - made with: {how}, quantizer `{plan.quantizer}` ({tools}); the whole plan is in `mint-plan.yaml`
-
+{differences}
 | configuration | layers | weights | bytes |
 |---|---|---|---|
 {rows}

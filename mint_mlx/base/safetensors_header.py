@@ -89,6 +89,18 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
     return tensors, 8 + length
 
 
+def stated_format(path: Path) -> str | None:
+    """The library that a file says to be written for: `pt`, `mlx`; None where it says nothing.
+
+    The file's header was read before, so that it is a safetensors file.
+    """
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        metadata = json.loads(file.read(length)).get("__metadata__")
+    stated = metadata.get("format") if isinstance(metadata, dict) else None
+    return stated if isinstance(stated, str) else None
+
+
 def parse_header(header: Any, name: str) -> dict[str, TensorInfo]:
     """Check a decoded header and return its tensors by name, in the file's order of data.
 

@@ -11,15 +11,17 @@ All functions are pure. A config that the class reads as it stands comes back un
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 from ..base.errors import MintError
 from ..base.hf_config import edit_text_config, text_config
 from .family_keys import family_keys
 from .layer_types import layer_type_keys
-from .model_classes import ModelClass, is_known, model_class, text_class
+from .model_classes import REQUIRED, ModelClass, is_known, model_class, text_class
 from .rope_keys import rope_keys
 
 Table = dict[str, Any]
@@ -60,6 +62,63 @@ def adapt(config: Table) -> Table:
         raise MintError(
             f"config.json holds a value that no model has ({error}): download it again"
         ) from error
+
+
+@dataclass(frozen=True)
+class Brought:
+    """A key that mlx-lm's class would have read otherwise.
+
+    Attributes:
+        key: as the class reads it; `model_type` where the family's class is another one.
+        value: that it has now.
+        otherwise: what the class would have taken; REQUIRED where it couldn't have been made.
+        reader: the class's name.
+    """
+
+    key: str
+    value: Any
+    otherwise: Any
+    reader: str
+
+    def __str__(self) -> str:
+        if self.key == "model_type":
+            return f"says another model_type than {self.value}, which mlx-lm has a class for"
+        stand_in = "can't do without"
+        if self.otherwise is None:
+            stand_in = "would take none"
+        elif self.otherwise is not REQUIRED:
+            stand_in = f"would take {_short(self.otherwise)}"
+        return (
+            f"says {self.key} {_short(self.value)} in a key or form that mlx-lm's class "
+            f"{self.reader} does not read (it {stand_in})"
+        )
+
+
+def brought(config: Table) -> tuple[Brought, ...]:
+    """What `adapt` changes in a config so that mlx-lm's class runs the same model."""
+    config, adapted = decoded(config), adapt(config)
+    reader = text_class(adapted)
+    if reader is None or adapted == config:
+        return ()
+    if adapted.get("model_type") != config.get("model_type"):
+        return (Brought("model_type", adapted["model_type"], REQUIRED, reader.name),)
+    before, after = text_config(config), text_config(adapted)
+    changes = [
+        Brought(key, value, before.get(key, reader.defaults.get(key)), reader.name)
+        for key, value in after.items()
+        if value != before.get(key, reader.defaults.get(key))
+    ]
+    outer = model_class(adapted)
+    if adapted.get("vocab_size") != config.get("vocab_size") and outer is not None:
+        size = outer.defaults.get("vocab_size")
+        changes.append(Brought("vocab_size", adapted["vocab_size"], size, outer.name))
+    return tuple({change.key: change for change in changes}.values())
+
+
+def _short(value: Any) -> str:
+    """A value as JSON, cut to one line."""
+    text = json.dumps(encoded(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _adapted(config: Table) -> Table:

@@ -38,6 +38,7 @@ from ..base.errors import NO_METAL, MintError
 from ..base.hf_config import text_config
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
 from .config_keys import adapt
+from .model_classes import text_class
 from .tied_head import drop_copy, with_own_head
 from .tokenizer import PROMPT, first_line, load_tokenizer, sentence_prompt
 
@@ -117,21 +118,33 @@ def build_model(folder: Path, stream: Any = None) -> Any:
         config.update(with_own_head(config, folder, headers, bare_model))
         return reader(config, folder, _prepared(model_class, config)), args_class
 
+    config: dict[str, Any] = {}
     try:
         with mx.stream(stream or mx.cpu), _reads_only(folder, headers):
             config = adapt(load_config(folder))
             model, _ = load_model(folder, lazy=True, model_config=config, get_model_classes=classes)
     except _BUILD_ERRORS as error:
-        raise MintError(
-            f"mlx-lm cannot build a model from {folder.name}: {first_line(error)}{_advice(error)}"
-        ) from error
+        raise MintError(_why_not_built(folder, config, error)) from error
     return model
 
 
-def _advice(error: BaseException) -> str:
-    """What to look at, where mlx-lm misses tensors."""
-    lacks = str(error).startswith("Missing ") or isinstance(error, KeyError)
-    return " (is the checkpoint complete, and does its config.json belong to it?)" if lacks else ""
+def _why_not_built(folder: Path, config: dict[str, Any], error: BaseException) -> str:
+    """Why mlx-lm fails on a checkpoint, and what to look at, where tensors are missing."""
+    reader = text_class(config)
+    lacking = reader.required - text_config(config).keys() if reader else set()
+    if reader and lacking and isinstance(error, TypeError):
+        return (
+            f"mlx-lm cannot build a model from {folder.name}: config.json lacks "
+            f"{', '.join(sorted(lacking))}, which the class {reader.name} needs: update mlx-lm and "
+            "mint-mlx, or give the model as it was released"
+        )
+
+    # sanitize fails with the name of a tensor that it looks for, load_weights with a count.
+    text = f"mlx-lm cannot build a model from {folder.name}: {first_line(error)}"
+    lost = isinstance(error, KeyError) and "." in str(error)
+    if lost or str(error).startswith("Missing "):
+        text += " (is the checkpoint complete, and does its config.json belong to it?)"
+    return text
 
 
 def _prepared(model_class: type, config: dict[str, Any]) -> type:

@@ -19,7 +19,7 @@ from ..base.targets import check_name
 from ..converters.sources.gguf import original_repo
 from ..converters.sources.layouts import check_tensors
 from . import hub, mlxlm
-from .config_keys import adapt
+from .config_keys import Brought, adapt, brought
 from .origin import Origin
 from .tied_head import with_own_head
 from .unread_keys import check_keys
@@ -235,6 +235,11 @@ def _check_depth(config: dict[str, Any], headers: dict[str, dict[str, TensorInfo
                     f"config.json says {key} is {table[key]}, but there are {tensors} tensors: it "
                     "belongs to another checkpoint, or the download is incomplete"
                 )
+
+
+def brought_keys(source: Source) -> tuple[Brought, ...]:
+    """What a source's config.json says where mlx-lm's class doesn't read it."""
+    return brought(read_config(source.path))
 
 
 def open_model(source: Source, stream: Any = None) -> Any:

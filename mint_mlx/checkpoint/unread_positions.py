@@ -96,9 +96,9 @@ def _brought(table: Table, parameters: Table, reader: ModelClass) -> Iterator[tu
         yield "rope_parameters.rope_theta", theta
 
     # Sliding windows have a theta of their own in some classes, and a scaling in none.
-    if local is not None and not reader.keys & set(LOCAL_THETA):
-        if local.get("rope_theta", theta) != theta:
-            yield "rope_parameters.sliding_attention.rope_theta", local["rope_theta"]
+    local_theta = (local or full).get("rope_theta", theta)
+    if local_theta != theta and not reader.keys & set(LOCAL_THETA):
+        yield "rope_parameters.sliding_attention.rope_theta", local_theta
     if local is not None and local is not full and is_scaled(local):
         yield "rope_parameters.sliding_attention.rope_type", rope_type(local)
 
@@ -124,10 +124,10 @@ def _attention_factor(scaling: Table) -> Iterator[tuple[str, Any]]:
         return
     if rope_type(scaling) != "yarn" or factor <= 1:
         return
-    per_dim = [scaling.get("mscale"), scaling.get("mscale_all_dim")]
+    grown, kept_in_scale = scaling.get("mscale"), scaling.get("mscale_all_dim")
     log = 0.1 * math.log(factor)
     follows = log + 1
-    if all(per_dim):
-        follows = (per_dim[0] * log + 1) / (per_dim[1] * log + 1)
+    if grown and kept_in_scale:
+        follows = (grown * log + 1) / (kept_in_scale * log + 1)
     if abs(stated - follows) > TOLERANCE:
         yield "attention_factor of the positions", stated

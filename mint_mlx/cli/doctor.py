@@ -30,6 +30,8 @@ def doctor(
         )
     for where, problem in tables.finding_lines(examination.findings):
         output.line(f"- {where}: {problem}")
+    for difference in examination.known_differences:
+        output.line(f"known difference: {difference}")
     count = len(examination.findings)
     verdict = {0: "nothing is wrong", 1: "1 thing is wrong"}
     output.line(verdict.get(count, f"{count} things are wrong"))

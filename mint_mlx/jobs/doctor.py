@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mlx.utils import tree_flatten
@@ -19,6 +19,8 @@ from ..base.one_line import one_line
 from ..base.safetensors_header import INDEX, TensorInfo, index_notes, read_folder
 from ..base.units import human
 from ..checkpoint import hub, mlxlm
+from ..checkpoint.config_keys import adapt
+from ..checkpoint.known_differences import known_differences
 from ..checkpoint.layers import Inventory, list_layers
 from ..checkpoint.source import find_model, read_config
 from ..checkpoint.tokenizer import has_tokenizer
@@ -27,6 +29,7 @@ from .findings import (
     Finding,
     claim_findings,
     config_findings,
+    key_findings,
     tensor_findings,
     tower_findings,
 )
@@ -41,12 +44,14 @@ class Examination:
         bytes: of all safetensors files.
         bits_per_weight: None where the files can't be read.
         findings: in the order of files, config, layers, towers, name.
+        known_differences: what mlx-lm computes otherwise than transformers for this family.
     """
 
     name: str
     bytes: int
     bits_per_weight: float | None
     findings: list[Finding]
+    known_differences: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         bits = "unreadable"
@@ -71,7 +76,8 @@ def doctor(model: str) -> Examination:
         name = place.resolve().name
 
     # Without a config of a known model there is nothing to examine.
-    config = read_config(folder)
+    stated = read_config(folder)
+    config = adapt(stated)
     mlxlm.check_model(config, folder)
     try:
         headers = read_folder(folder)
@@ -94,6 +100,7 @@ def doctor(model: str) -> Examination:
     # A refusal by mlx-lm is told only where nothing explains it.
     unquantized, plan_findings = _meant_to_stay(_plan_of(folder, place))
     layer_findings = [
+        *key_findings(stated, config),
         *config_findings(config, inventory),
         *tensor_findings(config, inventory, tensors, unquantized),
     ]
@@ -109,7 +116,7 @@ def doctor(model: str) -> Examination:
         *tower_findings(folder, config, inventory, tensors),
         *claim_findings(name, bits),
     ]
-    return Examination(name, size, bits, findings)
+    return Examination(name, size, bits, findings, known_differences(config))
 
 
 def _loaded_layers(inventory: Inventory, loaded: set[str] | None) -> Inventory:

@@ -15,8 +15,10 @@ from typing import Any
 from ..base.hf_config import config_tables
 from ..base.quant_config import AFFINE_BITS, AFFINE_GROUPS, MX_MODES, QuantConfig
 from ..base.safetensors_header import TensorInfo
+from ..checkpoint.config_keys import brought
 from ..checkpoint.layers import ROUTER_BITS, Inventory, Layer
 from ..checkpoint.towers import MTP_KEYS, PROCESSOR_FILES, TOWERS, has_mtp
+from ..checkpoint.unread_keys import unread_keys
 
 KEYS = {"group_size", "bits", "mode"}
 _CLAIM = re.compile(r"(\d+(?:\.\d+)?)[-_ ]?(bpw|bits?)(?![a-z])", re.IGNORECASE)
@@ -36,6 +38,19 @@ def _entries(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(block, dict):
         return {}
     return {path: entry for path, entry in block.items() if path not in KEYS}
+
+
+def key_findings(stated: dict[str, Any], adapted: dict[str, Any]) -> Iterator[Finding]:
+    """Keys that mlx-lm's class doesn't read, so that everyone who loads this gets another model.
+
+    Args:
+        stated: config.json as it stands.
+        adapted: the same, brought to the keys that the class reads.
+    """
+    for change in brought(stated):
+        yield Finding("config.json", str(change))
+    for key in unread_keys(adapted):
+        yield Finding("config.json", f"says {key}")
 
 
 def config_findings(config: dict[str, Any], inventory: Inventory) -> Iterator[Finding]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from ..base.report import Report
 from ..base.safetensors_header import index_notes
+from ..checkpoint.known_differences import known_differences
 from ..checkpoint.layers import Inventory, list_layers
-from ..checkpoint.source import Source, load_source, open_model
+from ..checkpoint.source import Source, brought_keys, load_source, open_model
 from ..checkpoint.towers import UnusedTensors, find_unused, remarks, with_towers
 from ..rules.recipes import Recipe, find_recipe
 
@@ -55,7 +56,7 @@ def prepare(
 
 
 def note_source(job: Job, report: Report) -> None:
-    """Say which of a source's tensors are left out, and whether it is quantized already."""
+    """Say what of a source is read in another form or left out, and whether it is quantized."""
     from ..converters.sources.layouts import describe
 
     for text in remarks(job.unused, job.parts):
@@ -63,6 +64,15 @@ def note_source(job: Job, report: Report) -> None:
     for text in index_notes(job.source.path, job.source.headers):
         report.note(text)
     name = job.source.name
+    changes = brought_keys(job.source)
+    if changes:
+        report.note(
+            f"config.json of {name} says {', '.join(change.key for change in changes)} where "
+            f"mlx-lm's class {changes[0].reader} does not look (transformers 5 writes it so): the "
+            "result's config.json says it where both do"
+        )
+    for difference in known_differences(job.source.config):
+        report.note(f"known difference: {difference}")
     layout = describe(job.source.config, job.source.path, job.source.headers)
     if layout:
         report.note(f"{name} {layout}")

@@ -1,0 +1,148 @@
+"""What mlx-lm's classes compute otherwise than transformers, whatever their config says.
+
+A closed list: no key brings these over, and none of them makes the model useless. They are told
+where a model is converted, scored or examined, so that nobody takes them for a loss of bits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..base.hf_config import text_config
+from .model_classes import ModelClass, text_class
+from .rope_keys import by_layer, is_scaled, rope_type
+
+Table = dict[str, Any]
+# Classes that attend to everything where their family's layers have sliding windows.
+WITHOUT_WINDOWS = {
+    "dots1",
+    "gemma2",
+    "llama",
+    "mixtral",
+    "phi3",
+    "phimoe",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+    "starcoder2",
+}
+
+
+def known_differences(config: Table) -> list[str]:
+    """A sentence for each known difference of a model, with what it costs where that is known.
+
+    Args:
+        config: as `config_keys.adapt` brings it.
+    """
+    reader, table = text_class(config), text_config(config)
+    if reader is None:
+        return []
+    sentences = [*_positions(table, reader), *_experts(table, reader), *_windows(table, reader)]
+    shortest = table.get("time_step_min")
+    if reader.name == "nemotron_h" and isinstance(shortest, (int, float)) and shortest > 0:
+        sentences.append(
+            f"mlx-lm lets time steps below {shortest:g} be as short as they are, transformers "
+            "makes them that long: no difference unless a step is shorter"
+        )
+    return sentences
+
+
+def _positions(table: Table, reader: ModelClass) -> list[str]:
+    """Differences in long contexts' positions."""
+    key = "rope_parameters" if "rope_parameters" in reader.keys else "rope_scaling"
+    scaling = table.get(key) or table.get("rope_scaling")
+    full = by_layer(scaling)[0] if isinstance(scaling, dict) else {}
+    if not is_scaled(full):
+        return []
+
+    kind = rope_type(full)
+    if kind in ("longrope", "su") and full.get("short_factor") != full.get("long_factor"):
+        original = full.get("original_max_position_embeddings") or table.get(
+            "original_max_position_embeddings"
+        )
+        up_to = f"up to {original:,} tokens" if isinstance(original, int) else "in short contexts"
+        return [
+            f"mlx-lm takes longrope's long factors at every length, transformers its short ones "
+            f"{up_to}: texts of that length get a little worse, not by the quantization"
+        ]
+    if kind == "yarn" and full.get("truncate") is False:
+        cost = _truncation_cost(table, full)
+        by = f" (by up to {cost:.0%})" if cost else ""
+        return [
+            f"mlx-lm rounds the ends of YaRN's ramp to whole dimensions, where config.json says "
+            f"truncate: false: some frequencies of positions differ{by}"
+        ]
+    return []
+
+
+def _truncation_cost(table: Table, scaling: Table) -> float | None:
+    """How far the frequencies with and without rounded ends differ at most, as a share."""
+    try:
+        size = table.get("qk_rope_head_dim") or table.get("head_dim")
+        size = size or table["hidden_size"] // table["num_attention_heads"]
+        size = int(size * (scaling.get("partial_rotary_factor") or 1))
+        theta = scaling.get("rope_theta") or table["rope_theta"]
+        exact, rounded = (_yarn(size, theta, scaling, truncate) for truncate in (False, True))
+        return max(abs(a / b - 1) for a, b in zip(exact, rounded, strict=True))
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        return None
+
+
+def _yarn(size: int, theta: float, scaling: Table, truncate: bool) -> list[float]:
+    """YaRN's frequencies (Peng et al. 2023, section 3.2), as transformers computes them."""
+    original, factor = scaling["original_max_position_embeddings"], scaling["factor"]
+
+    def dimension(rotations: float) -> float:
+        return size * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = dimension(scaling.get("beta_fast") or 32)
+    high = dimension(scaling.get("beta_slow") or 1)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, size - 1)
+    frequencies = []
+    for i in range(size // 2):
+        ramp = min(max((i - low) / ((high - low) or 0.001), 0), 1)
+        plain = theta ** (-2 * i / size)
+        frequencies.append(plain / factor * ramp + plain * (1 - ramp))
+    return frequencies
+
+
+def _experts(table: Table, reader: ModelClass) -> list[str]:
+    """Routers that mlx-lm's classes run otherwise."""
+    if reader.name == "ernie4_5_moe" and table.get("moe_use_aux_free") is not False:
+        return [
+            "mlx-lm drops ERNIE's e_score_correction_bias: where it isn't zero, some tokens go to "
+            "other experts than in transformers"
+        ]
+    if reader.name == "jamba" and (table.get("num_experts") or 0) > 1:
+        return [
+            "mlx-lm lets the weights of Jamba's chosen experts add up to 1, transformers takes "
+            "them as they are: its expert layers count for more"
+        ]
+    return []
+
+
+def _windows(table: Table, reader: ModelClass) -> list[str]:
+    """Sliding windows that the class doesn't have."""
+    window = table.get("sliding_window")
+    if reader.name not in WITHOUT_WINDOWS or not isinstance(window, int) or window <= 0:
+        return []
+    if not _uses_windows(table, reader) or window >= table.get("max_position_embeddings", math.inf):
+        return []
+    return [
+        f"mlx-lm's class {reader.name} has no sliding windows: beyond {window:,} tokens it attends "
+        "to more than transformers does"
+    ]
+
+
+def _uses_windows(table: Table, reader: ModelClass) -> bool:
+    """Whether transformers' class goes by a `sliding_window` that is stated."""
+    types = table.get("layer_types")
+    if isinstance(types, list):
+        return "sliding_attention" in types and "layer_types" not in reader.keys
+    if reader.name.startswith("qwen"):
+        return table.get("use_sliding_window") is True
+    return reader.name != "llama" or table.get("model_type") == "mistral"
