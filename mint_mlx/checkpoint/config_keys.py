@@ -27,6 +27,9 @@ from .rope_keys import rope_keys
 Table = dict[str, Any]
 TAGGED = "__float__"  # how transformers writes numbers that JSON has no words for
 
+# The exceptions that values of unexpected types lead to.
+MALFORMED = (TypeError, ValueError, AttributeError, KeyError, ArithmeticError)
+
 # Names of the same quantity in the configs of different families and releases.
 ALIASES = (
     ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
@@ -58,7 +61,7 @@ def adapt(config: Table) -> Table:
     """
     try:
         return _adapted(decoded(config))
-    except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
+    except MALFORMED as error:
         raise MintError(
             f"config.json holds a value that no model has ({error}): download it again"
         ) from error

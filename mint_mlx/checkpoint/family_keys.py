@@ -61,20 +61,25 @@ def family_keys(table: Table, reader: ModelClass) -> Table:
 
 
 def _gemma4(table: Table) -> Table:
-    """The heads of layers with full attention, which stand apart for each of them."""
-    layers = table.get("per_layer_config")
-    types = table.get("layer_types") or []
-    if not isinstance(layers, dict) or not layers:
-        return {}
-    full = [layers.get(str(i)) for i, name in enumerate(types) if name == "full_attention"]
-    if len(full) != len(layers) or any(heads != full[0] for heads in full):
-        return {}
+    """The heads of layers with full attention."""
+    heads = full_attention_heads(table) or {}
     names = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
-    return {
-        new: full[0][old]
-        for old, new in names.items()
-        if full[0] and old in full[0] and new not in table
-    }
+    return {names[key]: size for key, size in heads.items() if names[key] not in table}
+
+
+def full_attention_heads(table: Table) -> Table | None:
+    """What `per_layer_config` says alike of all layers with full attention, and of no others.
+
+    None where it says anything else than the number and size of their heads.
+    """
+    layers = {int(number): heads for number, heads in (table.get("per_layer_config") or {}).items()}
+    types = table.get("layer_types") or []
+    full = [number for number, name in enumerate(types) if name == "full_attention"]
+    if not layers:
+        return {}
+    first: Table = next(iter(layers.values()))
+    alike = sorted(layers) == full and all(heads == first for heads in layers.values())
+    return first if alike and first.keys() <= {"head_dim", "num_key_value_heads"} else None
 
 
 def _exaone4(table: Table) -> Table:

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from ..base.hf_config import text_config
+from .config_keys import MALFORMED
 from .model_classes import ModelClass, text_class
 from .rope_keys import by_layer, is_scaled, rope_type
 
@@ -36,10 +37,20 @@ def known_differences(config: Table) -> list[str]:
     Args:
         config: as `config_keys.adapt` brings it.
     """
-    reader, table = text_class(config), text_config(config)
+    reader = text_class(config)
     if reader is None:
         return []
+    try:
+        return _differences(text_config(config), reader)
+    except MALFORMED:  # who builds the model says so
+        return []
+
+
+def _differences(table: Table, reader: ModelClass) -> list[str]:
+    """The sentences for a text model's table."""
     sentences = [*_positions(table, reader), *_experts(table, reader), *_windows(table, reader)]
+    if reader.name == "mimo_v2_flash":
+        sentences.append("mlx-lm's sliding windows of MiMo are one token shorter")
     shortest = table.get("time_step_min")
     if reader.name == "nemotron_h" and isinstance(shortest, (int, float)) and shortest > 0:
         sentences.append(
@@ -86,7 +97,7 @@ def _truncation_cost(table: Table, scaling: Table) -> float | None:
         theta = scaling.get("rope_theta") or table["rope_theta"]
         exact, rounded = (_yarn(size, theta, scaling, truncate) for truncate in (False, True))
         return max(abs(a / b - 1) for a, b in zip(exact, rounded, strict=True))
-    except (KeyError, TypeError, ValueError, ArithmeticError):
+    except MALFORMED:
         return None
 
 

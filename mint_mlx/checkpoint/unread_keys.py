@@ -14,7 +14,8 @@ from typing import Any
 
 from ..base.errors import MintError
 from ..base.hf_config import text_config
-from .config_keys import ALIASES
+from .config_keys import ALIASES, MALFORMED
+from .family_keys import full_attention_heads
 from .layer_types import period
 from .model_classes import ModelClass, text_class
 from .rope_keys import FACTOR, LOCAL_THETA, THETA
@@ -136,13 +137,18 @@ def check_keys(config: Table) -> None:
         config: as `config_keys.adapt` brings it.
 
     Raises:
-        MintError: naming key, value and class.
+        MintError: naming key, value and class; or a value is of another type than any model's.
     """
-    unread = unread_keys(config)
+    try:
+        unread = unread_keys(config)
+    except MALFORMED as error:
+        raise MintError(
+            f"config.json holds a value that no model has ({error}): download it again"
+        ) from error
     if unread:
         raise MintError(
             f"config.json says {unread[0]}, so that mlx-lm would run another model: update mlx-lm "
-            "and mint-mlx, or give the model as it was released"
+            "and mint-mlx, or give the key the name that the class reads"
         )
 
 
@@ -164,7 +170,7 @@ def unread_keys(config: Table) -> list[Unread]:
     for key, does in FIXED.items():
         if table.get(key) is not None and table[key] != does.get(reader.name, table[key]):
             found.append(Unread(key, table[key], reader.name))
-    return found + _layer_types(table, reader)
+    return found + _layer_types(table, reader) + _layers_apart(table, reader)
 
 
 def _says_nothing(key: str, value: Any, table: Table, reader: ModelClass) -> bool:
@@ -196,3 +202,12 @@ def _layer_types(table: Table, reader: ModelClass) -> list[Unread]:
         return []
     fits = period(types) is not None or isinstance(table.get("sliding_window_pattern"), str)
     return [] if fits else [Unread("layer_types", types, reader.name)]
+
+
+def _layers_apart(table: Table, reader: ModelClass) -> list[Unread]:
+    """Sizes of single layers, where the class knows none."""
+    key = "per_layer_config"
+    if not table.get(key) or key in reader.keys:
+        return []
+    fits = reader.name == "gemma4_text" and full_attention_heads(table) is not None
+    return [] if fits else [Unread(key, table[key], reader.name)]

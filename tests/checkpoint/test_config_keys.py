@@ -11,13 +11,22 @@ import mlx.core as mx
 import mlx_lm.utils
 import numpy as np
 import pytest
-from helpers import OLD_MLX_LM, write_tokenizer
+from families import FAMILIES as MOES
+from families import NESTED, SCALED, UNCHAINED, config_of
+from helpers import OLD_MLX_LM, Notes, edit_weights, write_tokenizer
 
+from mint_mlx.base.errors import MintError
+from mint_mlx.checkpoint.config_keys import adapt, brought, encoded
+from mint_mlx.checkpoint.unread_keys import check_keys
+from mint_mlx.eval.evaluate import evaluate
 from mint_mlx.jobs.convert import convert
+from mint_mlx.jobs.doctor import doctor
+from mint_mlx.jobs.model import prepare
 
 TWINS = Path(__file__).parent.parent / "fixtures" / "t5"
 KEPT = 12  # positions at the end of which the reference has logits
 FAMILIES = sorted(folder.name for folder in TWINS.iterdir())
+FAMILIES_OF_MLX_LM = [*MOES, *NESTED, *UNCHAINED, *SCALED, "dbrx"]
 pytestmark = pytest.mark.skipif(OLD_MLX_LM, reason="its classes read fewer keys")
 
 
@@ -79,3 +88,181 @@ def test_transformers_reads_the_result_as_the_same_model(tmp_path: Path, family:
     if family == "exaone4":  # the same in letters
         assert (was.pop("sliding_window_pattern"), now["sliding_window_pattern"]) == (2, "LG")
     assert {key: now.get(key) for key in was} == was
+
+
+def flat(**more: Any) -> dict[str, Any]:
+    """A Llama's config as transformers 5 writes it."""
+    return read_json(TWINS / "llama" / "config.json") | more
+
+
+def test_configs_of_transformers_4_come_back_unchanged() -> None:
+    released = list(TWINS.parent.glob("*/config.json"))
+    assert len(released) > 20
+    for config in [*map(read_json, released), *map(config_of, FAMILIES_OF_MLX_LM)]:
+        assert adapt(config) == config
+        assert brought(config) == ()
+
+
+def test_the_result_of_bringing_is_left_alone() -> None:
+    for family in FAMILIES:
+        config = adapt(read_json(TWINS / family / "config.json"))
+        assert adapt(config) == config
+        assert brought(config) == ()
+
+
+def test_what_transformers_reads_first_is_read_first() -> None:
+    # A theta left over beside rope_parameters loses against it.
+    assert adapt(flat(rope_theta=77.0))["rope_theta"] == 500.0
+
+    # A scaling beside it wins, as in what mint-mlx writes itself.
+    linear = {"rope_type": "linear", "factor": 8.0}
+    assert adapt(flat(rope_scaling=linear))["rope_scaling"]["factor"] == 8.0
+
+    # Of tables by type of layer, stray keys beside them count for nothing.
+    config = read_json(TWINS / "gemma3_text" / "config.json")
+    config["rope_parameters"]["rope_theta"] = 77.0
+    assert adapt(config)["rope_theta"] == 500.0
+
+
+def test_a_class_that_reads_rope_parameters_gets_nothing_else() -> None:
+    config = read_json(TWINS / "qwen3" / "config.json")
+    assert adapt(config) == config
+
+
+def test_a_model_with_a_tower_keeps_its_text_model_apart() -> None:
+    text = read_json(TWINS / "gemma3_text" / "config.json")
+    config = {"model_type": "gemma3", "text_config": text, "transformers_version": "5.24.0"}
+    adapted = adapt(config)
+
+    # mlx-lm's class looks for the vocabulary outside.
+    assert adapted["vocab_size"] == 96
+    assert adapted["text_config"]["rope_local_base_freq"] == 50.0
+    assert "rope_theta" not in adapted
+    assert {change.key for change in brought(config)} == {
+        "rope_theta",
+        "rope_local_base_freq",
+        "rope_scaling",
+        "sliding_window_pattern",
+        "vocab_size",
+    }
+
+    # transformers 5 ties the head by the outer table, earlier ones by the inner.
+    llava = {"model_type": "llava", "text_config": flat(), "tie_word_embeddings": True}
+    for version, tied in (("5.0.0", True), ("4.57.6", False)):
+        adapted = adapt(llava | {"transformers_version": version})
+        assert adapted["text_config"]["tie_word_embeddings"] is tied
+
+
+def test_the_heads_of_gemma_4_by_layers_of_any_numbering() -> None:
+    config = read_json(TWINS / "gemma4_text" / "config.json")
+    types = ["sliding_attention", "full_attention"] * 6
+    layers = {f"{i:02d}": {"head_dim": 32} for i in range(1, 12, 2)}
+    config |= {"layer_types": types, "num_hidden_layers": 12, "per_layer_config": layers}
+    assert adapt(config)["global_head_dim"] == 32
+
+    # A layer apart can't be said to mlx-lm's class.
+    check_keys(adapt(config))
+    layers["03"] = {"head_dim": 64}
+    with pytest.raises(MintError, match=r"per_layer_config is .* gemma4_text"):
+        check_keys(adapt(config))
+
+
+def test_infinities_are_written_as_transformers_tags_them(tmp_path: Path) -> None:
+    bare = twin("falcon_h1", tmp_path / "falcon_h1")
+    tagged = read_json(bare / "config.json")
+    assert tagged["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
+    assert adapt(tagged)["time_step_limit"] == [0.0, float("inf")]
+
+    # Also where the source has them bare, as transformers 4 wrote them.
+    tagged["time_step_limit"] = [0.0, float("inf")]
+    (bare / "config.json").write_text(json.dumps(tagged))
+    text = (converted(bare, tmp_path / "out") / "config.json").read_text()
+    assert "Infinity" in text
+    assert json.loads(text, parse_constant=pytest.fail)["time_step_limit"][1] == {
+        "__float__": "Infinity"
+    }
+    assert encoded([float("-inf"), 1.0]) == [{"__float__": "-Infinity"}, 1.0]
+
+
+def test_values_of_no_type_that_a_model_has_are_refused() -> None:
+    for change in (
+        {"rope_parameters": {"rope_theta": 5.0, "full_attention": {}}, "layer_types": 3},
+        {"num_attention_heads": "two", "head_dim": None, "model_type": "qwen3_moe"},
+        {"per_layer_config": {"x": 1}, "model_type": "gemma4_text"},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "attention_factor": "1"}},
+    ):
+        config = flat(**change)
+        try:
+            check_keys(adapt(config))
+        except MintError as error:
+            assert "config.json" in str(error)
+
+
+def test_missing_keys_and_missing_tensors_are_told_apart(tmp_path: Path) -> None:
+    incomplete = "is the checkpoint complete"
+    keyless = twin("qwen3_moe", tmp_path / "keyless")
+    config = read_json(keyless / "config.json")
+    del config["decoder_sparse_step"]
+    (keyless / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MintError, match=r"lacks decoder_sparse_step.*qwen3_moe needs") as refusal:
+        prepare(str(keyless))
+    assert incomplete not in str(refusal.value)
+
+    # More tensors than the model has is no sign of an incomplete download.
+    for name, change, hint in (
+        ("more", lambda w: w | {"model.more": mx.zeros(3)}, False),
+        ("fewer", lambda w: {k: v for k, v in w.items() if "o_proj" not in k}, True),
+        ("no expert", lambda w: {k: v for k, v in w.items() if "experts.2.up" not in k}, True),
+    ):
+        folder = twin("qwen3_moe", tmp_path / name)
+        edit_weights(folder, change)
+        with pytest.raises(MintError, match="cannot build") as refusal:
+            prepare(str(folder))
+        assert (incomplete in str(refusal.value)) is hint
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """A checkpoint that stock mlx-lm quantized from a twin: it ignores its rope_parameters."""
+    source = twin("llama", tmp_path / "llama")
+    mlx_lm.convert(str(source), str(tmp_path / "theirs"), quantize=True, q_group_size=32)
+    return tmp_path / "theirs"
+
+
+def test_the_doctor_finds_checkpoints_whose_positions_are_ignored(
+    theirs: Path, tmp_path: Path
+) -> None:
+    told = [str(finding) for finding in doctor(str(theirs)).findings]
+    assert len(told) == 2
+    assert "rope_theta 500.0" in told[0] and "llama" in told[0] and "10000" in told[0]
+    assert "rope_scaling" in told[1]
+
+    # What mint-mlx makes of it is sound, and computes what transformers does of the source.
+    out = converted(theirs, tmp_path / "out")
+    assert doctor(str(out)).findings == []
+    assert read_json(out / "config.json")["rope_theta"] == 500.0
+
+
+def test_the_doctor_tells_a_flat_text_config(tmp_path: Path) -> None:
+    out = converted(twin("qwen3_5_text", tmp_path / "qwen3_5_text"), tmp_path / "out")
+    config = read_json(out / "config.json")
+    flattened = config["text_config"] | {"architectures": config["architectures"]}
+    (out / "config.json").write_text(json.dumps(flattened))
+    assert "model_type" in str(doctor(str(out)).findings[0])
+
+
+def test_eval_refuses_a_checkpoint_that_others_read_as_another_model(theirs: Path) -> None:
+    with pytest.raises(MintError, match=r"rope_theta 500.0 .* gets another model"):
+        evaluate(str(theirs))
+
+
+def test_a_note_says_what_is_written_anew(tmp_path: Path) -> None:
+    notes = Notes()
+    convert(
+        str(twin("llama", tmp_path / "llama")),
+        out=tmp_path / "out",
+        uniform="keep",
+        smoke=False,
+        report=notes,
+    )
+    assert any("rope_theta, rope_scaling" in text and "llama" in text for text in notes.said)

@@ -1,0 +1,100 @@
+"""Known differences are told in the note, in the card, by eval and by the doctor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import OLD_MLX_LM, Cli, Notes, write_tokenizer
+
+from mint_mlx.checkpoint.config_keys import adapt
+from mint_mlx.checkpoint.known_differences import known_differences
+from mint_mlx.eval.evaluate import evaluate
+from mint_mlx.eval.settings import Settings
+from mint_mlx.jobs.convert import convert
+from mint_mlx.jobs.doctor import doctor
+
+TWINS = Path(__file__).parent.parent / "fixtures" / "t5"
+pytestmark = pytest.mark.skipif(OLD_MLX_LM, reason="its classes read fewer keys")
+
+
+def config_of(family: str) -> dict[str, Any]:
+    return dict(json.loads((TWINS / family / "config.json").read_text()))
+
+
+def told(config: dict[str, Any]) -> list[str]:
+    return known_differences(adapt(config))
+
+
+def parameters(family: str, **more: Any) -> dict[str, Any]:
+    """A twin with other positions."""
+    config = config_of(family)
+    return config | {"rope_parameters": config["rope_parameters"] | more}
+
+
+def test_most_models_have_none() -> None:
+    families = {folder.name for folder in TWINS.iterdir()}
+    assert {family for family in families if told(config_of(family))} == {"ernie4_5_moe"}
+
+
+def test_each_of_the_list_is_told() -> None:
+    (text,) = told(parameters("phi3", short_factor=[1.0, 1.0, 1.0, 1.0]))
+    assert "longrope" in text and "32 tokens" in text
+    (text,) = told(parameters("gpt_oss", truncate=False))
+    assert "truncate" in text and "%" in text
+    assert told(parameters("qwen3", truncate=False))  # also of a class that reads rope_parameters
+    assert "e_score_correction_bias" in told(config_of("ernie4_5_moe"))[0]
+    assert not told(config_of("ernie4_5_moe") | {"moe_use_aux_free": False})
+
+    jamba = {"model_type": "jamba", "num_experts": 4, "hidden_size": 32}
+    assert "Jamba" in told(jamba)[0]
+    assert not told(jamba | {"num_experts": 1})
+    assert "0.001" in told({"model_type": "nemotron_h", "time_step_min": 0.001})[0]
+    assert not told({"model_type": "nemotron_h", "time_step_min": 0.0})
+    assert "one token" in told({"model_type": "mimo_v2_flash"})[0]
+
+
+def test_windows_that_a_class_does_not_have_are_told_where_they_count() -> None:
+    assert "beyond 8 tokens" in told(config_of("mistral") | {"sliding_window": 8})[0]
+    assert not told(config_of("mistral") | {"sliding_window": 128})  # the whole context
+    assert not told(config_of("llama") | {"sliding_window": 8})  # transformers has none either
+
+    qwen2 = config_of("qwen2") | {"sliding_window": 8}
+    del qwen2["layer_types"]
+    assert not told(qwen2 | {"use_sliding_window": False})
+    assert told(qwen2 | {"use_sliding_window": True})
+    full = ["full_attention"] * 2
+    assert not told(qwen2 | {"use_sliding_window": True, "layer_types": full})
+
+
+def test_values_of_strange_types_tell_nothing() -> None:
+    assert told(config_of("mistral") | {"sliding_window": 8, "max_position_embeddings": "x"}) == []
+    assert told({"model_type": "unheard-of"}) == []
+
+
+def test_they_are_told_in_note_and_card_and_by_eval_and_doctor(tmp_path: Path, cli: Cli) -> None:
+    folder = tmp_path / "ernie"
+    shutil.copytree(TWINS / "ernie4_5_moe", folder)
+    write_tokenizer(folder)
+    notes, out = Notes(), tmp_path / "out"
+    convert(str(folder), out=out, uniform="keep", smoke=False, report=notes)
+    assert any("e_score_correction_bias" in text for text in notes.said)
+    assert "- known difference: mlx-lm drops ERNIE's" in (out / "README.md").read_text()
+
+    # The doctor tells it without a verdict, and eval goes on to score.
+    examination = doctor(str(out))
+    assert examination.findings == []
+    assert "e_score_correction_bias" in examination.known_differences[0]
+    printed = cli("doctor", out)
+    assert printed.code == 0
+    assert "known difference" in printed.out
+
+    text = tmp_path / "text.txt"
+    text.write_text("!#$%&'()*+,-./0123456789" * 40)
+    notes = Notes()
+    figures = evaluate(str(out), Settings(text=str(text), length=32, windows=2), report=notes)
+    assert figures["perplexity"] > 1
+    assert any("e_score_correction_bias" in said for said in notes.said)

@@ -1,0 +1,164 @@
+"""The guard for keys that mlx-lm's class drops: what counts is refused, what doesn't is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from families import FAMILIES, NESTED, SCALED, UNCHAINED, config_of
+from helpers import OLD_MLX_LM, Cli, Maker, edit_config, llama, qwen3_moe
+
+from mint_mlx.base.errors import MintError
+from mint_mlx.checkpoint.config_keys import adapt
+from mint_mlx.checkpoint.unread_keys import check_keys, unread_keys
+from mint_mlx.eval.evaluate import evaluate
+from mint_mlx.jobs.convert import convert
+from mint_mlx.jobs.doctor import doctor
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+pytestmark = pytest.mark.skipif(OLD_MLX_LM, reason="its classes read fewer keys")
+
+
+def config_at(name: str) -> dict[str, Any]:
+    return dict(json.loads((FIXTURES / name / "config.json").read_text()))
+
+
+def told(config: dict[str, Any]) -> list[str]:
+    return [str(key) for key in unread_keys(adapt(config))]
+
+
+def test_no_family_is_refused() -> None:
+    names = [path.parent for path in FIXTURES.rglob("config.json")]
+    assert len(names) > 60
+    for folder in names:
+        assert told(config_at(str(folder))) == [], folder
+    for family in [*FAMILIES, *NESTED, *UNCHAINED, *SCALED, "dbrx"]:
+        assert told(config_of(family)) == [], family
+
+
+RENAMED: dict[str, tuple[str, str]] = {
+    "rope_parameters": ("rotary_parameters", "t5/llama"),
+    "rope_theta": ("rotary_base", "llama"),
+    "rope_scaling": ("position_scaling", "deepseek_v3"),
+    "num_experts": ("n_moe_experts", "qwen3_moe"),
+    "num_local_experts": ("expert_count", "t5/qwen3_moe"),
+    "num_experts_per_tok": ("router_topk", "qwen3_moe"),
+    "routed_scaling_factor": ("routed_multiplier", "deepseek_v3"),
+    "rms_norm_eps": ("norm_epsilon", "llama"),
+    "query_pre_attn_scalar": ("attention_scale", "gemma2"),
+}
+
+
+@pytest.mark.parametrize("key", RENAMED)
+def test_the_next_rename_is_noticed(key: str) -> None:
+    name, fixture = RENAMED[key]
+    config = config_at(fixture)
+    config[name] = config.pop(key)
+    if config[name] in (None, 1.0):  # says nothing that the class doesn't do
+        config[name] = 2.5
+    assert any(text.startswith(f"{name} is ") for text in told(config))
+
+    # The same in the table of a text model.
+    nested = {"model_type": "mistral3", "text_config": config}
+    if fixture == "t5/llama":
+        assert told(nested)
+
+
+def test_the_refusal_names_key_value_and_class(make: Maker, tmp_path: Path, cli: Cli) -> None:
+    folder = make(llama(2))
+    edit_config(folder, rotary_base=77.0)
+    sentence = r"rotary_base is 77.0, which mlx-lm's class llama does not read"
+    with pytest.raises(MintError, match=sentence):
+        convert(str(folder), "6bpw", tmp_path / "out")
+    with pytest.raises(MintError, match=sentence):
+        evaluate(str(folder))
+    assert list(tmp_path.glob("*out*")) == []
+    assert cli("inspect", folder).code == 1
+
+    # The doctor goes on.
+    assert any(sentence.partition(",")[0] in f.problem for f in doctor(str(folder)).findings)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "max_position_embeddings",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
+        "output_router_logits",
+        "initializer_range",
+        "attention_dropout",
+        "max_window_layers",
+        "bos_token_id",
+        "pretraining_tp",
+        "moe_layers",
+    ],
+)
+def test_keys_that_compute_nothing_are_passed_over(key: str) -> None:
+    assert told(config_at("qwen3_moe") | {key: 7}) == []
+    assert told(config_at("gemma2") | {key: 7}) == []
+
+
+def test_values_that_say_what_the_class_does_are_passed_over() -> None:
+    for change in (
+        {"rope_interleave": True, "n_group": 1, "attn_logit_softcapping": None},
+        {"attention_bias": False, "partial_rotary_factor": 1.0, "qk_norm": False},
+        {"rope_scaling": {"rope_type": "default"}, "num_local_experts": 8},
+    ):
+        assert told(config_at("mixtral") | change) == []
+    assert told(config_at("mixtral") | {"rope_interleave": False})
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+
+
+def positions(name: str, **parameters: Any) -> dict[str, Any]:
+    """A twin with other positions."""
+    return config_at(f"t5/{name}") | {"rope_parameters": {"rope_theta": 5.0} | parameters}
+
+
+def test_positions_that_a_class_can_not_do_are_refused() -> None:
+    for name in ("qwen3_moe", "mixtral", "glm4_moe", "qwen2_moe", "gemma", "lfm2", "starcoder2"):
+        assert told(positions(name, **YARN)), name
+    assert "rope_parameters.rope_type" in told(positions("qwen3_moe", **YARN))[0]
+    assert told(positions("phi3", **YARN))
+    assert told(positions("llama", partial_rotary_factor=0.5))
+    assert not told(positions("llama", **YARN))
+
+    # A stated factor is one that follows, or another one.
+    assert not told(positions("llama", **YARN, attention_factor=1.1386294361119891))
+    assert told(positions("llama", **YARN, attention_factor=1.0))
+
+    # Sliding windows have a theta of their own where the class has a place for it.
+    apart = {
+        "full_attention": {"rope_theta": 5.0},
+        "sliding_attention": {"rope_theta": 7.0},
+    }
+    assert told(config_at("t5/olmo3") | {"rope_parameters": apart})
+    assert not told(config_at("t5/gemma3_text") | {"rope_parameters": apart})
+    apart["sliding_attention"] = {"rope_theta": 7.0} | YARN
+    assert told(config_at("t5/gemma3_text") | {"rope_parameters": apart})
+
+
+def test_a_scaling_of_transformers_4_that_the_class_ignores_is_refused(make: Maker) -> None:
+    folder = make(qwen3_moe(1))
+    edit_config(folder, rope_scaling=YARN)
+    with pytest.raises(MintError, match=r"rope_scaling.rope_type is \"yarn\".*qwen3_moe"):
+        convert(str(folder), uniform="4bit-g64")
+
+
+def test_types_of_layers_without_a_period_are_refused() -> None:
+    types = ["sliding_attention", "full_attention", "full_attention"]
+    assert told(config_at("t5/gemma3_text") | {"layer_types": types})
+    assert not told(config_at("t5/exaone4") | {"layer_types": types})
+    assert not told(config_at("t5/qwen2") | {"layer_types": types})
+
+
+def test_what_a_class_reads_without_going_by_it_counts_too() -> None:
+    assert told(config_at("t5/deepseek_v3") | {"scoring_func": "softmax"})
+    assert not told(config_at("t5/deepseek_v3") | {"scoring_func": "sigmoid"})
+    assert told(config_at("t5/qwen2_moe") | {"norm_topk_prob": True})
+    with pytest.raises(MintError, match="norm_topk_prob is true"):
+        check_keys(adapt(config_at("t5/qwen2_moe") | {"norm_topk_prob": True}))
