@@ -16,14 +16,13 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...base.errors import MintError
 from ...base.hf_config import text_config
 from ...base.safetensors_header import TensorInfo
-from . import fp8, gpt_oss, text_names
+from . import fp8, gpt_oss
 
 Step = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -236,8 +235,6 @@ def reader(config: dict[str, Any], folder: Path, model_class: type) -> type:
         steps.append(fp8.dequantize_all)
     if config.get("model_type") == "gpt_oss":
         steps.append(gpt_oss.split_experts)
-    if config.get("model_type") in text_names.PREFIXES:
-        steps.append(partial(text_names.whole_names, config["model_type"]))
     return _prepared(model_class, steps) if steps else model_class
 
 

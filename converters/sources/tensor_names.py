@@ -35,6 +35,8 @@ FUSED_ITSELF = {
     "qwen3_vl_moe": True,
 }
 NOT_RENAMED = ("gpt_oss", "muse_spark")
+# The types of whole models beside Llama-4 whose `sanitize` doesn't know a text model without prefix.
+SAVED_ALONE = ("gemma4_unified",)
 # Classes whose `sanitize` does the rest of its work only where it finds single experts.
 SINGLE_EXPERTS = ("qwen3_next",)
 
@@ -110,8 +112,9 @@ def rename(model: Any, config: Mapping[str, Any], weights: Weights) -> Weights:
 
 
 def _prefixed(model: _Model, weights: Weights) -> Weights:
-    """Llama-4's text model with the prefix that it has inside the whole model."""
-    if model.model_type != "llama4":
+    """A text model that was saved alone, with the prefix that it has inside the whole model."""
+    alone = any(name.startswith("model.layers.") for name in weights)
+    if model.model_type != "llama4" and not (alone and model.model_type in SAVED_ALONE):
         return weights
 
     def full_name(name: str) -> str:

@@ -61,10 +61,13 @@ def family_keys(table: Table, reader: ModelClass) -> Table:
 
 
 def _gemma4(table: Table) -> Table:
-    """The heads of layers with full attention."""
+    """The heads of layers with full attention, and that the unified model has no inputs of layers."""
     heads = full_attention_heads(table) or {}
     names = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
-    return {names[key]: size for key, size in heads.items() if names[key] not in table}
+    added = {names[key]: size for key, size in heads.items() if names[key] not in table}
+    if table.get("model_type") == "gemma4_unified_text":
+        added["hidden_size_per_layer_input"] = table.get("hidden_size_per_layer_input", 0)
+    return added
 
 
 def full_attention_heads(table: Table) -> Table | None:

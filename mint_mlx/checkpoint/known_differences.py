@@ -102,7 +102,7 @@ def _truncation_cost(table: Table, scaling: Table) -> float | None:
 
 
 def _yarn(size: int, theta: float, scaling: Table, truncate: bool) -> list[float]:
-    """YaRN's frequencies (Peng et al. 2023, section 3.2), as transformers computes them."""
+    """YaRN's frequencies, as transformers computes them."""
     original, factor = scaling["original_max_position_embeddings"], scaling["factor"]
 
     def dimension(rotations: float) -> float:
