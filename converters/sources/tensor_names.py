@@ -35,7 +35,7 @@ FUSED_ITSELF = {
     "qwen3_vl_moe": True,
 }
 NOT_RENAMED = ("gpt_oss", "muse_spark")
-# The types of whole models beside Llama-4 whose `sanitize` doesn't know a text model without prefix.
+# The types of whole models beside Llama-4 whose `sanitize` expects a prefix on text models too.
 SAVED_ALONE = ("gemma4_unified",)
 # Classes whose `sanitize` does the rest of its work only where it finds single experts.
 SINGLE_EXPERTS = ("qwen3_next",)

@@ -61,7 +61,7 @@ def family_keys(table: Table, reader: ModelClass) -> Table:
 
 
 def _gemma4(table: Table) -> Table:
-    """The heads of layers with full attention, and that the unified model has no inputs of layers."""
+    """Heads of layers with full attention; the unified model has no inputs of layers."""
     heads = full_attention_heads(table) or {}
     names = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
     added = {names[key]: size for key, size in heads.items() if names[key] not in table}
