@@ -80,9 +80,9 @@ class _Place:
 
 def _place(name: str) -> _Place | None:
     """Where a tensor lies; None outside of all layers."""
-    before, found, after = name.partition("layers.")
+    before, separator, after = name.partition("layers.")
     number, dot, rest = after.partition(".")
-    if not found or not dot or not number.isdecimal() or (before and not before.endswith(".")):
+    if not separator or not dot or not number.isdecimal() or (before and not before.endswith(".")):
         return None
     return _Place(f"{before}layers.{number}.", int(number), rest)
 

@@ -56,7 +56,7 @@ def family_keys(table: Table, reader: ModelClass) -> Table:
         added = {key: table[old] for key, old in equal.items() if key in missing and old in table}
         constants = CONSTANTS.get(reader.name, {})
         added |= {key: value for key, value in constants.items() if key not in table}
-    rule = OWN.get(reader.name)
+    rule = FAMILY_RULES.get(reader.name)
     return added | rule(table) if rule else added
 
 
@@ -160,7 +160,7 @@ def _dbrx(table: Table) -> Table:
     return {"attn_config": attention | {"rope_theta": parameters["rope_theta"]}}
 
 
-OWN: dict[str, Callable[[Table], Table]] = {
+FAMILY_RULES: dict[str, Callable[[Table], Table]] = {
     "dbrx": _dbrx,
     "deepseek_v2": _scaling_by_one,
     "exaone4": _exaone4,

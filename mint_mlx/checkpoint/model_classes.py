@@ -84,8 +84,8 @@ def text_class(config: dict[str, Any]) -> ModelClass | None:
     if not _described(arguments).nested:
         return _described(arguments)
     text_type = text_config(config).get("model_type")
-    found = _text_arguments(sys.modules[arguments.__module__], str(text_type))
-    return None if found is None else _described(found)
+    nested = _text_arguments(sys.modules[arguments.__module__], str(text_type))
+    return None if nested is None else _described(nested)
 
 
 def _classes(config: dict[str, Any]) -> tuple[type, type] | None:

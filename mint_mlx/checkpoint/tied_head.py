@@ -115,17 +115,19 @@ def _holds_head(model: Any) -> bool:
 
 def _find(pattern: re.Pattern[str], folder: Path, headers: Headers) -> _Stored | None:
     """The one 16- or 32-bit matrix of this name outside of towers; None where there is none."""
-    found = []
+    matrices = []
     for file, table in headers.items():
         for name, info in table.items():
             if pattern.fullmatch(name) and not TOWER.search(name) and not name.startswith("mtp."):
-                found.append((file, info))
-    found = [(file, info) for file, info in found if info.dtype in FLOATS and len(info.shape) == 2]
-    if not found:
+                matrices.append((file, info))
+    matrices = [
+        (file, info) for file, info in matrices if info.dtype in FLOATS and len(info.shape) == 2
+    ]
+    if not matrices:
         return None
 
     # (Of several, as in Gemma-3n, the largest is the vocabulary's.)
-    file, info = max(found, key=lambda pair: pair[1].end - pair[1].start)
+    file, info = max(matrices, key=lambda pair: pair[1].end - pair[1].start)
     path = folder / file
     data = read_header(path)[1]
     changed = path.stat().st_mtime_ns

@@ -158,7 +158,7 @@ def unread_keys(config: Table) -> list[Unread]:
     if reader is None:
         return []
     table = text_config(config)
-    found = [
+    unread = [
         Unread(key, value, reader.name)
         for key, value in table.items()
         if key not in reader.keys
@@ -166,11 +166,11 @@ def unread_keys(config: Table) -> list[Unread]:
         and key not in HARMLESS
         and not _says_nothing(key, value, table, reader)
     ]
-    found += [Unread(key, value, reader.name) for key, value in unread_positions(table, reader)]
+    unread += [Unread(key, value, reader.name) for key, value in unread_positions(table, reader)]
     for key, does in FIXED.items():
         if table.get(key) is not None and table[key] != does.get(reader.name, table[key]):
-            found.append(Unread(key, table[key], reader.name))
-    return found + _layer_types(table, reader) + _layers_apart(table, reader)
+            unread.append(Unread(key, table[key], reader.name))
+    return unread + _layer_types(table, reader) + _layers_apart(table, reader)
 
 
 def _says_nothing(key: str, value: Any, table: Table, reader: ModelClass) -> bool:

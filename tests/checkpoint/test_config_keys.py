@@ -24,7 +24,7 @@ from mint_mlx.jobs.doctor import doctor
 from mint_mlx.jobs.model import prepare
 
 TWINS = Path(__file__).parent.parent / "fixtures" / "t5"
-KEPT = 12  # positions at the end of which the reference has logits
+LAST = 12  # positions at the end of which the reference has logits
 FAMILIES = sorted(folder.name for folder in TWINS.iterdir())
 FAMILIES_OF_MLX_LM = [*MOES, *NESTED, *UNCHAINED, *SCALED, "dbrx"]
 pytestmark = pytest.mark.skipif(OLD_MLX_LM, reason="its classes read fewer keys")
@@ -46,7 +46,7 @@ def stock_logits(folder: Path, tokens: np.ndarray) -> np.ndarray:
     """Stock mlx-lm's logits in float32."""
     model, _ = mlx_lm.utils.load_model(folder)
     model.set_dtype(mx.float32)
-    return np.asarray(model(mx.array(tokens)[None]).astype(mx.float32))[0, -KEPT:]
+    return np.asarray(model(mx.array(tokens)[None]).astype(mx.float32))[0, -LAST:]
 
 
 def deviation(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -232,10 +232,10 @@ def theirs(tmp_path: Path) -> Path:
 def test_the_doctor_finds_checkpoints_whose_positions_are_ignored(
     theirs: Path, tmp_path: Path
 ) -> None:
-    told = [str(finding) for finding in doctor(str(theirs)).findings]
-    assert len(told) == 2
-    assert "rope_theta 500.0" in told[0] and "llama" in told[0] and "10000" in told[0]
-    assert "rope_scaling" in told[1]
+    texts = [str(finding) for finding in doctor(str(theirs)).findings]
+    assert len(texts) == 2
+    assert "rope_theta 500.0" in texts[0] and "llama" in texts[0] and "10000" in texts[0]
+    assert "rope_scaling" in texts[1]
 
     # What mint-mlx makes of it is sound, and computes what transformers does of the source.
     out = converted(theirs, tmp_path / "out")

@@ -25,7 +25,7 @@ def config_of(family: str) -> dict[str, Any]:
     return dict(json.loads((TWINS / family / "config.json").read_text()))
 
 
-def told(config: dict[str, Any]) -> list[str]:
+def differences(config: dict[str, Any]) -> list[str]:
     return known_differences(adapt(config))
 
 
@@ -37,42 +37,49 @@ def parameters(family: str, **more: Any) -> dict[str, Any]:
 
 def test_most_models_have_none() -> None:
     families = {folder.name for folder in TWINS.iterdir()}
-    assert {family for family in families if told(config_of(family))} == {"ernie4_5_moe"}
+    assert {family for family in families if differences(config_of(family))} == {"ernie4_5_moe"}
 
 
 def test_each_of_the_list_is_told() -> None:
-    (text,) = told(parameters("phi3", short_factor=[1.0, 1.0, 1.0, 1.0]))
+    (text,) = differences(parameters("phi3", short_factor=[1.0, 1.0, 1.0, 1.0]))
     assert "longrope" in text and "32 tokens" in text
-    (text,) = told(parameters("gpt_oss", truncate=False))
+    (text,) = differences(parameters("gpt_oss", truncate=False))
     assert "truncate" in text and "%" in text
-    assert told(parameters("qwen3", truncate=False))  # also of a class that reads rope_parameters
-    assert "e_score_correction_bias" in told(config_of("ernie4_5_moe"))[0]
-    assert not told(config_of("ernie4_5_moe") | {"moe_use_aux_free": False})
+    assert differences(
+        parameters("qwen3", truncate=False)
+    )  # also of a class that reads rope_parameters
+    assert "e_score_correction_bias" in differences(config_of("ernie4_5_moe"))[0]
+    assert not differences(config_of("ernie4_5_moe") | {"moe_use_aux_free": False})
 
     jamba = {"model_type": "jamba", "num_experts": 4, "hidden_size": 32}
-    assert "Jamba" in told(jamba)[0]
-    assert not told(jamba | {"num_experts": 1})
-    assert "0.001" in told({"model_type": "nemotron_h", "time_step_min": 0.001})[0]
-    assert not told({"model_type": "nemotron_h", "time_step_min": 0.0})
-    assert "one token" in told({"model_type": "mimo_v2_flash"})[0]
+    assert "Jamba" in differences(jamba)[0]
+    assert not differences(jamba | {"num_experts": 1})
+    assert "0.001" in differences({"model_type": "nemotron_h", "time_step_min": 0.001})[0]
+    assert not differences({"model_type": "nemotron_h", "time_step_min": 0.0})
+    assert "one token" in differences({"model_type": "mimo_v2_flash"})[0]
 
 
 def test_windows_that_a_class_does_not_have_are_told_where_they_count() -> None:
-    assert "beyond 8 tokens" in told(config_of("mistral") | {"sliding_window": 8})[0]
-    assert not told(config_of("mistral") | {"sliding_window": 128})  # the whole context
-    assert not told(config_of("llama") | {"sliding_window": 8})  # transformers has none either
+    assert "beyond 8 tokens" in differences(config_of("mistral") | {"sliding_window": 8})[0]
+    assert not differences(config_of("mistral") | {"sliding_window": 128})  # the whole context
+    assert not differences(
+        config_of("llama") | {"sliding_window": 8}
+    )  # transformers has none either
 
     qwen2 = config_of("qwen2") | {"sliding_window": 8}
     del qwen2["layer_types"]
-    assert not told(qwen2 | {"use_sliding_window": False})
-    assert told(qwen2 | {"use_sliding_window": True})
+    assert not differences(qwen2 | {"use_sliding_window": False})
+    assert differences(qwen2 | {"use_sliding_window": True})
     full = ["full_attention"] * 2
-    assert not told(qwen2 | {"use_sliding_window": True, "layer_types": full})
+    assert not differences(qwen2 | {"use_sliding_window": True, "layer_types": full})
 
 
 def test_values_of_strange_types_tell_nothing() -> None:
-    assert told(config_of("mistral") | {"sliding_window": 8, "max_position_embeddings": "x"}) == []
-    assert told({"model_type": "unheard-of"}) == []
+    assert (
+        differences(config_of("mistral") | {"sliding_window": 8, "max_position_embeddings": "x"})
+        == []
+    )
+    assert differences({"model_type": "unheard-of"}) == []
 
 
 def test_they_are_told_in_note_and_card_and_by_eval_and_doctor(tmp_path: Path, cli: Cli) -> None:

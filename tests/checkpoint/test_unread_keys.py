@@ -25,7 +25,7 @@ def config_at(name: str) -> dict[str, Any]:
     return dict(json.loads((FIXTURES / name / "config.json").read_text()))
 
 
-def told(config: dict[str, Any]) -> list[str]:
+def unread(config: dict[str, Any]) -> list[str]:
     return [str(key) for key in unread_keys(adapt(config))]
 
 
@@ -33,9 +33,9 @@ def test_no_family_is_refused() -> None:
     names = [path.parent for path in FIXTURES.rglob("config.json")]
     assert len(names) > 60
     for folder in names:
-        assert told(config_at(str(folder))) == [], folder
+        assert unread(config_at(str(folder))) == [], folder
     for family in [*FAMILIES, *NESTED, *UNCHAINED, *SCALED, "dbrx"]:
-        assert told(config_of(family)) == [], family
+        assert unread(config_of(family)) == [], family
 
 
 RENAMED: dict[str, tuple[str, str]] = {
@@ -58,12 +58,12 @@ def test_the_next_rename_is_noticed(key: str) -> None:
     config[name] = config.pop(key)
     if config[name] in (None, 1.0):  # says nothing that the class doesn't do
         config[name] = 2.5
-    assert any(text.startswith(f"{name} is ") for text in told(config))
+    assert any(text.startswith(f"{name} is ") for text in unread(config))
 
     # The same in the table of a text model.
     nested = {"model_type": "mistral3", "text_config": config}
     if fixture == "t5/llama":
-        assert told(nested)
+        assert unread(nested)
 
 
 def test_the_refusal_names_key_value_and_class(make: Maker, tmp_path: Path, cli: Cli) -> None:
@@ -97,8 +97,8 @@ def test_the_refusal_names_key_value_and_class(make: Maker, tmp_path: Path, cli:
     ],
 )
 def test_keys_that_compute_nothing_are_passed_over(key: str) -> None:
-    assert told(config_at("qwen3_moe") | {key: 7}) == []
-    assert told(config_at("gemma2") | {key: 7}) == []
+    assert unread(config_at("qwen3_moe") | {key: 7}) == []
+    assert unread(config_at("gemma2") | {key: 7}) == []
 
 
 def test_values_that_say_what_the_class_does_are_passed_over() -> None:
@@ -107,8 +107,8 @@ def test_values_that_say_what_the_class_does_are_passed_over() -> None:
         {"attention_bias": False, "partial_rotary_factor": 1.0, "qk_norm": False},
         {"rope_scaling": {"rope_type": "default"}, "num_local_experts": 8},
     ):
-        assert told(config_at("mixtral") | change) == []
-    assert told(config_at("mixtral") | {"rope_interleave": False})
+        assert unread(config_at("mixtral") | change) == []
+    assert unread(config_at("mixtral") | {"rope_interleave": False})
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
@@ -121,25 +121,25 @@ def positions(name: str, **parameters: Any) -> dict[str, Any]:
 
 def test_positions_that_a_class_can_not_do_are_refused() -> None:
     for name in ("qwen3_moe", "mixtral", "glm4_moe", "qwen2_moe", "gemma", "lfm2", "starcoder2"):
-        assert told(positions(name, **YARN)), name
-    assert "rope_parameters.rope_type" in told(positions("qwen3_moe", **YARN))[0]
-    assert told(positions("phi3", **YARN))
-    assert told(positions("llama", partial_rotary_factor=0.5))
-    assert not told(positions("llama", **YARN))
+        assert unread(positions(name, **YARN)), name
+    assert "rope_parameters.rope_type" in unread(positions("qwen3_moe", **YARN))[0]
+    assert unread(positions("phi3", **YARN))
+    assert unread(positions("llama", partial_rotary_factor=0.5))
+    assert not unread(positions("llama", **YARN))
 
     # A stated factor is one that follows, or another one.
-    assert not told(positions("llama", **YARN, attention_factor=1.1386294361119891))
-    assert told(positions("llama", **YARN, attention_factor=1.0))
+    assert not unread(positions("llama", **YARN, attention_factor=1.1386294361119891))
+    assert unread(positions("llama", **YARN, attention_factor=1.0))
 
     # Sliding windows have a theta of their own where the class has a place for it.
     apart = {
         "full_attention": {"rope_theta": 5.0},
         "sliding_attention": {"rope_theta": 7.0},
     }
-    assert told(config_at("t5/olmo3") | {"rope_parameters": apart})
-    assert not told(config_at("t5/gemma3_text") | {"rope_parameters": apart})
+    assert unread(config_at("t5/olmo3") | {"rope_parameters": apart})
+    assert not unread(config_at("t5/gemma3_text") | {"rope_parameters": apart})
     apart["sliding_attention"] = {"rope_theta": 7.0} | YARN
-    assert told(config_at("t5/gemma3_text") | {"rope_parameters": apart})
+    assert unread(config_at("t5/gemma3_text") | {"rope_parameters": apart})
 
 
 def test_a_scaling_of_transformers_4_that_the_class_ignores_is_refused(make: Maker) -> None:
@@ -151,14 +151,14 @@ def test_a_scaling_of_transformers_4_that_the_class_ignores_is_refused(make: Mak
 
 def test_types_of_layers_without_a_period_are_refused() -> None:
     types = ["sliding_attention", "full_attention", "full_attention"]
-    assert told(config_at("t5/gemma3_text") | {"layer_types": types})
-    assert not told(config_at("t5/exaone4") | {"layer_types": types})
-    assert not told(config_at("t5/qwen2") | {"layer_types": types})
+    assert unread(config_at("t5/gemma3_text") | {"layer_types": types})
+    assert not unread(config_at("t5/exaone4") | {"layer_types": types})
+    assert not unread(config_at("t5/qwen2") | {"layer_types": types})
 
 
 def test_what_a_class_reads_without_going_by_it_counts_too() -> None:
-    assert told(config_at("t5/deepseek_v3") | {"scoring_func": "softmax"})
-    assert not told(config_at("t5/deepseek_v3") | {"scoring_func": "sigmoid"})
-    assert told(config_at("t5/qwen2_moe") | {"norm_topk_prob": True})
+    assert unread(config_at("t5/deepseek_v3") | {"scoring_func": "softmax"})
+    assert not unread(config_at("t5/deepseek_v3") | {"scoring_func": "sigmoid"})
+    assert unread(config_at("t5/qwen2_moe") | {"norm_topk_prob": True})
     with pytest.raises(MintError, match="norm_topk_prob is true"):
         check_keys(adapt(config_at("t5/qwen2_moe") | {"norm_topk_prob": True}))

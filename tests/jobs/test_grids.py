@@ -176,6 +176,6 @@ def test_inspect_tells_the_grid(make: Maker, cli: Cli) -> None:
     plain = cli("inspect", str(make(llama(1), "plain")), "--json").json
     assert all("grid" not in layer for layer in plain["layers"].values())
     source = str(put_on_grid(make(llama(1))))
-    told = cli("inspect", source, "--json").json
-    assert {layer["grid"] for layer in told["layers"].values()} == {CONFIG}
+    data = cli("inspect", source, "--json").json
+    assert {layer["grid"] for layer in data["layers"].values()} == {CONFIG}
     assert "on a 4-bit grid of 64" in " ".join(cli("inspect", source).out.split())
