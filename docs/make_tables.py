@@ -71,6 +71,12 @@ def saved_table() -> str:
     return str(module["saved_table"]())
 
 
+def formats_table() -> str:
+    """The quantized formats that were tried from files of the tools themselves."""
+    made = runpy.run_path(str(ROOT / "tests" / "fixtures" / "formats_table.py"))
+    return str(made["table"]())
+
+
 def rooms_table(with_modules: bool = True) -> str:
     """The rooms in their order, with what their package says of itself and their modules."""
     rooms = runpy.run_path(str(ROOT / "tests" / "test_architecture.py"))["ROOMS"]
@@ -95,6 +101,7 @@ TABLES = {
     "all rows": results_table,
     "families": families_table,
     "saved by transformers 5": saved_table,
+    "formats": formats_table,
     "rooms": rooms_table,
     "rooms in short": partial(rooms_table, with_modules=False),
 }

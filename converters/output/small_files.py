@@ -25,6 +25,8 @@ NOT_COPIED = (
     "*.index.json",
     "hf_quant_config.json",
     "quantize_config.json",
+    "quant_config.json",
+    "quantization_config.json",
     REFINED_FILE,
     *ARTIFACTS,
 )

@@ -34,7 +34,7 @@ from ...base.versions import versions
 from ...checkpoint import mlxlm
 from ...checkpoint.arrays import dense
 from ...checkpoint.layer_stream import stream
-from ...checkpoint.layers import Inventory, Layer
+from ...checkpoint.layers import MLX_DTYPES, Inventory, Layer
 from ...checkpoint.layout import Layout, TensorSpec
 from ...checkpoint.low_disk import Waves, at_once
 from ...checkpoint.row_reader import Straight, straight_layers
@@ -48,6 +48,7 @@ from ..quantizers import rtn
 from ..quantizers.grid_codes import codes_on_grid
 from ..quantizers.protocol import SCRATCH, Quantizer, Work
 from ..quantizers.registry import find_quantizer
+from ..sources.restore import rounded
 from . import rowwise
 from .card import model_card
 from .replace_tensors import replace_tensors
@@ -240,6 +241,8 @@ def _write_layers(conversion: Conversion, writer: Writer) -> None:
                 tensors = _requantized(layers[name], tensors, config, quantize, conversion.grids)
                 if not conversion.allow_nonfinite:
                     rtn.check_finite(name, tensors, config)
+            elif config is not None and "biases" in tensors:
+                tensors |= _rounded(layers[name], tensors)
             writer.put(name, [tensors])
     report.step("", len(todo), len(todo))
 
@@ -296,6 +299,15 @@ def _requantized(
     rtn.check_scales(layer.path, weight, packed, config)
     replaced = ("weight", "scales", "biases")
     return {name: array for name, array in tensors.items() if name not in replaced} | packed
+
+
+def _rounded(layer: Layer, tensors: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The scales and biases of a layer that stays as it is, in the type that they are written in.
+
+    Those of foreign formats come in float32.
+    """
+    dtype: mx.Dtype = getattr(mx, MLX_DTYPES[layer.dtype])
+    return rounded(tensors["scales"], tensors["biases"], dtype)
 
 
 def _finish_files(conversion: Conversion, config: str) -> None:

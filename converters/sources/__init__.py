@@ -1,1 +1,1 @@
-"""Reads checkpoints in foreign formats: FP8, gpt-oss in bf16; refuses the others by name."""
+"""Reads checkpoints in foreign formats, at no loss where MLX has the codes; refuses the others."""

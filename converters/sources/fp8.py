@@ -1,43 +1,73 @@
-"""Reads FP8 sources: E4M3 weights with float32 scales.
+"""Reads FP8: E4M3 codes times a scale, which many tools write, each in its own way.
 
-A scale belongs to a block of 128x128 weights (DeepSeek-V3, MiniMax-M2, Qwen3-FP8) or to a whole
-tensor (Ministral). A few of mlx-lm's model classes dequantize these in their `sanitize`; this file
-does the same for all others.
+The scales are called `weight_scale_inv` (DeepSeek-V3, Qwen3-FP8, transformers), `weight_scale`
+(compressed-tensors, AutoFP8, ModelOpt, Quark, FBGEMM) or `scale` (DeepSeek-V4). All are multiplied
+with the code. They are floats, or bytes that stand for powers of two.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import mlx.core as mx
 
-SCALE = "_scale_inv"  # ends the name of a weight's scales
-BLOCK = 128  # rows and columns that share a scale
+from .packed import EXPONENTS, REALS, Group, Packed, Stated, Unread, exponents
+from .scales import Block, find_block, in_words, stated_blocks, widen
+
+BLOCK: Block = (128, 128)  # where config.json names no blocks
+SCALES = ("scale", "scale_inv")
 
 
-def dequantize(weight: mx.array, scale_inv: mx.array) -> mx.array:
-    """A weight from its codes: E4M3(code) x scale of its block, rounded once to bfloat16.
+def match(group: Group, stated: Stated) -> Packed | None:
+    """A weight of FP8 codes with any of the known scales."""
+    kind = group.dtype("")
+    if kind == "F8_E5M2":
+        raise Unread("is of type F8_E5M2, which mint-mlx does not read")
+    # (Programs that know no 8-bit floats save the bytes.)
+    is_bytes = kind == "U8" and stated.method == "fp8" and group.roles & set(SCALES)
+    if kind != "F8_E4M3" and not is_bytes:
+        return None
+    role = next((r for r in SCALES if r in group.infos), None)
+    if role is None:
+        raise Unread(f"is FP8, but has no scales ({group.stem}_scale_inv or {group.stem}_scale)")
+    others = group.roles - {"", role}
+    if others:
+        raise Unread(f"is FP8 beside a tensor that FP8 doesn't have ({group.names[others.pop()]})")
+    return read_fp8(group, "", role, stated)
+
+
+def read_fp8(group: Group, codes: str, scale: str, stated: Stated) -> Packed:
+    """A weight of FP8 codes under one role, with scales under another.
+
+    Raises:
+        Unread: type or shape of the scales are those of no known FP8.
+    """
+    shape, dtype = group.shape(codes), group.dtype(scale)
+    if dtype not in (*REALS, *EXPONENTS):
+        raise Unread(f"is FP8 with scales of type {dtype}, which mint-mlx does not read")
+    block = find_block(shape, group.shape(scale), stated, BLOCK)
+    if block is None:
+        expected = in_words((*stated_blocks(stated), BLOCK)[0])
+        raise Unread(
+            f"is FP8 of shape {list(shape)}, but its scales are of shape "
+            f"{list(group.shape(scale))}, which is not that of FP8 {expected}"
+        )
+    form = in_words(block)
+
+    def read(tensors: Mapping[str, mx.array]) -> mx.array:
+        scales = exponents(tensors[scale]) if dtype in EXPONENTS else tensors[scale]
+        return dequantize(tensors[codes], scales, block)
+
+    return Packed(group, f"FP8 {form}", shape, None, read)
+
+
+def dequantize(codes: mx.array, scales: mx.array, block: Block = BLOCK) -> mx.array:
+    """E4M3(code) x scale of its block, in float32.
 
     Args:
-        weight: uint8 (..., rows, columns), E4M3 codes.
-        scale_inv: float32 (..., ceil(rows / 128), ceil(columns / 128)), or one number for the whole
-            tensor.
-
-    Returns:
-        bfloat16 (..., rows, columns).
+        codes: uint8 (..., rows, columns).
+        scales: floats, one for each block.
+        block: rows and columns that share a scale.
     """
-    scales = scale_inv
-    if scale_inv.size > 1:
-        rows, columns = weight.shape[-2:]
-        scales = mx.repeat(mx.repeat(scale_inv, BLOCK, axis=-2), BLOCK, axis=-1)
-        scales = scales[..., :rows, :columns]  # the last blocks may be cut off
-    exact = mx.from_fp8(weight, dtype=mx.float32) * scales.astype(mx.float32)
-    return exact.astype(mx.bfloat16)
-
-
-def dequantize_all(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """A checkpoint's tensors with every FP8 weight dequantized (lazily) and without scales."""
-    scales = {name.removesuffix(SCALE): name for name in weights if name.endswith(SCALE)}
-    return {
-        name: dequantize(array, weights[scales[name]]) if name in scales else array
-        for name, array in weights.items()
-        if not name.endswith((SCALE, ".activation_scale"))
-    }
+    values = mx.from_fp8(codes, dtype=mx.float32)
+    return values * widen(scales, codes.shape, block)

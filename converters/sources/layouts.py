@@ -1,41 +1,78 @@
-"""Layouts of sources that are quantized already: which are read, and the refusal of all others.
+"""Sources that are quantized already: which are read, and the refusal of all others.
 
 | layout | how it is read |
 |---|---|
 | MLX's own (affine, mxfp4, mxfp8, nvfp4) | layers stay as they are, or are dequantized one by one |
-| MXFP4 (gpt-oss), MXFP8 | the same: mlx-lm maps both to MLX's modes without loss |
-| int4 compressed-tensors, groups of 32 (Kimi) | the same: affine with a bias of -8 scales |
-| FP8 in blocks of 128x128, or one scale a tensor | dequantized to bf16 (fp8.py, or mlx-lm) |
+| integers (compressed-tensors, GPTQ, AWQ, AutoRound), MXFP4, MXFP8 | the same: MLX has the codes |
+| FP8, NVFP4, int8, bitsandbytes, torchao | dequantized to the model's 16-bit type |
+| gpt-oss, DeepSeek-V4.1, Muse | as mlx-lm's class reads them |
 
-Nothing is guessed: a layout that isn't in this table would be read as something that it is not.
+What a weight is follows from the tensors that it has, then from config.json. Nothing is guessed: a
+layout that isn't in this table would be read as something that it is not.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
-import sys
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+import numpy as np
+
 from ...base.errors import MintError
-from ...base.hf_config import text_config
+from ...base.hf_config import stated_dtype, text_config
+from ...base.quant_config import MX_MODES
 from ...base.safetensors_header import TensorInfo
-from . import fp8, gpt_oss
+from . import (
+    awq,
+    bitsandbytes,
+    fp8,
+    gpt_oss,
+    gptq,
+    int8,
+    microscaling,
+    nvfp4,
+    pack_quantized,
+    refused,
+    torchao,
+)
+from .packed import REALS, Group, Packed, Stated, Unread, group_tensors
+from .restore import Stacks, drop_unused, restore, unpack
 
-Step = Callable[[dict[str, Any]], dict[str, Any]]
-
-# Names of methods that aren't read, by their `quant_method`.
-NAMES = {
-    "gptq": "GPTQ",
-    "awq": "AWQ",
-    "modelopt": "ModelOpt",
-    "bitsandbytes": "bitsandbytes",
-    "hqq": "HQQ",
-    "aqlm": "AQLM",
-    "fbgemm_fp8": "FBGEMM FP8",
+Headers = Mapping[str, Mapping[str, TensorInfo]]  # tensors by file and name
+# The first that knows a weight's tensors reads it (or says why it can't be read).
+FORMATS = (
+    refused,
+    microscaling,
+    nvfp4,
+    fp8,
+    pack_quantized,
+    gptq,
+    awq,
+    bitsandbytes,
+    torchao,
+    int8,
+)
+# Model types whose class in mlx-lm reads a packed layout of its own, by tensors that only it has.
+NATIVE = {
+    "gpt_oss": r".*\.experts\.\w+_blocks",
+    "deepseek_v41": r".*\.ffn\.experts\..*\.w1\.scale",
+    "deepseek_v41_text": r".*\.ffn\.experts\..*\.w1\.scale",
+    "muse_spark": r".*\.experts\.\w+_weight_scale",
 }
+# Files in which older tools describe the quantization, with what their config.json would say.
+BESIDE = {
+    "hf_quant_config.json": {"quant_method": "modelopt"},
+    "quantize_config.json": {"quant_method": "gptq"},
+    "quant_config.json": {"quant_method": "awq"},
+    "quantization_config.json": {},
+}
+# NumPy's types of the small tensors whose numbers decide how a weight is read.
+_NUMBERS = {"I64": "<i8", "I32": "<i4", "U8": "u1", "I8": "i1", "BOOL": "u1"}
 
 
 def read_layout(config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
@@ -47,16 +84,14 @@ def read_layout(config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     if isinstance(config.get("quantization"), dict):
         return None
     layout = config.get("quantization_config") or text_config(config).get("quantization_config")
-
-    # NVIDIA's exports describe it in a file of its own.
-    separate = folder / "hf_quant_config.json"
-    if not layout and separate.is_file():
-        try:
-            layout = {"quant_method": "modelopt"} | json.loads(separate.read_text("utf-8"))
-        except (ValueError, TypeError):
-            raise MintError(
-                f"hf_quant_config.json in {folder.name} is not valid: download it again"
-            ) from None
+    for name, meaning in BESIDE.items():
+        if not layout and (folder / name).is_file():
+            try:
+                layout = meaning | json.loads((folder / name).read_text("utf-8"))
+            except (ValueError, TypeError):
+                raise MintError(
+                    f"{name} in {folder.name} is not valid: download it again"
+                ) from None
     if layout is not None and not isinstance(layout, dict):
         raise MintError(
             f"quantization_config in {folder.name}'s config.json is not a table: download it again"
@@ -64,200 +99,193 @@ def read_layout(config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     return layout or None
 
 
-def check_layout(config: dict[str, Any], folder: Path, model_class: type) -> None:
-    """Refuse a quantized source whose layout isn't read.
+def find_packed(config: dict[str, Any], folder: Path, headers: Headers) -> tuple[Packed, ...]:
+    """The quantized weights of a source, and how each is read; none of an MLX checkpoint.
 
     Raises:
-        MintError: naming the layout.
+        MintError: a weight is packed in a way that isn't read.
     """
+    if isinstance(config.get("quantization"), dict) or is_native(config, headers):
+        return ()
     layout = read_layout(config, folder)
-    problem = _problem(layout, _module_source(model_class)) if layout else None
-    if problem:
-        raise MintError(
-            f"this checkpoint is quantized with {problem}, which mint-mlx does not read: give the "
-            "original in bf16"
+    tensors = {name: info for table in headers.values() for name, info in table.items()}
+    scaled = any(name.endswith((".weight_scale", ".weight_scale_inv")) for name in tensors)
+    if not scaled and all(info.dtype in REALS for info in tensors.values()):
+        return ()
+    stated = Stated(layout or {}, _value_reader(folder, headers))
+    packed = []
+    for group in group_tensors(tensors).values():
+        if group.roles == {""} and group.dtype("") in REALS:
+            continue
+        try:
+            weight = _match(group, stated)
+            if weight is not None and layout is None:
+                raise _unstated(group)
+        except Unread as reason:
+            instead = reason.instead or refused.what_instead(folder)
+            raise MintError(f"{group.stem} {reason}: {instead}") from None
+        if weight is not None:
+            packed.append(weight)
+    return tuple(packed)
+
+
+def _match(group: Group, stated: Stated) -> Packed | None:
+    """How a weight is read; None where its tensors are numbers as they are.
+
+    Raises:
+        Unread: it is packed, but not in a way that is read.
+    """
+    for form in FORMATS:
+        weight = form.match(group, stated)
+        if weight is not None:
+            return weight
+    kind = group.dtype("")
+    if kind in REALS:
+        if group.stem.endswith(".weight") and group.roles & {"scale", "scale_inv"}:
+            raise Unread(f"is not packed ({kind}), but has scales beside it")
+        return None
+    if kind is not None and group.roles == {""} and not group.stem.endswith("weight"):
+        return None  # a buffer, such as the positions
+    if not stated.table:
+        raise _unstated(group)
+    method = refused.NAMES.get(stated.method, repr(stated.method))
+    raise Unread(
+        f"is packed as {_code_type(group)}, but not as mint-mlx reads {method} "
+        f"(beside it: {', '.join(sorted(group.roles - {''})) or 'nothing'})"
+    )
+
+
+def _code_type(group: Group) -> str:
+    """The safetensors type of the tensor that holds a weight's codes."""
+    roles = ("", "packed", "qweight", "qdata", *sorted(group.roles))
+    return next(group.infos[role].dtype for role in roles if role in group.infos)
+
+
+def _unstated(group: Group) -> Unread:
+    """The refusal of packed tensors in a source that doesn't say that it is quantized."""
+    return Unread(f"is of type {_code_type(group)}, of which config.json says nothing")
+
+
+def is_native(config: dict[str, Any], headers: Headers) -> bool:
+    """Whether the class of a model in mlx-lm reads the packed tensors itself."""
+    pattern = NATIVE.get(str(config.get("model_type")))
+    return pattern is not None and any(
+        re.fullmatch(pattern, name) for table in headers.values() for name in table
+    )
+
+
+def _value_reader(folder: Path, headers: Headers) -> Callable[[str], np.ndarray]:
+    """The function that reads a small tensor's numbers, by its name."""
+    files = {name: file for file, table in headers.items() for name in table}
+
+    def values(name: str) -> np.ndarray:
+        info = headers[files[name]][name]
+        with (folder / files[name]).open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            file.seek(8 + length + info.start)
+            data = file.read(info.end - info.start)
+        return np.frombuffer(data, dtype=_NUMBERS[info.dtype])
+
+    return values
+
+
+def check_tensors(config: dict[str, Any], folder: Path, headers: Headers) -> None:
+    """Refuse, from the headers alone, weights that would be read wrongly or not at all.
+
+    Raises:
+        MintError: naming the weight, and what to give instead.
+    """
+    find_packed(config, folder, headers)
+
+
+def describe(config: dict[str, Any], folder: Path, headers: Headers) -> str | None:
+    """A note on a source in a foreign format: what it is, and what becomes of it; else None."""
+    layout = read_layout(config, folder)
+    if layout is None or is_native(config, headers):
+        return None
+    packed = find_packed(config, folder, headers)
+    if not packed:
+        return (
+            "has a quantization_config, but none of its weights is packed: they are read as they "
+            "are"
         )
+    dtype = "float16" if stated_dtype(config) == "F16" else "bfloat16"
+    counts = Counter((weight.form, weight.config) for weight in packed)
+    notes = [
+        f"{form}{f' ({count} weights)' if len(counts) > 1 else ''}: "
+        + (
+            f"its codes stay as they are ({stored} in MLX)"
+            if stored
+            else f"its weights are dequantized to {dtype} as they are read"
+        )
+        for (form, stored), count in counts.most_common()
+    ]
+    return f"is {'; '.join(notes)}"
 
 
-def _problem(layout: dict[str, Any], code: str) -> str | None:
-    """The name of a layout that isn't read; None for one that is.
+def reader(
+    config: dict[str, Any],
+    folder: Path,
+    headers: Headers,
+    model_class: type,
+    stacks: Stacks,
+    exact: bool,
+) -> type:
+    """The model class to load a source with; prepares what its `sanitize` doesn't know.
 
     Args:
-        layout: the `quantization_config`.
-        code: the source text of mlx-lm's model.
+        config: as mlx-lm loads it; `sanitize` puts a `quantization` into it where the source has
+            one, by which mlx-lm then quantizes the model.
+        folder: of the checkpoint.
+        headers: of its shards.
+        model_class: of mlx-lm.
+        stacks: what `sanitize` stacks is recorded there meanwhile.
+        exact: leave scales and biases of packed weights in float32.
     """
-    method = layout.get("quant_method")
-    if method in ("mxfp4", "mxfp8"):
-        return None
-    if method == "fp8":
-        is_read = block_fp8(layout) or _mxfp8(layout) or one_scale(layout)
-        return None if is_read else f"FP8 {_blocks(layout)}"
-    if method == "compressed-tensors":
-        return _compressed_problem(layout, code)
-    if method == "modelopt":
-        settings = layout.get("quantization") or layout
-        return f"ModelOpt ({settings.get('quant_algo', 'unnamed')})"
-    return NAMES.get(str(method), "an unnamed method" if method is None else f"{method!r}")
-
-
-def block_fp8(layout: dict[str, Any] | None) -> bool:
-    """Whether a layout is FP8 with one scale for each block of 128x128."""
-    return (
-        layout is not None
-        and layout.get("quant_method") == "fp8"
-        and _block_size(layout) == [fp8.BLOCK, fp8.BLOCK]
-    )
-
-
-def one_scale(layout: dict[str, Any] | None) -> bool:
-    """Whether a layout is FP8 with one scale for each tensor (Ministral)."""
-    return (
-        layout is not None
-        and layout.get("quant_method") == "fp8"
-        and layout.get("weight_block_size") is None
-    )
-
-
-def check_tensors(
-    config: dict[str, Any], folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]]
-) -> None:
-    """Refuse, from the headers alone, 8-bit floats that would be dequantized wrongly or not at all.
-
-    Raises:
-        MintError: naming the tensor.
-    """
-    tensors = {name: info for table in headers.values() for name, info in table.items()}
-    eights = {name: info for name, info in tensors.items() if info.dtype in ("F8_E4M3", "F8_E5M2")}
-    layout = read_layout(config, folder)
-    if not eights or (layout and _mxfp8(layout)):
-        return
-
-    instead = "give the original in bf16"
-    for name, info in eights.items():
-        if layout is None or layout.get("quant_method") != "fp8":
-            raise MintError(
-                f"{name} is of type {info.dtype}, of which config.json says nothing: {instead}"
-            )
-        if info.dtype != "F8_E4M3":
-            raise MintError(
-                f"{name} is of type {info.dtype}, which mint-mlx does not read: {instead}"
-            )
-        scale_name = f"{name}{fp8.SCALE}"
-        if scale_name not in tensors:
-            raise MintError(
-                f"{name} is FP8, but has no scales ({scale_name}): download it again, or {instead}"
-            )
-        _check_scale(name, info, tensors[scale_name], layout, instead)
-
-
-def _check_scale(
-    name: str, info: TensorInfo, scale: TensorInfo, layout: dict[str, Any], instead: str
-) -> None:
-    """Refuse scales of an FP8 weight that are of another type or shape than its layout's.
-
-    Raises:
-        MintError: naming the weight, and what to give `instead`.
-    """
-    if scale.dtype not in ("F32", "BF16", "F16"):
-        raise MintError(
-            f"{name} is FP8 with scales of type {scale.dtype}, which mint-mlx does not read: "
-            f"{instead}"
-        )
-    blocks = (*info.shape[:-2], *(-(-n // fp8.BLOCK) for n in info.shape[-2:]))
-    if scale.shape not in ([(), (1,)] if one_scale(layout) else [blocks]):
-        raise MintError(
-            f"{name} is FP8 of shape {list(info.shape)}, but its scales are of shape "
-            f"{list(scale.shape)}, which is not that of FP8 {_blocks(layout)}: {instead}"
-        )
-
-
-def _mxfp8(layout: dict[str, Any]) -> bool:
-    """Whether a layout that says FP8 is MXFP8, with exponents as scales."""
-    return layout.get("scale_fmt") == "ue8m0" and _block_size(layout) == [32, 32]
-
-
-def _block_size(layout: dict[str, Any]) -> list[Any]:
-    """Rows and columns that share a scale; empty where the layout states none."""
-    size = layout.get("weight_block_size")
-    return list(size) if isinstance(size, (list, tuple)) else []
-
-
-def _blocks(layout: dict[str, Any]) -> str:
-    """The scales of an FP8 layout in words."""
-    size = _block_size(layout)
-    return f"in blocks of {'x'.join(map(str, size))}" if size else "with one scale a tensor"
-
-
-def _compressed_problem(layout: dict[str, Any], code: str) -> str | None:
-    """The name of a compressed-tensors layout that isn't read; None for one that is."""
-    form = layout.get("format")
-    groups = layout.get("config_groups")
-    if form != "pack-quantized" or not isinstance(groups, dict) or not groups:
-        return f"compressed-tensors ({form})"
-
-    # Only symmetric int4 in groups of 32 has an exact form in MLX's affine mode.
-    for group in groups.values():
-        weights = group.get("weights") if isinstance(group, dict) else None
-        weights = weights if isinstance(weights, dict) else {}
-        bits, kind, size, symmetric = (
-            weights.get(key) for key in ("num_bits", "type", "group_size", "symmetric")
-        )
-        if (bits, kind, size, symmetric) != (4, "int", 32, True) or weights.get("actorder"):
-            return (
-                f"compressed-tensors ({form}, {bits} bits of {kind} in groups of {size}, "
-                f"{'symmetric' if symmetric else 'asymmetric'})"
-            )
-    if "weight_packed" not in code:
-        return f"compressed-tensors ({form}; mlx-lm reads it for other families only)"
-    return None
-
-
-def describe(
-    config: dict[str, Any], folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]]
-) -> str | None:
-    """A note on a source whose weights are dequantized as they are read; None for all others."""
-    layout = read_layout(config, folder)
-    if layout is None or layout.get("quant_method") != "fp8" or _mxfp8(layout):
-        return None
-    if not any(info.dtype == "F8_E4M3" for table in headers.values() for info in table.values()):
-        return None
-    return f"is FP8 {_blocks(layout)}: its weights are dequantized to bfloat16 as they are read"
-
-
-def reader(config: dict[str, Any], folder: Path, model_class: type) -> type:
-    """The model class to load a source with.
-
-    A layout that mlx-lm's `sanitize` doesn't know is first converted to one that it knows.
-    """
-    layout = read_layout(config, folder)
-    steps: list[Step] = []
-    if one_scale(layout) or (block_fp8(layout) and fp8.SCALE not in _module_source(model_class)):
-        steps.append(fp8.dequantize_all)
-    if config.get("model_type") == "gpt_oss":
-        steps.append(gpt_oss.split_experts)
-    return _prepared(model_class, steps) if steps else model_class
-
-
-def _prepared(model_class: type, steps: list[Step]) -> type:
-    """A model class whose `sanitize` is preceded by steps of ours."""
+    packed = find_packed(config, folder, headers)
+    dtype = mx.float16 if stated_dtype(config) == "F16" else mx.bfloat16
+    table = _quantization(config, folder, headers)
 
     class Prepared(model_class):
         def sanitize(self, weights: dict[str, Any]) -> dict[str, Any]:
-            for step in steps:
-                weights = step(weights)
-            return super().sanitize(weights) if hasattr(super(), "sanitize") else weights
+            weights, kept = unpack(drop_unused(self, weights), packed, dtype)
+            if config.get("model_type") == "gpt_oss":
+                weights = gpt_oss.split_experts(weights)
+            if hasattr(super(), "sanitize"):
+                weights = super().sanitize(weights)
+            stored = restore(self, weights, kept, stacks, None if exact else dtype)
+            table.update({path: layer.as_mlx() for path, layer in stored.items()})
+            table.update(dict.fromkeys(nvfp4.with_global_scale(weights, dtype), False))
+            if table:
+                config["quantization"] = table
+            return weights
 
+    Prepared.__name__ = model_class.__name__
+    Prepared.__module__ = model_class.__module__
     return Prepared
 
 
-def _module_source(model_class: type) -> str:
-    """The source text of a model class's module and of the mlx-lm models that it builds on."""
-    package = model_class.__module__.rpartition(".")[0]
-    module = sys.modules[model_class.__module__]
-    names = {module.__name__}
-    for value in vars(module).values():
-        if inspect.ismodule(value) and value.__name__.startswith(package):
-            names.add(value.__name__)
-        elif inspect.isclass(value) and value.__module__.startswith(package):
-            names.add(value.__module__)
-    return "".join(inspect.getsource(sys.modules[name]) for name in sorted(names))
+def _quantization(config: dict[str, Any], folder: Path, headers: Headers) -> dict[str, Any]:
+    """The table by which mlx-lm quantizes the model that it builds; empty where it makes its own.
+
+    Where mlx-lm's own mixed recipes wrote null, MLX took what its mode has by default.
+    """
+    stored = config.get("quantization")
+    if isinstance(stored, dict):
+        return {
+            path: _without_null(entry) if isinstance(entry, dict) else entry
+            for path, entry in _without_null(stored).items()
+        }
+    if read_layout(config, folder) is None or is_native(config, headers):
+        return {}
+    return {"group_size": 64, "bits": 4, "mode": "affine"}
+
+
+def _without_null(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of a quantization table with MLX's defaults in place of null."""
+    bits, size = MX_MODES.get(str(entry.get("mode")), (4, 64))
+    defaults = {"bits": bits, "group_size": size, "mode": "affine"}
+    return {
+        key: defaults[key] if value is None and key in defaults else value
+        for key, value in entry.items()
+    }

@@ -21,6 +21,7 @@ from typing import Any
 from ..base.errors import MintError
 from ..base.files import PLAN_FILE
 from ..base.safetensors_header import INDEX, parse_header, read_header, read_index
+from ..converters.sources.refused import BASE_MODEL
 from .tokenizer import has_tokenizer
 
 SMALL_FILES = [
@@ -184,6 +185,10 @@ def fetch_skeleton(repo: RepoId) -> Skeleton:
     folder = Path(tempfile.mkdtemp(prefix="mint-mlx-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
+    base = _base_model(info)
+    if base is not None:
+        (folder / BASE_MODEL).write_text(base, encoding="utf-8")
+
     for name in siblings:
         if "/" not in name and (Path(name).suffix in _TEXTS or name == PLAN_FILE):
             local = hf_hub_download(repo.name, name, revision=commit)
@@ -261,15 +266,19 @@ def fetch_small_files(name: str, commit: str | None, folder: Path) -> None:
                 shutil.copyfile(file, folder / file.name)
 
 
+def _base_model(info: Any) -> str | None:
+    """The repository that a repository's card says it was made from."""
+    base = getattr(info.card_data, "base_model", None)
+    base = base[0] if isinstance(base, list) and base else base
+    return base if isinstance(base, str) else None
+
+
 def _no_weights(name: str, info: Any) -> str:
     """The message for a repository without safetensors; one of GGUF files may name its original."""
     if not any(s.rfilename.endswith(".gguf") for s in info.siblings or []):
         return f"{name} holds no model*.safetensors: give a Hugging Face checkpoint in safetensors"
-    base = getattr(info.card_data, "base_model", None)
-    base = base[0] if isinstance(base, list) and base else base
-    instead = (
-        f"{base}, which they were made from" if isinstance(base, str) else "the original checkpoint"
-    )
+    base = _base_model(info)
+    instead = f"{base}, which they were made from" if base else "the original checkpoint"
     return f"{name} holds GGUF files only, which mint-mlx does not read: give {instead}"
 
 

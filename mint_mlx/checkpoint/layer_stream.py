@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from ..base.errors import MintError
 from ..base.streams import reading
 from .arrays import check_finite
 from .layers import MLX_DTYPES, Inventory
@@ -55,6 +56,20 @@ def _written_dtypes(inventory: Inventory) -> dict[str, str]:
     return dtypes
 
 
+def _check_stored(inventory: Inventory, arrays: dict[str, dict[str, mx.array]]) -> None:
+    """Refuse layers whose codes are not those that were planned before they were downloaded.
+
+    Raises:
+        MintError: naming the first one.
+    """
+    for layer in inventory.layers:
+        if layer.stored and "scales" not in arrays.get(layer.path, {"scales": None}):
+            raise MintError(
+                f"{layer.path} cannot stay as it is, though its config.json says so (its columns "
+                "are reordered): leave --low-disk out"
+            )
+
+
 def stream(
     source: Source, inventory: Inventory, paths: Sequence[str], allow_nonfinite: bool = False
 ) -> Iterator[tuple[str, dict[str, mx.array]]]:
@@ -68,16 +83,17 @@ def stream(
         allow_nonfinite: don't refuse NaN and infinite weights.
 
     Raises:
-        MintError: weights aren't finite.
+        MintError: weights aren't finite, or a layer's codes aren't those that its config promised.
     """
     wanted = set(paths)
     arrays: dict[str, dict[str, mx.array]] = {}
-    model = open_model(source, reading())
+    model = open_model(source, reading(), exact=True)
     for name, array in tree_flatten(model.parameters()):
         owner, _, local = name.rpartition(".")
         if owner in wanted:
             arrays.setdefault(owner, {})[local] = array
     arrays |= _carried(source, wanted - arrays.keys())
+    _check_stored(inventory, arrays)
     if paths:
         del model, array  # now only `arrays` holds the lazy weights, and frees them one by one
 
@@ -88,6 +104,9 @@ def stream(
         with mx.stream(reading()):  # reading never happens inside a GPU command buffer
             for local, array in tensors.items():
                 code = dtypes.get(f"{path}.{local}".lstrip("."))
+                # (Those of foreign formats stay exact until they are written.)
+                if local in ("scales", "biases") and array.dtype == mx.float32:
+                    continue
                 if code is not None:
                     dtype = getattr(mx, MLX_DTYPES[code].replace("bool", "bool_"))
                     tensors[local] = array if array.dtype == dtype else array.astype(dtype)

@@ -14,8 +14,8 @@ What loading relies on of mlx-lm's internals (the upper bound in pyproject.toml 
 - `quant_predicate` and `cast_predicate` of a model, where it has them (layers.py).
 - `load`, `generate` and `stream_generate`, which are public.
 - `load_model` reads shards through `mlx.core.load`, and `sanitize` stacks experts by
-  `mlx.core.stack`: `straight_parameters` patches both temporarily. It finds the shards through
-  `glob.glob`, which `_reads_only` patches where an index names others.
+  `mlx.core.stack`: `build_model` patches the latter temporarily, `straight_parameters` both. It
+  finds the shards through `glob.glob`, which `_reads_only` patches where an index names others.
 
 mlx-lm is imported inside the functions, since that takes one to two seconds.
 """
@@ -37,6 +37,7 @@ from mlx.utils import tree_flatten
 from ..base.errors import NO_METAL, MintError
 from ..base.hf_config import text_config
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
+from ..converters.sources.restore import graph_of
 from .config_keys import adapt
 from .model_classes import text_class
 from .tied_head import drop_copy, with_own_head
@@ -59,15 +60,13 @@ _BUILD_ERRORS = (
 )
 
 
-def check_model(config: dict[str, Any], folder: Path) -> None:
-    """Refuse a config that mlx-lm has no model class for, or of a quantized layout that isn't read.
+def check_model(config: dict[str, Any]) -> None:
+    """Refuse a config that mlx-lm has no model class for.
 
     Raises:
-        MintError: no `model_type`, code of its own, an unknown type or layout.
+        MintError: no `model_type`, code of its own, or an unknown type.
     """
     from mlx_lm.utils import _get_classes
-
-    from ..converters.sources.layouts import check_layout
 
     if not isinstance(config.get("model_type"), str):
         raise MintError(
@@ -83,7 +82,7 @@ def check_model(config: dict[str, Any], folder: Path) -> None:
     # Some of mlx-lm's modules print when they are imported, which would spoil --json.
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            model_class, _ = _get_classes(config)
+            _get_classes(config)
     except (ValueError, AttributeError):
         raise MintError(
             f"mlx-lm has no model of type {config['model_type']!r}: update mlx-lm, or check that "
@@ -94,15 +93,19 @@ def check_model(config: dict[str, Any], folder: Path) -> None:
             f"mlx-lm needs a package for models of type {config['model_type']!r} that isn't "
             "installed: load the model with mlx_lm.generate to see which, and install it"
         ) from None
-    check_layout(config, folder, model_class)
 
 
-def build_model(folder: Path, stream: Any = None) -> Any:
+def build_model(folder: Path, stream: Any = None, exact: bool = False) -> Any:
     """The lazy mlx-lm model of a checkpoint, weights mapped and sanitized but not read.
 
     All operations that build the weights (reading, stacking, dequantizing) are put on a CPU stream,
     the default one or the given one, so that on a Mac no GPU command buffer ever waits for the disk
     (the GPU watchdog kills those).
+
+    Args:
+        folder: of the checkpoint.
+        stream: to put the operations on.
+        exact: leave scales and biases of foreign formats in float32.
 
     Raises:
         MintError: mlx-lm can't build the model from this config and these tensors.
@@ -116,11 +119,16 @@ def build_model(folder: Path, stream: Any = None) -> Any:
     def classes(config: dict[str, Any]) -> tuple[type, type]:
         model_class, args_class = _get_classes(config)
         config.update(with_own_head(config, folder, headers, bare_model))
-        return reader(config, folder, _prepared(model_class, config)), args_class
+        prepared = _prepared(model_class, config)
+        return reader(config, folder, headers, prepared, stacks, exact), args_class
 
     config: dict[str, Any] = {}
     try:
-        with mx.stream(stream or mx.cpu), _reads_only(folder, headers):
+        with (
+            mx.stream(stream or mx.cpu),
+            _reads_only(folder, headers),
+            _trace_stacks() as stacks,
+        ):
             config = adapt(load_config(folder))
             model, _ = load_model(folder, lazy=True, model_config=config, get_model_classes=classes)
     except _BUILD_ERRORS as error:
@@ -192,6 +200,32 @@ def _reads_only(folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]]) -
         utils.glob, mx.load = glob, load
 
 
+@contextlib.contextmanager
+def _trace_stacks() -> Iterator[dict[int, list[int]]]:
+    """Record which arrays are stacked along the first axis, by patching mlx.core.
+
+    Yields:
+        By the id of a stack the ids of its arrays, in order; valid inside the context only.
+    """
+    stacks: dict[int, list[int]] = {}
+    references: list[Any] = []  # Python reuses the id of an array that is gone
+    stack = mx.stack
+
+    def traced_stack(arrays: Any, axis: int = 0, **options: Any) -> Any:
+        arrays = list(arrays)
+        stacked = stack(arrays, axis, **options)
+        if axis == 0:
+            stacks[id(stacked)] = [id(array) for array in arrays]
+            references.append((stacked, arrays))
+        return stacked
+
+    mx.stack = traced_stack  # type: ignore[assignment]
+    try:
+        yield stacks
+    finally:
+        mx.stack = stack
+
+
 def straight_parameters(folder: Path) -> dict[str, list[tuple[str, str]]]:
     """The model's parameters that are unchanged tensors of the checkpoint, or stacks of such.
 
@@ -205,7 +239,7 @@ def straight_parameters(folder: Path) -> dict[str, list[tuple[str, str]]]:
         straight = {}
         for name, array in tree_flatten(model.parameters()):
             origin = origins.get(id(array))
-            if origin is not None and origin.graph == _graph(array):
+            if origin is not None and origin.graph == graph_of(array):
                 straight[name] = origin.tensors
         return straight
 
@@ -224,13 +258,6 @@ class _Traced:
     graph: str
 
 
-def _graph(array: mx.array) -> str:
-    """How an array is computed, as text; nothing is evaluated."""
-    text = io.StringIO()
-    mx.export_to_dot(text, array)
-    return text.getvalue()
-
-
 @contextlib.contextmanager
 def _trace_arrays() -> Iterator[dict[int, _Traced]]:
     """Record from which tensors loaded arrays and stacks of them come, by patching mlx.core.
@@ -246,7 +273,7 @@ def _trace_arrays() -> Iterator[dict[int, _Traced]]:
         loaded: Any = load(file, *args, **options)
         if isinstance(loaded, dict):
             for name, array in loaded.items():
-                origins[id(array)] = _Traced([(Path(str(file)).name, name)], _graph(array))
+                origins[id(array)] = _Traced([(Path(str(file)).name, name)], graph_of(array))
                 references.append(array)
         return loaded
 
@@ -257,10 +284,10 @@ def _trace_arrays() -> Iterator[dict[int, _Traced]]:
         tensors = [
             part.tensors[0]
             for part, array in zip(parts, arrays, strict=True)
-            if part is not None and len(part.tensors) == 1 and part.graph == _graph(array)
+            if part is not None and len(part.tensors) == 1 and part.graph == graph_of(array)
         ]
         if axis == 0 and len(tensors) == len(arrays):
-            origins[id(stacked)] = _Traced(tensors, _graph(stacked))
+            origins[id(stacked)] = _Traced(tensors, graph_of(stacked))
             references.append(stacked)
         return stacked
 

@@ -180,7 +180,7 @@ def _read_checked(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Ten
         MintError: they are malformed, don't belong together, or mint-mlx can't read such a model.
     """
     config = adapt(read_config(folder))
-    mlxlm.check_model(config, folder)
+    mlxlm.check_model(config)
     check_keys(config)
     headers = read_folder(folder)
     _check_depth(config, headers)
@@ -242,12 +242,13 @@ def brought_keys(source: Source) -> tuple[Brought, ...]:
     return brought(read_config(source.path))
 
 
-def open_model(source: Source, stream: Any = None) -> Any:
+def open_model(source: Source, stream: Any = None, exact: bool = False) -> Any:
     """The lazy mlx-lm model of a source, read on a CPU stream.
 
-    Its weights may be evaluated only if `source.has_weights`.
+    Its weights may be evaluated only if `source.has_weights`. With `exact` the scales and biases of
+    foreign formats are in float32, else in the type that they will be written in.
     """
-    return mlxlm.build_model(source.path, stream)
+    return mlxlm.build_model(source.path, stream, exact)
 
 
 def _digest(value: Any) -> str:

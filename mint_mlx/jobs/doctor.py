@@ -78,7 +78,7 @@ def doctor(model: str) -> Examination:
     # Without a config of a known model there is nothing to examine.
     stated = read_config(folder)
     config = adapt(stated)
-    mlxlm.check_model(config, folder)
+    mlxlm.check_model(config)
     try:
         headers = read_folder(folder)
     except MintError as error:

@@ -33,6 +33,7 @@ def bad_text_config(folder: Path) -> None:
 
 def gptq(folder: Path) -> None:
     edit_config(folder, quantization_config={"quant_method": "gptq"})
+    edit_weights(folder, lambda w: w | {"lm_head.weight": mx.zeros((96, 16), dtype=mx.int32)})
 
 
 def broken_link(folder: Path) -> None:
@@ -84,9 +85,9 @@ def code_beside_it(folder: Path) -> None:
         (half_a_tokenizer, "tokenizer of model cannot be read"),
         (bad_template, "chat template"),
         (bad_text_config, "text_config"),
-        (gptq, "quantized with GPTQ"),
+        (gptq, "packed as I32, but not as mint-mlx reads GPTQ"),
         (broken_link, "not a regular file"),
-        (int8_weights, "lm_head has weights of type I8"),
+        (int8_weights, "lm_head.weight is of type I8"),
         (extra_tensor, "model.surprise"),
         (half_the_weights, "truncated"),
         (unknown_type, "no model of type 'no_such_model'"),

@@ -13,6 +13,7 @@ import pytest
 from fake_hub import FakeHub
 from helpers import Cli, Maker, llama, mixtral, qwen3_moe, write_checkpoint
 from mlx_lm import convert as mlx_lm_convert
+from quantized import checkpoint
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.files import PLAN_FILE
@@ -183,6 +184,21 @@ def test_nothing_is_found_in_good_checkpoints(make: Maker, tmp_path: Path, good:
 def test_a_damaged_plan_is_one_of_the_things_that_are_wrong(good: Path) -> None:
     (good / PLAN_FILE).write_text("layers: [")
     assert any(PLAN_FILE in finding.problem for finding in doctor(str(good)).findings)
+
+
+def test_a_scale_of_each_expert_is_an_entry_of_mlx_lm(tmp_path: Path) -> None:
+    folder = checkpoint("mlx-nvfp4-gs", tmp_path / "model")
+    assert not [f for f in doctor(str(folder)).findings if "global_scale" in f.problem]
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization"]["model.layers.0.self_attn.k_proj"] = {
+        "group_size": 16,
+        "bits": 4,
+        "mode": "nvfp4",
+        "global_scale": True,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    wrong = [f for f in doctor(str(folder)).findings if "'global_scale'" in f.problem]
+    assert [f.where for f in wrong] == ["model.layers.0.self_attn.k_proj"]
 
 
 def test_the_exit_code_says_whether_something_is_wrong(cli: Cli, good: Path) -> None:

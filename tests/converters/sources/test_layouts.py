@@ -10,9 +10,20 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from fake_hub import FakeHub
 from formulas import bf16, raw, weight
-from helpers import Maker, Notes, llama, order_for, qwen3_moe, rewrite_shards
+from helpers import (
+    Maker,
+    Notes,
+    RawTensors,
+    edit_config,
+    llama,
+    order_for,
+    qwen3_moe,
+    rewrite_shards,
+)
 from mlx.utils import tree_flatten
+from quantized import CODES
 from released import RELEASED, known, released
 
 from mint_mlx.base.errors import MintError
@@ -110,53 +121,167 @@ def _config(**layout: Any) -> dict[str, Any]:
 
 
 INT4 = {"num_bits": 4, "type": "int", "group_size": 32, "symmetric": True}
-REFUSED = {
+LEFT_OVER = {
     "GPTQ": _config(quant_method="gptq", bits=4),
     "AWQ": _config(quant_method="awq", bits=4),
-    r"ModelOpt \(NVFP4\)": _config(quant_method="modelopt", quant_algo="NVFP4"),
+    "ModelOpt": _config(quant_method="modelopt", quant_algo="NVFP4"),
     "bitsandbytes": _config(quant_method="bitsandbytes", load_in_4bit=True),
-    "FP8 in blocks of 64x64": _config(quant_method="fp8", weight_block_size=[64, 64]),
-    r"compressed-tensors \(float-quantized\)": _config(
-        quant_method="compressed-tensors", format="float-quantized"
-    ),
-    r"compressed-tensors \(nvfp4-pack-quantized\)": _config(
-        quant_method="compressed-tensors",
-        format="nvfp4-pack-quantized",
-        config_groups={"g": {"weights": {}}},
-    ),
-    r"compressed-tensors \(pack-quantized, 8 bits of int in groups of 32, symmetric\)": _config(
-        quant_method="compressed-tensors",
-        format="pack-quantized",
-        config_groups={"g": {"weights": INT4 | {"num_bits": 8}}},
-    ),
-    "in groups of 32, asymmetric": _config(
-        quant_method="compressed-tensors",
-        format="pack-quantized",
-        config_groups={"g": {"weights": INT4 | {"symmetric": False}}},
-    ),
-    "mlx-lm reads it for other families only": _config(
+    "FP8": _config(quant_method="fp8", weight_block_size=[64, 64]),
+    "compressed-tensors": _config(
         quant_method="compressed-tensors",
         format="pack-quantized",
         config_groups={"g": {"weights": INT4}},
     ),
-    "'something-new'": _config(quant_method="something-new"),
+    "MXFP8": _config(quant_method="mxfp8"),
+    "HQQ": _config(quant_method="hqq"),
+    "something new": _config(quant_method="something-new"),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_other_layouts_are_refused_by_name(make: Maker, name: str) -> None:
+@pytest.mark.parametrize("name", LEFT_OVER)
+def test_a_config_that_no_tensor_bears_out_is_a_note(make: Maker, name: str) -> None:
     folder = make(qwen3_moe(1))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | REFUSED[name]))
-    with pytest.raises(MintError, match=f"is quantized with .*{name}.*give the original"):
+    before = dict(tree_flatten(open_model(load_source(str(folder))).parameters()))
+    edit_config(folder, **LEFT_OVER[name])
+    notes = Notes()
+    order_for(Request(str(folder), budget="5bpw"), notes)
+    assert any("none of its weights is packed" in note for note in notes.said)
+    after = dict(tree_flatten(open_model(load_source(str(folder))).parameters()))
+    assert all(mx.array_equal(before[n], after[n]) for n in before)
+    assert before.keys() == after.keys()
+
+
+Q_PROJ = "model.layers.0.self_attn.q_proj"
+WORDS = np.ones((128, 16), dtype=np.int32)
+# What stands in place of a weight, config.json's quantization_config, and why it is not read.
+UNREAD: dict[str, tuple[dict[str, tuple[str, np.ndarray]], dict[str, Any], str]] = {
+    "SmoothQuant of ModelOpt": (
+        {
+            "weight": ("I8", np.ones((128, 128))),
+            "weight_scale": ("F32", np.ones(128)),
+            "pre_quant_scale": ("F32", np.ones(128)),
+        },
+        {"quant_method": "modelopt"},
+        "was smoothed by ModelOpt (AWQ or SmoothQuant)",
+    ),
+    "int4 of ModelOpt": (
+        {"weight": ("U8", np.ones((64, 128))), "weight_scale": ("F32", np.ones((128, 1)))},
+        {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"},
+        "is int4 of ModelOpt (AWQ), with two rows in a byte",
+    ),
+    "int4 of Quark": (
+        {
+            "weight": ("I32", WORDS),
+            "weight_scale": ("F32", np.ones((128, 4))),
+            "weight_zero_point": ("I32", np.ones((128, 1))),
+        },
+        {"quant_method": "quark"},
+        "is int4 of Quark",
+    ),
+    "a rotation": (
+        {
+            "weight_packed": ("I32", WORDS),
+            "weight_scale": ("F32", np.ones((128, 4))),
+            "weight_shape": ("I64", np.array([128, 128])),
+        },
+        {
+            "quant_method": "compressed-tensors",
+            "transform_config": {"config_groups": {"R1": {}}},
+            "config_groups": {"g": {"weights": INT4}},
+        },
+        "was rotated by compressed-tensors (transform_config)",
+    ),
+    "HQQ": ({"W_q": ("U8", np.ones((64, 128)))}, {"quant_method": "hqq"}, "is a tensor of HQQ"),
+    "quanto": (
+        {"weight._data": ("I8", np.ones((128, 128))), "weight._scale": ("F32", np.ones((128, 1)))},
+        {"quant_method": "quanto"},
+        "is a tensor of quanto",
+    ),
+    "EXL3": (
+        {"trellis": ("I16", np.ones((8, 8, 64)))},
+        {"quant_method": "exl3"},
+        "is a tensor of EXL3",
+    ),
+    "AWQ of another version": (
+        {
+            "qweight": ("I32", np.ones((128, 16))),
+            "qzeros": ("I32", np.ones((128, 1))),
+            "scales": ("F32", np.ones((128, 8))),
+        },
+        {"quant_method": "awq", "version": "gemv"},
+        "neither GPTQ nor AWQ of 4 bits in version GEMM (config.json says gemv)",
+    ),
+    "integers without scales": (
+        {"weight": ("I8", np.ones((128, 128)))},
+        {"quant_method": "compressed-tensors"},
+        "is packed as I8, but not as mint-mlx reads compressed-tensors (beside it: nothing)",
+    ),
+    "something new": (
+        {"weight_packed": ("U8", np.ones((128, 32))), "weight_scale": ("U8", np.ones((128, 8)))},
+        {"quant_method": "something-new"},
+        "is packed as U8, but not as mint-mlx reads 'something-new' (beside it: packed, scale)",
+    ),
+    "integers of which config.json says nothing": (
+        {"weight": ("I8", np.ones((128, 128)))},
+        {},
+        "is of type I8, of which config.json says nothing",
+    ),
+    "scales beside a weight that isn't packed": (
+        {"weight": ("F32", np.ones((128, 128))), "weight_scale": ("F32", np.ones(128))},
+        {"quant_method": "fp8"},
+        "is not packed (F32), but has scales beside it",
+    ),
+}
+
+
+def _in_place_of_a_weight(folder: Path, name: str) -> Path:
+    """Put the tensors of an unread format in place of a layer's weight."""
+    tensors, table, _ = UNREAD[name]
+
+    def change(shards: RawTensors) -> None:
+        del shards[f"{Q_PROJ}.weight"]
+        for leaf, (code, values) in tensors.items():
+            dtype = {"I16": np.int16}.get(code) or CODES[code]
+            values = np.ascontiguousarray(values, dtype=dtype)
+            shards[f"{Q_PROJ}.{leaf}"] = (code, list(values.shape), values.tobytes())
+
+    rewrite_shards(folder, change)
+    if table:
+        edit_config(folder, quantization_config=table)
+    return folder
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_other_formats_are_refused_by_their_reason(make: Maker, name: str) -> None:
+    folder = _in_place_of_a_weight(make(qwen3_moe(1)), name)
+    with pytest.raises(
+        MintError, match=f"{re.escape(UNREAD[name][2])}.*: give the original in bf16"
+    ):
         convert.convert(str(folder), "5bpw")
 
 
-def test_a_modelopt_file_beside_the_config_is_enough(make: Maker) -> None:
-    folder = make(qwen3_moe(1))
-    (folder / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
-    with pytest.raises(MintError, match=r"ModelOpt \(NVFP4\)"):
+@pytest.mark.parametrize(
+    ("card", "instead"),
+    [
+        ("---\nbase_model: org/original\n---\n# A", "give org/original, which it was made from"),
+        ("---\nbase_model:\n- org/first\n- org/b\n---\n", "give org/first, which it was made"),
+        ("---\nbase_model: [\n---\n", "give the original in bf16"),
+        ("no front matter", "give the original in bf16"),
+    ],
+)
+def test_a_refusal_names_the_original(make: Maker, card: str, instead: str) -> None:
+    folder = _in_place_of_a_weight(make(qwen3_moe(1)), "HQQ")
+    (folder / "README.md").write_text(card)
+    with pytest.raises(MintError, match=instead):
         convert.convert(str(folder), "5bpw")
+
+
+def test_a_refusal_names_the_original_of_a_repository(hub: FakeHub) -> None:
+    _in_place_of_a_weight(hub.folder, "HQQ")
+    hub.card = {"base_model": ["org/original"]}
+    done = hub.run("inspect", "org/tiny")
+    assert done.returncode == 1, done.stderr
+    assert "W_q is a tensor of HQQ: give org/original" in " ".join(done.stderr.split())
 
 
 UP = "model.layers.0.mlp.experts.3.up_proj.weight"
@@ -165,9 +290,9 @@ SPOILT = {
         lambda t: t.pop(f"{UP}_scale_inv"),
         "experts.3.up_proj.weight is FP8, but has no scales",
     ),
-    "scales that are exponents": (
-        lambda t: t.update({f"{UP}_scale_inv": ("F8_E8M0", [1, 1], bytes([127]))}),
-        "scales of type F8_E8M0",
+    "scales that are integers": (
+        lambda t: t.update({f"{UP}_scale_inv": ("I32", [1, 1], bytes(4))}),
+        "scales of type I32",
     ),
     "scales of other blocks": (
         lambda t: t.update({f"{UP}_scale_inv": ("F32", [2, 2], bytes(16))}),
@@ -193,9 +318,9 @@ def test_fp8_that_would_be_read_wrongly_is_refused(tmp_path: Path, fault: str) -
 def test_families_that_read_fp8_themselves_are_checked_too(tmp_path: Path, family: str) -> None:
     folder = released(family, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"]["weight_block_size"] = [64, 64]
+    config["quantization_config"]["weight_block_size"] = [32, 32]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(MintError, match="FP8 in blocks of 64x64"):
+    with pytest.raises(MintError, match="FP8 in blocks of 32x32"):
         convert.convert(str(folder), "5bpw")
 
 

@@ -1,0 +1,143 @@
+"""Reads GPTQ and AutoRound: integers packed along the inputs, which MLX holds the other way round.
+
+`qweight` (columns * bits / 32, rows) has codes without a gap, the lowest bits first: transposed it
+is MLX's own packing. Only GPTQModel's `gptq_p`, and all that it writes with 5, 6 or 7 bits, has the
+low and the high bits of 32 codes in words of their own.
+
+A weight is (code - zero) x scale. `qzeros` holds zero - 1 in the formats `gptq` and
+`auto_round:auto_gptq`, and zero itself in `gptq_v2`, `gptq_p`, `auto_round` and
+`auto_round:gptqmodel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .packed import REALS, Group, Packed, Stated, Unread, affine_codes, affine_config, pack, unpack
+
+WORDS = ("I32", "U32")
+TENSORS = {"qweight", "qzeros", "scales", "g_idx"}
+
+
+# The widths of the planes that a code of GPTQModel's own layout is split into, the lowest first.
+PLANES = {3: (2, 1), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}
+
+
+def match(group: Group, stated: Stated) -> Packed | None:
+    """A weight of GPTQ's layout."""
+    if group.dtype("qweight") not in WORDS or not {"qzeros", "scales"} <= group.roles:
+        return None
+    (height, rows), (groups, outputs) = group.shape("qweight"), group.shape("scales")
+    if outputs != rows or group.dtype("scales") not in REALS:
+        return None  # AWQ's codes are packed along the outputs
+    if group.roles - TENSORS:
+        raise Unread("is GPTQ, but with tensors that GPTQ doesn't have")
+
+    # Zero points are packed along the outputs, whose number is known: they tell the width.
+    bits = group.shape("qzeros")[-1] * 32 // rows
+    columns = group.shape("g_idx")[0] if "g_idx" in group.infos else height * 32 // max(bits, 1)
+    if (
+        bits not in range(2, 9)
+        or group.shape("qzeros") != (groups, -(-rows * bits // 32))
+        or height != -(-columns * bits // 32)
+    ):
+        raise Unread(
+            f"is GPTQ with codes of shape {[height, rows]} and zero points of shape "
+            f"{list(group.shape('qzeros'))}, which do not fit each other"
+        )
+    size = _group_size(stated, columns, groups)
+    planar = _is_planar(stated, bits)
+    reordered = _is_reordered(group, stated, columns, size)
+    config = None if reordered else affine_config(bits, columns, size)
+    per = "row" if groups == 1 else f"group of {size}"
+    kind = "asymmetric" if stated.table.get("sym") is False else "symmetric"
+    order = ", columns reordered" if reordered else ""
+    form = f"{bits}-bit GPTQ ({kind}, one scale a {per}{order})"
+
+    def read(tensors: Mapping[str, mx.array]) -> Any:
+        words = mx.contiguous(tensors["qweight"].T).view(mx.uint32)
+        scales = mx.contiguous(tensors["scales"].T).astype(mx.float32)
+        zeros = _zeros(tensors["qzeros"], bits, rows, stated).T.astype(mx.float32)
+        if config and config.bits == bits and not planar:
+            return affine_codes(words, scales, zeros, config, columns)
+        codes = _codes(words, bits, columns, planar)
+        if config:
+            return affine_codes(pack(codes, config.bits), scales, zeros, config, columns)
+        index = tensors["g_idx"] if reordered else mx.arange(columns) // size
+        values = codes.astype(mx.float32) - mx.take(zeros, index, axis=-1)
+        return values * mx.take(scales, index, axis=-1)
+
+    return Packed(group, form, (rows, columns), config, read)
+
+
+def _group_size(stated: Stated, columns: int, groups: int) -> int:
+    """Columns that share a scale."""
+    if columns % groups == 0:
+        return columns // groups
+    size = stated.table.get("group_size")
+    if type(size) is int and size > 0 and -(-columns // size) == groups:
+        return size
+    raise Unread(f"is GPTQ with {groups} groups, which {columns} columns do not fall into")
+
+
+def _is_reordered(group: Group, stated: Stated, columns: int, size: int) -> bool:
+    """Whether columns belong to groups in another order than their own (`desc_act`)."""
+    if "g_idx" not in group.infos or size >= columns:
+        return False
+    if stated.table.get("desc_act") is True and stated.table.get("static_groups") is not True:
+        return True
+    index = stated.values(group.names["g_idx"])
+    return bool(index.any() and not np.array_equal(index, np.arange(columns) // size))
+
+
+def _is_planar(stated: Stated, bits: int) -> bool:
+    """Whether the bits of a code lie in several words; AutoRound packs all widths without a gap."""
+    is_autoround = stated.method.endswith("auto-round") or "autoround_version" in stated.table
+    return bits in PLANES and (_format(stated) == "gptq_p" or (bits != 3 and not is_autoround))
+
+
+def _codes(words: mx.array, bits: int, count: int, planar: bool) -> mx.array:
+    """Codes (..., count) as uint8 from words (..., words)."""
+    if not planar:
+        return unpack(words, bits, count)
+    words = words.view(mx.uint32).reshape(*words.shape[:-1], -1, bits)
+    codes = mx.zeros((*words.shape[:-1], 32), dtype=mx.uint8)
+    offset = 0
+    for width in PLANES[bits]:
+        plane = unpack(words[..., offset : offset + width], width, 32)
+        codes = codes | plane << offset
+        offset += width
+    return codes.reshape(*words.shape[:-2], -1)[..., :count]
+
+
+def _zeros(qzeros: mx.array, bits: int, rows: int, stated: Stated) -> mx.array:
+    """The zero points (groups, rows) as codes, with what the format takes from them added again."""
+    codes = _codes(qzeros, bits, rows, _is_planar(stated, bits))
+    offset: Any = 1 if _takes_one(stated, bits) else 0
+
+    # A symmetric weight has its zero in the middle, whatever its format is called.
+    if stated.table.get("sym") is True:
+        middle = 2 ** (bits - 1)
+        offset = mx.where((codes == middle).all(), 0, offset)
+        offset = mx.where((codes == middle - 1).all(), 1, offset).astype(mx.uint8)
+    return codes + offset & (2**bits - 1)
+
+
+def _format(stated: Stated) -> str:
+    """The name of the layout that config.json gives; '' where it gives none."""
+    keys = ("packing_format", "checkpoint_format", "format", "backend")
+    return next((str(stated.table[k]).lower() for k in keys if stated.table.get(k)), "")
+
+
+def _takes_one(stated: Stated, bits: int) -> bool:
+    """Whether a format stores zero points less one."""
+    if _is_planar(stated, bits):
+        return False
+    name = _format(stated)
+    if stated.method.endswith("auto-round"):
+        return name in ("", "auto") or ("gptq" in name and "gptqmodel" not in name)
+    return name in ("", "gptq", "gemm")

@@ -1,0 +1,80 @@
+"""Reads NVFP4: 16 codes share an E4M3 scale, and all of a weight one number.
+
+compressed-tensors divides by that number (`weight_global_scale`), ModelOpt multiplies by its own
+(`weight_scale_2`). MLX's mode has no such number for a linear layer, so weights are dequantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import mlx.core as mx
+
+from ...base.quant_config import mx_mode
+from .packed import BYTES, Codes, Group, Packed, Stated, Unread, dequantize
+
+GROUP = 16
+LARGEST = 6 * 448  # the largest code times the largest scale
+
+
+def match(group: Group, stated: Stated) -> Packed | None:
+    """A weight of NVFP4 in either dialect."""
+    whole = "global_scale" if "global_scale" in group.infos else "scale_2"
+    if whole not in group.infos or group.dtype("scale") != "F8_E4M3":
+        return None
+    codes = "packed" if "packed" in group.infos else ""
+    if group.roles - {"shape"} != {codes, "scale", whole}:
+        raise Unread("is NVFP4, but not with the tensors that NVFP4 has")
+    *rows, width = group.shape(codes)
+    columns = 2 * width
+    per_group = (*rows, columns // GROUP)
+    if group.dtype(codes) not in BYTES or group.shape("scale") != per_group or columns % GROUP:
+        raise Unread(
+            f"is NVFP4 of shape {[*rows, columns]}, but its scales are of shape "
+            f"{list(group.shape('scale'))}, which is not one for each {GROUP} columns"
+        )
+    _check_whole(group, whole, tuple(rows[:-1]))
+
+    def read(tensors: Mapping[str, mx.array]) -> mx.array:
+        packed = mx.contiguous(tensors[codes]).view(mx.uint32)
+        values = dequantize(Codes(packed, tensors["scale"]), mx_mode("nvfp4"))
+        factor = tensors[whole].astype(mx.float32)
+        factor = 1 / factor if whole == "global_scale" else factor
+        experts = (*rows[:-1], 1, 1) if factor.size > 1 else ()
+        return values * factor.reshape(experts)
+
+    return Packed(group, "NVFP4", (*rows, columns), None, read)
+
+
+def _check_whole(group: Group, whole: str, experts: tuple[int, ...]) -> None:
+    """Refuse a number for the whole weight that is neither one nor one for each expert."""
+    shape = group.shape(whole)
+    size = 1
+    for n in shape:
+        size *= n
+    if size != 1 and shape not in (experts, (*experts, 1), (*experts, 1, 1)):
+        raise Unread(
+            f"is NVFP4, but {group.names[whole]} is of shape {list(shape)} instead of one number"
+        )
+
+
+def with_global_scale(weights: dict[str, mx.array], dtype: mx.Dtype) -> list[str]:
+    """Dequantize experts that MLX's own NVFP4 holds with a number for each whole expert.
+
+    No layer of stock MLX but a stack of experts takes such a number, and none on a CPU.
+
+    Args:
+        weights: parameters by their names in mlx-lm's model; changed.
+        dtype: of the dequantized weights.
+
+    Returns:
+        The paths of the layers that are dense now.
+    """
+    paths = [n.removesuffix(".global_scale") for n in weights if n.endswith(".global_scale")]
+    for path in paths:
+        factor = weights.pop(f"{path}.global_scale") / LARGEST
+        codes = Codes(weights[f"{path}.weight"], weights.pop(f"{path}.scales"))
+        values = dequantize(codes, mx_mode("nvfp4"))
+        shape = (*factor.shape, *[1] * (values.ndim - factor.ndim))
+        weights[f"{path}.weight"] = (values * factor.reshape(shape)).astype(dtype)
+    return paths

@@ -1,0 +1,196 @@
+"""Reads `pack-quantized` of compressed-tensors: integers of 2 to 8 bits, without loss.
+
+A weight is (code - zero) x scale, which is MLX's affine form with a bias of -zero x scale, and the
+packed words are MLX's own (codes without a gap, the lowest bits first). A symmetric scheme has its
+zero at 2^(bits - 1). Older versions left the rest of each word empty that no whole code of 3, 5, 6
+or 7 bits fits into, under the same name of the format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ...base.quant_config import QuantConfig
+from .packed import (
+    REALS,
+    Codes,
+    Group,
+    Packed,
+    Stated,
+    Unread,
+    affine_codes,
+    affine_config,
+    pack,
+    spread,
+    unpack,
+)
+
+WORDS = ("I32", "U32")
+
+
+@dataclass(frozen=True)
+class _Scheme:
+    """How codes lie in words.
+
+    Attributes:
+        bits: of a code.
+        rows: of the weight, experts first where it has them.
+        columns: of the weight.
+        group: columns that share a scale.
+        per_word: codes in a word where none spans two words; 0 for codes without a gap.
+    """
+
+    bits: int
+    rows: tuple[int, ...]
+    columns: int
+    group: int
+    per_word: int
+
+    def words(self, count: int) -> int:
+        """How many words so many codes take."""
+        return -(-count // self.per_word) if self.per_word else -(-count * self.bits // 32)
+
+    @property
+    def groups(self) -> int:
+        return -(-self.columns // self.group)
+
+
+def match(group: Group, stated: Stated) -> Packed | None:
+    """A weight of packed integers."""
+    if group.dtype("packed") not in WORDS or group.dtype("scale") not in REALS:
+        return None
+    if group.roles - {"packed", "scale", "shape", "zero_point", "g_idx"}:
+        raise Unread("is packed, but with tensors that pack-quantized doesn't have")
+    schemes = _schemes(group, stated)
+    if len(schemes) != 1:
+        expected = " or ".join(
+            f"{scheme.get('num_bits')} bits in groups of {scheme.get('group_size')}"
+            for scheme in stated.schemes
+        )
+        raise Unread(
+            f"is packed in {group.shape('packed')[-1]} words a row with scales of shape "
+            f"{list(group.shape('scale'))}, which is not that of "
+            f"{expected or 'any scheme in config.json'}"
+        )
+    scheme = schemes.pop()
+    _check_zeros(group, scheme)
+
+    reordered = _is_reordered(group, scheme, stated)
+    config = None if reordered else affine_config(scheme.bits, scheme.columns, scheme.group)
+    kind = "asymmetric" if "zero_point" in group.infos else "symmetric"
+    per = "row" if scheme.groups == 1 else f"group of {scheme.group}"
+    form = f"{scheme.bits}-bit integers ({kind}, one scale a {per})"
+
+    def read(tensors: Mapping[str, mx.array]) -> Any:
+        return _read(tensors, scheme, config, reordered)
+
+    return Packed(group, form, (*scheme.rows, scheme.columns), config, read)
+
+
+def _schemes(group: Group, stated: Stated) -> set[_Scheme]:
+    """The schemes of config.json that the shapes of a weight's tensors agree with."""
+    *rows, width = group.shape("packed")
+    *scale_rows, groups = group.shape("scale") or (1,)
+    if prod(group.shape("scale")) == 1 or group.shape("scale") == tuple(rows):
+        groups = 1
+    elif scale_rows != rows:
+        return set()
+
+    known = _columns(group, stated)
+    matching = set()
+    for table in stated.schemes:
+        bits, size = table.get("num_bits"), table.get("group_size")
+        if type(bits) is not int or not 2 <= bits <= 8 or table.get("type") != "int":
+            continue
+        size = size if type(size) is int and size > 0 else 0
+
+        # Codes without a gap, or those of older versions (where that can be told).
+        columns = known or size * groups or width * 32 // bits
+        older = 32 // bits if 32 % bits and (known or size) else 0
+        for per_word in (0, older):
+            scheme = _Scheme(bits, tuple(rows), columns, min(size or columns, columns), per_word)
+            if scheme.words(columns) == width and scheme.groups == groups:
+                matching.add(scheme)
+    return matching
+
+
+def _columns(group: Group, stated: Stated) -> int:
+    """How many columns a weight has by its `weight_shape`; 0 where that isn't known."""
+    if "shape" not in group.infos:
+        return 0
+    shape = stated.values(group.names["shape"])
+    return int(shape[-1]) if shape.size else 0
+
+
+def _check_zeros(group: Group, scheme: _Scheme) -> None:
+    """Refuse zero points of another shape than the scales', whose rows may be packed."""
+    if "zero_point" not in group.infos:
+        return
+    shape, rows = group.shape("zero_point"), scheme.rows
+    packed = (*rows[:-1], scheme.words(rows[-1]), scheme.groups)
+    if shape != (packed if group.dtype("zero_point") in WORDS else group.shape("scale")):
+        raise Unread(
+            f"has zero points of shape {list(shape)}, which do not fit its scales of shape "
+            f"{list(group.shape('scale'))}"
+        )
+
+
+def _is_reordered(group: Group, scheme: _Scheme, stated: Stated) -> bool:
+    """Whether columns belong to groups in another order than their own."""
+    if "g_idx" not in group.infos or scheme.groups == 1:
+        return False
+    if any(table.get("actorder") in ("group", True) for table in stated.schemes):
+        return True
+    index = stated.values(group.names["g_idx"])
+    plain = np.arange(scheme.columns) // scheme.group
+    return bool(index.any() and (index >= 0).all() and not np.array_equal(index, plain))
+
+
+def _read(
+    tensors: Mapping[str, mx.array], scheme: _Scheme, config: QuantConfig | None, reordered: bool
+) -> Codes | mx.array:
+    """The codes of a weight, or its values where MLX has no such configuration."""
+    bits, columns = scheme.bits, scheme.columns
+    scales, zeros = _by_row(tensors["scale"], scheme), _zeros(tensors, scheme)
+    if config and config.bits == bits and not scheme.per_word:
+        words = tensors["packed"].view(mx.uint32)
+        return affine_codes(words, scales, zeros, config, columns)
+    codes = unpack(tensors["packed"], bits, columns, scheme.per_word)
+    if config:
+        return affine_codes(pack(codes, config.bits), scales, zeros, config, columns)
+
+    # Each column gets its group's numbers.
+    values = codes.astype(mx.float32)
+    if reordered:
+        index = tensors["g_idx"]
+        return (values - mx.take(zeros, index, axis=-1)) * mx.take(scales, index, axis=-1)
+    values = values - spread(zeros, columns, scheme.group)
+    return values * spread(scales, columns, scheme.group)
+
+
+def _by_row(numbers: mx.array, scheme: _Scheme) -> mx.array:
+    """Scales or zero points as float32 (..., rows, groups), also where all rows share one."""
+    numbers = numbers.astype(mx.float32)
+    shape = (*scheme.rows, scheme.groups)
+    return mx.broadcast_to(numbers, shape) if numbers.size == 1 else numbers.reshape(shape)
+
+
+def _zeros(tensors: Mapping[str, mx.array], scheme: _Scheme) -> mx.array:
+    """The codes that stand for zero, as float32 (..., rows, groups)."""
+    middle = mx.array(2.0 ** (scheme.bits - 1))
+    if "zero_point" not in tensors:
+        return _by_row(middle, scheme)
+    zeros = tensors["zero_point"]
+    if zeros.dtype not in (mx.int32, mx.uint32):
+        return _by_row(zeros.astype(mx.float32) + middle, scheme)
+
+    # They are packed down the rows.
+    across = mx.contiguous(zeros.swapaxes(-1, -2))
+    codes = unpack(across, scheme.bits, scheme.rows[-1], scheme.per_word)
+    return _by_row(codes.swapaxes(-1, -2), scheme)

@@ -1,0 +1,99 @@
+"""Formats that aren't read, by their names: why, and what would serve instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .packed import BYTES, REALS, Group, Packed, Stated, Unread
+
+# Names the base model of a repository of which only the headers are on this machine.
+BASE_MODEL = ".base_model"
+# Methods by the `quant_method` of config.json.
+NAMES = {
+    "aqlm": "AQLM",
+    "awq": "AWQ",
+    "bitnet": "BitNet's own packing",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors",
+    "eetq": "EETQ",
+    "exl2": "EXL2",
+    "exl3": "EXL3",
+    "fbgemm_fp8": "FBGEMM FP8",
+    "fp_quant": "FP-Quant",
+    "gptq": "GPTQ",
+    "higgs": "HIGGS",
+    "hqq": "HQQ",
+    "modelopt": "ModelOpt",
+    "quanto": "quanto",
+    "quark": "Quark",
+    "spqr": "SpQR",
+    "torchao": "torchao",
+    "vptq": "VPTQ",
+}
+# The last parts of names that only one tool gives to its tensors.
+_TOOLS = {
+    "W_q": "HQQ",
+    "_data": "quanto",
+    "codebooks": "AQLM",
+    "q_weight": "EXL2",
+    "trellis": "EXL3",
+    "dense_weights": "SpQR",
+    "indices": "VPTQ",
+}
+
+
+def match(group: Group, stated: Stated) -> Packed | None:
+    """Refuse a weight of a format that is known, but can't be read.
+
+    Raises:
+        Unread: it is such a weight.
+    """
+    if "pre_quant_scale" in group.infos:
+        raise Unread(
+            "was smoothed by ModelOpt (AWQ or SmoothQuant): its inputs are scaled when it runs "
+            "(pre_quant_scale), for which MLX has no place"
+        )
+    kind, scales = group.dtype(""), group.dtype("scale")
+    if kind in BYTES and scales in REALS and len(group.shape("")) == 2:
+        rows, shape = group.shape("")[0], group.shape("scale")
+        if kind == "U8" and shape and shape[0] == 2 * rows:
+            raise Unread("is int4 of ModelOpt (AWQ), with two rows in a byte")
+    if kind == "I32" and "scale" in group.infos:
+        raise Unread("is int4 of Quark, whose order of codes its config does not tell for sure")
+    if stated.table.get("transform_config") and group.roles != {""}:
+        raise Unread(
+            "was rotated by compressed-tensors (transform_config): its inputs are rotated when it "
+            "runs, for which MLX has no place"
+        )
+    leaf = group.stem.rpartition(".")[2]
+    if leaf in _TOOLS:
+        raise Unread(f"is a tensor of {_TOOLS[leaf]}")
+    return None
+
+
+def what_instead(folder: Path) -> str:
+    """What to give in place of a source that isn't read: its original, by name if its card has it.
+
+    Args:
+        folder: with the model card (README.md) or its base model (BASE_MODEL), if there is one.
+    """
+    base = _base_model(folder)
+    if isinstance(base, str) and base and len(base) < 200 and base.isprintable():
+        return f"give {base}, which it was made from"
+    return "give the original in bf16"
+
+
+def _base_model(folder: Path) -> Any:
+    """What the card of a checkpoint says that it was made from; None where it says nothing."""
+    try:
+        if (folder / BASE_MODEL).is_file():
+            return (folder / BASE_MODEL).read_text(encoding="utf-8")
+        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+        data = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
+    except (OSError, yaml.YAMLError, RecursionError, IndexError, UnicodeDecodeError):
+        return None
+    base = data.get("base_model") if isinstance(data, dict) else None
+    return base[0] if isinstance(base, list) and base else base

@@ -1,0 +1,104 @@
+"""MXFP4, MXFP8 and NVFP4: codes times the scale of their group."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from formulas import E2M1, e4m3
+from quantized import Arrays, matched, read
+
+from mint_mlx.converters.sources import fp8, microscaling, nvfp4
+from mint_mlx.converters.sources.packed import Unread
+
+RNG = np.random.default_rng(4)
+LEADS = [(8,), (3, 8)]  # rows, and experts with rows
+
+
+def four_bits(*shape: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes of two E2M1 codes, and their values: the low bits come first."""
+    packed = RNG.integers(0, 256, shape).astype(np.uint8)
+    values = np.stack([E2M1[packed & 15], E2M1[packed >> 4]], axis=-1)
+    return packed, values.reshape(*shape[:-1], -1)
+
+
+@pytest.mark.parametrize("lead", LEADS)
+@pytest.mark.parametrize(("role", "code"), [("packed", "U8"), ("", "U8"), ("", "I8")])
+@pytest.mark.parametrize("scale", ["U8", "F8_E8M0"])
+def test_mxfp4_stays(lead: tuple[int, ...], role: str, code: str, scale: str) -> None:
+    packed, values = four_bits(*lead, 48)
+    byte = RNG.integers(110, 140, (*lead, 3)).astype(np.uint8)
+    arrays: Arrays = {role: (code, packed.view(np.int8 if code == "I8" else np.uint8))}
+    arrays["scale"] = (scale, byte)
+    weight, got = read(microscaling, arrays)
+    assert str(weight.config) == "mxfp4"
+    sizes = np.repeat(2.0 ** (byte.astype(np.float32) - 127), 32, -1)
+    np.testing.assert_array_equal(got, values * sizes)
+
+
+@pytest.mark.parametrize("role", ["scale", "scale_inv"])
+@pytest.mark.parametrize("lead", LEADS)
+def test_mxfp8_stays(lead: tuple[int, ...], role: str) -> None:
+    codes = RNG.integers(0, 126, (*lead, 96)).astype(np.uint8)
+    byte = RNG.integers(110, 140, (*lead, 3)).astype(np.uint8)
+    weight, got = read(microscaling, {"": ("F8_E4M3", codes), role: ("U8", byte)})
+    assert str(weight.config) == "mxfp8"
+    sizes = np.repeat(2.0 ** (byte.astype(np.float32) - 127), 32, -1)
+    np.testing.assert_array_equal(got, e4m3(codes) * sizes)
+
+
+def test_powers_of_two_for_blocks_are_not_mxfp8() -> None:
+    arrays: Arrays = {
+        "": ("F8_E4M3", np.zeros((256, 256), np.uint8)),
+        "scale_inv": ("F8_E8M0", np.zeros((2, 2), np.uint8)),
+    }
+    assert matched(microscaling, arrays) is None
+    assert matched(fp8, arrays) is not None
+
+
+@pytest.mark.parametrize("lead", LEADS)
+def test_nvfp4_of_compressed_tensors_is_divided_by_its_number(lead: tuple[int, ...]) -> None:
+    packed, values = four_bits(*lead, 32)
+    scales = RNG.integers(1, 120, (*lead, 4)).astype(np.uint8)
+    whole = (RNG.random(lead[:-1] or (1,)) + 500).astype(np.float32)
+    arrays: Arrays = {
+        "packed": ("U8", packed),
+        "scale": ("F8_E4M3", scales),
+        "global_scale": ("F32", whole),
+    }
+    weight, got = read(nvfp4, arrays)
+    assert weight.config is None
+    expected = values * np.repeat(e4m3(scales), 16, -1) / whole.reshape(*lead[:-1], 1, 1)
+    np.testing.assert_allclose(got, expected.reshape(got.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize("lead", LEADS)
+def test_nvfp4_of_modelopt_is_multiplied_with_its_number(lead: tuple[int, ...]) -> None:
+    packed, values = four_bits(*lead, 32)
+    scales = RNG.integers(1, 120, (*lead, 4)).astype(np.uint8)
+    whole = RNG.random(lead[:-1]).astype(np.float32)
+    arrays: Arrays = {
+        "": ("U8", packed),
+        "scale": ("F8_E4M3", scales),
+        "scale_2": ("F32", whole),
+    }
+    _, got = read(nvfp4, arrays)
+    expected = values * np.repeat(e4m3(scales), 16, -1) * whole.reshape(*lead[:-1], 1, 1)
+    np.testing.assert_allclose(got, expected.reshape(got.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"scale": ("F8_E4M3", np.ones((8, 2), np.uint8))}, "not one for each 16 columns"),
+        ({"global_scale": ("F32", np.ones(8, np.float32))}, "instead of one number"),
+        ({"zero_point": ("U8", np.ones((8, 4), np.uint8))}, "not with the tensors"),
+    ],
+)
+def test_other_nvfp4_is_refused(change: Arrays, reason: str) -> None:
+    arrays: Arrays = {
+        "packed": ("U8", np.zeros((8, 32), np.uint8)),
+        "scale": ("F8_E4M3", np.zeros((8, 4), np.uint8)),
+        "global_scale": ("F32", np.ones(1, np.float32)),
+    }
+    with pytest.raises(Unread, match=reason):
+        matched(nvfp4, arrays | change)
