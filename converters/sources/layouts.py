@@ -112,6 +112,8 @@ def find_packed(config: dict[str, Any], folder: Path, headers: Headers) -> tuple
     scaled = any(name.endswith((".weight_scale", ".weight_scale_inv")) for name in tensors)
     if not scaled and all(info.dtype in REALS for info in tensors.values()):
         return ()
+
+    # Each weight by its own tensors: what config.json says of several formats may overlap.
     stated = Stated(layout or {}, _value_reader(folder, headers))
     packed = []
     for group in group_tensors(tensors).values():
@@ -248,12 +250,12 @@ def reader(
 
     class Prepared(model_class):
         def sanitize(self, weights: dict[str, Any]) -> dict[str, Any]:
-            weights, kept = unpack(drop_unused(self, weights), packed, dtype)
+            weights, codes = unpack(drop_unused(self, weights), packed, dtype)
             if config.get("model_type") == "gpt_oss":
                 weights = gpt_oss.split_experts(weights)
             if hasattr(super(), "sanitize"):
                 weights = super().sanitize(weights)
-            stored = restore(self, weights, kept, stacks, None if exact else dtype)
+            stored = restore(self, weights, codes, stacks, None if exact else dtype)
             table.update({path: layer.as_mlx() for path, layer in stored.items()})
             table.update(dict.fromkeys(nvfp4.with_global_scale(weights, dtype), False))
             if table:

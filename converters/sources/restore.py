@@ -61,7 +61,7 @@ def unpack(
     """
     consumed = {name for weight in packed for name in weight.group.names.values()}
     result = {name: array for name, array in weights.items() if name not in consumed}
-    kept: dict[int, _Weight] = {}
+    stored: dict[int, _Weight] = {}
     checked = set[str]()
     for weight in packed:
         names = weight.group.names
@@ -78,8 +78,8 @@ def unpack(
         kind = re.sub(r"\d+", "N", weight.group.stem)
         graph = "" if kind in checked else graph_of(dense)
         checked.add(kind)
-        kept[id(dense)] = _Weight(read, weight.config, dense, graph)
-    return result, kept
+        stored[id(dense)] = _Weight(read, weight.config, dense, graph)
+    return result, stored
 
 
 def graph_of(array: mx.array) -> str:
@@ -105,7 +105,7 @@ def drop_unused(model: Any, weights: dict[str, mx.array]) -> dict[str, mx.array]
 def restore(
     model: Any,
     weights: dict[str, mx.array],
-    kept: Mapping[int, _Weight],
+    stored: Mapping[int, _Weight],
     stacks: Stacks,
     dtype: mx.Dtype | None,
 ) -> dict[str, QuantConfig]:
@@ -114,39 +114,45 @@ def restore(
     Args:
         model: of mlx-lm, not quantized yet.
         weights: its parameters as `sanitize` returned them; changed.
-        kept: from `unpack`.
+        stored: from `unpack`.
         stacks: what was stacked meanwhile.
         dtype: 16-bit type of scales and biases; None leaves them in float32, as exact as they are.
 
     Returns:
         The configurations of the layers that hold codes now, by path.
     """
-    changed = {id(w.dense) for w in kept.values() if w.graph and w.graph != graph_of(w.dense)}
-    if changed:  # of this name only one was looked at
+    # Of each name only one weight was looked at: where one was scaled in place, all may have been.
+    if any(w.graph and w.graph != graph_of(w.dense) for w in stored.values()):
         return {}
+
     modules = dict(model.named_modules())
     configs: dict[str, QuantConfig] = {}
     for name in list(weights):
-        array = weights[name]
-        made_of = [kept.get(i) for i in stacks.get(id(array), [id(array)])]
         path = name.removesuffix(".weight")
         if path == name or not hasattr(modules.get(path), "to_quantized"):
             continue
-        experts = [weight for weight in made_of if weight is not None]
-        if not experts or len(experts) != len(made_of):
-            continue
-        if len({(w.config, w.codes.scales.shape, w.codes.weight.shape) for w in experts}) > 1:
+        ids = stacks.get(id(weights[name]), [id(weights[name])])
+        experts = [stored[i] for i in ids if i in stored]
+        if not experts or len(experts) != len(ids) or not _alike(experts):
             continue
 
-        configs[path] = experts[0].config
-        stacked = id(array) in stacks
-        scales = _joined([w.codes.scales for w in experts], stacked)
+        stacked = id(weights[name]) in stacks
+        tensors = {
+            "weight": _joined([w.codes.weight for w in experts], stacked),
+            "scales": _joined([w.codes.scales for w in experts], stacked),
+        }
         biases = [w.codes.biases for w in experts if w.codes.biases is not None]
-        tensors = {"weight": _joined([w.codes.weight for w in experts], stacked), "scales": scales}
         if biases:
-            tensors |= rounded(scales, _joined(biases, stacked), dtype)
+            tensors |= rounded(tensors["scales"], _joined(biases, stacked), dtype)
+        configs[path] = experts[0].config
         weights.update({f"{path}.{local}": array for local, array in tensors.items()})
     return configs
+
+
+def _alike(experts: Sequence[_Weight]) -> bool:
+    """Whether the codes of experts can be stacked."""
+    kinds = {(w.config, w.codes.scales.shape, w.codes.weight.shape) for w in experts}
+    return len(kinds) == 1
 
 
 def _joined(arrays: list[mx.array], stacked: bool) -> mx.array:

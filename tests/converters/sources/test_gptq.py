@@ -30,7 +30,7 @@ def planes(codes: np.ndarray, bits: int) -> np.ndarray:
     return np.concatenate(words, axis=-1).reshape(len(codes), -1).view(np.int32)
 
 
-def made(
+def gptq_tensors(
     bits: int, group: int, stored: int = 0, planar: bool = False, middle: bool = False
 ) -> tuple[Arrays, np.ndarray]:
     """A weight's tensors, and its values; `stored` is what the format adds to a zero point."""
@@ -53,7 +53,7 @@ def made(
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("group", [32, 128, COLUMNS])
 def test_every_width_stays(bits: int, group: int) -> None:
-    arrays, expected = made(bits, group, -1)
+    arrays, expected = gptq_tensors(bits, group, -1)
     weight, values = read(gptq, arrays, quant_method="gptq", bits=bits, desc_act=False)
     assert str(weight.config) == f"{bits}bit-g{min(group, 128)}"
     np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-4)
@@ -74,7 +74,7 @@ def test_every_width_stays(bits: int, group: int) -> None:
     ],
 )
 def test_zero_points_of_each_format(table: dict[str, Any], stored: int) -> None:
-    arrays, expected = made(4, 64, stored)
+    arrays, expected = gptq_tensors(4, 64, stored)
     _, values = read(gptq, arrays, bits=4, sym=False, **table)
     np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-5)
 
@@ -82,13 +82,13 @@ def test_zero_points_of_each_format(table: dict[str, Any], stored: int) -> None:
 @pytest.mark.parametrize("stored", [-1, 0])
 @pytest.mark.parametrize("name", ["gptq", "gptq_v2"])
 def test_a_symmetric_zero_is_in_the_middle_whatever_the_format_says(name: str, stored: int) -> None:
-    arrays, expected = made(4, 64, stored, middle=True)
+    arrays, expected = gptq_tensors(4, 64, stored, middle=True)
     _, values = read(gptq, arrays, quant_method="gptq", sym=True, checkpoint_format=name)
     np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-5)
 
 
 def test_a_zero_point_of_nothing_wraps_around() -> None:
-    arrays, _ = made(4, 64, -1)
+    arrays, _ = gptq_tensors(4, 64, -1)
     arrays["qzeros"] = ("I32", np.full(arrays["qzeros"][1].shape, -1, dtype=np.int32))
     _, values = read(gptq, arrays, quant_method="gptq")
     assert values.min() >= 0  # 15 + 1 is 0 in four bits
@@ -104,7 +104,7 @@ def test_a_zero_point_of_nothing_wraps_around() -> None:
     ],
 )
 def test_bits_in_planes(bits: int, table: dict[str, Any]) -> None:
-    arrays, expected = made(bits, 64, 0, planar=True)
+    arrays, expected = gptq_tensors(bits, 64, 0, planar=True)
     weight, values = read(gptq, arrays, quant_method="gptq", **table)
     assert str(weight.config) == f"{8 if bits == 7 else bits}bit-g64"
     np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-4)
@@ -112,14 +112,14 @@ def test_bits_in_planes(bits: int, table: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("bits", [5, 6, 7])
 def test_autoround_packs_every_width_without_a_gap(bits: int) -> None:
-    arrays, expected = made(bits, 64, 0)
+    arrays, expected = gptq_tensors(bits, 64, 0)
     table = {"quant_method": "auto-round", "packing_format": "auto_round"}
     _, values = read(gptq, arrays, **table)
     np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-4)
 
 
 def test_columns_in_another_order_are_dequantized() -> None:
-    arrays, expected = made(4, 64, -1)
+    arrays, expected = gptq_tensors(4, 64, -1)
     order = RNG.permutation(COLUMNS)
     arrays["g_idx"] = ("I32", arrays["g_idx"][1][order])
     codes = arrays["qweight"][1].T.copy().view(np.uint32)[..., None] >> np.arange(0, 32, 4) & 15
@@ -133,7 +133,7 @@ def test_columns_in_another_order_are_dequantized() -> None:
 
 
 def test_static_groups_are_in_order() -> None:
-    arrays, expected = made(4, 64, -1)
+    arrays, expected = gptq_tensors(4, 64, -1)
     table = {"quant_method": "gptq", "desc_act": True, "static_groups": True}
     weight, values = read(gptq, arrays, **table)
     assert str(weight.config) == "4bit-g64"
@@ -141,7 +141,7 @@ def test_static_groups_are_in_order() -> None:
 
 
 def test_g_idx_of_zeros_means_nothing() -> None:
-    arrays, expected = made(4, 16, -1)  # a group that MLX lacks
+    arrays, expected = gptq_tensors(4, 16, -1)  # a group that MLX lacks
     arrays["g_idx"] = ("I32", np.zeros(COLUMNS, dtype=np.int32))
     weight, values = read(gptq, arrays, quant_method="gptq")
     assert weight.config is None
@@ -149,7 +149,7 @@ def test_g_idx_of_zeros_means_nothing() -> None:
 
 
 def test_tensors_that_do_not_fit_are_refused() -> None:
-    arrays, _ = made(4, 64)
+    arrays, _ = gptq_tensors(4, 64)
     arrays["qweight"] = ("I32", arrays["qweight"][1][:-1])
     with pytest.raises(Unread, match="do not fit each other"):
         matched(gptq, arrays, quant_method="gptq")

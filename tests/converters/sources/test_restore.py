@@ -215,13 +215,13 @@ def test_a_weight_that_is_scaled_in_place_is_dequantized(factor: float) -> None:
     packed, loaded, dense = [], {}, {}
     for name in ("a.weight", "b.weight"):
         array = mx.array(RNG.standard_normal((8, 64)).astype(np.float32))
-        codes = mx.quantize(array, 32, 4)
-        loaded[f"{name}_packed"] = codes[0]
-        dense[name] = as_numpy(mx.dequantize(*codes, 32, 4))
-        packed.append(_packed(name, codes))
-    weights, kept = unpack(loaded, packed, mx.float32)
+        quantized = mx.quantize(array, 32, 4)
+        loaded[f"{name}_packed"] = quantized[0]
+        dense[name] = as_numpy(mx.dequantize(*quantized, 32, 4))
+        packed.append(_packed(name, quantized))
+    weights, codes = unpack(loaded, packed, mx.float32)
     weights = model.sanitize(weights, factor)
-    configs = restore(model, weights, kept, {}, mx.bfloat16)
+    configs = restore(model, weights, codes, {}, mx.bfloat16)
     assert set(configs) == ({"a", "b"} if factor == 1 else set())
     if factor != 1:
         for name, values in dense.items():
