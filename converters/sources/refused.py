@@ -7,10 +7,9 @@ from typing import Any
 
 import yaml
 
+from ...base.files import BASE_MODEL
 from .packed import BYTES, REALS, Group, Packed, Stated, Unread
 
-# Names the base model of a repository of which only the headers are on this machine.
-BASE_MODEL = ".base_model"
 # Methods by the `quant_method` of config.json.
 NAMES = {
     "aqlm": "AQLM",

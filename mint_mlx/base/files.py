@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PLAN_FILE = "mint-plan.yaml"  # in every checkpoint that we wrote
 REFINED_FILE = "mint-refined.json"  # in every checkpoint that we refined
+# Names the base model of a repository of which only the headers are on this machine.
+BASE_MODEL = ".base_model"
 PARTIAL = ".part"  # in the name of a file that isn't complete
 LOCK = "lock"  # in a folder that a process works in
 

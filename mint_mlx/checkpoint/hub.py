@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import MintError
-from ..base.files import PLAN_FILE
+from ..base.files import BASE_MODEL, PLAN_FILE
 from ..base.safetensors_header import INDEX, parse_header, read_header, read_index
-from ..converters.sources.refused import BASE_MODEL
 from .tokenizer import has_tokenizer
 
 SMALL_FILES = [
