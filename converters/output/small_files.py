@@ -12,10 +12,10 @@ from ...allocation.artifacts import ARTIFACTS
 from ...allocation.plan import Plan
 from ...base.files import REFINED_FILE
 from ...base.hf_config import edit_text_config
-from ...checkpoint import mlxlm
 from ...checkpoint.config_keys import encoded
 from ...checkpoint.hub import SMALL_FILES
 from ...checkpoint.layers import Inventory
+from ...checkpoint.model_classes import model_class
 from ...checkpoint.roles import TOWER
 from ...checkpoint.source import Source
 from ...checkpoint.towers import PROCESSOR_FILES, has_mtp, text_only, without_mtp
@@ -66,7 +66,9 @@ def config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
     # Without the towers and blocks that are left out. (Some classes run a tower themselves.)
     runs_tower = any(map(TOWER.search, inventory.order))
     if plan.parts == "text" and not runs_tower:
-        config = text_only(config, mlxlm.required_keys(config))
+        reader = model_class(config)
+        assert reader is not None  # a source of which mlx-lm has no class is refused
+        config = text_only(config, reader.required)
     if not has_mtp((f"{path}." for path in inventory.order), config):
         config = without_mtp(config)
 

@@ -426,19 +426,6 @@ def two_token_cache(config: dict[str, Any], kv_bits: int | None = None) -> list[
     return caches
 
 
-def required_keys(config: dict[str, Any]) -> set[str]:
-    """Keys of a config.json that mlx-lm's model class can't do without."""
-    from mlx_lm.utils import _get_classes
-
-    _, args_class = _get_classes(config)
-    missing = dataclasses.MISSING
-    return {
-        f.name
-        for f in dataclasses.fields(args_class)
-        if f.default is missing and f.default_factory is missing
-    }
-
-
 def generate_sentence(folder: Path) -> str:
     """Load a written checkpoint with stock mlx-lm and generate greedily from a short prompt.
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from helpers import Maker, qwen3_moe
+from released import RELEASED
 
 from mint_mlx.base.errors import MintError
+from mint_mlx.checkpoint import mlxlm
 from mint_mlx.jobs.convert import convert
 
 
@@ -24,3 +26,15 @@ def test_a_result_that_cannot_generate_gets_no_name(
     with pytest.raises(MintError, match="cannot generate"):
         convert(str(make(qwen3_moe(1))), "5bpw", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_configs_are_adapted_only_while_a_split_model_is_loaded() -> None:
+    from mlx_lm import utils
+
+    folder = RELEASED / "t5" / "llama"
+    stock = utils.load_config
+    with mlxlm._adapted_configs():
+        adapted = utils.load_config(folder)
+    assert adapted["rope_theta"] == adapted["rope_parameters"]["rope_theta"] != 10000
+    assert utils.load_config is stock
+    assert "rope_theta" not in utils.load_config(folder)
