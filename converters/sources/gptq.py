@@ -11,6 +11,7 @@ A weight is (code - zero) x scale. `qzeros` holds zero - 1 in the formats `gptq`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,10 @@ from .packed import REALS, Group, Packed, Stated, Unread, affine_codes, affine_c
 
 WORDS = ("I32", "U32")
 TENSORS = {"qweight", "qzeros", "scales", "g_idx"}
-
+# The formats whose zero points are stored less one; "" where config.json names none.
+LESS_ONE = {"", "gptq", "gemm"}
+# AutoRound's own, which may also be called after the tool: `auto_round:auto_gptq`.
+AUTO_ROUND_LESS_ONE = re.compile(r"|auto|(?!.*gptqmodel).*gptq.*")
 
 # The widths of the planes that a code of GPTQModel's own layout is split into, the lowest first.
 PLANES = {3: (2, 1), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}
@@ -139,5 +143,5 @@ def _takes_one(stated: Stated, bits: int) -> bool:
         return False
     name = _format(stated)
     if stated.method.endswith("auto-round"):
-        return name in ("", "auto") or ("gptq" in name and "gptqmodel" not in name)
-    return name in ("", "gptq", "gemm")
+        return AUTO_ROUND_LESS_ONE.fullmatch(name) is not None
+    return name in LESS_ONE

@@ -42,6 +42,7 @@ from . import (
 )
 from .packed import REALS, Group, Packed, Stated, Unread, group_tensors
 from .restore import Stacks, drop_unused, restore, unpack
+from .sanitize import wrap_sanitize
 
 Headers = Mapping[str, Mapping[str, TensorInfo]]  # tensors by file and name
 # The first that knows a weight's tensors reads it (or says why it can't be read).
@@ -59,6 +60,7 @@ FORMATS = (
 )
 # Model types whose class in mlx-lm reads a packed layout of its own, by tensors that only it has.
 NATIVE = {
+    "bitnet": r".*_proj\.weight_scale",
     "gpt_oss": r".*\.experts\.\w+_blocks",
     "deepseek_v41": r".*\.ffn\.experts\..*\.w1\.scale",
     "deepseek_v41_text": r".*\.ffn\.experts\..*\.w1\.scale",
@@ -248,23 +250,21 @@ def reader(
     dtype = mx.float16 if stated_dtype(config) == "F16" else mx.bfloat16
     table = _quantization(config, folder, headers)
 
-    class Prepared(model_class):
-        def sanitize(self, weights: dict[str, Any]) -> dict[str, Any]:
-            weights, codes = unpack(drop_unused(self, weights), packed, dtype)
-            if config.get("model_type") == "gpt_oss":
-                weights = gpt_oss.split_experts(weights)
-            if hasattr(super(), "sanitize"):
-                weights = super().sanitize(weights)
-            stored = restore(self, weights, codes, stacks, None if exact else dtype)
-            table.update({path: layer.as_mlx() for path, layer in stored.items()})
-            table.update(dict.fromkeys(nvfp4.with_global_scale(weights, dtype), False))
-            if table:
-                config["quantization"] = table
-            return weights
+    def prepare(
+        model: Any, weights: dict[str, Any], stock: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> dict[str, Any]:
+        weights, codes = unpack(drop_unused(model, weights), packed, dtype)
+        if config.get("model_type") == "gpt_oss":
+            weights = gpt_oss.split_experts(weights)
+        weights = stock(weights)
+        stored = restore(model, weights, codes, stacks, None if exact else dtype)
+        table.update({path: layer.as_mlx() for path, layer in stored.items()})
+        table.update(dict.fromkeys(nvfp4.with_global_scale(weights, dtype), False))
+        if table:
+            config["quantization"] = table
+        return weights
 
-    Prepared.__name__ = model_class.__name__
-    Prepared.__module__ = model_class.__module__
-    return Prepared
+    return wrap_sanitize(model_class, prepare)
 
 
 def _quantization(config: dict[str, Any], folder: Path, headers: Headers) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from ..base.errors import NO_METAL, MintError
 from ..base.hf_config import text_config
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
 from ..converters.sources.restore import graph_of
+from ..converters.sources.sanitize import wrap_sanitize
 from .config_keys import adapt
 from .model_classes import text_class
 from .tied_head import drop_copy, with_own_head
@@ -159,15 +160,12 @@ def _prepared(model_class: type, config: dict[str, Any]) -> type:
     """A model class whose `sanitize` gets the tensors as mlx-lm expects them."""
     from ..converters.sources.tensor_names import rename
 
-    class Prepared(model_class):
-        def sanitize(self, weights: dict[str, Any]) -> dict[str, Any]:
-            weights = rename(self, config, drop_copy(self, config, weights))
-            return super().sanitize(weights) if hasattr(super(), "sanitize") else weights
-
-    # layouts.py looks up the source text of the class's module.
-    Prepared.__name__ = model_class.__name__
-    Prepared.__module__ = model_class.__module__
-    return Prepared
+    return wrap_sanitize(
+        model_class,
+        lambda model, weights, stock: stock(
+            rename(model, config, drop_copy(model, config, weights))
+        ),
+    )
 
 
 @contextlib.contextmanager
