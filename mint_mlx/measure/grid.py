@@ -41,6 +41,9 @@ WORKERS = 8  # threads at most
 PIECE = 1 << 21  # weights of a layer whose errors are measured at once
 CHUNK = 1 << 17  # weights at once: small enough for the CPU's cache
 ROUNDING = 2.0**-8  # half the distance of neighbours in bfloat16, relative to the number
+EXACT_STEPS = 64  # codes of 8 bits could not stand the rounding of a product in 16 bits
+GLANCED = 8  # weights of a group that rule out most numbers of steps
+GLANCES = 1 << 15  # weights that are held against numbers of steps at once
 SLACK = 0.12  # of a step, that weights on more than 64 values may be off beside their rounding
 SHIFTS = 16  # codes may begin this far above zero, for the sake of a bias that 16 bits can hold
 OPTIONS = 4  # ways to write a group's grid that are computed, of those that should lose least
@@ -287,64 +290,81 @@ def _affine_codes(groups: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray
     fits = ~_varies(groups) & np.isfinite(groups[:, 0])
     unresolved = np.flatnonzero(~fits & np.isfinite(groups).all(axis=1))
     rest = groups[unresolved]
-    for steps in range(2**bits - 1, 0, -1):
-        if not len(rest):
-            break
-        fitting, some_codes = _try_steps(rest, steps)
-        codes[unresolved[fitting]] = some_codes
-        fits[unresolved[fitting]] = True
-        unresolved, rest = unresolved[~fitting], rest[~fitting]
+    counts = np.arange(2**bits - 1, 0, -1)
+    while len(rest) and len(counts):
+        # Of few groups all numbers of steps are looked at together.
+        several = max(1, GLANCES // (len(rest) * GLANCED))
+        row, steps = np.nonzero(_may_have(rest, counts[:several]))
+        fitting, some_codes = _try_steps(rest[row], counts[steps])
+        row, first = np.unique(row[fitting], return_index=True)
+        codes[unresolved[row]] = some_codes[first]
+        fits[unresolved[row]] = True
+        counts = counts[several:]
+        unresolved = unresolved[~fits[unresolved]]
+        rest = groups[unresolved]
 
     # Codes that are all multiples of a number are those of a coarser grid.
     common = np.gcd.reduce(codes, axis=1)
     return codes // np.maximum(common, 1)[:, None], fits
 
 
-def _try_steps(groups: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which groups have this many equal steps from the least to the largest weight.
+def _may_have(groups: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Which groups may have so many equal steps, as their first weights tell.
 
     Args:
         groups: float32 (groups, weights), finite, none of them constant.
-        steps: at least 1.
+        counts: of steps, each at least 1.
+
+    Returns:
+        bool (groups, counts).
+    """
+    low = groups.min(axis=1)[:, None, None]
+    peak = np.abs(groups).max(axis=1)[:, None, None]
+    scale = (groups.max(axis=1)[:, None, None] - low) / counts[:, None].astype(np.float32)
+    weights = groups[:, None, :GLANCED]
+
+    # The ends of the group are rounded as well.
+    slack = ROUNDING * (np.abs(weights) + (2 + 2 * _product(counts)[:, None]) * peak)
+    codes = np.rint((weights - low) / scale)
+    return np.asarray((np.abs(codes * scale + low - weights) <= slack).all(axis=-1))
+
+
+def _try_steps(groups: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which groups have so many equal steps from the least to the largest weight.
+
+    Args:
+        groups: float32 (groups, weights), finite, none of them constant.
+        steps: of each, at least 1.
 
     Returns:
         bool (groups,), and the codes of those groups, uint8 (fitting, weights).
     """
-    # A product in 16 bits adds its own rounding, more than codes of 8 bits could stand.
-    product = 2.0 if steps < 64 else 0.0
-    possible = np.arange(len(groups))
-    size = min(8, groups.shape[1])
+    steps = steps[:, None].astype(np.float32)
+    low = groups.min(axis=1, keepdims=True)
+    scale = (groups.max(axis=1, keepdims=True) - low) / steps
+    peak = np.abs(groups).max(axis=1, keepdims=True)
+    tolerance = ROUNDING * (np.abs(groups) + _product(steps) * peak)
+    codes = np.rint((groups - low) / scale)
 
-    # A few weights rule out most numbers of steps.
-    for some in (slice(0, size), slice(None)):
-        weights = groups[possible]
-        low = weights.min(axis=1, keepdims=True)
-        scale = (weights.max(axis=1, keepdims=True) - low) / steps
-        peak = np.abs(weights).max(axis=1, keepdims=True)
-        weights = weights[:, some]
-        tolerance = ROUNDING * (np.abs(weights) + product * peak)
-        codes = np.rint((weights - low) / scale)
-        if some.stop is not None:
-            # The ends of the group are rounded as well.
-            slack = tolerance + ROUNDING * (2 + product) * peak
-            distance = np.abs(codes * scale + low - weights)
-            possible = possible[(distance <= slack).all(axis=1)]
-            continue
+    # Both ends were rounded: all weights together say more of the scale.
+    for again in (steps > 0, steps > 31):
+        fitted_scale, fitted_low = _least_squares(codes, groups)
+        scale = np.where(again, fitted_scale, scale)
+        low = np.where(again, fitted_low, low)
+        codes = np.rint((groups - low) / np.where(scale > 0, scale, 1))
+    distance = np.abs(codes * scale + low - groups)
+    inside = (codes >= 0) & (codes <= steps)
 
-        # Both ends were rounded: all weights together say more of the scale.
-        for _ in range(2 if steps > 31 else 1):
-            scale, low = _least_squares(codes, weights)
-            codes = np.rint((weights - low) / np.where(scale > 0, scale, 1))
-        distance = np.abs(codes * scale + low - weights)
-        inside = (codes >= 0) & (codes <= steps)
-        # So many steps are no wider than the rounding of the largest weights: scale and bias are
-        # not exact then.
-        slack = SLACK * scale if steps > 63 else 0.0
-        good = ((distance <= 1.01 * tolerance + slack) & inside).all(axis=1) & (scale[:, 0] > 0)
+    # So many steps are no wider than the rounding of the largest weights: scale and bias are not
+    # exact then.
+    slack = np.where(steps >= EXACT_STEPS, SLACK * scale, 0)
+    fits = ((distance <= 1.01 * tolerance + slack) & inside).all(axis=1) & (scale[:, 0] > 0)
+    return fits, codes[fits].astype(np.uint8)
 
-    fitting = np.zeros(len(groups), dtype=bool)
-    fitting[possible[good]] = True
-    return fitting, codes[good].astype(np.uint8)
+
+def _product(steps: np.ndarray) -> np.ndarray:
+    """How often the rounding of a product in 16 bits may be added to a weight's own."""
+    return np.where(steps < EXACT_STEPS, np.float32(2), np.float32(0))
 
 
 def _least_squares(codes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
