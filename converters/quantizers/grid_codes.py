@@ -9,7 +9,8 @@ import numpy as np
 
 from ...base.quant_config import QuantConfig
 from ...checkpoint.layers import Layer
-from ...measure.grid import find_grids_of, fit, grid_for, nearest_errors
+from ...measure.grid import find_grids_of, grid_for
+from ...measure.grid_fit import fit, nearest_errors
 from . import rtn
 from .codes import pack
 

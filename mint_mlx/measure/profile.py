@@ -33,7 +33,8 @@ from ..checkpoint.row_reader import select_rows, straight_layers
 from ..checkpoint.source import Source
 from ..rules.recipes import Recipe
 from .distortion import as_experts
-from .grid import find_grids, grid_errors, grid_for, sample_rows
+from .grid import find_grids, grid_for, sample_rows
+from .grid_fit import grid_errors
 from .resume import append_curve, read_curves
 from .row_sampling import SEED, Read, measure_sample
 from .sample import EXACT

@@ -7,14 +7,8 @@ import numpy as np
 import pytest
 
 from mint_mlx.base.quant_config import QuantConfig, parse_config
-from mint_mlx.measure.grid import (
-    describe,
-    find_grids_of,
-    fit,
-    grid_errors,
-    grid_for,
-    nearest_errors,
-)
+from mint_mlx.measure.grid import describe, find_grids_of, grid_for
+from mint_mlx.measure.grid_fit import fit, grid_errors, nearest_errors
 
 GRIDS = ("2bit-g32", "3bit-g64", "4bit-g32", "4bit-g64", "4bit-g128", "5bit-g64", "6bit-g32")
 
