@@ -54,38 +54,65 @@ def test_every_layer_is_some_ranks_and_none_has_much_more(sizes: dict[str, int],
     assert ALONE.gather("x") == ["x"]
 
 
-def test_two_processes_measure_what_one_does(
-    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+# Runs one command after another, and tells how each ended.
+SEVERAL = """
+import json, sys
+from mint_mlx.checkpoint import hub
+from mint_mlx.cli.main import main
+hub.check_upload = lambda *args, **more: None
+hub.upload = lambda folder, repo, private: 'page-of-' + repo
+for command in json.loads(sys.argv[1]):
+    sys.argv[1:] = command
+    try:
+        main()
+    except SystemExit as end:
+        print('ended with', end.code, flush=True)
+"""
+
+
+def test_two_processes_do_what_one_does(cli: Cli, make: Maker, tmp_path: Path) -> None:
     source = str(make(qwen3_moe(2), shards=2))
-    profiled = launch("profile", source, "-o", str(tmp_path / "two.json"), "--sample", "0.5")
-    assert profiled.returncode == 0, profiled.stderr
-    assert profiled.stdout.count("Next:") == 1  # one of them speaks
-    monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "another"))
+    sensitivity, _ = steps.write_sensitivity(source, tmp_path / "s.npz", tokens=2048)
+    efforts = {"fast": [], "balanced": ["--sensitivity", str(sensitivity)]}
+    plans = {effort: tmp_path / f"{effort}.yaml" for effort in efforts}
+    for effort, more in efforts.items():
+        out = str(tmp_path / effort)
+        command = ["convert", source, *more, "--budget", "5bpw", "--effort", effort]
+        assert cli(*command, "--no-smoke", "-o", out).code == 0
+        plans[effort].write_bytes((tmp_path / effort / "mint-plan.yaml").read_bytes())
+
+    # Two processes measure, carry out the same plans, upload once, and refuse what isn't shared.
+    commands = [["profile", source, "-o", str(tmp_path / "two.json"), "--sample", "0.5"]]
+    for effort, more in efforts.items():
+        out = str(tmp_path / f"{effort}-together")
+        command = ["convert", source, *more, "--plan", str(plans[effort]), "--no-smoke"]
+        commands.append([*command, "-o", out])
+    commands[-1] += ["--upload-repo", "me/mine"]
+    best = str(tmp_path / "best")
+    commands.append(["convert", source, "--budget", "5bpw", "--effort", "best", "-o", best])
+    commands.append(["recipes"])
+    script = tmp_path / "several.py"
+    script.write_text(SEVERAL)
+    said = launch(json.dumps(commands), program=[str(script)])
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("ended with 0") == 2 * 3, said.stdout
+
+    # The same measurements, the same bytes, and one of them speaks.
     steps.write_profile(source, tmp_path / "half.json", sample="0.5")
     assert (tmp_path / "half.json").read_bytes() == (tmp_path / "two.json").read_bytes()
-
-
-@pytest.mark.parametrize("effort", ["fast", "balanced"])
-def test_two_processes_write_the_bytes_of_one(
-    cli: Cli, make: Maker, tmp_path: Path, effort: str
-) -> None:
-    source = make(qwen3_moe(2), shards=2)
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    command = ["convert", str(source), "--no-smoke"]
-    if effort == "balanced":  # both are given a sensitivity: measuring it has tests of its own
-        sensitivity, _ = steps.write_sensitivity(str(source), tmp_path / "s.npz", tokens=2048)
-        command += ["--sensitivity", str(sensitivity)]
-    assert cli(*command, "--budget", "5bpw", "--effort", effort, "-o", alone).code == 0
-
-    # Two processes carry out the same plan.
-    plan = tmp_path / "plan.yaml"
-    plan.write_bytes((alone / "mint-plan.yaml").read_bytes())
-    launched = launch(*command, "--plan", str(plan), "-o", str(together))
-    assert launched.returncode == 0, launched.stderr
-    assert weights(alone)["model.safetensors"] == weights(together)["model.safetensors"]
-    assert not list(together.glob("*journal*"))
-    assert not (together / "lock").exists()
+    assert said.stdout.count("mint-mlx allocate") == 1
+    for effort in efforts:
+        together = tmp_path / f"{effort}-together"
+        tensors = [weights(folder)["model.safetensors"] for folder in (tmp_path / effort, together)]
+        assert tensors[0] == tensors[1]
+        assert not list(together.glob("*journal*"))
+        assert not (together / "lock").exists()
+    assert said.stdout.count("uploaded to page-of-me/mine") == 1, said.stdout
+    assert 'load("me/mine")' in (together / "README.md").read_text()
+    everything = said.stdout + said.stderr
+    assert "--effort balanced" in everything
+    assert not Path(best).exists()
+    assert "leave mlx.launch out" in everything
 
 
 # Ends rank 1 after four units, as soon as both ranks' journals hold two.
@@ -137,81 +164,42 @@ def test_what_one_rank_wrote_is_kept_when_another_is_lost(
     assert weights(out)["model.safetensors"] == weights(whole)["model.safetensors"]
 
 
-# Rank 0 has the cache of this process, rank 1 an empty one.
-OTHER_CACHE = """
-import os
-os.environ['MINT_MLX_CACHE'] += '' if os.environ['MLX_RANK'] == '0' else '-other'
-from mint_mlx.cli.main import main
-main()
-"""
-
-
 def test_eval_splits_the_model_and_agrees(cli: Cli, make: Maker, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     source = str(make(qwen3_moe(2)))
     text.write_text("the quick brown fox jumps over the lazy dog. " * 20)
-    command = ["eval", source, "--source", source, "--text", str(text)]
-    command += ["--windows", "2", "--length", "64", "--json"]
-    alone = cli(*command)
+    split = ["eval", source, "--source", source, "--text", str(text)]
+    split += ["--windows", "2", "--length", "64", "--json"]
+    alone = cli(*split)
     assert alone.code == 0
 
     # Only the first rank's cache holds the source's predictions, under the name for two ranks.
     (reference,) = (Path(os.environ["MINT_MLX_CACHE"]) / "references").iterdir()
     reference.rename(reference.with_name(f"{reference.stem}-of2.safetensors"))
-    script = tmp_path / "other_cache.py"
-    script.write_text(OTHER_CACHE)
-    together = launch(*command, program=[str(script)])
-    assert together.returncode == 0, together.stderr
-    one, two = (json.loads(out.strip().splitlines()[-1]) for out in (alone.out, together.stdout))
-    assert two["perplexity"] == pytest.approx(one["perplexity"], rel=1e-4)
-    assert two["kl"] < 1e-5
-    assert two["same_top1"] == 1
+    other_cache = "os.environ['MINT_MLX_CACHE'] += '-other' * int(os.environ['MLX_RANK'])"
 
-    # One key-value head, and no index: neither heads nor files can be split.
-    cannot = launch("eval", str(DEMO), "--windows", "2")
-    assert "run `eval` on one" in cannot.stdout + cannot.stderr
-
-
-def test_what_is_split_by_blocks_leaves_no_half_reference(cli: Cli, tmp_path: Path) -> None:
-    """Each of two processes sees its own blocks' routers only; one alone, later, sees all."""
-    model = tmp_path / "model"
+    # One key-value head is split by blocks, which takes an index.
+    model = tmp_path / "indexed"
     shutil.copytree(DEMO, model)
     with safe_open(model / "model.safetensors", "numpy") as file:
         index = {"weight_map": dict.fromkeys(file.keys(), "model.safetensors")}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    command = ["eval", str(model), "--source", str(model)]
-    command += ["--windows", "2", "--length", "32", "--json"]
-    together = launch(*command)
+    by_blocks = ["eval", str(model), "--source", str(model)]
+    by_blocks += ["--windows", "2", "--length", "32", "--json"]
+    script = tmp_path / "several.py"
+    script.write_text(f"import os\n{other_cache}\n{SEVERAL}")
+    commands = [split, by_blocks, ["eval", str(DEMO), "--windows", "2"]]
+    together = launch(json.dumps(commands), program=[str(script)])
     assert together.returncode == 0, together.stderr
-    assert "router_changes" not in json.loads(together.stdout.strip().splitlines()[-1])
-    alone = cli(*command)
+    lines = [json.loads(line) for line in together.stdout.splitlines() if line.startswith("{")]
+    assert len(lines) == 2
+    assert lines[0]["perplexity"] == pytest.approx(alone.json["perplexity"], rel=1e-4)
+    assert lines[0]["kl"] < 1e-5
+    assert lines[0]["same_top1"] == 1
+    assert "run `eval` on one" in together.stdout + together.stderr
+
+    # Each of two processes sees its own blocks' routers only; one alone, later, sees all.
+    assert "router_changes" not in lines[1]
+    alone = cli(*by_blocks)
     assert alone.code == 0
     assert alone.json["router_changes"] == 0
-
-
-def test_one_of_them_uploads(make: Maker, tmp_path: Path) -> None:
-    script = tmp_path / "upload.py"
-    script.write_text(
-        "from mint_mlx.checkpoint import hub\n"
-        "hub.check_upload = lambda *args, **more: None\n"
-        "hub.upload = lambda folder, repo, private: 'page-of-' + repo\n"
-        "from mint_mlx.cli.main import main\n"
-        "main()\n"
-    )
-    out = tmp_path / "out"
-    command = ["convert", str(make(qwen3_moe(1))), "--uniform", "4bit-g64", "--no-smoke"]
-    command += ["-o", str(out), "--upload-repo", "me/mine"]
-    done = launch(*command, program=[str(script)])
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.count("uploaded to page-of-me/mine") == 1, done.stdout
-    assert 'load("me/mine")' in (out / "README.md").read_text()
-
-
-def test_what_cannot_be_shared_is_refused(make: Maker, tmp_path: Path) -> None:
-    source = str(make(qwen3_moe(1)))
-    out = tmp_path / "out"
-    best = launch("convert", source, "--budget", "5bpw", "--effort", "best", "-o", str(out))
-    assert "--effort balanced" in best.stderr + best.stdout
-    assert not out.exists()
-    recipes = launch("recipes")
-    assert "leave mlx.launch out" in recipes.stderr + recipes.stdout
