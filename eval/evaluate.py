@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..base.errors import MintError, UsageError
+from ..base.errors import TAKE_BFLOAT16, MintError, UsageError
 from ..base.report import Report, Silent
 from ..base.safetensors_header import stated_format
 from ..checkpoint.known_differences import known_differences
@@ -21,6 +21,7 @@ from ..checkpoint.layers import list_layers
 from ..checkpoint.source import Source, brought_keys, load_source, open_model
 from ..checkpoint.tokenizer import encode, load_tokenizer
 from ..checkpoint.towers import find_unused
+from ..runtime.overflow import overflow
 from ..runtime.runner import Runner, load_shared
 from . import chat, stats
 from .make_reference import device, get_reference
@@ -194,6 +195,9 @@ def score_model(
     parameters = _parameters(source)
     mx.reset_peak_memory()
     runner = load_shared(source.path)
+    _tell_overflow(source, runner, text[0].tokens, report)
+    if runner.streamed:  # a streamed model has dropped its blocks
+        runner = load_shared(source.path)
     started = time.monotonic()
     scores = _score_all(source, runner, text, reference, settings, report)
     seconds = time.monotonic() - started
@@ -228,6 +232,18 @@ def score_model(
         "device": device(),
         "interrupted": finished < sum(len(windows.tokens) for windows in text),
     }
+
+
+def _tell_overflow(source: Source, runner: Runner, tokens: np.ndarray, report: Report) -> None:
+    """Say where a checkpoint in float16 has activations that float16 cannot hold."""
+    if all(info.dtype != "F16" for table in source.headers.values() for info in table.values()):
+        return
+    problem = overflow(runner, tokens[:1])
+    if problem is not None:
+        report.note(
+            f"{source.name} overflows in float16, which gives NaN on a GPU ({problem}): "
+            f"{TAKE_BFLOAT16}"
+        )
 
 
 def _parameters(source: Source) -> int:

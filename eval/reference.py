@@ -133,7 +133,8 @@ def predict(
         arrays = _summarize(logp, following, whole_rows, choose_k(scored, logp.shape[-1]))
         if not np.isfinite(arrays["true"]).all():
             raise MintError(
-                "the source's logits are not finite, so its weights are damaged: download it again"
+                "the source's logits are not finite: its activations overflow, or a weight is "
+                "damaged, which `mint-mlx profile` would name"
             )
         for name, array in arrays.items():
             columns[name].append(array)

@@ -190,7 +190,8 @@ def _finite(values: np.ndarray) -> np.ndarray:
     """
     if not (np.isfinite(values).all() and np.abs(values).max(initial=0) < ABSURD):
         raise MintError(
-            "the model's logits are not finite or absurdly large, so its weights are damaged or "
-            "overflow in this type: download or convert it again"
+            "the model's logits are not finite or absurdly large: its activations overflow (in "
+            "float16 as a rule, where bfloat16 would not), or its weights are damaged: convert it "
+            "again"
         )
     return values

@@ -75,8 +75,8 @@ def perplexity_figures(scores: list[Score]) -> dict[str, Any]:
     mean, se, count = mean_and_se(nll)
     if mean > 500:
         raise MintError(
-            "the perplexity is beyond e^500, so the checkpoint's weights are damaged: download or "
-            "convert it again"
+            "the perplexity is beyond e^500, so the checkpoint's weights are damaged or absurdly "
+            "large: download or convert it again"
         )
     windows = np.sort(np.exp(np.concatenate([v.mean(axis=1) for v in nll])))
     cut = int(TRIM * len(windows))

@@ -7,12 +7,13 @@ from pathlib import Path
 from mlx.utils import tree_flatten
 
 from ...allocation.plan import Plan
-from ...base.errors import MintError
+from ...base.errors import NOT_FINITE, MintError
+from ...base.quant_config import KEEP
 from ...checkpoint import mlxlm
 from ...checkpoint.layers import MLX_DTYPES, Inventory
 from ...checkpoint.layout import Layout
 from ...checkpoint.source import Source
-from .verify_values import broken_tensor, wrong_layer
+from .verify_values import broken_codes, broken_tensor, wrong_layer
 
 
 class VerificationError(RuntimeError):
@@ -100,12 +101,22 @@ def verify_values(
         MintError: a number is NaN or infinite.
     """
     if not allow_nonfinite:
-        name = broken_tensor(folder, inventory.layout(plan.choice))
-        if name is not None:
-            raise MintError(
-                f"{name} would hold NaN or infinite values in this configuration: give --override "
-                f"'{name.rpartition('.')[0]}=keep', or leave the layer at another configuration"
-            )
+        layout = inventory.layout(plan.choice)
+        name = broken_tensor(folder, layout)
+        path = name.rpartition(".")[0] if name else broken_codes(folder, layout, plan.choice)
+        if path is not None:
+            raise MintError(_not_finite(name or path, path, plan, inventory))
     problem = wrong_layer(source, folder, plan.choice, inventory) if source.has_weights else None
     if problem is not None:
         raise VerificationError(problem)
+
+
+def _not_finite(name: str, path: str, plan: Plan, inventory: Inventory) -> str:
+    """The refusal of a tensor, or of a layer's codes, that aren't finite as they were written."""
+    stored = {layer.path: layer.stored or KEEP for layer in inventory.layers}
+    if plan.choice.get(path, KEEP) == stored.get(path, KEEP):
+        return f"{name} {NOT_FINITE}"
+    return (
+        f"{name} would hold NaN or infinite values in this configuration: give --override "
+        f"'{path}=keep', or leave the layer at another configuration"
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -26,6 +27,7 @@ from ...checkpoint.layout import Layout
 from ...checkpoint.row_reader import select_rows
 from ...checkpoint.source import Source
 from ...measure.distortion import as_experts
+from ..quantizers.rtn import is_finite
 
 WHOLE = 2_000_000_000  # of a source of at most so many bytes every layer is checked
 EXPERTS = 4  # compared of each layer
@@ -44,6 +46,22 @@ def broken_tensor(folder: Path, layout: Layout) -> str | None:
         for name, info in header.items():
             if info.dtype in FLOATS and not _is_finite(folder / file, start, info):
                 return name
+    return None
+
+
+def broken_codes(folder: Path, layout: Layout, choice: Mapping[str, QuantConfig]) -> str | None:
+    """The path of a written layer whose codes stand for weights that aren't finite; else None."""
+    arrays: dict[str, dict[str, mx.array]] = {}
+    for file in layout.names:
+        loaded: Any = mx.load(str(folder / file))
+        for name, array in loaded.items():
+            owner, _, local = name.rpartition(".")
+            if local in ("scales", "biases"):
+                arrays.setdefault(owner, {})[local] = array
+    for path, config in choice.items():
+        packed = arrays.pop(path, {})
+        if config.quantized and "scales" in packed and not is_finite(packed, config):
+            return path
     return None
 
 

@@ -31,7 +31,6 @@ from ...base.quant_config import QuantConfig
 from ...base.report import Report, Silent
 from ...base.targets import check_space, put_in_place, work_folder
 from ...base.versions import versions
-from ...checkpoint import mlxlm
 from ...checkpoint.arrays import dense
 from ...checkpoint.layer_stream import stream
 from ...checkpoint.layers import MLX_DTYPES, Inventory, Layer
@@ -52,6 +51,7 @@ from ..sources.restore import rounded
 from . import rowwise
 from .card import model_card
 from .replace_tensors import replace_tensors
+from .sentence import write_sentence
 from .shard_writer import JOURNAL, LOCK, Writer, check_work, lock, write_index
 from .small_files import config_text, copy_small_files
 from .verify import rehearse, verify, verify_values
@@ -154,7 +154,9 @@ def write(conversion: Conversion) -> str | None:
         if conversion.refine:
             _refine(conversion)
             _verify(conversion)
-        sentence = _sentence(work, conversion.report) if conversion.sentence else None
+        sentence = None
+        if conversion.sentence:
+            sentence = write_sentence(work, conversion.inventory, conversion.report)
 
         _put_in_place(conversion)
         group.wait()
@@ -347,15 +349,6 @@ def _refine(conversion: Conversion) -> None:
     refine_written(conversion.source, tokens, conversion.report, conversion.work, file)
     if file.is_file():
         replace_tensors(conversion.work, read_tensors(file))
-
-
-def _sentence(work: Path, report: Report) -> str | None:
-    """A sentence that the result writes, where its model runs on this machine."""
-    report.stage("generate")
-    sentence = mlxlm.generate_sentence(work) or None
-    if sentence is None:
-        report.note("mlx-lm has parts of this model for Metal only: no sentence is generated here")
-    return sentence
 
 
 def _put_in_place(conversion: Conversion) -> None:

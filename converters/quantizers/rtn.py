@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import mlx.core as mx
 
 from ...base.errors import MintError
@@ -65,7 +67,7 @@ def check_finite(path: str, packed: dict[str, mx.array], config: QuantConfig) ->
     Raises:
         MintError: a scale or a bias isn't finite, or makes a weight infinite.
     """
-    if not config.quantized or _is_finite(packed, config):
+    if not config.quantized or is_finite(packed, config):
         return
     instead = "keep" if config.mode == "affine" else "8bit-g32"
     raise MintError(
@@ -74,14 +76,18 @@ def check_finite(path: str, packed: dict[str, mx.array], config: QuantConfig) ->
     )
 
 
-def _is_finite(packed: dict[str, mx.array], config: QuantConfig) -> bool:
-    """Whether every weight that the scales and biases allow is finite."""
+def is_finite(packed: Mapping[str, mx.array], config: QuantConfig) -> bool:
+    """Whether every weight that the scales and biases allow is finite, computed in their type.
+
+    Args:
+        packed: `scales`, and `biases` where the mode has them.
+        config: a quantized configuration.
+    """
     scales = packed["scales"]
     if config.mode == "nvfp4":
         return not bool(mx.any((scales & 0x7F) == 0x7F))
     if config.mode != "affine":
         return int(scales.max()) < WRAPPED
     biases = packed["biases"]
-    largest = scales.astype(mx.float32) * (2**config.bits - 1) + biases.astype(mx.float32)
-    finite = mx.isfinite(largest.astype(scales.dtype)) & mx.isfinite(biases)
-    return bool(mx.all(finite))
+    product = scales * mx.array(2**config.bits - 1, dtype=scales.dtype)
+    return bool(mx.all(mx.isfinite(product + biases) & mx.isfinite(biases)))

@@ -234,6 +234,7 @@ def reader(
     model_class: type,
     stacks: Stacks,
     exact: bool,
+    dtype: mx.Dtype | None = None,
 ) -> type:
     """The model class to load a source with; prepares what its `sanitize` doesn't know.
 
@@ -245,9 +246,11 @@ def reader(
         model_class: of mlx-lm.
         stacks: what `sanitize` stacks is recorded there meanwhile.
         exact: leave scales and biases of packed weights in float32.
+        dtype: of dequantized weights; the 16-bit type that the config states by default.
     """
     packed = find_packed(config, folder, headers)
-    dtype = mx.float16 if stated_dtype(config) == "F16" else mx.bfloat16
+    half = mx.float16 if stated_dtype(config) == "F16" else mx.bfloat16
+    dtype = dtype or half
     table = _quantization(config, folder, headers)
 
     def prepare(

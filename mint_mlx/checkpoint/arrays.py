@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from ..base.errors import NOT_FINITE, MintError
+from ..base.errors import TOO_LARGE, MintError
 from .layers import MLX_DTYPES, Layer
 
 # numpy's types for safetensors codes; it has no bfloat16, whose bits are read as integers.
@@ -13,17 +13,6 @@ FLOATS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 # The bits of infinity without a sign; those of NaN are larger.
 INFINITY = {mx.bfloat16: 0x7F80, mx.float16: 0x7C00, mx.float32: 0x7F800000}
 CHUNK = 1 << 16  # numbers checked at once: small enough for the CPU's cache
-
-
-def check_finite(path: str, tensors: dict[str, mx.array]) -> None:
-    """Refuse weights that hold NaN or infinity.
-
-    Raises:
-        MintError: naming the tensor.
-    """
-    for name, array in tensors.items():
-        if not all_finite(array):
-            raise MintError(f"{path}.{name} {NOT_FINITE}")
 
 
 def all_finite(array: mx.array) -> bool:
@@ -41,6 +30,20 @@ def all_finite(array: mx.array) -> bool:
     return all(int((chunk & without_sign).max()) < infinity for chunk in chunks)
 
 
+def cast(name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:
+    """An array in another type; `name` is for the message.
+
+    Raises:
+        MintError: it is finite, but float16 cannot hold it.
+    """
+    if array.dtype == dtype:
+        return array
+    result = array.astype(dtype)
+    if dtype == mx.float16 and array.size and mx.any(mx.isinf(result) & mx.isfinite(array)):
+        raise MintError(f"{name} {TOO_LARGE}")
+    return result
+
+
 def flat_view(array: mx.array, dtype: mx.Dtype) -> np.ndarray:
     """An evaluated array's memory as flat numbers of another type (numpy has no bfloat16).
 
@@ -55,6 +58,9 @@ def dense(layer: Layer, tensors: dict[str, mx.array]) -> mx.array:
 
     A layer that is quantized in the source is restored as code x scale + bias in float32, rounded
     once; expert by expert, so that no float32 copy of the whole layer exists.
+
+    Raises:
+        MintError: it is finite, but float16 cannot hold it.
     """
     if layer.stored is None:
         return tensors["weight"]
@@ -76,7 +82,7 @@ def dense(layer: Layer, tensors: dict[str, mx.array]) -> mx.array:
             config.mode,
             dtype=mx.float32,
         )
-        return exact.astype(dtype)
+        return cast(f"{layer.path}.weight", exact, dtype)
 
     if weight.ndim < 3:
         return restore(slice(None))

@@ -14,10 +14,11 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..base.errors import MintError
+from ..base.errors import NOT_FINITE, TOO_LARGE, MintError
 from ..base.streams import reading
-from .arrays import check_finite
+from .arrays import all_finite
 from .layers import MLX_DTYPES, Inventory
+from .mlxlm import build_model
 from .source import Source, open_model
 
 # Bytes that are read ahead at most. A larger layer is read only when it is wanted, since stacking
@@ -68,6 +69,36 @@ def _check_stored(inventory: Inventory, arrays: dict[str, dict[str, mx.array]]) 
                 f"{layer.path} cannot stay as it is, though its config.json says so (its columns "
                 "are reordered): leave --low-disk out"
             )
+
+
+def _check_finite(
+    source: Source, path: str, tensors: dict[str, mx.array], allow_nonfinite: bool
+) -> None:
+    """Refuse a module's parameters that are NaN or infinite.
+
+    Raises:
+        MintError: naming the tensor, and whether the source holds it so or float16 cannot hold it
+            (which is refused in any case).
+    """
+    for local, array in tensors.items():
+        is_half = array.dtype == mx.float16
+        if (allow_nonfinite and not is_half) or all_finite(array):
+            continue
+        name = f"{path}.{local}".lstrip(".")
+        if is_half and _is_finite_in_source(source, name):
+            raise MintError(f"{name} {TOO_LARGE}")
+        if not allow_nonfinite:
+            raise MintError(f"{name} {NOT_FINITE}")
+
+
+def _is_finite_in_source(source: Source, name: str) -> bool:
+    """Whether a parameter is finite in the types of the source's files."""
+    model = build_model(source.path, reading(), exact=True, dtype=mx.float32)
+    array = dict(tree_flatten(model.parameters())).get(name)
+    if array is None:
+        return False
+    mx.eval(array)
+    return all_finite(array)
 
 
 def stream(
@@ -128,8 +159,7 @@ def stream(
             started.append(start_reading(waiting.popleft()))
             ahead += _nbytes(started[-1])
 
-        if not allow_nonfinite:
-            check_finite(path, tensors)
+        _check_finite(source, path, tensors, allow_nonfinite)
         yield path, tensors
         del tensors
         mx.clear_cache()

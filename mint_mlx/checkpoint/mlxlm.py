@@ -96,7 +96,7 @@ def check_model(config: dict[str, Any]) -> None:
         ) from None
 
 
-def build_model(folder: Path, stream: Any = None, exact: bool = False) -> Any:
+def build_model(folder: Path, stream: Any = None, exact: bool = False, dtype: Any = None) -> Any:
     """The lazy mlx-lm model of a checkpoint, weights mapped and sanitized but not read.
 
     All operations that build the weights (reading, stacking, dequantizing) are put on a CPU stream,
@@ -107,6 +107,8 @@ def build_model(folder: Path, stream: Any = None, exact: bool = False) -> Any:
         folder: of the checkpoint.
         stream: to put the operations on.
         exact: leave scales and biases of foreign formats in float32.
+        dtype: of weights that are dequantized as they are read; the 16-bit type that the config
+            states by default.
 
     Raises:
         MintError: mlx-lm can't build the model from this config and these tensors.
@@ -121,7 +123,7 @@ def build_model(folder: Path, stream: Any = None, exact: bool = False) -> Any:
         model_class, args_class = _get_classes(config)
         config.update(with_own_head(config, folder, headers, bare_model))
         prepared = _prepared(model_class, config)
-        return reader(config, folder, headers, prepared, stacks, exact), args_class
+        return reader(config, folder, headers, prepared, stacks, exact, dtype), args_class
 
     config: dict[str, Any] = {}
     try:

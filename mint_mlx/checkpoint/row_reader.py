@@ -18,7 +18,7 @@ import numpy as np
 
 from ..base.errors import MintError
 from ..base.safetensors_header import read_header
-from .arrays import FLOATS
+from .arrays import FLOATS, cast
 from .layers import MLX_DTYPES, Layer
 from .mlxlm import straight_parameters
 from .source import Source
@@ -88,7 +88,7 @@ class Straight:
         array = mx.array(values)
         array = array.view(mx.bfloat16) if self.dtype == "BF16" else array
         dtype: mx.Dtype = getattr(mx, MLX_DTYPES[layer.dtype])
-        return array if array.dtype == dtype else array.astype(dtype)
+        return cast(f"{layer.path}.weight", array, dtype)
 
 
 def _read_into(file: int, rows: np.ndarray, position: int) -> None:

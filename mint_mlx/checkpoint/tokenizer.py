@@ -75,6 +75,11 @@ def why_no_sentence(folder: Path) -> str | None:
     """
     import jinja2
 
+    if not has_tokenizer(folder):
+        return (
+            f"{folder.name} has no tokenizer (tokenizer.json or tokenizer.model), and mlx-lm runs "
+            "no model without one: copy the original model's files into the result"
+        )
     if tokenizer_is_code(folder):
         return "the tokenizer is Python code, which is copied and never run here"
     tokenizer = load_tokenizer(folder)

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..allocation.allocate import allocate, measured_errors, safe_candidates
 from ..allocation.plan import Plan
 from ..allocation.uniform import active_ratio
+from ..base.errors import TAKE_BFLOAT16, MintError
 from ..base.report import Report, Silent
 from ..base.targets import check_target
 from ..checkpoint.low_disk import Waves, at_once, shard_by_shard
@@ -164,6 +165,8 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     sensitivity = None
     if order.runs_model:
         sensitivity = order.sensitivity or get_sensitivity(job, report, order.tokens)
+    if sensitivity is not None:
+        _check_activations(job, sensitivity, report)
 
     # Every layer gets its configuration, and the plan its final quantizer.
     plan = choose_plan(order, profile, sensitivity)
@@ -198,6 +201,26 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     ratio = active_ratio(job.inventory, plan.choice)
     seconds = time.monotonic() - started
     return Result(target, plan, job.inventory, total, active, ratio, sentence, seconds)
+
+
+def _check_activations(job: Job, sensitivity: Sensitivity, report: Report) -> None:
+    """Refuse a model in float16 whose activations float16 cannot hold.
+
+    Raises:
+        MintError: naming the layer.
+    """
+    if all(layer.dtype != "F16" for layer in job.inventory.layers):
+        return
+    from ..runtime.overflow import overflow
+    from ..runtime.runner import load_runner
+
+    report.stage("look for overflows of float16")
+    problem = overflow(load_runner(job.source.path), sensitivity.tokens)
+    if problem is not None:
+        raise MintError(
+            f"{job.source.name} states float16 and overflows in it, which gives NaN on a GPU "
+            f"({problem}): {TAKE_BFLOAT16}"
+        )
 
 
 def _tell_grids(profile: Profile, order: Order, report: Report) -> None:

@@ -16,7 +16,7 @@ from ..base.quant_config import QuantConfig
 from ..base.report import Report, Silent
 from ..base.versions import versions
 from ..checkpoint.low_disk import Waves, at_once
-from ..checkpoint.tokenizer import encode, load_tokenizer, tokenizer_is_code
+from ..checkpoint.tokenizer import encode, has_tokenizer, load_tokenizer, tokenizer_is_code
 from ..measure import cache, resume
 from ..measure.profile import Profile, measure_curves
 from ..measure.profile_file import save_profile
@@ -119,7 +119,7 @@ def vocabulary(job: Job) -> int:
 
 def first_token(job: Job) -> int | None:
     """What a text of the model starts with, or None."""
-    if tokenizer_is_code(job.source.path):
+    if not has_tokenizer(job.source.path) or tokenizer_is_code(job.source.path):
         return None
     ids = encode(load_tokenizer(job.source.path), "")
     return int(ids[0]) if len(ids) else None

@@ -52,16 +52,16 @@ def row_errors(weight: mx.array, configs: Sequence[QuantConfig]) -> tuple[np.nda
         float64 (configs, experts, rows) and (experts, rows).
     """
 
-    def sums(rows: mx.array) -> list[mx.array]:
+    def terms(rows: mx.array) -> list[mx.array]:
         exact = rows.astype(mx.float32)
-        results = [_squares(exact)]
+        results = [exact]
         for c in configs:
             packed = mx.quantize(rows, c.group_size, c.bits, mode=c.mode)
             restored = mx.dequantize(*packed, group_size=c.group_size, bits=c.bits, mode=c.mode)
-            results.append(_squares(exact - restored.astype(mx.float32)))
+            results.append(exact - restored.astype(mx.float32))
         return results
 
-    totals = _row_sums(weight, sums, 1 + len(configs))
+    totals = _row_sums(weight, terms, 1 + len(configs))
     return totals[1:], totals[0]
 
 
@@ -77,31 +77,32 @@ def row_ranges(weight: mx.array, group_sizes: Sequence[int]) -> tuple[np.ndarray
         (experts, rows), sums of squares.
     """
 
-    def sums(rows: mx.array) -> list[mx.array]:
+    def terms(rows: mx.array) -> list[mx.array]:
         exact = rows.astype(mx.float32)
         groups = exact.reshape(*exact.shape[:-1], -1, group_sizes[0])
         high, low = mx.max(groups, axis=-1), mx.min(groups, axis=-1)
-        results = [_squares(exact)]
+        results = [exact]
 
         # The range of a larger group follows from those of the smallest groups in it.
         for size in group_sizes:
             shape = (*exact.shape[:-1], -1, size // group_sizes[0])
             widest = mx.max(high.reshape(shape), axis=-1) - mx.min(low.reshape(shape), axis=-1)
-            results.append(_squares(widest))
+            results.append(widest)
         return results
 
-    totals = _row_sums(weight, sums, 1 + len(group_sizes))
+    totals = _row_sums(weight, terms, 1 + len(group_sizes))
     return totals[1:], totals[0]
 
 
 def _row_sums(
-    weight: mx.array, sums: Callable[[mx.array], list[mx.array]], count: int
+    weight: mx.array, terms: Callable[[mx.array], list[mx.array]], count: int
 ) -> np.ndarray:
-    """Sums over the rows of a weight, taken in chunks, as many at once as there are streams.
+    """Sums of squares over the rows of a weight, in chunks, as many at once as there are streams.
 
     Args:
         weight: (experts, rows, columns).
-        sums: from a chunk of the weight to `count` sums, float32 (experts, rows) each.
+        terms: from a chunk of the weight to `count` arrays, float32 (experts, rows, n) each, whose
+            squares are summed.
         count: how many.
 
     Returns:
@@ -115,12 +116,22 @@ def _row_sums(
         results = []
         for stream, chunk in zip(streams, batch, strict=False):
             with mx.stream(stream):
-                results.append(sums(weight[chunk]))
+                results.append([_squares(array) for array in terms(weight[chunk])])
         mx.eval(results)
         for (experts, rows), result in zip(batch, results, strict=True):
             for index, array in enumerate(result):
                 totals[index, experts, rows] = np.asarray(array)
+            if not np.isfinite(totals[0, experts, rows]).all():
+                totals[:, experts, rows] = _exact_sums(terms(weight[experts, rows]))
     return totals
+
+
+def _exact_sums(terms: list[mx.array]) -> np.ndarray:
+    """Sums of squares in float64: those of finite weights above 1e18 are beyond float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.stack(
+            [np.square(np.array(term, dtype=np.float64)).sum(axis=-1) for term in terms]
+        )
 
 
 def _squares(x: mx.array) -> mx.array:

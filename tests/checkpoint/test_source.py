@@ -7,15 +7,13 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from helpers import Cli, Maker, edit_config, edit_weights, llama
+from helpers import Cli, Maker, Notes, edit_config, edit_weights, llama
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.checkpoint.source import load_source
 from mint_mlx.jobs.convert import convert
-
-
-def no_tokenizer(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
+from mint_mlx.jobs.measurements import first_token
+from mint_mlx.jobs.model import prepare
 
 
 def half_a_tokenizer(folder: Path) -> None:
@@ -81,7 +79,6 @@ def code_beside_it(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (no_tokenizer, "no tokenizer"),
         (half_a_tokenizer, "tokenizer of model cannot be read"),
         (bad_template, "chat template"),
         (bad_text_config, "text_config"),
@@ -106,6 +103,15 @@ def test_bad_sources_are_refused_and_leave_nothing(
     with pytest.raises(MintError, match=problem):
         convert(str(folder), "5bpw", tmp_path / "out")
     assert {p.name for p in tmp_path.iterdir()} == {"model"}
+
+
+def test_a_source_without_a_tokenizer_is_converted_with_a_note(make: Maker, tmp_path: Path) -> None:
+    folder, notes = make(llama(1)), Notes()
+    (folder / "tokenizer.json").unlink()
+    result = convert(str(folder), uniform="keep", out=tmp_path / "out", report=notes)
+    assert result.sentence is None
+    assert any("has no tokenizer" in note and "original model" in note for note in notes.said)
+    assert first_token(prepare(str(folder))) is None  # its own text starts at random
 
 
 def test_a_snapshot_is_called_by_its_repository(make: Maker) -> None:

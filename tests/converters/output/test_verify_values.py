@@ -119,6 +119,25 @@ def test_infinite_numbers_are_noticed(make: Maker, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("config", "name", "value"),
+    [("mxfp4", "scales", 255), ("nvfp4", "scales", 0x7F), ("4bit-g64", "scales", 3e38)],
+)
+def test_codes_that_stand_for_infinite_weights_are_noticed(
+    make: Maker, tmp_path: Path, config: str, name: str, value: float
+) -> None:
+    source = make(llama(1))
+    result = convert(str(source), uniform=config, out=tmp_path / "out", smoke=False)
+
+    def spoiled(weights: Weights) -> Weights:
+        weights[f"{UP}.{name}"][1, 0] = value
+        return weights
+
+    edit_weights(result.path, spoiled)
+    with pytest.raises(MintError, match=f"{UP} would hold NaN or infinite"):
+        check(source, result)
+
+
+@pytest.mark.parametrize(
     ("config", "value"), [("mxfp4", 1e-38), ("mxfp4", 2e-39), ("mxfp8", 1e-36), ("mxfp8", 3e-38)]
 )
 def test_groups_whose_scales_mlx_wraps_around_are_refused(
