@@ -56,7 +56,7 @@ def test_best_streamed_is_best(
         np.testing.assert_allclose(np.array(one), np.array(two), atol=0.1 * np.array(one).std())
 
 
-@pytest.mark.parametrize("stored", [None, "8bit-g32"])
+@pytest.mark.parametrize("stored", [None, pytest.param("8bit-g32", marks=pytest.mark.slow)])
 def test_best_takes_the_ways_of_a_gpu(
     like_a_gpu: None,
     make: Maker,
