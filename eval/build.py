@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import MintError, explain
-from ..base.files import exclusive, read_json, write_text
+from ..base.files import MARK, exclusive, read_json, write_text
+from ..base.folders import UNMARKED
+from ..base.remove import discard, move, remove_folder
 from ..base.report import Report
 from ..base.versions import versions
 from ..measure import cache
+from ..measure.cache_files import BUILT, MADE, MARK_FILE
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def build(task: Task, cache_folder: Path, report: Report) -> Built:
     checkpoint = folder / "checkpoint"
     wait = f"wait for another run that builds {task.method}"
     with exclusive(folder, lambda: report.stage(wait)):
-        note = read_json(folder / "made.json")
+        note = read_json(folder / MADE)
         if note is None and checkpoint.is_dir():
             # It has this name, so it is whole; the run ended before it wrote the note.
             note = {"seconds": 0.0, "reason": None}
@@ -105,10 +107,15 @@ def build(task: Task, cache_folder: Path, report: Report) -> Built:
 
 
 def _build_new(task: Task, write: Callable[[Path], Any], folder: Path) -> dict[str, Any]:
-    """Build a checkpoint in its folder of the cache; returns the note that goes beside it."""
-    if task.foreign:  # ours goes on from what an interrupted run wrote
-        shutil.rmtree(folder, ignore_errors=True)
+    """Build a checkpoint in its folder of the cache; returns the note that goes beside it.
+
+    Raises:
+        Stranger: the folder holds something that isn't ours.
+    """
+    if task.foreign and folder.is_dir():  # ours goes on from what an interrupted run wrote
+        remove_folder(folder, BUILT)
     folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / MARK_FILE, MARK)
     unfinished = folder / "unfinished"
 
     # A reason lasts where the next run would fail in the same way.
@@ -117,7 +124,7 @@ def _build_new(task: Task, write: Callable[[Path], Any], folder: Path) -> dict[s
     lasts = True
     try:
         write(unfinished)
-        unfinished.rename(folder / "checkpoint")
+        move(unfinished, folder / "checkpoint")
     except MintError as error:
         reason = str(error)
         lasts = False
@@ -129,10 +136,10 @@ def _build_new(task: Task, write: Callable[[Path], Any], folder: Path) -> dict[s
         lasts = not isinstance(error, (MemoryError, RuntimeError))
 
     if reason is not None:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        discard(unfinished, UNMARKED)
     note = {"seconds": time.monotonic() - started, "reason": reason}
     if lasts:
-        write_text(folder / "made.json", json.dumps(note))
+        write_text(folder / MADE, json.dumps(note))
     return note
 
 

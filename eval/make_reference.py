@@ -88,8 +88,7 @@ def _load_cached(path: Path) -> Reference | None:
         return None
     try:
         return load_reference(path)
-    except MintError:
-        path.unlink(missing_ok=True)
+    except MintError:  # it is written anew
         return None
 
 

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import io
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +23,12 @@ from ..allocation.allocate import uniform
 from ..base.errors import MintError
 from ..base.hf_config import stated_dtype
 from ..base.quant_config import QuantConfig
+from ..base.remove import remove_file
+from ..base.side_files import code_files
 from ..checkpoint.layers import Inventory
 from ..checkpoint.source import Source, open_model
 from ..checkpoint.tokenizer import encode, load_tokenizer
+from ..converters.output.small_files import copy_small_files
 from ..converters.output.write import Conversion, write
 from ..measure.sensitivity import Sensitivity, TokenWeights
 from ..runtime.cpu_ops import dense_products
@@ -35,7 +37,6 @@ from .protocol import context_of
 CALIBRATION = 65_536  # tokens of the baseline text at most
 DWQ_RATES = (1e-6, 1e-5, 1e-4, 1e-3)
 DWQ_PASSES = 5  # over the text at most: as many steps and tokens as mlx-lm takes, or `best` does
-TOKENIZER_FILES = ("tokenizer", "special_tokens", "vocab", "merges", "chat_template")
 
 
 def convert_uniform(source: Source, config: QuantConfig, out: Path) -> None:
@@ -51,6 +52,7 @@ def convert_uniform(source: Source, config: QuantConfig, out: Path) -> None:
             q_group_size=config.group_size,
             dtype=_dtype(source),
         )
+    _drop_other_code(source, out)
 
 
 def convert_recipe(source: Source, recipe: str, out: Path) -> None:
@@ -66,6 +68,17 @@ def convert_recipe(source: Source, recipe: str, out: Path) -> None:
             quant_predicate=recipe,
             dtype=_dtype(source),
         )
+    _drop_other_code(source, out)
+
+
+def _drop_other_code(source: Source, out: Path) -> None:
+    """Delete the Python files that mlx-lm has just copied and that no config of the source names.
+
+    Nobody runs them, and the cache could not tell them from a stranger's.
+    """
+    for file in out.glob("*.py"):
+        if file.name not in code_files(source.path):
+            remove_file(file)
 
 
 def feedback(
@@ -312,6 +325,4 @@ def _save(source: Source, out: Path, model: Any, quantization: dict[str, Any]) -
     save_model(out, model)
     block = {"mode": "affine"} | quantization
     save_config(dict(source.config) | {"quantization": block}, out / "config.json")
-    for file in source.path.iterdir():
-        if file.name.startswith(TOKENIZER_FILES):
-            shutil.copyfile(file, out / file.name)
+    copy_small_files(source.path, out, "text")

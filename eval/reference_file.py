@@ -15,7 +15,8 @@ from ..base.targets import check_file
 from .protocol import Windows
 from .reference import PER_POSITION, SCHEMA, About, Predictions, Reference
 
-MARKER = "mint_mlx_reference"  # in every file of ours
+MARKER = "mint_mlx_reference"  # in every file of ours, in the metadata of its header
+IS_OURS = rb'\A.{8}\{"__metadata__":\{.*"mint_mlx_reference":"'
 STORED = (*PER_POSITION, "whole", "whole_logp", "control")
 
 
@@ -30,7 +31,7 @@ def check_reference_file(path: Path) -> None:
             f"--save-reference {path} must end in .safetensors, so that --source knows it as a "
             "reference"
         )
-    check_file(path, MARKER, force=True)  # an older one, also of another version, is replaced
+    check_file(path, IS_OURS, force=True)  # an older one, also of another version, is replaced
 
 
 def save_reference(reference: Reference, path: Path) -> None:

@@ -7,7 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..base.files import atomic_write, write_text
+from ..base.files import write_text
+from ..base.folders import REPORT
+from ..base.pictures import write_picture
 from ..base.units import UNITS, decimal_unit, human
 from ..converters.quantizers.registry import needs_inputs
 from .compare import Comparison, Row
@@ -113,10 +115,11 @@ def save(comparison: Comparison, folder: Path, command: str) -> list[Path]:
         "noise_floor": comparison.noise_floor,
         "rows": comparison.rows,
     }
-    write_text(folder / "results.json", json.dumps(data, indent=1) + "\n")
-    write_text(folder / "table.md", markdown(comparison, command))
-    plot(comparison, folder / "plot.png")
-    return [folder / name for name in ("results.json", "table.md", "plot.png")]
+    paths = [folder / name for name in REPORT]
+    write_text(paths[0], json.dumps(data, indent=1) + "\n")
+    write_text(paths[1], markdown(comparison, command))
+    plot(comparison, paths[2])
+    return paths
 
 
 def markdown(comparison: Comparison, command: str) -> str:
@@ -184,8 +187,7 @@ def plot(comparison: Comparison, path: Path) -> None:
     figure.suptitle(
         f"{comparison.source} on {comparison.text}: methods at the same bytes, 95 % intervals"
     )
-    with atomic_write(path) as partial:
-        figure.savefig(partial, dpi=130, format=path.suffix[1:])
+    write_picture(figure, path)
     pyplot.close(figure)
 
 

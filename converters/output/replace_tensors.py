@@ -10,6 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ...base.errors import MintError
+from ...base.remove import move
 from ...base.safetensors_header import TensorInfo, read_header
 from ...checkpoint.arrays import flat_view
 
@@ -30,7 +31,7 @@ def replace_tensors(folder: Path, tensors: Mapping[str, mx.array]) -> None:
             copy = shard.with_name(f"{shard.name}.part")
             shutil.copyfile(shard, copy)
             _overwrite(copy, table, start, replaced)
-            copy.replace(shard)
+            move(copy, shard)
     if remaining:
         raise MintError(
             f"the checkpoint stores {next(iter(remaining))} under another name, so it cannot be "

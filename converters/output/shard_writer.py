@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,11 +22,13 @@ import mlx.core as mx
 from ...base.distributed import ALONE, Ranks
 from ...base.errors import MintError
 from ...base.files import LOCK, lock_folder
+from ...base.folders import JOURNAL, SHARDS, WORK, is_work_folder
+from ...base.remove import DESKTOP, PARTIAL, empty_folder, move, remove_file
+from ...base.side_files import matches
 from ...checkpoint.arrays import flat_view
 from ...checkpoint.layers import MLX_DTYPES
 from ...checkpoint.layout import Layout, TensorSpec
 
-JOURNAL = "journal.jsonl"
 AT_ONCE = 1 << 30  # bytes of one write: macOS refuses more than 2 GiB - 1
 WAITING = 6  # tensors that may wait for the disk: a piece of a layer has up to three
 
@@ -113,9 +114,9 @@ class Writer:
         journal = self.work / JOURNAL
         partial_journal = journal.with_suffix(".part")
         partial_journal.write_text("".join(json.dumps(e) + "\n" for e in lines), encoding="utf-8")
-        partial_journal.replace(journal)
+        move(partial_journal, journal)
         for other in self._other_journals():
-            other.unlink(missing_ok=True)
+            remove_file(other)
         return done
 
     def _other_journals(self) -> list[Path]:
@@ -144,22 +145,24 @@ class Writer:
         return entries
 
     def _clean(self, wipe: bool) -> None:
-        """Bring the folder back to the state in which shards are written; `wipe` empties it."""
-        # A run that was killed at its end may have written it: the folder isn't whole any more.
-        (self.work / "config.json").unlink(missing_ok=True)
+        """Bring the folder back to the state in which shards are written; `wipe` empties it.
+
+        Raises:
+            Stranger: it holds something of someone else's, and would be emptied.
+        """
         if wipe:
-            for path in self.work.iterdir():
-                if path.name != LOCK:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            empty_folder(self.work, WORK, keep=LOCK)
+        # A run that was killed at its end may have written it: the folder isn't whole any more.
+        remove_file(self.work / "config.json")
 
         # An earlier run may have had another number of shards, or have given them their names.
-        named = {f"{name}{end}" for name in self.layout.names for end in ("", ".part")}
-        for path in self.work.glob("model*.safetensors*"):
-            if path.name not in named:
-                path.unlink()
+        named = {f"{name}{end}" for name in self.layout.names for end in ("", PARTIAL)}
+        for path in self.work.iterdir():
+            if matches(path.name.removesuffix(PARTIAL), SHARDS) and path.name not in named:
+                remove_file(path)
         for name in self.layout.names:
             if (self.work / name).is_file():
-                (self.work / name).replace(self.work / f"{name}.part")
+                move(self.work / name, self.work / f"{name}{PARTIAL}")
 
     def _open_shards(self) -> None:
         """Open all shards, at their full size and with their headers."""
@@ -247,7 +250,7 @@ class Writer:
         self.group.wait()
         if self.group.first:
             for name in self.layout.names:
-                (self.work / f"{name}.part").replace(self.work / name)
+                move(self.work / f"{name}{PARTIAL}", self.work / name)
 
     def _release(self) -> None:
         """Close the shards and free the lock."""
@@ -291,15 +294,24 @@ def _bytes(array: mx.array) -> memoryview:
 
 
 def check_work(work: Path) -> None:
-    """Refuse to work in a folder that holds anything but unfinished work (a MintError)."""
+    """Refuse to work in a folder that isn't of unfinished work, or through a link (a MintError)."""
     if work.is_symlink() or (work.exists() and not work.is_dir()):
         raise MintError(
             f"{work} is where the work folder would be: rename it or choose another output with -o"
         )
-    if work.is_dir() and any(work.iterdir()) and not (work / LOCK).is_file():
+    names = {path.name for path in work.iterdir()} if work.is_dir() else set()
+    if names - {DESKTOP} and not is_work_folder(work):
         raise MintError(
             f"{work} is the work folder, but holds other files: rename it or choose another output "
             "with -o"
+        )
+
+    # What is written into a link lands elsewhere.
+    links = sorted(name for name in names if (work / name).is_symlink())
+    if links:
+        raise MintError(
+            f"{work} holds the link {links[0]}, which mint-mlx did not make: move it away, or "
+            "choose another output with -o"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +11,27 @@ from ...allocation.artifacts import ARTIFACTS
 from ...allocation.plan import Plan
 from ...base.files import REFINED_FILE
 from ...base.hf_config import edit_text_config
+from ...base.safetensors_header import INDEX, read_folder
+from ...base.side_files import PROCESSOR, matches, may_be_copied, side_files
 from ...checkpoint.config_keys import encoded
-from ...checkpoint.hub import SMALL_FILES
 from ...checkpoint.layers import Inventory
 from ...checkpoint.model_classes import model_class
 from ...checkpoint.roles import TOWER
 from ...checkpoint.source import Source
-from ...checkpoint.towers import PROCESSOR_FILES, has_mtp, text_only, without_mtp
-
-NOT_COPIED = (
-    "config.json",
-    "*.index.json",
-    "hf_quant_config.json",
-    "quantize_config.json",
-    "quant_config.json",
-    "quantization_config.json",
-    REFINED_FILE,
-    *ARTIFACTS,
-)
+from ...checkpoint.towers import has_mtp, text_only, without_mtp
 
 
 def copy_small_files(source: Path, work: Path, parts: str) -> None:
-    """Copy everything beside weights and config.
+    """Copy the known texts beside weights and config (base/side_files.py).
 
     With `parts` text nothing is copied that a processor of images or sounds reads.
     """
-    left_out = NOT_COPIED + (PROCESSOR_FILES if parts == "text" else ())
-    for pattern in SMALL_FILES:
-        for file in source.glob(pattern):
-            if file.is_file() and not any(fnmatch(file.name, p) for p in left_out):
-                shutil.copyfile(file, work / file.name)
+    for name in side_files(source).copied:
+        if parts == "text" and matches(name, PROCESSOR):
+            continue
+        target = work / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, target)
 
     # The tokenizer's settings name the processor as well.
     settings = work / "tokenizer_config.json"
@@ -50,6 +40,17 @@ def copy_small_files(source: Path, work: Path, parts: str) -> None:
         if table.pop("processor_class", None) is not None:
             text = json.dumps(table, indent=2, ensure_ascii=False) + "\n"
             settings.write_text(text, encoding="utf-8")
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files of a finished checkpoint that a copy of it has: weights, config, known texts.
+
+    Weights may be links to anywhere.
+    """
+    names = ("config.json", "README.md", INDEX, REFINED_FILE, *ARTIFACTS)
+    texts = [folder / name for name in names if may_be_copied(folder / name, folder)]
+    texts += [folder / name for name in side_files(folder).copied]
+    return sorted([*texts, *(folder / name for name in read_folder(folder))])
 
 
 def config_text(source: Source, inventory: Inventory, plan: Plan) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,9 +25,18 @@ from ...allocation.plan import Plan
 from ...allocation.plan_file import plan_text
 from ...base.distributed import ranks
 from ...base.errors import MintError
-from ...base.files import PARTIAL, PLAN_FILE, read_tensors
+from ...base.files import LOCK, PLAN_FILE, read_tensors
+from ...base.folders import JOURNAL, SCRATCH, UNMARKED, WORK
 from ...base.quant_config import QuantConfig
+from ...base.remove import (
+    UNFINISHED,
+    discard,
+    empty_folder,
+    remove_file,
+    scratch_folder,
+)
 from ...base.report import Report, Silent
+from ...base.side_files import matches
 from ...base.targets import check_space, put_in_place, work_folder
 from ...base.versions import versions
 from ...checkpoint.arrays import dense
@@ -45,15 +53,15 @@ from ...measure.sensitivity import Sensitivity
 from ...measure.sensitivity_file import save_sensitivity
 from ..quantizers import rtn
 from ..quantizers.grid_codes import codes_on_grid
-from ..quantizers.protocol import SCRATCH, Quantizer, Work
+from ..quantizers.protocol import Quantizer, Work
 from ..quantizers.registry import find_quantizer
 from ..sources.restore import rounded
 from . import rowwise
 from .card import model_card
 from .replace_tensors import replace_tensors
 from .sentence import write_sentence
-from .shard_writer import JOURNAL, LOCK, Writer, check_work, lock, write_index
-from .small_files import config_text, copy_small_files
+from .shard_writer import Writer, check_work, lock, write_index
+from .small_files import checkpoint_files, config_text, copy_small_files
 from .verify import rehearse, verify, verify_values
 
 REFINED = f"{SCRATCH}refined.safetensors"  # what refining changed, until it is in the shards
@@ -138,7 +146,7 @@ def write(conversion: Conversion) -> str | None:
     with _open_writer(conversion) as writer:
         # A crash of the machine may have lost bytes of the shards that were refined: start again.
         if group.first and not writer.intact:
-            (work / REFINED).unlink(missing_ok=True)
+            remove_file(work / REFINED)
         # This file exists once all layers were written and refined.
         if not (work / REFINED).is_file():
             _write_layers(conversion, writer)
@@ -181,8 +189,8 @@ def _space_needed(conversion: Conversion) -> int:
 
 def _rehearse(conversion: Conversion, config: str) -> None:
     """Let mlx-lm load the checkpoint before any weight is read."""
-    with tempfile.TemporaryDirectory(prefix="mint-mlx-") as folder:
-        rehearse(Path(folder), config, conversion.plan, conversion.inventory, conversion.layout)
+    with scratch_folder(UNMARKED) as folder:
+        rehearse(folder, config, conversion.plan, conversion.inventory, conversion.layout)
 
 
 def _open_writer(conversion: Conversion) -> Writer:
@@ -354,14 +362,14 @@ def _refine(conversion: Conversion) -> None:
 def _put_in_place(conversion: Conversion) -> None:
     """Rename the finished work folder to the target, without the files that only a run needs."""
     work, target = conversion.work, conversion.target
-    unfinished = work.glob(f".*{PARTIAL}*")  # of a run that was killed
-    for path in (*work.glob(f"{SCRATCH}*"), *unfinished):
-        path.unlink()
-    put_in_place(work, target, conversion.force)
+    for path in work.iterdir():
+        if matches(path.name, (f"{SCRATCH}*.safetensors", UNFINISHED)):
+            remove_file(path)
+    put_in_place(work, target, conversion.force, conversion.report)
 
     # Without its journal and lock a work folder would be a stranger's: they go last.
     for path in (*target.glob(f"*{JOURNAL}"), target / LOCK):
-        path.unlink()
+        remove_file(path)
 
 
 def digest(sensitivity: Sensitivity) -> str:
@@ -378,8 +386,8 @@ def digest(sensitivity: Sensitivity) -> str:
 
 
 @contextmanager
-def copied(folder: Path, target: Path, force: bool) -> Iterator[Path]:
-    """A copy of a checkpoint to work on, beside the target.
+def copied(folder: Path, target: Path, force: bool, report: Report | None = None) -> Iterator[Path]:
+    """A copy of a checkpoint to work on, beside the target: its weights and what goes with them.
 
     It is renamed to the target in the end, or removed on an error.
 
@@ -393,21 +401,21 @@ def copied(folder: Path, target: Path, force: bool) -> Iterator[Path]:
         raise MintError(
             f"{work} holds an unfinished conversion: finish it, or give --force to throw it away"
         )
-    files = [file for file in folder.iterdir() if file.is_file()]
+    files = checkpoint_files(folder)
     sizes = [file.stat().st_size for file in files]
     check_space(target.absolute().parent, sum(sizes) + max(sizes))
 
     work.mkdir(exist_ok=True)
     with lock(work):
+        empty_folder(work, WORK, keep=LOCK)
         try:
-            for old in work.iterdir():
-                if old.name != LOCK:
-                    shutil.rmtree(old) if old.is_dir() else old.unlink()
             for file in files:
-                shutil.copyfile(file, work / file.name)
+                copy = work / file.relative_to(folder)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
             yield work
 
-            put_in_place(work, target, force)
-            (target / LOCK).unlink()
+            put_in_place(work, target, force, report)
+            remove_file(target / LOCK)
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            discard(work, WORK)

@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 
 from ...base.errors import MintError
 from ...base.files import write_arrays, write_tensors
+from ...base.folders import SCRATCH
 from ...base.quant_config import QuantConfig
 from ...base.report import Progress, Report
 from ...base.safetensors_header import read_folder
@@ -37,7 +38,6 @@ from ...runtime.forward import forward
 from ...runtime.memory import fits_here, workspace
 from ...runtime.runner import LOGITS, load_runner, logits_of, trunk_output
 from .learn_block import batches, hold_out, moved
-from .protocol import SCRATCH
 
 TOP = 1024  # of the source's most likely tokens kept for each position
 STEPS = 200

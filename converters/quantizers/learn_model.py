@@ -16,7 +16,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...base.files import read_tensors, write_tensors
+from ...base.folders import SCRATCH
 from ...base.quant_config import QuantConfig
+from ...base.remove import remove_file
 from ...checkpoint.layers import MLX_DTYPES, Layer
 from ...runtime.blocks import Step, call_block, first_input, forward_blocks, run
 from ...runtime.divergence import mean_kl
@@ -29,7 +31,7 @@ from .inputs import Inputs, embedding_moments, head_inputs, weigh
 from .learn_block import Block, learn, metric_cost, metric_root
 from .learn_turns import learn_in_turns
 from .memory_estimate import learns_head, turns
-from .protocol import SCRATCH, Work
+from .protocol import Work
 
 BATCH = 8  # windows at once
 Packed = dict[str, mx.array]  # a layer's tensors by local name
@@ -301,7 +303,7 @@ class Learner:
         What the block before it read is still needed: that block's layers aren't written yet.
         """
         write_tensors(self._hidden_file(block), {"hidden": hidden})
-        self._hidden_file(block - 2).unlink(missing_ok=True)
+        remove_file(self._hidden_file(block - 2))
 
     def _resume(self, runner: Runner, first: int | None) -> tuple[int, mx.array | None]:
         """The block to go on from and what it reads, stored by an earlier run.

@@ -13,8 +13,6 @@ from ...checkpoint.layers import Inventory, Layer
 from ...checkpoint.source import Source
 from ...measure.sensitivity import Sensitivity
 
-SCRATCH = "scratch-"  # prefix of a quantizer's own files in the work folder
-
 
 @dataclass(frozen=True)
 class Work:
@@ -24,7 +22,7 @@ class Work:
         source, inventory: the checkpoint and its layers.
         choice: the configuration of every layer.
         folder: the work folder, for files that make the work resumable; those whose names begin
-            with SCRATCH are deleted in the end.
+            with folders.SCRATCH are deleted in the end.
         sensitivity: with the tokens that inputs are measured on; None where none are needed.
         say: shows how far a layer is that takes long.
         grids: whether weights that lie on a grid already keep its codes (grid_codes.py).

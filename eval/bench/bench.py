@@ -15,11 +15,12 @@ import json
 import shutil
 import statistics
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mint_mlx.base.folders import UNMARKED
+from mint_mlx.base.remove import UNFINISHED, Kind, discard, scratch_folder
 from mint_mlx.eval.bench.process import Run, last_json, machine, python, run
 from mint_mlx.eval.bench.shapes import SHAPES
 
@@ -34,6 +35,13 @@ TOKENS = (1024, 4096)
 LIMIT = 120  # seconds for mlx-lm's gptq: on these shapes it copies all experts for each column
 TEXT_TOKENS = 16_384  # of the model's own text that `balanced` sees
 PEER = "mlx_lm.convert -q --q-bits 4"
+MEASURED = Kind("a folder", ("*.json", "*.npz", "*.begun-*", UNFINISHED))
+CACHE = Kind("a cache", (), {"profiles": MEASURED, "sensitivities": MEASURED})
+BENCH = Kind(
+    "a benchmark",
+    ("log", "plan.yaml", "profile.json", "*.npz"),
+    {**CACHE.folders, "cache": CACHE, "model": UNMARKED, "out": UNMARKED, "levels": UNMARKED},
+)
 WAYS = (PEER, "convert --plan", "profile", "convert --effort fast")
 
 
@@ -49,9 +57,9 @@ def main() -> None:
 
     # After each part, so that an interruption loses only one.
     results = _read()
-    with tempfile.TemporaryDirectory(prefix="mint-mlx-bench-", dir=options.folder) as folder:
+    with scratch_folder(BENCH, options.folder) as folder:
         for part in options.part or (PARTS[1:] if options.full else PARTS[:1]):
-            measured = _measure_part(part, Path(folder))
+            measured = _measure_part(part, folder)
             results[part] = {"machine": machine(), "measured": measured}
             text = json.dumps(results, indent=1) + "\n"
             (FOLDER / "results.json").write_text(text, encoding="utf-8")
@@ -105,13 +113,13 @@ def measure(shape: str, layers: int, rounds: int, folder: Path) -> dict[str, Any
 
     for _ in range(rounds):
         for way, command in commands.items():
-            shutil.rmtree(folder / "cache", ignore_errors=True)
+            discard(folder / "cache", CACHE)
             runs[way].append(run(command, folder / "log", folder / "cache"))
             print(f"{shape}, {layers} layers: {way} {runs[way][-1].seconds:.1f} s", flush=True)
             if way == "convert --effort fast":
                 shutil.copyfile(out / "mint-plan.yaml", folder / "plan.yaml")
-            shutil.rmtree(out, ignore_errors=True)
-    shutil.rmtree(model)
+            discard(out, UNMARKED)
+    discard(model, UNMARKED)
 
     ways = {
         way: {
@@ -157,7 +165,7 @@ def levels(folder: Path) -> dict[str, Any]:
                 seconds = last_json(folder / "log")
             results.setdefault(step, {})[str(count)] = seconds | {"peak": process.peak}
             print(f"{step}, {count} tokens: {results[step][str(count)]}", flush=True)
-    shutil.rmtree(model)
+    discard(model, UNMARKED)
     return results
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from mint_mlx.base.blas import use_fast_blas
+from mint_mlx.base.folders import UNMARKED
+from mint_mlx.base.remove import Kind, scratch_folder
 from mint_mlx.base.report import Silent
 
 use_fast_blas()  # before anything imports mlx
@@ -123,13 +124,14 @@ def _feedback(model: Path, count: int) -> dict[str, float]:
     sensitivity = load_sensitivity(_sensitivity_file(model, count))
     plan = uniform(job.source, job.inventory, QuantConfig(4, 64), {})
     plan = replace(plan, quantizer=EFFORTS["balanced"].quantizer)
-    with tempfile.TemporaryDirectory(dir=model.parent) as folder:
+    kind = Kind("a folder", (), {"out": UNMARKED, "out.partial": UNMARKED})
+    with scratch_folder(kind, model.parent) as folder:
         clock = Clock()
         conversion = Conversion(
             job.source,
             job.inventory,
             plan,
-            Path(folder) / "out",
+            folder / "out",
             report=clock,
             sensitivity=sensitivity,
         )

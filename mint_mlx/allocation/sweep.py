@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ..base.errors import UsageError
-from ..base.files import atomic_write
 from ..base.one_line import one_line
+from ..base.pictures import write_picture
 from ..base.units import Budget, human, parse_budget
 from ..checkpoint.layers import Inventory
 from ..measure.profile_file import load_profile
@@ -245,6 +245,5 @@ def draw(curve: Sweep, path: Path) -> None:
     axis.legend(handles, names, fontsize=8)
     axis.set_title(curve.source)
 
-    with atomic_write(path) as partial:
-        figure.savefig(partial, dpi=130, format=path.suffix[1:])
+    write_picture(figure, path)
     pyplot.close(figure)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from uuid import uuid4
 
+from .remove import PARTIAL, move, remove_file
+
 if TYPE_CHECKING:
     import mlx.core as mx
 
@@ -19,8 +21,8 @@ PLAN_FILE = "mint-plan.yaml"  # in every checkpoint that we wrote
 REFINED_FILE = "mint-refined.json"  # in every checkpoint that we refined
 # Names the base model of a repository of which only the headers are on this machine.
 BASE_MODEL = ".base_model"
-PARTIAL = ".part"  # in the name of a file that isn't complete
 LOCK = "lock"  # in a folder that a process works in
+MARK = "A folder of mint-mlx.\n"  # in that file: the folder may be emptied
 
 
 @contextmanager
@@ -40,9 +42,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         partial.chmod(0o666 & ~mask)
 
         sync(partial)
-        partial.replace(path)
+        move(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        remove_file(partial)
 
 
 def sync(path: Path) -> None:
@@ -125,9 +127,15 @@ def read_json(path: Path) -> Any:
 
 
 def lock_folder(folder: Path) -> IO[str] | None:
-    """Lock a folder until the returned file is closed; None where another process holds it."""
+    """Lock a folder of ours until the returned file is closed; None where another process has it.
+
+    The lock marks the folder as ours, so the caller has checked that it is.
+    """
     file = (folder / LOCK).open("a")
     if _lock(file):
+        if not os.fstat(file.fileno()).st_size:
+            file.write(MARK)
+            file.flush()
         return file
     file.close()
     return None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import glob
 import os
+import re
 import shutil
 from pathlib import Path
 
 from .errors import MintError
-from .files import PLAN_FILE, REFINED_FILE
+from .folders import CHECKPOINT, REPORT, is_report
+from .pictures import is_picture
+from .remove import Stranger, check_removable, discard, find_stranger, move, remove_folder
+from .report import Report, Silent
 from .units import both
 
 PATTERN = "*?["  # mlx-lm finds weights by a glob pattern that begins with the folder's name
@@ -34,12 +37,12 @@ def check_space(folder: Path, needed: int, instead: str = "choose another folder
         )
 
 
-def check_file(path: Path, marker: str, force: bool = False) -> None:
+def check_file(path: Path, marker: bytes, force: bool = False) -> None:
     """Refuse to write a file where that is impossible, or over a file of another kind.
 
     Args:
         path: where to write.
-        marker: text that a file of this kind holds in its first 1000 bytes.
+        marker: a regular expression that the first 1000 bytes of a file of this kind match.
         force: replace an existing file of this kind.
 
     Raises:
@@ -51,7 +54,7 @@ def check_file(path: Path, marker: str, force: bool = False) -> None:
     check_writable(path.absolute().parent)
     if path.exists():
         with path.open("rb") as file:
-            ours = marker.encode() in file.read(1000)
+            ours = re.search(marker, file.read(1000), re.MULTILINE | re.DOTALL) is not None
         if not ours:
             raise MintError(f"{path} exists and is something else: choose another file with -o")
         if not force:
@@ -70,16 +73,21 @@ def check_writable(folder: Path) -> None:
 
 
 def check_picture(path: Path) -> None:
-    """Refuse a path to which no picture can be written.
+    """Refuse a path to which no picture can be written, or at which one of someone else's is.
 
     Raises:
-        MintError: its folder is missing, or it doesn't end in .png, .pdf or .svg.
+        MintError: its folder is missing, it doesn't end in .png, .pdf or .svg, or it exists and
+            this program didn't draw it.
     """
     writable = not path.is_dir() and path.absolute().parent.is_dir()
     if path.suffix not in (".png", ".pdf", ".svg") or not writable:
         raise MintError(
             f"no picture can be written to {path}: give a .png, .pdf or .svg file in an existing "
             "folder"
+        )
+    if path.exists() and not is_picture(path):
+        raise MintError(
+            f"{path} exists and is not a picture that mint-mlx drew: choose another file"
         )
 
 
@@ -146,17 +154,8 @@ def _check_replaceable(target: Path, source: Path | None) -> None:
                 f"{target} is or contains {word}, which --force would delete: choose another "
                 "folder with -o"
             )
-    if any(target.iterdir()) and not _is_ours(target):
-        raise MintError(
-            f"{target} is not a checkpoint that mint-mlx wrote, so --force does not replace it: "
-            "choose another folder with -o"
-        )
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint that this program wrote."""
-    marked = any((folder / name).is_file() for name in (PLAN_FILE, REFINED_FILE))
-    return marked and (folder / "config.json").is_file()
+    if any(target.iterdir()):
+        check_removable(target, CHECKPOINT, ", or choose another folder with -o")
 
 
 def work_folder(target: Path) -> Path:
@@ -164,18 +163,59 @@ def work_folder(target: Path) -> Path:
     return target.with_name(target.name + ".partial")
 
 
-def put_in_place(work: Path, target: Path, force: bool) -> None:
+def put_in_place(work: Path, target: Path, force: bool, report: Report | None = None) -> None:
     """Rename a finished work folder to the target; what stood there is deleted only after that.
 
+    Args:
+        work: the folder that gets the target's name.
+        target: the name.
+        force: replace a checkpoint of ours there.
+        report: is told where the old checkpoint holds something that came meanwhile, and stays.
+
     Raises:
-        MintError: something has appeared at the target meanwhile.
+        MintError: something else has appeared at the target meanwhile.
     """
+    number = os.getpid()
+    while (replaced := target.with_name(f"{target.name}{OLD}-{number}")).exists():
+        number += 1
     if target.exists():
         check_target(target, None, force)
-        target.replace(target.with_name(f"{target.name}{OLD}-{os.getpid()}"))
-    work.replace(target)
+        move(target, replaced)
+    move(work, target)
+
+    if replaced.is_dir():
+        try:
+            _remove_replaced(replaced)
+        except Stranger as error:
+            (report or Silent()).note(str(error))
 
     # Also deletes a replaced checkpoint that an earlier, killed run left.
-    for old in target.parent.glob(f"{glob.escape(target.name)}{OLD}-*"):
-        if old.name.rpartition("-")[2].isdigit() and (_is_ours(old) or not any(old.iterdir())):
-            shutil.rmtree(old)
+    name = re.compile(re.escape(f"{target.name}{OLD}-") + r"\d+")
+    for old in sorted(target.absolute().parent.iterdir()):
+        if not name.fullmatch(old.name) or old.is_symlink() or not old.is_dir():
+            continue
+        if not any(old.iterdir()) or find_stranger(old, CHECKPOINT) is None:
+            _remove_replaced(old)
+
+
+def _remove_replaced(folder: Path) -> None:
+    """Delete a checkpoint that was replaced, or the empty folder that stood there."""
+    if any(folder.iterdir()):
+        remove_folder(folder, CHECKPOINT)
+    else:
+        discard(folder, CHECKPOINT)
+
+
+def check_report_folder(folder: Path) -> None:
+    """Refuse a folder in which `compare` would write over files that are not its own.
+
+    Raises:
+        MintError: naming the file.
+    """
+    present = [name for name in REPORT if (folder / name).exists()]
+    links = [name for name in REPORT if (folder / name).is_symlink()]
+    if links or (present and not is_report(folder)):
+        raise MintError(
+            f"{folder} holds a {(links or present)[0]} that `mint-mlx compare` did not write: "
+            "choose another folder with -o"
+        )

@@ -14,32 +14,24 @@ import shutil
 import struct
 import sys
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import MintError
 from ..base.files import BASE_MODEL, PLAN_FILE
+from ..base.remove import Kind, discard, move
 from ..base.safetensors_header import INDEX, parse_header, read_header, read_index
+from ..base.side_files import SIDE_FILES, TEMPLATES
 from .tokenizer import has_tokenizer
 
-SMALL_FILES = [
-    "*.json",
-    "*.jinja",
-    "*.txt",
-    "*.jsonl",
-    "*.model",
-    "*.tiktoken",
-    "*.py",
-    "LICENSE*",
-    "NOTICE*",
-    "README.md",
-    PLAN_FILE,
-]
+SMALL_FILES = ["*.json", "*.py", *SIDE_FILES, f"{TEMPLATES}/*.jinja", "README.md", PLAN_FILE]
 WEIGHTS = ["model*.safetensors"]
 # An upload deletes these files of an earlier one unless it replaces them: mlx-lm would load shards
 # of another size as well.
 REPLACED = (*WEIGHTS, INDEX, "mint-*")
+DOWNLOAD = "download"  # the folder in a skeleton that shards are downloaded into
 _TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -182,16 +174,22 @@ def fetch_skeleton(repo: RepoId) -> Skeleton:
     commit = info.sha or repo.revision or "main"
     siblings = {s.rfilename: s for s in info.siblings or []}
     folder = Path(tempfile.mkdtemp(prefix="mint-mlx-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    written: set[str] = set()
+    atexit.register(discard, folder, _skeleton_kind(written))
 
     base = _base_model(info)
     if base is not None:
         (folder / BASE_MODEL).write_text(base, encoding="utf-8")
+        written.add(BASE_MODEL)
 
     for name in siblings:
-        if "/" not in name and (Path(name).suffix in _TEXTS or name == PLAN_FILE):
+        place, _, text = name.rpartition("/")
+        template = place == TEMPLATES and text.endswith(".jinja")
+        if template or (not place and (Path(text).suffix in _TEXTS or text == PLAN_FILE)):
             local = hf_hub_download(repo.name, name, revision=commit)
+            (folder / place).mkdir(exist_ok=True)
             shutil.copyfile(local, folder / name)
+            written.add(text)
 
     # mlx-lm would also read a shard that the index doesn't name.
     shards = [name for name in siblings if re.fullmatch(r"model[^/]*\.safetensors", name)]
@@ -210,10 +208,22 @@ def fetch_skeleton(repo: RepoId) -> Skeleton:
                 f"{repo.name} names the shard {name!r}, which is not a plain file name: refused, "
                 "get the checkpoint from a source that you trust"
             )
+        written.add(name)
         weight_bytes += _write_sparse_shard(folder / name, file)
         lfs = siblings[name].lfs if name in siblings else None
         hashes[name] = lfs.sha256 if lfs else ""
     return Skeleton(folder, commit, hashes, weight_bytes)
+
+
+def _skeleton_kind(names: Collection[str]) -> Kind:
+    """A skeleton's folder: the files of these names, and what huggingface_hub downloads through."""
+    noted = Kind("a folder", ("*.metadata", "*.lock", "*.incomplete"))
+    own = (".gitignore", ".gitignore.lock", "CACHEDIR.TAG")
+    hub_cache = Kind("a folder", (), {"huggingface": Kind("a folder", own, {"download": noted})})
+    download = Kind("a folder", (), {".cache": hub_cache}, named=lambda folder: names)
+    templates = Kind("a folder", (), named=lambda folder: names)
+    folders = {DOWNLOAD: download, TEMPLATES: templates}
+    return Kind("a skeleton", (), folders, named=lambda folder: names)
 
 
 def _write_sparse_shard(path: Path, file: Any) -> int:
@@ -240,9 +250,9 @@ def fetch_shard(name: str, commit: str | None, file: str, folder: Path) -> None:
     from huggingface_hub import hf_hub_download
 
     _quiet_unless_terminal()
-    download_folder = folder / "download"
+    download_folder = folder / DOWNLOAD
     hf_hub_download(name, file, revision=commit, local_dir=download_folder)
-    (download_folder / file).replace(folder / file)
+    move(download_folder / file, folder / file)
 
 
 def drop_shard(path: Path) -> None:
@@ -259,10 +269,15 @@ def fetch_small_files(name: str, commit: str | None, folder: Path) -> None:
     from huggingface_hub import snapshot_download
 
     snapshot = Path(snapshot_download(name, revision=commit, allow_patterns=SMALL_FILES))
+    written: set[str] = set()
+    atexit.register(discard, folder, _skeleton_kind(written))
     for pattern in SMALL_FILES:
         for file in snapshot.glob(pattern):
-            if file.name != INDEX and not (folder / file.name).exists():
-                shutil.copyfile(file, folder / file.name)
+            target = folder / file.relative_to(snapshot)
+            if file.name != INDEX and not target.exists():
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, target)
+                written.add(file.name)
 
 
 def _base_model(info: Any) -> str | None:

@@ -32,7 +32,6 @@ MTP_KEYS = (
     "mtp_transformer_layers",
     "use_mtp",
 )
-PROCESSOR_FILES = ("*processor_config.json", "image_processor*.json", "feature_extractor*.json")
 _TOWER_KEY = re.compile(
     r"(use_unified_)?"
     r"(vision|visual|video|image|img|media|audio|speech|boi|eoi|boa|eoa|multi_?modal|mm|projector)"

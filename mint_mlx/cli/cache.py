@@ -56,5 +56,8 @@ def clear(
     from ..measure import cache
 
     freed = cache.clear(kinds or ())
+    if strangers := cache.strangers(kinds or ()):
+        names = ", ".join(map(str, strangers[:3])) + (", ..." if len(strangers) > 3 else "")
+        output.note(f"mint-mlx did not write these, so they stay: {names}")
     output.line(f"{both(freed)} freed in {cache.cache_dir()}")
     output.result({"freed": freed})

@@ -116,8 +116,10 @@ def _folders(entries: Sequence[Entry], out: Path | None, suite: bool) -> list[Pa
     """Where each comparison's results go.
 
     Raises:
-        MintError: a file is in the way.
+        MintError: a file is in the way, or one that isn't ours would be replaced.
     """
+    from ..base.targets import check_report_folder
+
     names = [Path(entry.model).name for entry in entries]
     folders = []
     for number, name in enumerate(names):
@@ -128,6 +130,7 @@ def _folders(entries: Sequence[Entry], out: Path | None, suite: bool) -> list[Pa
         for place in (folder, *folder.parents):
             if place.exists() and not place.is_dir():
                 raise MintError(f"{place} is a file: give a folder with -o")
+        check_report_folder(folder)
         folders.append(folder)
     return folders
 

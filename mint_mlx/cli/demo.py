@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,19 +36,21 @@ def run(output: Output, out: Path | None = None) -> None:
         output: where to print.
         out: the folder to write; the result is deleted otherwise.
     """
+    from ..base.folders import UNMARKED
+    from ..base.remove import Kind, scratch_folder
     from ..base.units import both, duration
     from ..jobs.convert import convert
 
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="mint-mlx-demo-") as scratch:
-        source = Path(scratch) / "demo-moe"
+    with scratch_folder(Kind("a demo", (), {"*": UNMARKED})) as scratch:
+        source = scratch / "demo-moe"
         shutil.copytree(MODEL, source)
 
         # The same bytes, spent uniformly and as chosen.
         uniform = convert(
             str(source), None, f"{scratch}/uniform", uniform="4bit-g64", smoke=False, report=output
         )
-        target = out or Path(scratch) / "demo-moe-mint"
+        target = out or scratch / "demo-moe-mint"
         mixed = convert(str(source), f"{uniform.bytes}B", target, report=output)
         output.close()
         output.line(

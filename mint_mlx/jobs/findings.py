@@ -15,9 +15,10 @@ from typing import Any
 from ..base.hf_config import config_tables
 from ..base.quant_config import AFFINE_BITS, AFFINE_GROUPS, MX_MODES, QuantConfig
 from ..base.safetensors_header import TensorInfo
+from ..base.side_files import PROCESSOR
 from ..checkpoint.config_keys import brought
 from ..checkpoint.layers import ROUTER_BITS, Inventory, Layer
-from ..checkpoint.towers import MTP_KEYS, PROCESSOR_FILES, TOWERS, has_mtp
+from ..checkpoint.towers import MTP_KEYS, TOWERS, has_mtp
 from ..checkpoint.unread_keys import unread_keys
 
 KEYS = {"group_size", "bits", "mode"}
@@ -255,7 +256,7 @@ def tower_findings(
             "config.json",
             f"says nothing of a tower, but {len(inventory.carried)} modules belong to one",
         )
-    processors = [file.name for pattern in PROCESSOR_FILES for file in folder.glob(pattern)]
+    processors = [file.name for pattern in PROCESSOR for file in folder.glob(pattern)]
     if processors and not promised:
         yield Finding(processors[0], "is for images or sounds, but config.json has no tower")
 

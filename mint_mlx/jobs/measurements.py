@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from ..allocation.artifacts import SENSITIVITY_FILE
 from ..allocation.search_space import SearchSpace, list_candidates
 from ..base.distributed import ranks
+from ..base.folders import UNMARKED
 from ..base.hf_config import text_config
 from ..base.quant_config import QuantConfig
+from ..base.remove import scratch_folder
 from ..base.report import Report, Silent
 from ..base.versions import versions
 from ..checkpoint.low_disk import Waves, at_once
@@ -81,8 +81,8 @@ def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> 
 
 def _first_rank_measures(job: Job, report: Report | None, count: int | None) -> Sensitivity | None:
     """The first rank's sensitivity, for all: block follows block, so the others can't share it."""
-    with tempfile.TemporaryDirectory(prefix="mint-mlx-") as folder:
-        file = Path(folder) / SENSITIVITY_FILE
+    with scratch_folder(UNMARKED) as folder:
+        file = folder / SENSITIVITY_FILE
         data = b""
         if ranks().first:
             sensitivity = _measure_sensitivity(job, report, count)

@@ -82,7 +82,7 @@ def refine(
 
     # Refining works on a copy, which gets its name only if something was gained.
     tokens = _tokens(job, report)
-    with writer.copied(given.path, target, force) as work:
+    with writer.copied(given.path, target, force, report) as work:
         report.stage("refine")
         refined = refine_own(job.source, tokens, work, report.step, steps)
         if refined is None:

@@ -31,8 +31,8 @@ from ..rules.recipes import find_recipe
 from .measurements import get_profile, get_sensitivity
 from .model import note_source, prepare
 
-PROFILE_MARKER = "mint_mlx_profile"
-PLAN_MARKER = "mint_mlx_plan"
+PROFILE_MARKER = rb'\A\{"mint_mlx_profile":'
+PLAN_MARKER = rb"^mint_mlx_plan:"
 
 
 def write_profile(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ from pathlib import Path
 
 from ..base.errors import MintError, UsageError
 from ..base.quant_config import QuantConfig
+from ..base.remove import DESKTOP, Stranger
 from ..base.report import Report
 from ..checkpoint.source import Source
-from .pass_state import abandoned
+from . import cache_files, pass_state
 from .profile import Profile
 from .profile_file import load_profile
 from .sample import EXACT
@@ -117,23 +117,42 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """All entries of the cache, by kind and name."""
+    """All entries of the cache that this program wrote, by kind and name."""
     listed = []
     for kind in KINDS:
         for path in _paths(kind):
             files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
-            stats = [file.stat() for file in files]
+            stats = [file.lstat() for file in files]
             newest = max((s.st_mtime for s in stats), default=path.stat().st_mtime)
             listed.append(Entry(kind, path, sum(s.st_size for s in stats), newest))
     return listed
 
 
+def strangers(kinds: Sequence[str] = ()) -> list[Path]:
+    """What lies in the cache's folders and is not this program's: it stays."""
+    paths = []
+    for kind in kinds or KINDS:
+        folder = cache_dir() / kind
+        if kind == "walks":
+            paths += pass_state.strangers()
+        elif folder.is_symlink():
+            paths.append(folder)
+        elif folder.is_dir():
+            ours = {path for path in folder.iterdir() if cache_files.is_ours(kind, path)}
+            paths += sorted(
+                path for path in folder.iterdir() if path not in ours and path.name != DESKTOP
+            )
+    return paths
+
+
 def _paths(kind: str) -> list[Path]:
-    """The files and folders of one kind."""
+    """The files and folders of one kind that are ours; none in a folder that is only linked."""
     if kind == "walks":
-        return abandoned()
+        return pass_state.abandoned()
     folder = cache_dir() / kind
-    return sorted(folder.iterdir()) if folder.is_dir() else []
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if cache_files.is_ours(kind, path))
 
 
 def clear(kinds: Sequence[str] = ()) -> int:
@@ -141,11 +160,22 @@ def clear(kinds: Sequence[str] = ()) -> int:
 
     Raises:
         UsageError: there is no such kind.
+        Stranger: a checkpoint in the cache holds something that isn't ours, and stays; all others
+            are deleted.
     """
     for kind in kinds:
         if kind not in KINDS:
             raise UsageError(f"the cache has no {kind!r}: there are {', '.join(KINDS)}")
-    deleted = [entry for entry in entries() if not kinds or entry.kind in kinds]
-    for entry in deleted:
-        shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink()
-    return sum(entry.bytes for entry in deleted)
+    freed = 0
+    refused: Stranger | None = None
+    for entry in entries():
+        if kinds and entry.kind not in kinds:
+            continue
+        try:
+            cache_files.remove(entry.kind, entry.path)
+            freed += entry.bytes
+        except Stranger as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
+    return freed

@@ -6,7 +6,6 @@ The next run of the same pass resumes from it, to the same numbers.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import tempfile
 import zipfile
@@ -19,7 +18,8 @@ from typing import IO
 import mlx.core as mx
 import numpy as np
 
-from ..base.files import atomic_write, lock_folder, read_tensors, write_tensors
+from ..base.files import LOCK, atomic_write, lock_folder, read_tensors, write_tensors
+from ..base.remove import UNFINISHED, Kind, discard, find_stranger, remove_file, scratch_folder
 
 NAME = "mint-mlx-walk-"  # how the folders' names begin
 
@@ -69,8 +69,8 @@ def pass_folder(key: str | None, refused: tuple[type[Exception], ...] = ()) -> I
     """
     lock = None if key is None else _locked(Path(tempfile.gettempdir()) / f"{NAME}{key}")
     if lock is None:  # no key, or another run has it
-        with tempfile.TemporaryDirectory(prefix="mint-mlx-") as name:
-            yield Path(name)
+        with scratch_folder(WALK) as folder:
+            yield folder
         return
 
     with lock:
@@ -78,32 +78,47 @@ def pass_folder(key: str | None, refused: tuple[type[Exception], ...] = ()) -> I
         try:
             yield folder
         except refused:
-            shutil.rmtree(folder)
+            discard(folder, WALK)
             raise
-        shutil.rmtree(folder)
+        discard(folder, WALK)
 
 
 def abandoned() -> list[Path]:
     """Folders of interrupted passes, which the same command would resume, in the temporary one."""
     folders = []
     for folder in sorted(Path(tempfile.gettempdir()).glob(f"{NAME}*")):
-        if _is_ours(folder) and (lock := lock_folder(folder)) is not None:
+        if find_stranger(folder, WALK) is None and (lock := lock_folder(folder)) is not None:
             lock.close()
             folders.append(folder)
     return folders
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether it is a folder, and this user's."""
+def strangers() -> list[Path]:
+    """What keeps such folders from being deleted: links and files that this program didn't make."""
+    folders = sorted(Path(tempfile.gettempdir()).glob(f"{NAME}*"))
+    return [path for folder in folders if (path := find_stranger(folder, WALK)) is not None]
+
+
+def _is_walk(folder: Path) -> bool:
+    """Whether it is a folder of this name, and this user's; its lock marks one that holds files."""
     status = folder.lstat()
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    is_users = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    if not is_users or not folder.name.startswith(NAME):
+        return False
+    return (folder / LOCK).is_file() or not any(folder.iterdir())
+
+
+_FILES = (LOCK, "hidden-[0-9]*.safetensors", "grad-[0-9]*.safetensors", "part-[0-9]*.npz")
+WALK = Kind("a walk", (*_FILES, UNFINISHED), is_ours=_is_walk, marks=(LOCK,))
 
 
 def _locked(folder: Path) -> IO[str] | None:
     """A lock on a folder of this user's that no other user can read; None where there is none."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if not _is_ours(folder):
-        return None
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        if find_stranger(folder, WALK) is not None:
+            return None
     try:
         return lock_folder(folder)
     except OSError:  # a file system without locks
@@ -227,4 +242,4 @@ def write_contribution(
     write_tensors(_grad_file(folder, index), {"array": grad})
     with atomic_write(_contribution_file(folder, index)) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    _grad_file(folder, index + 1).unlink(missing_ok=True)
+    remove_file(_grad_file(folder, index + 1))

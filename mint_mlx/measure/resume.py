@@ -7,6 +7,7 @@ the model has written. Notes of another version of this program are ignored.
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,10 @@ import numpy as np
 
 from ..base.distributed import ranks
 from ..base.files import atomic_write
+from ..base.remove import remove_file
 from ..base.versions import stamp
+
+_NOTES = re.compile(r"[0-9a-f]{8}-[\w.-]+")  # the stamp, then a rank or a kind of tokens
 
 
 def read_curves(target: Path) -> dict[str, Any]:
@@ -76,7 +80,7 @@ def write_tokens(target: Path, kind: str, tokens: np.ndarray, done: int) -> None
 def clear(target: Path) -> None:
     """Delete all notes: the file is made."""
     for file in _files(target):
-        file.unlink(missing_ok=True)
+        remove_file(file)
 
 
 def _tokens_file(target: Path, kind: str) -> Path:
@@ -87,4 +91,12 @@ def _files(target: Path, stamp: str = "") -> list[Path]:
     """The files of notes, of one version or of all."""
     if not target.parent.is_dir():
         return []
-    return sorted(target.parent.glob(f"{target.name}.begun-{stamp}*"))
+    return sorted(path for path in target.parent.iterdir() if is_notes(path, target.name, stamp))
+
+
+def is_notes(path: Path, name: str, stamp: str = "") -> bool:
+    """Whether a file holds resume notes, of the run that makes the file `name`."""
+    beginning = f"{name}.begun-"
+    rest = path.name.removeprefix(beginning)
+    ours = path.name.startswith(beginning) and _NOTES.fullmatch(rest) is not None
+    return ours and rest.startswith(stamp) and path.is_file() and not path.is_symlink()

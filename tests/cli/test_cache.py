@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import Cli, Maker, llama
 
-from mint_mlx.base.files import lock_folder
+from mint_mlx.base.files import MARK, lock_folder
 
 
 def test_the_cache_is_listed_and_dropped(
@@ -43,11 +43,12 @@ def test_what_interrupted_walks_left_is_listed_and_dropped(
     for name in ("left", "busy"):
         (tmp_path / f"mint-mlx-walk-{name}").mkdir()
         (tmp_path / f"mint-mlx-walk-{name}" / "hidden-0.safetensors").write_bytes(bytes(1000))
+        (tmp_path / f"mint-mlx-walk-{name}" / "lock").write_text(MARK)
     with lock_folder(tmp_path / "mint-mlx-walk-busy") as busy:
         assert busy is not None
         listed = cli("cache", "--work-dir", tmp_path, "--json")
         assert listed.code == 0
         (entry,) = listed.json["entries"]
-        assert entry == {"name": "mint-mlx-walk-left", "kind": "walks", "bytes": 1000}
+        assert entry == {"name": "mint-mlx-walk-left", "kind": "walks", "bytes": 1000 + len(MARK)}
         assert cli("cache", "clear", "walks", "--work-dir", tmp_path).code == 0
     assert [path.name for path in tmp_path.glob("mint-*")] == ["mint-mlx-walk-busy"]

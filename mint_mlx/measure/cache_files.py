@@ -1,0 +1,117 @@
+"""How the cache knows its own files again: by the names that it gives, and by what they begin with.
+
+Anything else in its folders is someone else's, and is neither listed nor deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from ..base.files import MARK
+from ..base.folders import CHECKPOINT, UNMARKED, WORK, is_checkpoint, is_work_folder
+from ..base.remove import UNFINISHED, Kind, remove_file, remove_folder
+from ..base.side_files import matches
+from .pass_state import WALK
+from .resume import is_notes
+from .sensitivity_file import is_sensitivity
+
+MADE = "made.json"  # beside a checkpoint that `compare` built, or in its place
+MARK_FILE = ".mint-mlx"  # in the folder of one that it is building
+_HEX = "[0-9a-f]"
+_FINGERPRINT = rf".*{_HEX}{{16}}-{_HEX}{{16}}"
+
+
+def _begins(path: Path, *texts: bytes) -> bool:
+    """Whether all texts stand in a file's first bytes."""
+    with path.open("rb") as file:
+        head = file.read(1000)
+    return all(text in head for text in texts)
+
+
+# For each kind of file the names, and the proof by content.
+_FILES: dict[str, tuple[str, Callable[[Path], bool]]] = {
+    "profiles": (
+        rf"{_FINGERPRINT}-{_HEX}{{8}}.*\.json",
+        lambda path: _begins(path, b'"mint_mlx_profile"'),
+    ),
+    "sensitivities": (rf"{_FINGERPRINT}-\d+\.npz", is_sensitivity),
+    "references": (
+        rf".*-{_HEX}{{16}}-.*\.safetensors",
+        lambda path: _begins(path, b'"__metadata__"', b'"mint_mlx_reference"'),
+    ),
+    "replies": (rf"{_FINGERPRINT}-{_HEX}{{12}}\.json", lambda path: _begins(path, b"[[")),
+}
+
+
+def is_ours(kind: str, path: Path) -> bool:
+    """Whether something in a folder of the cache is this program's, whatever its folder holds."""
+    if path.is_symlink():
+        return False
+    if kind == "compare":
+        return path.is_dir() and re.fullmatch(_FINGERPRINT, path.name) is not None
+    if kind == "walks":
+        return WALK.is_ours(path)
+    if not path.is_file():
+        return False
+    names, proof = _FILES[kind]
+    if matches(path.name, (UNFINISHED,)):
+        return True
+    base, notes, _ = path.name.partition(".begun-")
+    if re.fullmatch(names, base) is None:
+        return False
+    return is_notes(path, base) if notes else proof(path)
+
+
+def remove(kind: str, path: Path) -> None:
+    """Delete an entry of the cache that `is_ours`.
+
+    Raises:
+        Stranger: a folder that holds anything else.
+    """
+    if kind == "compare":
+        remove_folder(path, COMPARED)
+    elif kind == "walks":
+        remove_folder(path, WALK)
+    else:
+        remove_file(path)
+
+
+def _is_built(folder: Path) -> bool:
+    """Whether `compare` made this folder: by its mark, its note, or the checkpoints inside."""
+    mark = folder / MARK_FILE
+    if mark.is_file() and not mark.is_symlink() and _begins(mark, MARK.encode()):
+        return True
+    note = folder / MADE
+    if note.is_file() and not note.is_symlink() and _is_note(note):
+        return True
+    insides = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    return any(is_checkpoint(path) or is_work_folder(path) for path in insides)
+
+
+def _is_note(path: Path) -> bool:
+    """Whether a file is what `compare` notes of a checkpoint that it built."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and {"seconds", "reason"} <= data.keys()
+
+
+# Checkpoints of peers, which mlx-lm writes, have the same names but no plan of ours.
+BUILT = Kind(
+    "a folder",
+    (MADE, MARK_FILE, "score[0-9]*.json", UNFINISHED),
+    {
+        "checkpoint": UNMARKED,
+        "unfinished": UNMARKED,
+        "unfinished.partial": WORK,
+        "unfinished.replaced-[0-9]*": CHECKPOINT,
+    },
+    _is_built,
+    (MARK_FILE, MADE),
+)
+_LOCK = "." + "*-" + _HEX * 12 + ".lock"
+COMPARED = Kind("a folder", (_LOCK,), {"*-" + _HEX * 12: BUILT})
