@@ -8,9 +8,7 @@ resumable."""
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import count
@@ -24,17 +22,10 @@ from ...allocation.artifacts import PROFILE_FILE, SENSITIVITY_FILE
 from ...allocation.plan import Plan
 from ...allocation.plan_file import plan_text
 from ...base.distributed import ranks
-from ...base.errors import MintError
 from ...base.files import LOCK, PLAN_FILE, read_tensors
-from ...base.folders import JOURNAL, SCRATCH, UNMARKED, WORK
+from ...base.folders import JOURNAL, SCRATCH, UNMARKED
 from ...base.quant_config import QuantConfig
-from ...base.remove import (
-    UNFINISHED,
-    discard,
-    empty_folder,
-    remove_file,
-    scratch_folder,
-)
+from ...base.remove import UNFINISHED, remove_file, scratch_folder
 from ...base.report import Report, Silent
 from ...base.side_files import matches
 from ...base.targets import check_space, put_in_place, work_folder
@@ -60,8 +51,8 @@ from . import rowwise
 from .card import model_card
 from .replace_tensors import replace_tensors
 from .sentence import write_sentence
-from .shard_writer import Writer, check_work, lock, write_index
-from .small_files import checkpoint_files, config_text, copy_small_files
+from .shard_writer import Writer, check_work, write_index
+from .small_files import config_text, copy_small_files
 from .verify import rehearse, verify, verify_values
 
 REFINED = f"{SCRATCH}refined.safetensors"  # what refining changed, until it is in the shards
@@ -383,39 +374,3 @@ def digest(sensitivity: Sensitivity) -> str:
     for array in arrays:
         value.update(np.ascontiguousarray(array).data)
     return value.hexdigest()
-
-
-@contextmanager
-def copied(folder: Path, target: Path, force: bool, report: Report | None = None) -> Iterator[Path]:
-    """A copy of a checkpoint to work on, beside the target: its weights and what goes with them.
-
-    It is renamed to the target in the end, or removed on an error.
-
-    Raises:
-        MintError: another run works there, the disk is too small, or something else has the copy's
-            name.
-    """
-    work = work_folder(target)
-    check_work(work)
-    if (work / JOURNAL).is_file() and not force:
-        raise MintError(
-            f"{work} holds an unfinished conversion: finish it, or give --force to throw it away"
-        )
-    files = checkpoint_files(folder)
-    sizes = [file.stat().st_size for file in files]
-    check_space(target.absolute().parent, sum(sizes) + max(sizes))
-
-    work.mkdir(exist_ok=True)
-    with lock(work):
-        empty_folder(work, WORK, keep=LOCK)
-        try:
-            for file in files:
-                copy = work / file.relative_to(folder)
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, copy)
-            yield work
-
-            put_in_place(work, target, force, report)
-            remove_file(target / LOCK)
-        finally:
-            discard(work, WORK)

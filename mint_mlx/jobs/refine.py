@@ -17,8 +17,8 @@ from ..base.report import Report, Silent
 from ..base.targets import check_target
 from ..checkpoint import mlxlm
 from ..checkpoint.source import Source, load_source
-from ..converters.output import write as writer
 from ..converters.output.card import refined_card
+from ..converters.output.copied import copied
 from ..converters.output.replace_tensors import replace_tensors
 from ..converters.quantizers.distil import Refined, can_refine, refine_own
 from ..measure import cache
@@ -82,7 +82,7 @@ def refine(
 
     # Refining works on a copy, which gets its name only if something was gained.
     tokens = _tokens(job, report)
-    with writer.copied(given.path, target, force, report) as work:
+    with copied(given.path, target, force, report) as work:
         report.stage("refine")
         refined = refine_own(job.source, tokens, work, report.step, steps)
         if refined is None:
