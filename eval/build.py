@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..base import schema
+from ..base.checksum import Damaged, if_sound, read_checked, with_checksum
 from ..base.errors import MintError, explain
-from ..base.files import MARK, exclusive, read_json, write_text
+from ..base.files import MARK, exclusive, write_text
 from ..base.folders import UNMARKED
 from ..base.remove import discard, move, remove_folder
 from ..base.report import Report
@@ -93,7 +95,7 @@ def build(task: Task, cache_folder: Path, report: Report) -> Built:
     checkpoint = folder / "checkpoint"
     wait = f"wait for another run that builds {task.method}"
     with exclusive(folder, lambda: report.stage(wait)):
-        note = read_json(folder / MADE)
+        note = if_sound(folder / MADE, _read_note)
         if note is None and checkpoint.is_dir():
             # It has this name, so it is whole; the run ended before it wrote the note.
             note = {"seconds": 0.0, "reason": None}
@@ -139,8 +141,23 @@ def _build_new(task: Task, write: Callable[[Path], Any], folder: Path) -> dict[s
         discard(unfinished, UNMARKED)
     note = {"seconds": time.monotonic() - started, "reason": reason}
     if lasts:
-        write_text(folder / MADE, json.dumps(note))
+        write_text(folder / MADE, with_checksum(json.dumps(note)))
     return note
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """The note beside a checkpoint: `seconds` that it took, and the `reason` why there is none.
+
+    Raises:
+        Damaged: it isn't one.
+    """
+    try:
+        note = read_checked(path)
+        schema.number(note["seconds"], 0)
+        schema.optional_text(note["reason"])
+        return {"seconds": note["seconds"], "reason": note["reason"]}
+    except (KeyError, TypeError, ValueError):
+        raise Damaged(f"{path} is damaged") from None
 
 
 def stored_bytes(folder: Path) -> int:

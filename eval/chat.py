@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..base.checksum import Damaged, if_sound, read_checked, with_checksum
 from ..base.errors import MintError
-from ..base.files import read_json, write_text
+from ..base.files import write_text
 from ..base.report import Report
 from ..checkpoint.mlxlm import generate_tokens
 from ..checkpoint.source import Source
@@ -78,7 +80,7 @@ def _greedy(source: Source, prompts: list[list[int]], report: Report) -> list[li
     """The replies, generated once: another run might break ties otherwise."""
     key = hashlib.blake2b(json.dumps([prompts, REPLY]).encode(), digest_size=6).hexdigest()
     path = cache.cache_dir() / "replies" / f"{source.fingerprint}-{key}.json"
-    generated = read_json(path)
+    generated = if_sound(path, lambda path: _read_replies(path, len(prompts)))
     if generated is None:
         if not fits(source.path):
             raise MintError(
@@ -87,5 +89,25 @@ def _greedy(source: Source, prompts: list[list[int]], report: Report) -> list[li
             )
         generated = generate_tokens(source.path, prompts, REPLY)
         with cache.report_write_errors("replies", report):
-            write_text(path, json.dumps(generated))
-    return [[int(token) for token in reply] for reply in generated]
+            write_text(path, with_checksum(json.dumps({"replies": generated})))
+    return generated
+
+
+def _read_replies(path: Path, count: int) -> list[list[int]]:
+    """The stored replies to so many prompts, as tokens.
+
+    Raises:
+        Damaged: they are something else.
+    """
+    data = read_checked(path)
+    replies = data.get("replies") if isinstance(data, dict) else data  # a list in older files
+    if not isinstance(replies, list) or len(replies) != count or not all(map(_is_reply, replies)):
+        raise Damaged(f"{path} is damaged")
+    return replies
+
+
+def _is_reply(reply: Any) -> bool:
+    """Whether it is a list of tokens."""
+    if not isinstance(reply, list) or not 0 < len(reply) <= REPLY:
+        return False
+    return all(type(token) is int and 0 <= token < 2**31 for token in reply)

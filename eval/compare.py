@@ -8,6 +8,7 @@ stays in the cache, so that a second run does only what is new.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 
 from ..allocation.allocate import allocate
 from ..allocation.search_space import SearchSpace
+from ..base.checksum import Damaged, if_sound, read_checked, with_checksum
 from ..base.errors import MintError, UsageError
-from ..base.files import read_json, write_text
+from ..base.files import write_text
 from ..base.quant_config import QuantConfig
 from ..base.report import Report, Silent
 from ..base.units import Budget, parse_budget
@@ -247,16 +249,39 @@ def _row(bench: Bench, built: Built) -> Row:
         return row | {"reason": built.reason}
 
     path = built.cache_folder / f"score{SCHEMA}-{text_hash(bench.text)}-{device()}.json"
-    figures = read_json(path)
+    figures = if_sound(path, _read_figures)
     if figures is None:
         try:
             figures = _score(bench, built.folder, task.method)
         except MintError as error:
             return row | {"reason": str(error)}
-        write_text(path, json.dumps(figures))
+        write_text(path, with_checksum(json.dumps(figures)))
 
     row["eval_seconds"] = figures["seconds"]
     return row | {key: value for key, value in figures.items() if key not in NOT_IN_ROWS}
+
+
+def _read_figures(path: Path) -> dict[str, Any]:
+    """The stored figures of a checkpoint.
+
+    Raises:
+        Damaged: they aren't what `score_model` gives.
+    """
+    figures = read_checked(path)
+    if not isinstance(figures, dict) or not _is_sound(figures):
+        raise Damaged(f"{path} is damaged")
+    return figures
+
+
+def _is_sound(figures: dict[str, Any]) -> bool:
+    """Whether figures hold what a row needs, as finite numbers."""
+    lists = [figures.get("window_nll"), figures.get("window_kl")]
+    numbers: list[Any] = [figures.get(name) for name in ("seconds", "kl", "perplexity")]
+    for values in lists:
+        if not isinstance(values, list) or not values:
+            return False
+        numbers += values
+    return all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
 
 
 def _score(bench: Bench, folder: Path, name: str) -> dict[str, Any]:

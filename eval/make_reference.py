@@ -11,8 +11,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..base import blas
+from ..base.checksum import Damaged, if_sound
 from ..base.distributed import ranks
-from ..base.errors import MintError
 from ..base.report import Report
 from ..base.versions import versions
 from ..checkpoint import mlxlm
@@ -51,7 +51,7 @@ def get_reference(
         MintError: its logits aren't finite.
     """
     path = _cache_path(source, text)
-    cached = _load_cached(path)
+    cached = _load_cached(path, text)
     if all(ranks().gather(cached is not None)) and cached is not None:
         return cached
 
@@ -82,14 +82,17 @@ def _cache_path(source: Source, text: list[Windows]) -> Path:
     return cache.cache_dir() / "references" / name
 
 
-def _load_cached(path: Path) -> Reference | None:
-    """The cached reference; None where there is none, or one cut short or of another version."""
-    if not path.is_file():
-        return None
-    try:
-        return load_reference(path)
-    except MintError:  # it is written anew
-        return None
+def _load_cached(path: Path, text: list[Windows]) -> Reference | None:
+    """The cached reference of these windows; None where there is none, or a damaged one."""
+
+    def read(path: Path) -> Reference:
+        reference = load_reference(path)
+        windows = [predictions.windows for predictions in reference.predictions]
+        if text_hash(windows) != text_hash(text):
+            raise Damaged(f"{path} is of another text")
+        return reference
+
+    return if_sound(path, read)
 
 
 def _run(

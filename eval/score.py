@@ -16,6 +16,7 @@ from .protocol import Windows
 from .reference import Predictions, Progress, compared_slices, position_indices
 
 ABSURD = 10_000.0  # nats for one token
+ROUNDING = 5e-3  # nats that a divergence of one position may fall below zero; their mean 1e-4
 PER_TOKEN = ("nll", "kl", "top1", "dp")
 
 
@@ -61,7 +62,8 @@ def score(
         progress: called with (windows finished, windows in all).
 
     Raises:
-        MintError: the logits aren't finite, or the vocabulary is smaller than the source's.
+        MintError: the logits aren't finite, the vocabulary is smaller than the source's, or a
+            divergence is below zero.
         KeyboardInterrupt: before the first window was finished.
     """
     count, length = windows.tokens.shape
@@ -108,6 +110,11 @@ def score(
             "give the source that it was made from"
         )
     kl = arrays["kl"][:finished]
+    if kl.size and (kl.min() < -ROUNDING or kl.mean() < -ROUNDING / 50):
+        raise MintError(
+            f"a divergence of {min(kl.min(), kl.mean()):.3g} nats is below zero, so the source's "
+            "predictions are no probabilities: make the reference anew with --save-reference"
+        )
     top1 = arrays["top1"][:finished]
     return Score(nll, kl, top1, dp, whole, experts, finished)
 

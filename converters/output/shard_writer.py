@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import mlx.core as mx
 
+from ...base.checksum import with_checksum
 from ...base.distributed import ALONE, Ranks
 from ...base.errors import MintError
 from ...base.files import LOCK, lock_folder
@@ -28,6 +29,7 @@ from ...base.side_files import matches
 from ...checkpoint.arrays import flat_view
 from ...checkpoint.layers import MLX_DTYPES
 from ...checkpoint.layout import Layout, TensorSpec
+from .journal import combine, hash_of, read_journal
 
 AT_ONCE = 1 << 30  # bytes of one write: macOS refuses more than 2 GiB - 1
 WAITING = 6  # tensors that may wait for the disk: a piece of a layer has up to three
@@ -38,7 +40,8 @@ class Writer:
 
     Attributes:
         done: modules that an earlier run finished.
-        intact: whether an earlier run left all shards at their sizes.
+        hashes: SHA-256 of each tensor by name, as it was written; of all
+            ranks once `finish` is done.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Writer:
         identity: Mapping[str, Any],
         discard: bool = False,
         group: Ranks = ALONE,
+        replaced: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         """Open or create a work folder.
 
@@ -60,6 +64,8 @@ class Writer:
                 something else is refused.
             discard: delete unfinished work of another identity instead of refusing it.
             group: the ranks that write into it together: the first one prepares and finishes it.
+            replaced: gives hashes of tensors that may stand in a shard in place of what was
+                written there (refined ones); called once the folder is known to be of this work.
 
         Raises:
             MintError: another process works there, or the folder holds other work.
@@ -72,7 +78,7 @@ class Writer:
         if group.first:
             work.mkdir(parents=True, exist_ok=True)
             self._lock = lock(work)
-        self.intact = True
+        self.hashes: dict[str, str] = {}
         self._files: list[int] = []
         self._thread = ThreadPoolExecutor(1)
         self._writing: deque[Future[None]] = deque()
@@ -80,7 +86,7 @@ class Writer:
         # The first rank prepares the folder; the others then open the shards that it made.
         try:
             identity = json.loads(json.dumps(identity))
-            done = sorted(self._resume(identity, discard)) if group.first else []
+            done = sorted(self._resume(identity, discard, replaced)) if group.first else []
             gathered = group.gather([identity, done])
             if any(other != gathered[0][0] for other, _ in gathered):
                 raise MintError(
@@ -92,32 +98,57 @@ class Writer:
             if not group.first:
                 self._files = [os.open(work / f"{name}.part", os.O_RDWR) for name in layout.names]
                 journal = work / f"{group.rank}-{JOURNAL}"
-                journal.write_text(json.dumps(identity) + "\n", encoding="utf-8")
+                journal.write_text(with_checksum(json.dumps(identity)) + "\n", encoding="utf-8")
             self._journal: IO[str] = journal.open("a", encoding="utf-8")
         except BaseException:
             self._release()
             raise
 
-    def _resume(self, identity: Any, discard: bool) -> set[str]:
+    def _resume(
+        self, identity: Any, discard: bool, replaced: Callable[[], Mapping[str, str]]
+    ) -> set[str]:
         """Prepare the folder and open its shards; returns the modules that are already done."""
         entries = self._read_journals(identity, discard)
         self._clean(wipe=not entries)
         self._open_shards()
 
         # A crash of the machine may have lost bytes of a module whose line is in the journal.
-        done = {
-            e["unit"]
-            for e in entries[1:]
-            if e.get("unit") in self.units and self._hash(e["unit"]) == e.get("hash")
-        }
-        lines = [identity] + [e for e in entries[1:] if e.get("unit") in done]
+        also = replaced() if entries else {}
+        done: dict[str, Any] = {}
+        for entry in entries[1:]:
+            unit = entry["unit"]
+            if unit in self.units and unit not in done and self._is_whole(entry, also):
+                done[unit] = entry
+        lines = [identity, *done.values()]
         journal = self.work / JOURNAL
         partial_journal = journal.with_suffix(".part")
-        partial_journal.write_text("".join(json.dumps(e) + "\n" for e in lines), encoding="utf-8")
+        text = "".join(with_checksum(json.dumps(line)) + "\n" for line in lines)
+        partial_journal.write_text(text, encoding="utf-8")
         move(partial_journal, journal)
         for other in self._other_journals():
             remove_file(other)
-        return done
+        return set(done)
+
+    def _is_whole(self, entry: Mapping[str, Any], also: Mapping[str, str]) -> bool:
+        """Whether a module lies on the disk as its entry says; if so its hashes are noted.
+
+        Args:
+            entry: of the journal.
+            also: hashes of tensors that may stand there in place of what was written.
+        """
+        specs = self.units[entry["unit"]]
+        actual = [self._hash(spec.name) for spec in specs]
+        noted = entry.get("hashes") or []
+        same = combine(actual) == entry["hash"] or (
+            len(noted) == len(specs)
+            and all(
+                now in (then, also.get(spec.name))
+                for now, then, spec in zip(actual, noted, specs, strict=True)
+            )
+        )
+        if same:
+            self.hashes |= {spec.name: now for spec, now in zip(specs, actual, strict=True)}
+        return same
 
     def _other_journals(self) -> list[Path]:
         """The journals of the other ranks of an earlier run."""
@@ -129,13 +160,11 @@ class Writer:
         Raises:
             MintError: they are of another identity, and may not be discarded.
         """
-        journal = self.work / JOURNAL
-        lines = journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []
-        entries = _decode(lines)
+        entries = read_journal(self.work / JOURNAL)
         for other in self._other_journals():
-            others = _decode(other.read_text(encoding="utf-8").splitlines())
+            others = read_journal(other)
             entries += others[1:] if entries and others[:1] == entries[:1] else []
-        if lines and (not entries or entries[0] != identity):
+        if entries and entries[0] != identity:
             if not discard:
                 raise MintError(
                     f"{self.work} holds unfinished work from another source, plan or version: "
@@ -173,25 +202,13 @@ class Writer:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             self._files.append(file)
             if not complete:
-                self.intact = False
                 _reserve(file, size)
             _write_all(file, header, 0)
 
-    def _hash(self, unit: str) -> str:
-        """Hash of a module's bytes as they are on disk; '' where the file is too short."""
-        digests = []
-        for spec in self.units[unit]:
-            place = self.layout.tensors[spec.name]
-            digest = hashlib.sha256()
-            position, end = place.offset, place.offset + spec.nbytes
-            while position < end:
-                block = os.pread(self._files[place.shard], min(1 << 24, end - position), position)
-                if not block:
-                    return ""
-                digest.update(block)
-                position += len(block)
-            digests.append(digest)
-        return _combine(digests)
+    def _hash(self, tensor: str) -> str:
+        """SHA-256 of a tensor's bytes as they are on disk, in hex."""
+        place = self.layout.tensors[tensor]
+        return hash_of(self._files[place.shard], place.offset, place.spec.nbytes)
 
     def put(self, unit: str, pieces: Iterable[Mapping[str, mx.array]]) -> None:
         """Write one module's tensors (by local name), then enter it in the journal.
@@ -232,8 +249,13 @@ class Writer:
 
         It may reach the disk before the bytes do; after a crash of the machine the hash shows that.
         """
-        self._journal.write(json.dumps({"unit": unit, "hash": _combine(digests)}) + "\n")
+        hashes = [digest.hexdigest() for digest in digests]
+        entry = {"unit": unit, "hash": combine(hashes), "hashes": hashes}
+        self._journal.write(with_checksum(json.dumps(entry)) + "\n")
         self._journal.flush()
+        self.hashes |= {
+            spec.name: value for spec, value in zip(self.units[unit], hashes, strict=True)
+        }
 
     def _do(self, work: Callable[[], None]) -> None:
         """Let the thread do some work after all that it was given before."""
@@ -247,7 +269,8 @@ class Writer:
             self._writing.popleft().result()
         for file in self._files:
             os.fsync(file)
-        self.group.wait()
+        for hashes in self.group.gather(self.hashes):
+            self.hashes |= hashes
         if self.group.first:
             for name in self.layout.names:
                 move(self.work / f"{name}{PARTIAL}", self.work / name)
@@ -324,20 +347,6 @@ def _check_piece(array: mx.array, spec: TensorSpec) -> None:
         )
 
 
-def _decode(lines: list[str]) -> list[Any]:
-    """Journal entries up to the first line that a kill cut short."""
-    entries = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(entry, dict):
-            break
-        entries.append(entry)
-    return entries
-
-
 def _reserve(file: int, size: int) -> None:
     """Give a file its size, and its blocks where the system can: a full disk shows at once."""
     os.ftruncate(file, size)
@@ -349,11 +358,6 @@ def _write_part(file: int, position: int, data: memoryview, digest: Any) -> None
     """Write a part of a tensor and add it to the tensor's hash."""
     _write_all(file, data, position)
     digest.update(data)
-
-
-def _combine(digests: Iterable[Any]) -> str:
-    """One hash of several tensors' hashes."""
-    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
 
 
 def _write_all(file: int, data: bytes | memoryview, offset: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mlx.utils import tree_flatten
@@ -13,6 +14,7 @@ from ...checkpoint import mlxlm
 from ...checkpoint.layers import MLX_DTYPES, Inventory
 from ...checkpoint.layout import Layout
 from ...checkpoint.source import Source
+from .journal import hash_of
 from .verify_values import broken_codes, broken_tensor, wrong_layer
 
 
@@ -82,6 +84,32 @@ def verify(folder: Path, plan: Plan, inventory: Inventory, layout: Layout) -> No
             actual_config = (module.bits, module.group_size, module.mode)
         if actual_config != (config.bits, config.group_size, config.mode):
             raise VerificationError(f"{path} was loaded as {actual_config}, the plan says {config}")
+
+
+def verify_bytes(folder: Path, layout: Layout, hashes: Mapping[str, str]) -> None:
+    """Read every tensor back and compare it with what was written.
+
+    Args:
+        folder: the finished shards.
+        layout: where each tensor lies.
+        hashes: SHA-256 of each tensor by name.
+
+    Raises:
+        VerificationError: a tensor was never written.
+        MintError: the disk holds other bytes.
+    """
+    if missing := layout.tensors.keys() - hashes.keys():
+        raise VerificationError(f"{min(missing)} was not written")
+    for shard, name in enumerate(layout.names):
+        with (folder / name).open("rb") as file:
+            for tensor, place in layout.tensors.items():
+                if place.shard != shard:
+                    continue
+                if hash_of(file.fileno(), place.offset, place.spec.nbytes) != hashes[tensor]:
+                    raise MintError(
+                        f"{tensor} in {folder / name} is not what was written: run the same "
+                        "command again, and check the disk if that happens twice"
+                    )
 
 
 def verify_values(

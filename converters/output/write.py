@@ -22,7 +22,7 @@ from ...allocation.artifacts import PROFILE_FILE, SENSITIVITY_FILE
 from ...allocation.plan import Plan
 from ...allocation.plan_file import plan_text
 from ...base.distributed import ranks
-from ...base.files import LOCK, PLAN_FILE, read_tensors
+from ...base.files import LOCK, PLAN_FILE
 from ...base.folders import JOURNAL, SCRATCH, UNMARKED
 from ...base.quant_config import QuantConfig
 from ...base.remove import UNFINISHED, remove_file, scratch_folder
@@ -49,13 +49,13 @@ from ..quantizers.registry import find_quantizer
 from ..sources.restore import rounded
 from . import rowwise
 from .card import model_card
+from .refined import REFINED, hashes_of, read_refined
 from .replace_tensors import replace_tensors
 from .sentence import write_sentence
 from .shard_writer import Writer, check_work, write_index
 from .small_files import config_text, copy_small_files
-from .verify import rehearse, verify, verify_values
+from .verify import rehearse, verify, verify_bytes, verify_values
 
-REFINED = f"{SCRATCH}refined.safetensors"  # what refining changed, until it is in the shards
 SMALL = 50_000_000  # bytes on disk for everything beside the shards
 
 
@@ -135,13 +135,8 @@ def write(conversion: Conversion) -> str | None:
 
     conversion.report.stage("convert")
     with _open_writer(conversion) as writer:
-        # A crash of the machine may have lost bytes of the shards that were refined: start again.
-        if group.first and not writer.intact:
-            remove_file(work / REFINED)
-        # This file exists once all layers were written and refined.
-        if not (work / REFINED).is_file():
-            _write_layers(conversion, writer)
-            mx.clear_cache()
+        _write_layers(conversion, writer)
+        mx.clear_cache()
         writer.finish()
         if not group.first:
             group.wait()
@@ -149,10 +144,14 @@ def write(conversion: Conversion) -> str | None:
 
         conversion.report.stage("verify")
         _finish_files(conversion, config)
-        _verify(conversion)
-        if conversion.refine:
-            _refine(conversion)
-            _verify(conversion)
+        # What an interrupted run has refined may stand in some shards already.
+        refined = _stored_refined(conversion)
+        if refined is None:
+            _verify(conversion, writer.hashes)
+            refined = _refine(conversion) if conversion.refine else None
+        if refined is not None:
+            replace_tensors(work, refined)
+            _verify(conversion, writer.hashes | hashes_of(refined))
         sentence = None
         if conversion.sentence:
             sentence = write_sentence(work, conversion.inventory, conversion.report)
@@ -195,13 +194,22 @@ def _open_writer(conversion: Conversion) -> Writer:
         "choice": {path: str(config) for path, config in plan.choice.items()},
     }
     units = dict(inventory.units(plan.choice))
-    return Writer(conversion.work, conversion.layout, units, identity, conversion.force, ranks())
+
+    def replaced() -> dict[str, str]:
+        return hashes_of(_stored_refined(conversion) or {})
+
+    return Writer(
+        conversion.work, conversion.layout, units, identity, conversion.force, ranks(), replaced
+    )
 
 
 def _write_layers(conversion: Conversion, writer: Writer) -> None:
     """Quantize and write what of this rank's share isn't written yet."""
     source, inventory, plan = conversion.source, conversion.inventory, conversion.plan
     report = conversion.report
+    todo = _share(conversion, writer)
+    if not todo:
+        return
     quantize = find_quantizer(plan.quantizer).make(
         Work(
             source,
@@ -214,7 +222,6 @@ def _write_layers(conversion: Conversion, writer: Writer) -> None:
         )
     )
     layers = {layer.path: layer for layer in inventory.layers}
-    todo = _share(conversion, writer)
     step = count()
     for wave in conversion.waves(todo):
         # Layers that can be quantized row by row are never whole in memory.
@@ -329,25 +336,30 @@ def _finish_files(conversion: Conversion, config: str) -> None:
     (work / "config.json").write_text(config, encoding="utf-8")
 
 
-def _verify(conversion: Conversion) -> None:
-    """Compare the finished folder with the plan and with the source's weights."""
+def _verify(conversion: Conversion, hashes: Mapping[str, str]) -> None:
+    """Compare the finished folder with what was written, the plan and the source's weights."""
     work, plan, inventory = conversion.work, conversion.plan, conversion.inventory
+    verify_bytes(work, conversion.layout, hashes)
     verify(work, plan, inventory, conversion.layout)
     verify_values(conversion.source, work, plan, inventory, conversion.allow_nonfinite)
 
 
-def _refine(conversion: Conversion) -> None:
-    """Distil scales and biases on the source's own text, and write them into the shards.
+def _refine(conversion: Conversion) -> dict[str, mx.array] | None:
+    """Distil scales and biases on the source's own text; None where nothing is gained.
 
-    They are stored in a file first, so that an interruption between two shards loses nothing.
+    They are stored in a file, so that an interruption between two shards loses nothing.
     """
     from ..quantizers.distil import refine_written
 
     assert conversion.sensitivity is not None
     tokens, file = conversion.sensitivity.tokens, conversion.work / REFINED
     refine_written(conversion.source, tokens, conversion.report, conversion.work, file)
-    if file.is_file():
-        replace_tensors(conversion.work, read_tensors(file))
+    return _stored_refined(conversion)
+
+
+def _stored_refined(conversion: Conversion) -> dict[str, mx.array] | None:
+    """Refined tensors of this or an interrupted run, where they are wanted."""
+    return read_refined(conversion.work, conversion.layout) if conversion.refine else None
 
 
 def _put_in_place(conversion: Conversion) -> None:

@@ -19,10 +19,11 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
-from safetensors.numpy import load_file
 
+from ...base import schema
+from ...base.array_files import read_arrays, write_arrays, write_tensors
+from ...base.checksum import Damaged, if_sound
 from ...base.errors import MintError
-from ...base.files import write_arrays, write_tensors
 from ...base.folders import SCRATCH
 from ...base.quant_config import QuantConfig
 from ...base.report import Progress, Report
@@ -226,8 +227,11 @@ def refine(
         learning_rate=optim.linear_schedule(RATE if rate is None else rate, 0.0, steps),
         bias_correction=True,
     )
-    if resume_file is not None and resume_file.is_file():
-        done, before, lowest, params, best = _resume(resume_file, optimizer, params)
+    noted = None
+    if resume_file is not None:
+        noted = if_sound(resume_file, lambda file: _read_note(file, params, steps))
+    if noted is not None:
+        done, before, lowest, params, best = _resume(noted, optimizer, params)
     else:
         done = 0
         before = lowest = total(params)
@@ -294,11 +298,30 @@ def _note(
     write_arrays(resume_file, arrays)
 
 
+def _read_note(resume_file: Path, params: Params, steps: int) -> dict[str, np.ndarray]:
+    """What `_note` wrote for these parameters.
+
+    Raises:
+        Damaged: it is something else.
+    """
+    arrays, _ = read_arrays(resume_file)
+    try:
+        figures = schema.check_array(arrays["figures"], schema.FLOAT, (3,), -1)
+        if not (0 <= figures[0] <= steps and figures[0] == int(figures[0])):
+            raise ValueError("no number of steps")
+        for path, offsets in params.items():
+            for name, array in offsets.items():
+                for what in ("at", "m", "v", "best"):
+                    schema.check_array(arrays[f"{what}.{path}.{name}"], schema.FLOAT, array.shape)
+    except (KeyError, ValueError):
+        raise Damaged(f"{resume_file} is damaged") from None
+    return arrays
+
+
 def _resume(
-    resume_file: Path, optimizer: optim.Adam, params: Params
+    arrays: Mapping[str, np.ndarray], optimizer: optim.Adam, params: Params
 ) -> tuple[int, float, float, Params, Params]:
     """Steps done, divergence before, lowest, parameters and the best of them (see `_note`)."""
-    arrays = load_file(resume_file)
     done, before, lowest = arrays["figures"].tolist()
     optimizer.init(params)
     optimizer.state["step"] = mx.array(int(done), dtype=optimizer.state["step"].dtype)
@@ -352,8 +375,6 @@ def refine_written(
         refined_file: where the result is stored, for `replace_tensors` to write into the shards, so
             that an interruption between two of them loses nothing; absent where nothing is gained.
     """
-    if refined_file.is_file():
-        return
     report.stage("refine")
     targets = _stored_targets(source, tokens, report, work / f"{SCRATCH}targets.safetensors")
     resume_file = work / f"{SCRATCH}refining.safetensors"
@@ -368,8 +389,19 @@ def _stored_targets(
     source: Source, tokens: np.ndarray, report: Report, resume_file: Path
 ) -> Targets:
     """The source's predictions, from the file of an interrupted run or else written there."""
-    if resume_file.is_file():
-        return Targets(tokens, **load_file(resume_file))
+
+    def read(file: Path) -> Targets:
+        arrays, _ = read_arrays(file)
+        try:
+            logp = schema.check_array(arrays["logp"], schema.FLOAT, (*tokens.shape, None), high=0.1)
+            ids = schema.check_array(arrays["ids"], schema.INTEGER, logp.shape, 0, 2**31 - 1)
+        except (KeyError, ValueError):
+            raise Damaged(f"{file} is damaged") from None
+        return Targets(tokens, ids, logp)
+
+    stored = if_sound(resume_file, read)
+    if stored is not None:
+        return stored
     check_space(resume_file.parent, 8 * TOP * tokens.size)
     targets = predict(source, tokens, report.step)
     write_arrays(resume_file, {"ids": targets.ids, "logp": targets.logp})

@@ -15,7 +15,8 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...base.files import read_tensors, write_tensors
+from ...base.array_files import read_tensors, write_tensors
+from ...base.checksum import Damaged, if_sound
 from ...base.folders import SCRATCH
 from ...base.quant_config import QuantConfig
 from ...base.remove import remove_file
@@ -312,10 +313,21 @@ class Learner:
         0 where there is none.
         """
         for block in range(len(runner.blocks) if first is None else first, 0, -1):
-            file = self._hidden_file(block)
-            if file.is_file():
-                return block, read_tensors(file)["hidden"]
+            hidden = if_sound(self._hidden_file(block), self._read_hidden)
+            if hidden is not None:
+                return block, hidden
         return 0, None
+
+    def _read_hidden(self, file: Path) -> mx.array:
+        """What a block reads, (windows, tokens, hidden), as `_store` wrote it.
+
+        Raises:
+            Damaged: it is something else.
+        """
+        hidden = read_tensors(file).get("hidden")
+        if hidden is None or hidden.shape[:2] != self.tokens.shape:
+            raise Damaged(f"{file} is damaged")
+        return hidden
 
     def _hidden_file(self, block: int) -> Path:
         return self.work.folder / f"{SCRATCH}hidden-{block}.safetensors"

@@ -20,6 +20,7 @@ from ..checkpoint.source import Source
 from ..measure.moments import takes_feedback
 from ..measure.profile import Profile, RateDistortion, sqnr_db
 from ..measure.sensitivity import Sensitivity
+from ..measure.sensitivity_file import check_sensitivity
 from ..rules.efforts import EFFORTS
 from ..rules.objectives import Context, Objective, find_objective
 from .counted import counted_errors, describe_veto
@@ -236,6 +237,7 @@ def _fisher(profile: Profile, sensitivity: Sensitivity | None) -> dict[str, np.n
             f"the sensitivity is that of another model ({sensitivity.origin.source}): measure it "
             "anew"
         )
+    check_sensitivity(sensitivity, profile.inventory)
     missing = [layer.path for layer in layers if layer.path not in sensitivity.trace]
     if missing:
         raise MintError(

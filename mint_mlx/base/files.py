@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO
 from uuid import uuid4
 
 from .remove import PARTIAL, move, remove_file
-
-if TYPE_CHECKING:
-    import mlx.core as mx
 
 PLAN_FILE = "mint-plan.yaml"  # in every checkpoint that we wrote
 REFINED_FILE = "mint-refined.json"  # in every checkpoint that we refined
@@ -53,24 +48,6 @@ def sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_tensors(path: Path, tensors: dict[str, mx.array]) -> None:
-    """Write MLX arrays into a .safetensors file, atomically."""
-    import mlx.core as mx
-
-    with atomic_write(path) as partial:
-        mx.save_safetensors(str(partial), tensors)
-
-
-def read_tensors(path: Path) -> dict[str, mx.array]:
-    """Read a .safetensors file into memory at once, so that the file may be deleted."""
-    import mlx.core as mx
-
-    with mx.stream(mx.cpu):
-        tensors: dict[str, mx.array] = mx.load(str(path))  # type: ignore[assignment]
-        mx.eval(tensors)
-    return tensors
-
-
 @contextmanager
 def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock of a path, so that no other process works on it.
@@ -92,38 +69,6 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
-
-
-def write_arrays(path: Path, arrays: dict[str, Any], about: dict[str, str] | None = None) -> None:
-    """Write numpy arrays as a .safetensors file, atomically, with its folder where there is none.
-
-    Args:
-        path: the file.
-        arrays: by name.
-        about: metadata for the file's header.
-
-    Raises:
-        OSError: as for any other file (safetensors has an error of its own).
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as partial:
-        try:
-            save_file(arrays, partial, metadata=about)
-        except SafetensorError as error:
-            if number := re.search(r"os error (\d+)", str(error)):
-                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-            raise
-
-
-def read_json(path: Path) -> Any:
-    """The data of a cached JSON file, or None where it is missing or was cut short."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def lock_folder(folder: Path) -> IO[str] | None:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from io import TextIOWrapper
+from typing import Any
 
+from ..base.checksum import DamagedFile
 from ..base.distributed import launched
 from ..base.errors import UsageError, explain
 from .allocate import allocate
@@ -60,7 +63,10 @@ def main() -> None:
             stream.reconfigure(errors="replace")
 
     try:
-        code = app(args=argv, standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", DamagedFile)
+            warnings.showwarning = _note
+            code = app(args=argv, standalone_mode=False)
     except Exception as error:
         if debug:
             raise
@@ -70,6 +76,12 @@ def main() -> None:
         advice = ": finished parts are kept, the same command resumes from there" if resumed else ""
         _fail(f"interrupted{advice}", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _note(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Show a warning of ours as a note; those of other packages are for developers."""
+    if issubclass(category, DamagedFile):
+        print(f"note: {message}", file=sys.stderr)
 
 
 def _report(error: Exception) -> None:

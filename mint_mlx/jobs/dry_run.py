@@ -32,7 +32,9 @@ from .order import Order
 
 def known_sensitivity(order: Order) -> Sensitivity | None:
     """The sensitivity that was given, else the one from the cache, if there is one."""
-    return order.sensitivity or cached_sensitivity(order.job.source, order.tokens)
+    return order.sensitivity or cached_sensitivity(
+        order.job.source, order.job.inventory, order.tokens
+    )
 
 
 def assumed_profile(job: Job) -> Profile:

@@ -52,7 +52,7 @@ def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> 
 
     report = report or Silent()
     count = count or efforts.EFFORTS[efforts.DEFAULT].tokens
-    cached = cache.cached_sensitivity(job.source, count)
+    cached = cache.cached_sensitivity(job.source, job.inventory, count)
     if cached is not None:
         return cached
 

@@ -24,12 +24,12 @@ from ..base.errors import MintError, UsageError
 from ..base.report import Report, Silent
 from ..base.units import Budget, both
 from ..base.versions import versions
-from ..checkpoint.source import Source
 from ..checkpoint.tokenizer import why_no_sentence
 from ..converters.quantizers.memory_estimate import check_room, rounding
 from ..converters.quantizers.registry import find_quantizer
 from ..measure.sample import Sample, default_sample
 from ..measure.sensitivity import Sensitivity
+from ..measure.sensitivity_file import check_sensitivity
 from ..rules.efforts import EFFORTS
 from ..rules.objectives import needs_sensitivity
 from ..runtime.memory import Fit, Needs, fit, machine_limit, needs
@@ -155,7 +155,7 @@ def place_order(checked: CheckedRequest, report: Report | None = None) -> Order:
         sample=checked.sample or default_sample(),
         runs_model=runs_model,
         tokens=request.tokens or effort.tokens,
-        sensitivity=_sensitivity(checked, job.source, objective, fixed_plan, runs_model),
+        sensitivity=_sensitivity(checked, job, objective, fixed_plan, runs_model),
         can_generate=no_sentence is None,
     )
 
@@ -244,7 +244,7 @@ def _check_model_use(request: Request, runs_model: bool) -> None:
 
 def _sensitivity(
     checked: CheckedRequest,
-    source: Source,
+    job: Job,
     objective: str,
     fixed_plan: Plan | None,
     runs_model: bool,
@@ -258,7 +258,10 @@ def _sensitivity(
         if not isinstance(request.plan, str | Path):
             return None
         beside = sensitivity_beside(request.plan)
-        return beside if beside and beside.origin.matches(source.origin) else None
+        if beside is None or not beside.origin.matches(job.source.origin):
+            return None
+        check_sensitivity(beside, job.inventory)
+        return beside
 
     # One that is named must be used.
     if request.tokens is not None:
@@ -268,11 +271,12 @@ def _sensitivity(
         user = quantizer if fixed_plan else f"the objective {objective} and {quantizer}"
         raise UsageError(f"--sensitivity has no effect with {user}: leave it out")
     given = read_sensitivity(request.sensitivity)
-    if not given.origin.matches(source.origin):
+    if not given.origin.matches(job.source.origin):
         raise MintError(
             f"the sensitivity in {request.sensitivity} is that of another model "
             f"({given.origin.source}): leave it out"
         )
+    check_sensitivity(given, job.inventory)
     return given
 
 

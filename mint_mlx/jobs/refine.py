@@ -128,7 +128,7 @@ def _check_pair(given: Source, source: Source) -> None:
 def _tokens(job: Job, report: Report) -> np.ndarray:
     """Text that the source wrote, now or for an earlier sensitivity: int32 (windows, tokens)."""
     count = efforts.EFFORTS["best"].tokens
-    cached = cache.cached_sensitivity(job.source, count)
+    cached = cache.cached_sensitivity(job.source, job.inventory, count)
     if cached is not None:
         return cached.tokens
     return get_tokens(job, count, report)[0]

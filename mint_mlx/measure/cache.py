@@ -9,17 +9,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..base.errors import MintError, UsageError
+from ..base.checksum import Damaged, if_sound
+from ..base.errors import UsageError
 from ..base.quant_config import QuantConfig
 from ..base.remove import DESKTOP, Stranger
 from ..base.report import Report
+from ..checkpoint.layers import Inventory
 from ..checkpoint.source import Source
 from . import cache_files, pass_state
 from .profile import Profile
 from .profile_file import load_profile
 from .sample import EXACT
 from .sensitivity import Sensitivity
-from .sensitivity_file import load_sensitivity
+from .sensitivity_file import check_sensitivity, load_sensitivity
 
 
 def cache_dir() -> Path:
@@ -51,14 +53,20 @@ def profile_path(
 def cached_profile(
     source: Source, candidates: dict[str, tuple[QuantConfig, ...]], sample: str
 ) -> Profile | None:
-    """A source's profile from an earlier run, exact or on this sample; None where there is none."""
+    """A source's profile from an earlier run, exact or on this sample.
+
+    None where there is none, one of another version, or a damaged one (with a warning).
+    """
+
+    def read(path: Path) -> Profile:
+        profile = load_profile(path)
+        wanted = {p: tuple(c for c in configs if c.quantized) for p, configs in candidates.items()}
+        if {p: curve.configs for p, curve in profile.curves.items()} != wanted:
+            raise Damaged(f"{path} is the profile of other layers")
+        return profile
+
     for kind in dict.fromkeys((EXACT, sample)):
-        path = profile_path(source, candidates, kind)
-        try:
-            profile = load_profile(path) if path.is_file() else None
-        # Another version wrote it, or a full disk cut it short: it is measured anew.
-        except (MintError, OSError):
-            continue
+        profile = if_sound(profile_path(source, candidates, kind), read)
         if profile is not None and profile.origin.fingerprint == source.fingerprint:
             return profile
     return None
@@ -87,12 +95,18 @@ def sensitivity_path(source: Source, tokens: int) -> Path:
     return cache_dir() / "sensitivities" / f"{name}.npz"
 
 
-def cached_sensitivity(source: Source, tokens: int) -> Sensitivity | None:
-    """The sensitivity of an earlier run on so many tokens, if there is one that can be read."""
-    try:
-        return load_sensitivity(sensitivity_path(source, tokens))
-    except (MintError, OSError):
-        return None
+def cached_sensitivity(source: Source, inventory: Inventory, tokens: int) -> Sensitivity | None:
+    """The sensitivity of an earlier run on so many tokens.
+
+    None where there is none, one of another version, or a damaged one (with a warning).
+    """
+
+    def read(path: Path) -> Sensitivity:
+        sensitivity = load_sensitivity(path)
+        check_sensitivity(sensitivity, inventory)
+        return sensitivity
+
+    return if_sound(sensitivity_path(source, tokens), read)
 
 
 # The folders of the cache, and what lies there.

@@ -111,6 +111,7 @@ def forward(
     """
     depth = len(runner.blocks)
     steps = []
+    pass_state.read_hidden(folder, 0)  # deletes a damaged one, which only `backward` would meet
     for step, out, _ in forward_blocks(
         runner, tokens, batch, known=lambda index: pass_state.read_hidden(folder, index + 1)
     ):

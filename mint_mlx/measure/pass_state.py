@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,10 +17,14 @@ from typing import IO
 import mlx.core as mx
 import numpy as np
 
-from ..base.files import LOCK, atomic_write, lock_folder, read_tensors, write_tensors
+from ..base import schema
+from ..base.array_files import read_npz, read_tensors, write_npz, write_tensors
+from ..base.checksum import Damaged, if_sound
+from ..base.files import LOCK, lock_folder
 from ..base.remove import UNFINISHED, Kind, discard, find_stranger, remove_file, scratch_folder
 
 NAME = "mint-mlx-walk-"  # how the folders' names begin
+ARRAY = "array"  # the one array of a file of hidden states or gradients
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,29 @@ def _hidden_file(folder: Path, index: int) -> Path:
 
 
 def read_hidden(folder: Path, index: int) -> mx.array | None:
-    """What the block of this index reads, (windows, tokens, hidden), where it was written."""
-    file = _hidden_file(folder, index)
-    return read_tensors(file)["array"] if file.is_file() else None
+    """What the block of this index reads, (windows, tokens, hidden), where it was written.
+
+    A damaged file is deleted: it is written anew.
+    """
+    return _read_array(_hidden_file(folder, index))
+
+
+def _read_array(file: Path) -> mx.array | None:
+    """The array in a file of one; None where it is missing or was damaged, and is deleted."""
+
+    def read(file: Path) -> mx.array:
+        tensors = read_tensors(file)
+        if tensors.keys() != {ARRAY}:
+            raise Damaged(f"{file} is damaged")
+        array = tensors[ARRAY]
+        if not (mx.issubdtype(array.dtype, mx.floating) and bool(mx.isfinite(array).all())):
+            raise Damaged(f"{file} is damaged")
+        return array
+
+    array = if_sound(file, read)
+    if array is None:
+        remove_file(file)
+    return array
 
 
 def has_hidden(folder: Path, index: int) -> bool:
@@ -142,7 +165,7 @@ def has_hidden(folder: Path, index: int) -> bool:
 
 def write_hidden(folder: Path, index: int, array: mx.array) -> None:
     """Write what a block reads, in the type that it has there."""
-    write_tensors(_hidden_file(folder, index), {"array": array})
+    write_tensors(_hidden_file(folder, index), {ARRAY: array})
 
 
 def bytes_needed(blocks: int, numbers: int, size: int) -> int:
@@ -178,10 +201,10 @@ def read_contributions(folder: Path, depth: int) -> tuple[dict[int, Contribution
         if contribution is None:
             break
         contributions[index] = contribution
-    if not contributions:
-        return contributions, None
-    grad = read_tensors(_grad_file(folder, min(contributions)))["array"]
-    return contributions, grad
+
+    # Gradients of blocks before the last that was reached aren't stored: without it all is lost.
+    grad = _read_array(_grad_file(folder, min(contributions))) if contributions else None
+    return (contributions, grad) if grad is not None else ({}, None)
 
 
 def _grad_file(folder: Path, index: int) -> Path:
@@ -193,12 +216,21 @@ def _contribution_file(folder: Path, index: int) -> Path:
 
 
 def _read_contribution(folder: Path, index: int) -> Contribution | None:
-    """What was written for one index; None where it is missing or was cut short."""
-    try:
-        with np.load(_contribution_file(folder, index)) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return None
+    """What was written for one index; None where it is missing or damaged."""
+
+    def read(file: Path) -> Contribution:
+        try:
+            return _contribution(read_npz(file))
+        except (ValueError, KeyError):
+            raise Damaged(f"{file} is damaged") from None
+
+    return if_sound(_contribution_file(folder, index), read)
+
+
+def _contribution(arrays: dict[str, np.ndarray]) -> Contribution:
+    """A contribution from its arrays (a ValueError or KeyError where they are impossible)."""
+    for array in arrays.values():
+        schema.check_array(array, schema.FLOAT + schema.INTEGER, [None] * array.ndim)
 
     def by_layer(prefix: str) -> dict[str, np.ndarray]:
         return {
@@ -239,7 +271,6 @@ def write_contribution(
         arrays["embedding"] = contribution.embedding
 
     # The .npz comes last: where it is, the gradient is too, and the one after it isn't needed.
-    write_tensors(_grad_file(folder, index), {"array": grad})
-    with atomic_write(_contribution_file(folder, index)) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+    write_tensors(_grad_file(folder, index), {ARRAY: grad})
+    write_npz(_contribution_file(folder, index), arrays)
     remove_file(_grad_file(folder, index + 1))

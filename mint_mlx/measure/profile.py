@@ -20,8 +20,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..base import schema
+from ..base.checksum import warn
 from ..base.distributed import ranks
-from ..base.errors import NOT_FINITE, MintError
+from ..base.errors import NOT_FINITE, MintError, UsageError
 from ..base.quant_config import QuantConfig, parse_config
 from ..base.report import Progress
 from ..checkpoint.arrays import dense
@@ -173,8 +175,9 @@ def measure_curves(
     todo = [layers[p] for p in inventory.order if wanted.get(p)]
     noted = read_curves(target) if target is not None else {}
     for layer in todo:
-        if layer.path in noted:
-            curves[layer.path] = curve_from_json(layer.path, noted[layer.path])
+        curve = _noted_curve(layer, wanted[layer.path], noted.get(layer.path))
+        if curve is not None:
+            curves[layer.path] = curve
 
     # The share depends on the layers alone, so that all ranks agree on it whatever they have noted.
     share = ranks().share({layer.path: layer.size for layer in todo})
@@ -199,6 +202,27 @@ def measure_curves(
         for measured in ranks().gather({path: curve_to_json(curves[path]) for path in share}):
             curves |= {path: curve_from_json(path, data) for path, data in measured.items()}
     return {path: curves[path] for path in layers}
+
+
+def _noted_curve(
+    layer: Layer, configs: tuple[QuantConfig, ...], data: Any
+) -> RateDistortion | None:
+    """A layer's curve from the notes of an interrupted run; None where they hold none of use.
+
+    Args:
+        layer: the layer.
+        configs: that it must have been measured at.
+        data: the notes of it, or None.
+    """
+    if data is None:
+        return None
+    try:
+        curve = curve_from_json(layer.path, data)
+        check_curve(curve, layer)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError):
+        warn(f"the notes of an interrupted profile are damaged: {layer.path} is measured anew")
+        return None
+    return curve if curve.configs == configs else None
 
 
 def _readers(
@@ -326,13 +350,15 @@ def curve_from_json(path: str, data: dict[str, Any]) -> RateDistortion:
     """The curve of a layer from `curve_to_json`'s data.
 
     Raises:
-        KeyError, TypeError, ValueError, UsageError: the data is damaged.
+        KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError: the data is
+            damaged.
     """
-    energy = np.array(data["energy"], dtype=np.float64)
+    energy = _numbers(data["energy"])
+    schema.check_array(energy, schema.FLOAT, (None,), 0, INFINITE)
     configs = tuple(parse_config(c) for c in data["nmse"])
-    nmse = np.array(list(data["nmse"].values()), dtype=np.float64)
+    nmse = np.array([_numbers(row) for row in data["nmse"].values()])
     grid_nmse = {
-        parse_config(c): np.array(row, dtype=np.float64).reshape(len(energy))
+        parse_config(c): _numbers(row).reshape(len(energy))
         for c, row in data.get("grid_nmse", {}).items()
     }
     return RateDistortion(
@@ -340,8 +366,30 @@ def curve_from_json(path: str, data: dict[str, Any]) -> RateDistortion:
         configs=configs,
         nmse=nmse.reshape(len(configs), len(energy)),
         energy=energy,
-        share=float(data["share"]),
-        error=float(data["error"]),
+        share=schema.number(data["share"], 0, 1),
+        error=schema.number(data["error"], 0, INFINITE),
         grids=tuple(parse_config(grid) for grid in data.get("grids", ())),
         grid_nmse=grid_nmse,
     )
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """Finite numbers of zero or more, float64 (n,), from a list of them (else a ValueError)."""
+    if not isinstance(values, list):
+        raise ValueError("a list of numbers is missing")
+    return np.array([schema.number(value, 0) for value in values])
+
+
+def check_curve(curve: RateDistortion, layer: Layer) -> None:
+    """Hold a curve that was read against its layer.
+
+    Raises:
+        ValueError: it has another number of experts, or errors that no quantizer makes.
+    """
+    # A layer that nothing is measured of has one column.
+    experts = layer.as_experts[0] if curve.configs else 1
+    if len(curve.energy) != experts or len(set(curve.configs)) != len(curve.configs):
+        raise ValueError(f"{layer.path} has another number of experts")
+    schema.check_array(curve.nmse, schema.FLOAT, (len(curve.configs), experts), 0, INFINITE)
+    if not curve.grid_nmse.keys() <= set(curve.configs):
+        raise ValueError(f"{layer.path} has grids of other configurations")

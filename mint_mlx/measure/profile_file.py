@@ -1,4 +1,4 @@
-"""A profile's file: JSON, written atomically and checked as it is read."""
+"""A profile's file: JSON with a checksum, written atomically and checked as it is read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..base import schema
+from ..base.checksum import Damaged, read_checked, with_checksum
 from ..base.errors import MintError, UsageError
 from ..base.files import write_text
 from ..base.quant_config import parse_config
@@ -15,9 +17,11 @@ from ..checkpoint.layers import Inventory, Layer
 from ..checkpoint.layout import TensorSpec
 from ..checkpoint.origin import Origin
 from ..rules.recipes import Recipe
-from .profile import Profile, RateDistortion, curve_from_json, curve_to_json
+from .profile import Profile, RateDistortion, check_curve, curve_from_json, curve_to_json
 
 SCHEMA = 3  # a file of another number is made anew
+LARGEST = 2**40  # rows or columns of a tensor
+KINDS = ("linear", "embedding", "experts", "multi-linear")
 
 
 def save_profile(profile: Profile, path: Path) -> None:
@@ -47,7 +51,7 @@ def save_profile(profile: Profile, path: Path) -> None:
         entry = _layer_to_json(layer) | curve_to_json(profile.curves[layer.path])
         lines.append(json.dumps(entry))
     text = json.dumps(head, indent=None)[:-1] + ',\n"layers": [\n' + ",\n".join(lines) + "\n]}\n"
-    write_text(path, text)
+    write_text(path, with_checksum(text))
 
 
 def load_profile(path: Path | str) -> Profile:
@@ -55,6 +59,7 @@ def load_profile(path: Path | str) -> Profile:
 
     Raises:
         MintError: the file is missing, not a profile, or of another version of this program.
+        Damaged: bytes of it have changed, or its numbers are impossible.
     """
     path = Path(path)
     if not path.is_file():
@@ -62,9 +67,12 @@ def load_profile(path: Path | str) -> Profile:
             f"there is no profile {path}: make one with `mint-mlx profile MODEL -o {path}`"
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        data = None
+        data = read_checked(path)
+    except Damaged as error:
+        raise Damaged(
+            f"{path} is not a profile, or a damaged one ({error}): make it anew with `mint-mlx "
+            "profile MODEL -o FILE`"
+        ) from None
     if not isinstance(data, dict) or "mint_mlx_profile" not in data:
         raise MintError(f"{path} is not a profile: make one with `mint-mlx profile MODEL -o FILE`")
     if data["mint_mlx_profile"] != SCHEMA:
@@ -74,8 +82,8 @@ def load_profile(path: Path | str) -> Profile:
 
     try:
         return _from_json(data)
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError):
-        raise MintError(
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError):
+        raise Damaged(
             f"the profile {path} is damaged: make it anew with `mint-mlx profile`"
         ) from None
 
@@ -93,28 +101,43 @@ def _from_json(data: dict[str, Any]) -> Profile:
         # Only layers whose weights lie on a grid have these.
         curve |= {key: entry.pop(key) for key in ("grids", "grid_nmse") if key in entry}
         layer = _layer_from_json(entry)
+        if layer.path in curves:
+            raise ValueError(f"{layer.path} is named twice")
         layers.append(layer)
         curves[layer.path] = curve_from_json(layer.path, curve)
+        check_curve(curves[layer.path], layer)
 
     others = {owner: tuple(_spec(s) for s in specs) for owner, specs in data["others"].items()}
     inventory = Inventory(tuple(layers), others, tuple(data["order"]), tuple(data["carried"]))
-    if set(inventory.order) != {layer.path for layer in layers} | others.keys():
+    if sorted(inventory.order) != sorted([*curves, *others]) or not layers:
         raise ValueError("the order names other modules")
+    if not set(inventory.carried) <= others.keys():
+        raise ValueError("modules are carried along that aren't there")
     return Profile(
-        origin=Origin(data["source"], data["revision"], data["structure"], data["content"]),
+        origin=origin_from(data, schema.optional_text(data["revision"])),
         inventory=inventory,
         curves=curves,
         recipe=Recipe.model_validate(data["recipe"]),
-        quantizer=data["quantizer"],
-        weighting=data["weighting"],
-        sample=str(data["sample"]),
-        seed=int(data["seed"]),
-        versions=data["versions"],
+        quantizer=schema.text(data["quantizer"]),
+        weighting=schema.text(data["weighting"]),
+        sample=schema.text(data["sample"]),
+        seed=schema.integer(data["seed"], 0, 2**64),
+        versions={schema.text(k): schema.text(v) for k, v in (data["versions"] or {}).items()},
     )
 
 
+def origin_from(data: dict[str, Any], revision: str | None) -> Origin:
+    """The origin that a file states.
+
+    Raises:
+        KeyError, ValueError: it states none.
+    """
+    source, structure, content = (schema.text(data[k]) for k in ("source", "structure", "content"))
+    return Origin(source, revision, structure, content)
+
+
 def _spec(data: dict[str, Any]) -> TensorSpec:
-    return TensorSpec(str(data["name"]), _dtype(data["dtype"]), _shape(data["shape"]))
+    return TensorSpec(schema.text(data["name"]), _dtype(data["dtype"]), _shape(data["shape"]))
 
 
 def _dtype(code: Any) -> str:
@@ -124,9 +147,9 @@ def _dtype(code: Any) -> str:
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+    if not isinstance(shape, list) or len(shape) > 8:
         raise ValueError(f"{shape!r} is no shape")
-    return tuple(shape)
+    return tuple(schema.integer(n, 0, LARGEST) for n in shape)
 
 
 def _layer_to_json(layer: Layer) -> dict[str, Any]:
@@ -137,8 +160,19 @@ def _layer_to_json(layer: Layer) -> dict[str, Any]:
 
 
 def _layer_from_json(data: dict[str, Any]) -> Layer:
+    """A layer from its entry.
+
+    Raises:
+        KeyError, TypeError, ValueError, UsageError: it is none.
+    """
     data["shape"] = _shape(data["shape"])
+    if len(data["shape"]) < 2 or 0 in data["shape"] or data["kind"] not in KINDS:
+        raise ValueError("no such layer exists")
     data["dtype"] = _dtype(data["dtype"])
+    for key in ("path", "role", "keep"):
+        schema.text(data[key])
+    data["reads"] = schema.number(data["reads"], 0, 1)
+    schema.integer(data["floor"], 0, 16)
     data["extras"] = tuple(_spec(s) for s in data["extras"])
     for key in ("class_config", "stored"):
         data[key] = parse_config(data[key]) if data[key] else None

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..base import schema
+from ..base.array_files import read_npz, write_npz
+from ..base.checksum import Damaged, if_sound, parse_checked, warn, with_checksum
 from ..base.distributed import ranks
-from ..base.files import atomic_write
 from ..base.remove import remove_file
 from ..base.versions import stamp
 
@@ -24,18 +25,19 @@ _NOTES = re.compile(r"[0-9a-f]{8}-[\w.-]+")  # the stamp, then a rank or a kind 
 
 
 def read_curves(target: Path) -> dict[str, Any]:
-    """The noted curves of all ranks by layer path; lines that were cut short are skipped.
+    """The noted curves of all ranks by layer path; damaged lines are skipped.
 
     Args:
         target: the file that the run makes.
     """
     curves: dict[str, Any] = {}
     for file in _files(target, stamp()):
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        lines = if_sound(file, lambda path: path.read_text(encoding="utf-8", errors="replace"))
+        for line in (lines or "").splitlines():
             try:
-                curves |= json.loads(line)
-            except (ValueError, TypeError):
-                continue
+                curves |= parse_checked(line) if line else {}
+            except (Damaged, ValueError, TypeError):
+                warn(f"a line of {file} was cut short or is damaged: what it held is made anew")
     return curves
 
 
@@ -49,32 +51,38 @@ def append_curve(target: Path, path: str, curve: Any) -> None:
     with suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
         with notes.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({path: curve}) + "\n")
+            # A line that a kill cut short doesn't spoil the one after it.
+            file.write("\n" + with_checksum(json.dumps({path: curve})) + "\n")
 
 
-def read_tokens(target: Path, kind: str) -> tuple[np.ndarray, int] | None:
+def read_tokens(target: Path, kind: str, start: np.ndarray) -> tuple[np.ndarray, int] | None:
     """The noted tokens of a kind, and how many batches or passes were finished; None without notes.
 
     Args:
         target: the file that the run makes.
         kind: names one of several texts that the run writes.
+        start: int32 (windows, length), the tokens that the text began from.
     """
-    try:
-        with np.load(_tokens_file(target, kind)) as arrays:
-            return arrays["tokens"], int(arrays["done"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+
+    def read(path: Path) -> tuple[np.ndarray, int]:
+        arrays = read_npz(path)
+        try:
+            # Each window's first token stays, and no text has more parts than tokens.
+            tokens = schema.check_array(arrays["tokens"], schema.INTEGER, start.shape, 0, 2**31 - 1)
+            done = schema.check_array(arrays["done"], schema.INTEGER, (), 0, start.size)
+            if not np.array_equal(tokens[:, 0], start[:, 0]):
+                raise ValueError("another text")
+        except (KeyError, ValueError):
+            raise Damaged(f"{path} is damaged") from None
+        return tokens.astype(np.int32), int(done)
+
+    return if_sound(_tokens_file(target, kind), read)
 
 
 def write_tokens(target: Path, kind: str, tokens: np.ndarray, done: int) -> None:
     """Note the tokens of a kind after `done` batches or passes; skipped where that fails."""
     with suppress(OSError):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            atomic_write(_tokens_file(target, kind)) as partial,
-            partial.open("wb") as file,
-        ):
-            np.savez(file, tokens=tokens, done=done)
+        write_npz(_tokens_file(target, kind), {"tokens": tokens, "done": np.array(done)})
 
 
 def clear(target: Path) -> None:

@@ -82,7 +82,7 @@ def write_tokens(
     kind = "resampled" if runner.streamed else f"sampled-{windows}"
     done = 0
     if resume_file is not None:
-        tokens, done = resume.read_tokens(resume_file, kind) or (tokens, 0)
+        tokens, done = resume.read_tokens(resume_file, kind, tokens) or (tokens, 0)
 
     def note(tokens: np.ndarray, done: int) -> None:
         if resume_file is not None:

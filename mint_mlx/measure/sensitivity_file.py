@@ -5,22 +5,22 @@ suspicion.
 from __future__ import annotations
 
 import json
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..base import schema
+from ..base.array_files import read_npz, write_npz
+from ..base.checksum import KEY, Damaged
 from ..base.errors import MintError
-from ..base.files import atomic_write
-from ..checkpoint.origin import Origin
+from ..checkpoint.layers import Inventory, Layer
+from .profile_file import origin_from
 from .sensitivity import SCHEMA, Sensitivity, TokenWeights, halved
 
 MARKER = "mint_mlx_sensitivity"  # in every file of ours
+LARGEST = 1e100  # a trace; larger ones would overflow where they weigh errors
 
 
 def save_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
@@ -34,6 +34,7 @@ def save_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
         "layers": list(sensitivity.trace),
         "followed": list(sensitivity.weights),
         "left": sensitivity.remaining,
+        "checked": True,  # files of earlier versions have no checksum
     }
     arrays: dict[str, np.ndarray] = {
         "head": np.array(json.dumps(head)),
@@ -60,32 +61,17 @@ def save_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
         arrays[name], scale = halved(matrix)
         arrays[f"{name}.scale"] = np.array(scale)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    write_npz(path, arrays, compressed=True)
 
 
-_DAMAGED = (  # all that zip, zlib and numpy raise
-    *(
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        EOFError,
-        NotImplementedError,
-        SyntaxError,
-        OverflowError,
-    ),
-    *(MemoryError, zipfile.BadZipFile, zlib.error, tokenize.TokenError, struct.error),
-)
+_WRONG = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 def is_sensitivity(path: Path) -> bool:
     """Whether a file was written by `save_sensitivity`, of whatever version."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return MARKER in json.loads(str(arrays["head"]))
-    except (OSError, *_DAMAGED):
+        return MARKER in json.loads(str(read_npz(path, old=True)["head"]))
+    except (OSError, MintError, *_WRONG):
         return False
 
 
@@ -93,7 +79,8 @@ def load_sensitivity(path: Path) -> Sensitivity:
     """Read what `save_sensitivity` wrote.
 
     Raises:
-        MintError: the file is missing, damaged, or of another version of this program.
+        Damaged: bytes of it have changed, its numbers are impossible, or it is something else.
+        MintError: the file is missing, or of another version of this program.
     """
     if path.is_dir():
         raise MintError(f"{path} is a folder: give a file")
@@ -101,48 +88,121 @@ def load_sensitivity(path: Path) -> Sensitivity:
         raise MintError(
             f"there is no sensitivity {path}: make one with `mint-mlx sensitivity MODEL -o {path}`"
         )
+    advice = f"make one with `mint-mlx sensitivity MODEL -o {path}`"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            head = json.loads(str(arrays["head"]))
-            if head[MARKER] != SCHEMA:
-                raise ValueError("of another version")
+        arrays = read_npz(path, old=True)
+        head = json.loads(str(arrays["head"]))
+        if "checked" in head and KEY not in arrays:
+            raise ValueError("arrays are missing")
+        if head[MARKER] == SCHEMA:
             return _from_arrays(head, arrays)
-    except _DAMAGED:
-        raise MintError(
-            f"{path} is not a sensitivity of this version: make one with `mint-mlx sensitivity "
-            f"MODEL -o {path}`"
-        ) from None
+    except (Damaged, *_WRONG):
+        raise Damaged(f"{path} is not a sensitivity, or a damaged one: {advice}") from None
+    raise MintError(f"{path} is not a sensitivity of this version: {advice}")
 
 
 def _from_arrays(head: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Sensitivity:
-    """A sensitivity from its file's header and arrays; damaged ones raise one of _DAMAGED."""
+    """A sensitivity from its file's header and arrays; damaged ones raise one of _WRONG."""
+    tokens = schema.check_array(arrays["tokens"], schema.INTEGER, (None, None), 0, 2**31 - 1)
     matrices = {
-        name.removesuffix(".scale"): arrays[name.removesuffix(".scale")].astype(np.float32)
-        * arrays[name]
+        name.removesuffix(".scale"): _scaled(arrays[name.removesuffix(".scale")], arrays[name])
         for name in arrays
         if name.endswith(".scale")
     }
     embedding = matrices.pop("embedding", None)
+    trace = {
+        schema.text(layer): schema.check_array(
+            arrays[f"trace.{i}"], schema.FLOAT, (None,), 0, LARGEST
+        )
+        for i, layer in enumerate(head["layers"])
+    }
+    shares = {layer: schema.number(share, 0, 2) for layer, share in head["left"].items()}
+    if not tokens.size or not trace or not shares.keys() <= trace.keys():
+        raise ValueError("it is empty, or names layers that it doesn't follow")
     return Sensitivity(
-        Origin(head["source"], None, head["structure"], head["content"]),
-        arrays["tokens"],
-        head["how"],
-        {layer: arrays[f"trace.{i}"] for i, layer in enumerate(head["layers"])},
-        _token_weights(head["followed"], arrays),
-        {int(name.removeprefix("metric.")): matrix for name, matrix in matrices.items()},
-        embedding,
-        {str(layer): float(share) for layer, share in dict(head["left"]).items()},
+        origin=origin_from(head, None),
+        tokens=tokens.astype(np.int32),
+        how=schema.text(head["how"]),
+        trace=trace,
+        weights=_token_weights(head["followed"], arrays, tokens.size),
+        metric={int(name.removeprefix("metric.")): matrix for name, matrix in matrices.items()},
+        embedding=embedding,
+        remaining=shares,
     )
 
 
+def _scaled(half: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """A matrix from what `halved` made of it, float32 and finite (else a ValueError)."""
+    schema.check_array(half, schema.FLOAT, [None] * half.ndim, -1, 1)
+    schema.check_array(scale, schema.FLOAT, (), 0)
+    matrix: np.ndarray = half.astype(np.float32) * scale
+    return schema.check_array(matrix, schema.FLOAT, [None] * half.ndim)
+
+
 def _token_weights(
-    layers: Sequence[str], arrays: Mapping[str, np.ndarray]
+    layers: Sequence[str], arrays: Mapping[str, np.ndarray], tokens: int
 ) -> dict[str, TokenWeights]:
-    """The token weights of these layers, with the experts that each token took."""
-    routes = {name: arrays[name].astype(np.int32) for name in arrays if name.startswith("part.")}
+    """The token weights of these layers, with the experts that each token took.
+
+    Raises:
+        ValueError, KeyError, TypeError: they aren't those of so many tokens.
+    """
+    routes = {
+        name: schema.check_array(arrays[name], schema.INTEGER, (tokens, None), 0).astype(np.int32)
+        for name in arrays
+        if name.startswith("part.")
+    }
     weights = {}
     for i, layer in enumerate(layers):
-        weight = arrays[f"weight.{i}"].astype(np.float32) * arrays[f"weight.{i}.by"]
+        weight = _scaled(arrays[f"weight.{i}"], arrays[f"weight.{i}.by"])
         expert = routes[f"part.{arrays[f'route.{i}']}"] if f"route.{i}" in arrays else None
-        weights[layer] = TokenWeights(weight, expert)
+        slots = 1 if expert is None else expert.shape[1]
+        schema.check_array(weight, schema.FLOAT, (tokens, slots), 0)
+        weights[schema.text(layer)] = TokenWeights(weight, expert)
     return weights
+
+
+def check_sensitivity(sensitivity: Sensitivity, inventory: Inventory) -> None:
+    """Hold a sensitivity that was read from a file against its model's layers.
+
+    Raises:
+        Damaged: it isn't one of this model.
+    """
+    layers = {layer.path: layer for layer in inventory.layers}
+    try:
+        _check_layers(sensitivity, layers)
+        _check_matrices(sensitivity, layers)
+    except (ValueError, KeyError) as error:
+        raise Damaged(
+            f"the sensitivity doesn't fit the model ({error}): measure it anew with `mint-mlx "
+            "sensitivity`"
+        ) from None
+
+
+def _check_layers(sensitivity: Sensitivity, layers: Mapping[str, Layer]) -> None:
+    """Raise a ValueError or KeyError where traces, experts or tokens aren't those of the layers."""
+    rows = max(layer.shape[0] for layer in layers.values() if layer.role == "embedding")
+    schema.check_array(sensitivity.tokens, schema.INTEGER, (None, None), 0, rows - 1)
+    for path, trace in sensitivity.trace.items():
+        layer = layers[path]
+        count = layer.shape[0] if len(layer.shape) > 2 else 1
+        schema.check_array(trace, schema.FLOAT, (count,), 0)
+    for path, weights in sensitivity.weights.items():
+        if weights.expert is not None:
+            schema.check_array(
+                weights.expert, schema.INTEGER, (None, None), 0, layers[path].experts - 1
+            )
+
+
+def _check_matrices(sensitivity: Sensitivity, layers: Mapping[str, Layer]) -> None:
+    """Raise a ValueError where a metric isn't that of a block, or of another hidden size."""
+    blocks = {layer.block for layer in layers.values()}
+    widths = {n for layer in layers.values() for n in layer.shape[-2:]}
+    for block, metric in sensitivity.metric.items():
+        square = len(set(metric.shape)) == 1 and metric.ndim <= 2
+        if block not in blocks or not square or metric.shape[0] not in widths:
+            raise ValueError(f"the metric of block {block}")
+    hidden = {layer.shape[-1] for layer in layers.values() if layer.role == "embedding"}
+    embedding = sensitivity.embedding
+    if embedding is not None and (embedding.ndim != 2 or set(embedding.shape) - hidden):
+        raise ValueError("the embedding's moments")

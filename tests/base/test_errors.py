@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from mint_mlx.base.array_files import write_arrays
 from mint_mlx.base.errors import explain
-from mint_mlx.base.files import write_arrays
 
 
 def test_a_disk_that_is_full_says_so_whoever_writes(

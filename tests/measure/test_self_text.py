@@ -70,11 +70,11 @@ def test_text_that_was_interrupted_goes_on_after_its_last_pass(
     assert len(passes) == self_text.PASSES
 
     # The notes stay until they are cleared; damaged ones are none.
-    assert resume.read_tokens(place, "resampled") is not None
+    assert resume.read_tokens(place, "resampled", windows) is not None
     resume.clear(place)
     assert not list(place.parent.iterdir())
     resume._tokens_file(place, "sampled-64").write_bytes(b"cut short")
-    assert resume.read_tokens(place, "sampled-64") is None
+    assert resume.read_tokens(place, "sampled-64", windows) is None
 
 
 def test_as_many_windows_are_sampled_at_once_as_memory_has_room_for(

@@ -1,0 +1,105 @@
+"""Checksums of files that no person edits: what a disk or a hand has changed is never used.
+
+The checksum stands in the file itself. Files of versions that wrote none are judged by the schemas
+of their readers alone, as all others are beside it: a checksum shows damage, not a stranger's
+numbers. Arrays are stored by array_files.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import MintError
+
+KEY = "checksum"
+MAX_TEXT = 400_000_000  # bytes; a profile of a thousand billion weights has a tenth of that
+_SEAL = re.compile(r'\{"checksum": "([0-9a-f]{32})", ')
+T = TypeVar("T")
+
+
+class DamagedFile(UserWarning):
+    """A file in the cache or a work folder is damaged and isn't used; work goes on without it."""
+
+
+class Damaged(MintError):
+    """A file isn't what was written: bytes have changed, or its values are impossible."""
+
+
+def hexdigest(data: bytes) -> str:
+    """The checksum of some bytes: 128 bits of BLAKE2b."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def with_checksum(text: str) -> str:
+    """A JSON object's text with its checksum as the first entry.
+
+    Args:
+        text: begins with `{` and has at least one entry.
+    """
+    rest = text[1:].lstrip()
+    return f'{{"{KEY}": "{hexdigest(rest.encode())}", {rest}'
+
+
+def parse_checked(text: str) -> Any:
+    """The data of a JSON text, without its checksum.
+
+    Raises:
+        Damaged: it isn't JSON, or not what the checksum belongs to.
+    """
+    seal = _SEAL.match(text)
+    rest = text[seal.end() :].encode(errors="surrogatepass") if seal else b""
+    if seal and hexdigest(rest) != seal[1]:
+        raise Damaged("its checksum is wrong")
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Damaged("it is not JSON") from None
+    if isinstance(data, dict) and data.pop(KEY, None) is not None and not seal:
+        raise Damaged("its checksum is malformed")
+    return data
+
+
+def read_checked(path: Path) -> Any:
+    """The data of a JSON file, without its checksum.
+
+    Raises:
+        Damaged: it isn't JSON in UTF-8, or not what the checksum belongs to.
+        OSError: it can't be read.
+    """
+    if path.stat().st_size > MAX_TEXT:
+        raise Damaged("it is too large")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise Damaged("it is not UTF-8") from None
+    return parse_checked(text)
+
+
+def if_sound(path: Path, read: Callable[[Path], T]) -> T | None:
+    """What a file in the cache or a work folder holds; None where it is absent or damaged.
+
+    Args:
+        path: the file.
+        read: reads it. Damaged and OSError become a warning (DamagedFile); any other MintError (a
+            file of another version) counts as absent without a word.
+    """
+    try:
+        return read(path) if path.is_file() else None
+    except OSError as error:
+        warn(f"{path} cannot be read ({error.strerror or error}): what it held is made anew")
+    except Damaged:
+        warn(f"{path} is damaged: what it held is made anew")
+    except MintError:
+        pass
+    return None
+
+
+def warn(text: str) -> None:
+    """Warn that something damaged isn't used; the command line prints it as a note."""
+    warnings.warn(text, DamagedFile, stacklevel=3)
