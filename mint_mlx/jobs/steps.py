@@ -31,7 +31,7 @@ from ..rules.recipes import find_recipe
 from .measurements import get_profile, get_sensitivity
 from .model import note_source, prepare
 
-PROFILE_MARKER = rb'\A\{"mint_mlx_profile":'
+PROFILE_MARKER = rb'\A\{("checksum": "[0-9a-f]{32}", )?"mint_mlx_profile":'
 PLAN_MARKER = rb"^mint_mlx_plan:"
 
 
