@@ -18,7 +18,7 @@ def write_sentence(folder: Path, inventory: Inventory, report: Report) -> str | 
     report.stage("generate")
     sentence = mlxlm.generate_sentence(folder) or None
     if sentence is None:
-        report.note("mlx-lm has parts of this model for Metal only: no sentence is generated here")
+        report.note("MLX runs parts of this model on a GPU only: no sentence is generated here")
     elif any(layer.dtype == "F16" for layer in inventory.layers):
         _tell_overflow(folder, sentence, report)
     return sentence

@@ -58,7 +58,7 @@ def verify(folder: Path, plan: Plan, inventory: Inventory, layout: Layout) -> No
             raise VerificationError(f"{name} has {actual} bytes instead of {size}")
 
     # mlx-lm drops the tensors that are only carried along.
-    model = mlxlm.build_model(folder)
+    model = mlxlm.build_model(folder, keep_nvfp4=True)
     loaded = {
         name: (str(array.dtype), tuple(array.shape))
         for name, array in tree_flatten(model.parameters())

@@ -91,7 +91,7 @@ def wrong_layer(
     """
     layers = {layer.path: layer for layer in _chosen(source, inventory)}
     written: dict[str, dict[str, mx.array]] = {}
-    for name, array in tree_flatten(mlxlm.build_model(folder).parameters()):
+    for name, array in tree_flatten(mlxlm.build_model(folder, keep_nvfp4=True).parameters()):
         owner, _, local = name.rpartition(".")
         if owner in layers:
             written.setdefault(owner, {})[local] = array
@@ -136,11 +136,14 @@ def _difference(
 
     def drawn(arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
         packed = {n: arrays[n] for n in ("weight", "scales", "biases") if n in arrays}
-        return {n: select_rows(as_experts(array), experts, grid) for n, array in packed.items()}
+        rows_of = {n: select_rows(as_experts(array), experts, grid) for n, array in packed.items()}
+        if "global_scale" in arrays:
+            rows_of["global_scale"] = arrays["global_scale"][mx.array(experts)]
+        return rows_of
 
     expected = dense(layer, drawn(tensors))
     actual = dense(replace(layer, stored=config if config.quantized else None), drawn(written))
-    if not config.quantized:
+    if not config.quantized or config.global_scale:
         same = mx.array_equal(expected, actual, equal_nan=True)
         return None if same else "was written with other values than the source's"
 

@@ -305,7 +305,7 @@ def _requantized(
         on_grid = codes_on_grid(layer, weight, config) if grids else None
         packed = on_grid or quantize(layer, weight, config)
     rtn.check_scales(layer.path, weight, packed, config)
-    replaced = ("weight", "scales", "biases")
+    replaced = ("weight", "scales", "biases", "global_scale")
     return {name: array for name, array in tensors.items() if name not in replaced} | packed
 
 

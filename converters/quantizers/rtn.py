@@ -26,6 +26,8 @@ def quantize(weight: mx.array, config: QuantConfig) -> dict[str, mx.array]:
     Returns:
         `weight` (uint32, packed), `scales`, and `biases` where the mode has them.
     """
+    if config.global_scale:
+        raise MintError(f"mint-mlx makes no codes of {config}: give another configuration")
     packed = mx.quantize(weight, config.group_size, config.bits, mode=config.mode)
     return dict(zip(("weight", "scales", "biases"), packed, strict=False))
 

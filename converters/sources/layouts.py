@@ -17,6 +17,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy as np
 
 from ...base.errors import MintError
 from ...base.hf_config import stated_dtype, text_config
-from ...base.quant_config import MX_MODES
+from ...base.quant_config import MX_MODES, QuantConfig
 from ...base.safetensors_header import TensorInfo
 from . import (
     awq,
@@ -77,6 +78,30 @@ BESIDE = {
 _NUMBERS = {"I64": "<i8", "I32": "<i4", "U8": "u1", "I8": "i1", "BOOL": "u1"}
 
 
+def _what_becomes(stored: QuantConfig | None, dtype: str) -> str:
+    """What happens to weights whose codes MLX can hold in a configuration, or can't (None)."""
+    if stored is None:
+        return f"its weights are dequantized to {dtype} as they are read"
+    if stored.global_scale:
+        return f"the codes of experts stay as they are, all else is dequantized to {dtype}"
+    return f"its codes stay as they are ({stored} in MLX)"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What becomes of packed weights as a source is read.
+
+    Attributes:
+        exact: leave scales and biases in float32.
+        dtype: of dequantized weights; the 16-bit type that the config states by default.
+        keep_nvfp4: leave experts of NVFP4 packed where mlx-lm's class takes their global scale.
+    """
+
+    exact: bool = False
+    dtype: mx.Dtype | None = None
+    keep_nvfp4: bool = False
+
+
 def read_layout(config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     """The `quantization_config` of a source that isn't in MLX's own layout, or None.
 
@@ -101,8 +126,12 @@ def read_layout(config: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     return layout or None
 
 
-def find_packed(config: dict[str, Any], folder: Path, headers: Headers) -> tuple[Packed, ...]:
+def find_packed(
+    config: dict[str, Any], folder: Path, headers: Headers, keep_nvfp4: bool = False
+) -> tuple[Packed, ...]:
     """The quantized weights of a source, and how each is read; none of an MLX checkpoint.
+
+    With `keep_nvfp4` the codes of NVFP4 are said to be MLX's own, which is so of experts.
 
     Raises:
         MintError: a weight is packed in a way that isn't read.
@@ -116,7 +145,7 @@ def find_packed(config: dict[str, Any], folder: Path, headers: Headers) -> tuple
         return ()
 
     # Each weight by its own tensors: what config.json says of several formats may overlap.
-    stated = Stated(layout or {}, _value_reader(folder, headers))
+    stated = Stated(layout or {}, _value_reader(folder, headers), keep_nvfp4)
     packed = []
     for group in group_tensors(tensors).values():
         if group.roles == {""} and group.dtype("") in REALS:
@@ -202,12 +231,14 @@ def check_tensors(config: dict[str, Any], folder: Path, headers: Headers) -> Non
     find_packed(config, folder, headers)
 
 
-def describe(config: dict[str, Any], folder: Path, headers: Headers) -> str | None:
+def describe(
+    config: dict[str, Any], folder: Path, headers: Headers, keep_nvfp4: bool = False
+) -> str | None:
     """A note on a source in a foreign format: what it is, and what becomes of it; else None."""
     layout = read_layout(config, folder)
     if layout is None or is_native(config, headers):
         return None
-    packed = find_packed(config, folder, headers)
+    packed = find_packed(config, folder, headers, keep_nvfp4)
     if not packed:
         return (
             "has a quantization_config, but none of its weights is packed: they are read as they "
@@ -216,12 +247,7 @@ def describe(config: dict[str, Any], folder: Path, headers: Headers) -> str | No
     dtype = "float16" if stated_dtype(config) == "F16" else "bfloat16"
     counts = Counter((weight.form, weight.config) for weight in packed)
     notes = [
-        f"{form}{f' ({count} weights)' if len(counts) > 1 else ''}: "
-        + (
-            f"its codes stay as they are ({stored} in MLX)"
-            if stored
-            else f"its weights are dequantized to {dtype} as they are read"
-        )
+        f"{form}{f' ({count} weights)' if len(counts) > 1 else ''}: " + _what_becomes(stored, dtype)
         for (form, stored), count in counts.most_common()
     ]
     return f"is {'; '.join(notes)}"
@@ -233,8 +259,7 @@ def reader(
     headers: Headers,
     model_class: type,
     stacks: Stacks,
-    exact: bool,
-    dtype: mx.Dtype | None = None,
+    as_read: Reading,
 ) -> type:
     """The model class to load a source with; prepares what its `sanitize` doesn't know.
 
@@ -245,12 +270,11 @@ def reader(
         headers: of its shards.
         model_class: of mlx-lm.
         stacks: what `sanitize` stacks is recorded there meanwhile.
-        exact: leave scales and biases of packed weights in float32.
-        dtype: of dequantized weights; the 16-bit type that the config states by default.
+        as_read: what becomes of packed weights.
     """
-    packed = find_packed(config, folder, headers)
+    packed = find_packed(config, folder, headers, as_read.keep_nvfp4)
     half = mx.float16 if stated_dtype(config) == "F16" else mx.bfloat16
-    dtype = dtype or half
+    dtype = as_read.dtype or half
     table = _quantization(config, folder, headers)
 
     def prepare(
@@ -260,9 +284,10 @@ def reader(
         if config.get("model_type") == "gpt_oss":
             weights = gpt_oss.split_experts(weights)
         weights = stock(weights)
-        stored = restore(model, weights, codes, stacks, None if exact else dtype)
+        stored = restore(model, weights, codes, stacks, None if as_read.exact else dtype)
         table.update({path: layer.as_mlx() for path, layer in stored.items()})
-        table.update(dict.fromkeys(nvfp4.with_global_scale(weights, dtype), False))
+        if not as_read.keep_nvfp4:
+            table.update(dict.fromkeys(nvfp4.with_global_scale(weights, dtype), False))
         if table:
             config["quantization"] = table
         return weights

@@ -1,20 +1,21 @@
 """Reads NVFP4: 16 codes share an E4M3 scale, and all of a weight one number.
 
 compressed-tensors divides by that number (`weight_global_scale`), ModelOpt multiplies by its own
-(`weight_scale_2`). MLX's mode has no such number for a linear layer, so weights are dequantized.
+(`weight_scale_2`). MLX's mode has no such number for a linear layer, so weights are dequantized;
+experts may stay (`--keep-nvfp4`), whose class takes the number times 2688.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import mlx.core as mx
 
-from ...base.quant_config import mx_mode
+from ...base.quant_config import NVFP4_GLOBAL, NVFP4_LARGEST, mx_mode
 from .packed import BYTES, Codes, Group, Packed, Stated, Unread, dequantize
 
 GROUP = 16
-LARGEST = 6 * 448  # the largest code times the largest scale
 
 
 def match(group: Group, stated: Stated) -> Packed | None:
@@ -35,15 +36,25 @@ def match(group: Group, stated: Stated) -> Packed | None:
         )
     _check_whole(group, whole, tuple(rows[:-1]))
 
-    def read(tensors: Mapping[str, mx.array]) -> mx.array:
+    def read(tensors: Mapping[str, mx.array]) -> tuple[Codes, mx.array]:
+        """The codes, and the number for the whole weight or each expert."""
         packed = mx.contiguous(tensors[codes]).view(mx.uint32)
-        values = dequantize(Codes(packed, tensors["scale"]), mx_mode("nvfp4"))
         factor = tensors[whole].astype(mx.float32)
         factor = 1 / factor if whole == "global_scale" else factor
-        experts = (*rows[:-1], 1, 1) if factor.size > 1 else ()
-        return values * factor.reshape(experts)
+        return Codes(packed, tensors["scale"]), factor.reshape(rows[:-1] if factor.size > 1 else ())
 
-    return Packed(group, "NVFP4", (*rows, columns), None, read)
+    def dense(tensors: Mapping[str, mx.array]) -> mx.array:
+        packed, factor = read(tensors)
+        values = dequantize(packed, mx_mode("nvfp4"))
+        return values * (factor[..., None, None] if factor.ndim else factor)
+
+    def as_codes(tensors: Mapping[str, mx.array]) -> Codes:
+        packed, factor = read(tensors)
+        return replace(packed, global_scale=factor * NVFP4_LARGEST)
+
+    if stated.keep_nvfp4:
+        return Packed(group, "NVFP4", (*rows, columns), NVFP4_GLOBAL, as_codes)
+    return Packed(group, "NVFP4", (*rows, columns), None, dense)
 
 
 def _check_whole(group: Group, whole: str, experts: tuple[int, ...]) -> None:
@@ -72,9 +83,7 @@ def with_global_scale(weights: dict[str, mx.array], dtype: mx.Dtype) -> list[str
     """
     paths = [n.removesuffix(".global_scale") for n in weights if n.endswith(".global_scale")]
     for path in paths:
-        factor = weights.pop(f"{path}.global_scale") / LARGEST
-        codes = Codes(weights[f"{path}.weight"], weights.pop(f"{path}.scales"))
-        values = dequantize(codes, mx_mode("nvfp4"))
-        shape = (*factor.shape, *[1] * (values.ndim - factor.ndim))
-        weights[f"{path}.weight"] = (values * factor.reshape(shape)).astype(dtype)
+        scale = weights.pop(f"{path}.global_scale")
+        codes = Codes(weights[f"{path}.weight"], weights.pop(f"{path}.scales"), None, scale)
+        weights[f"{path}.weight"] = dequantize(codes, mx_mode("nvfp4")).astype(dtype)
     return paths

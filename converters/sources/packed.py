@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...base.quant_config import AFFINE_BITS, AFFINE_GROUPS, QuantConfig
+from ...base.quant_config import AFFINE_BITS, AFFINE_GROUPS, NVFP4_LARGEST, QuantConfig
 from ...base.safetensors_header import TensorInfo
 
 EXPONENTS = ("U8", "F8_E8M0")  # types of a scale that is a power of two, 2^(byte - 127)
@@ -89,10 +89,12 @@ class Stated:
         table: the `quantization_config`.
         values: reads the numbers of a small tensor by its name. They are all zero where the weights
             are not on this machine.
+        keep_nvfp4: whether experts of NVFP4 stay packed.
     """
 
     table: dict[str, Any]
     values: Callable[[str], np.ndarray]
+    keep_nvfp4: bool = False
 
     @property
     def method(self) -> str:
@@ -115,11 +117,13 @@ class Codes:
         weight: uint32 (..., rows, columns * bits / 32).
         scales: float32 (..., rows, groups); uint8 in the modes other than affine.
         biases: float32 like the scales; None in the other modes.
+        global_scale: float32, one for each expert or one alone; None but in nvfp4.
     """
 
     weight: mx.array
     scales: mx.array
     biases: mx.array | None = None
+    global_scale: mx.array | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ class Packed:
 
 def dequantize(codes: Codes, config: QuantConfig) -> mx.array:
     """The float32 weight that codes stand for: code x scale + bias."""
-    return mx.dequantize(
+    values = mx.dequantize(
         codes.weight,
         codes.scales,
         codes.biases,
@@ -154,6 +158,10 @@ def dequantize(codes: Codes, config: QuantConfig) -> mx.array:
         config.mode,
         dtype=mx.float32,
     )
+    if codes.global_scale is None:
+        return values
+    factor = codes.global_scale / NVFP4_LARGEST
+    return values * factor.reshape(*factor.shape, *[1] * (values.ndim - factor.ndim))
 
 
 def group_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str, Group]:

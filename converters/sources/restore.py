@@ -7,6 +7,7 @@ codes take its place afterwards, stacked alike. Everything else stays dequantize
 
 from __future__ import annotations
 
+import inspect
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -135,6 +136,8 @@ def restore(
         experts = [stored[i] for i in ids if i in stored]
         if not experts or len(experts) != len(ids) or not _alike(experts):
             continue
+        if experts[0].config.global_scale and not _takes_global_scale(modules[path]):
+            continue
 
         stacked = id(weights[name]) in stacks
         tensors = {
@@ -144,9 +147,18 @@ def restore(
         biases = [w.codes.biases for w in experts if w.codes.biases is not None]
         if biases:
             tensors |= rounded(tensors["scales"], _joined(biases, stacked), dtype)
+        wholes = [w.codes.global_scale for w in experts if w.codes.global_scale is not None]
+        if wholes:
+            count = tensors["weight"].shape[0]
+            tensors["global_scale"] = mx.broadcast_to(_joined(wholes, stacked), (count,))
         configs[path] = experts[0].config
         weights.update({f"{path}.{local}": array for local, array in tensors.items()})
     return configs
+
+
+def _takes_global_scale(module: Any) -> bool:
+    """Whether a layer's quantized class holds a number for each expert (SwitchLinear's does)."""
+    return "global_scale" in inspect.signature(module.to_quantized).parameters
 
 
 def _alike(experts: Sequence[_Weight]) -> bool:

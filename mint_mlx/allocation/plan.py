@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..base.errors import MintError
@@ -83,7 +83,7 @@ class Plan:
             return {}
         used = Counter(config for config in self.choice.values() if config.quantized)
         common = max(used, key=lambda config: (used[config], config))
-        return common.as_mlx() | entries
+        return replace(common, global_scale=False).as_mlx() | entries
 
     def quant_predicate(self) -> Callable[[str, Any], bool | dict[str, int | str]]:
         """The plan as a predicate for `mlx_lm.convert(..., quant_predicate=...)`.

@@ -16,6 +16,9 @@ def uniform_choice(
     """
 
     def pick(layer: Layer) -> QuantConfig:
+        # Experts that were asked to stay packed (--keep-nvfp4) aren't dequantized after all.
+        if not config.quantized and layer.stored is not None and layer.stored.global_scale:
+            return layer.stored
         wanted = config
         if layer.objection(config) and not ignore_guards:
             if layer.keep:

@@ -22,6 +22,7 @@ FULL = (
     "the disk is full{}: free some space (or choose another folder) and run the same command "
     "again; finished work is kept"
 )
+ON_GPU_ONLY = "only supported on the GPU"  # in MLX's message about what its CPU backend lacks
 NO_METAL = "No Metal back-end"  # in MLX's message about a kernel that exists for Metal only
 
 # What huggingface_hub and its transports raise: names of classes, and the sentence for them. The

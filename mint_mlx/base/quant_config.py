@@ -26,13 +26,18 @@ class QuantConfig:
         bits: per code.
         group_size: weights that share a scale.
         mode: MLX's `affine`, `mxfp4`, `nvfp4` or `mxfp8`, or `keep` for no quantization.
+        global_scale: whether each expert has a number of its own besides (of nvfp4; written
+            `nvfp4-global`). Sources may hold it; mint-mlx makes none.
     """
 
     bits: int
     group_size: int
     mode: str = "affine"
+    global_scale: bool = False
 
     def __str__(self) -> str:
+        if self.global_scale:
+            return f"{self.mode}-global"
         return f"{self.bits}bit-g{self.group_size}" if self.mode == "affine" else self.mode
 
     @property
@@ -45,10 +50,15 @@ class QuantConfig:
 
     def as_mlx(self) -> dict[str, int | str]:
         """The entry of a `config.json`: exactly the keys that stock mlx-lm (and Swift) accept."""
-        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+        entry: dict[str, int | str] = {"group_size": self.group_size, "bits": self.bits}
+        entry["mode"] = self.mode
+        return entry | {"global_scale": True} if self.global_scale else entry
 
 
 KEEP = QuantConfig(16, 0, "keep")
+# A global scale is the largest code times the largest scale for MLX, one for others.
+NVFP4_LARGEST = 6 * 448
+NVFP4_GLOBAL = QuantConfig(4, 16, "nvfp4", global_scale=True)
 
 
 def affine(
@@ -74,6 +84,8 @@ def parse_config(text: str) -> QuantConfig:
         return KEEP
     if text in MX_MODES:
         return mx_mode(text)
+    if text == str(NVFP4_GLOBAL):
+        return NVFP4_GLOBAL
     match = _AFFINE.fullmatch(text)
     if match:
         config = QuantConfig(int(match[1]), int(match[2]))

@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..base.errors import TOO_LARGE, MintError
+from ..base.quant_config import NVFP4_LARGEST
 from .layers import MLX_DTYPES, Layer
 
 # numpy's types for safetensors codes; it has no bfloat16, whose bits are read as integers.
@@ -82,6 +83,8 @@ def dense(layer: Layer, tensors: dict[str, mx.array]) -> mx.array:
             config.mode,
             dtype=mx.float32,
         )
+        if config.global_scale:
+            exact = exact * (tensors["global_scale"][experts] / NVFP4_LARGEST)[:, None, None]
         return cast(f"{layer.path}.weight", exact, dtype)
 
     if weight.ndim < 3:

@@ -93,7 +93,9 @@ def _check_finite(
 
 def _is_finite_in_source(source: Source, name: str) -> bool:
     """Whether a parameter is finite in the types of the source's files."""
-    model = build_model(source.path, reading(), exact=True, dtype=mx.float32)
+    model = build_model(
+        source.path, reading(), exact=True, dtype=mx.float32, keep_nvfp4=source.keep_nvfp4
+    )
     array = dict(tree_flatten(model.parameters())).get(name)
     if array is None:
         return False

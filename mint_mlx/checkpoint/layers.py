@@ -101,6 +101,8 @@ class Layer:
         """Why the guards don't allow a configuration for this layer, or None."""
         if not config.quantized:
             return None
+        if config.global_scale and config != self.stored:
+            return f"only codes that a source holds stay {config}: mint-mlx makes none"
         if self.keep:
             return self.keep
         if config.bits < self.floor:
@@ -302,7 +304,7 @@ def _make_layer(
             f"{path} has weights of type {weight.dtype}, which no quantizer reads: give the "
             "checkpoint in bf16"
         )
-    if "global_scale" in owned:
+    if "global_scale" in owned and kind != "experts":
         raise MintError(
             f"{path} has one scale for the whole tensor besides those of its groups, which "
             "mint-mlx cannot write: give the checkpoint in bf16"
@@ -314,10 +316,11 @@ def _make_layer(
     stored = None
     packed = {"weight"}
     if hasattr(module, "bits"):
-        stored = QuantConfig(module.bits, module.group_size, module.mode)
+        has_global = "global_scale" in owned
+        stored = QuantConfig(module.bits, module.group_size, module.mode, has_global)
         shape = (*shape[:-1], shape[-1] * 32 // module.bits)
         dtype = owned["scales"].dtype if stored.mode == "affine" else "BF16"
-        packed |= {"scales", "biases"}
+        packed |= {"scales", "biases", "global_scale"}
     extras = tuple(spec for name, spec in owned.items() if name not in packed)
     reads = 1 / shape[0] if kind == "embedding" else 1.0
     return Layer(path, shape, dtype, kind, role, extras, reads=reads, stored=stored)

@@ -68,7 +68,9 @@ def weight_tensors(
     packed = TensorSpec(f"{path}.weight", "U32", (*lead, last * config.bits // 32))
     groups = (*lead, last // config.group_size)
     if config.mode != "affine":
-        return packed, TensorSpec(f"{path}.scales", "U8", groups)
+        whole = (TensorSpec(f"{path}.global_scale", "F32", tuple(shape[:1])),)
+        scales = TensorSpec(f"{path}.scales", "U8", groups)
+        return packed, scales, *(whole if config.global_scale else ())
     return (
         packed,
         TensorSpec(f"{path}.scales", dtype, groups),

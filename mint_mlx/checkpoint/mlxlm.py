@@ -34,7 +34,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..base.errors import NO_METAL, MintError
+from ..base.errors import NO_METAL, ON_GPU_ONLY, MintError
 from ..base.hf_config import text_config
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
 from ..converters.sources.restore import graph_of
@@ -96,7 +96,13 @@ def check_model(config: dict[str, Any]) -> None:
         ) from None
 
 
-def build_model(folder: Path, stream: Any = None, exact: bool = False, dtype: Any = None) -> Any:
+def build_model(
+    folder: Path,
+    stream: Any = None,
+    exact: bool = False,
+    dtype: Any = None,
+    keep_nvfp4: bool = False,
+) -> Any:
     """The lazy mlx-lm model of a checkpoint, weights mapped and sanitized but not read.
 
     All operations that build the weights (reading, stacking, dequantizing) are put on a CPU stream,
@@ -109,13 +115,15 @@ def build_model(folder: Path, stream: Any = None, exact: bool = False, dtype: An
         exact: leave scales and biases of foreign formats in float32.
         dtype: of weights that are dequantized as they are read; the 16-bit type that the config
             states by default.
+        keep_nvfp4: leave experts of NVFP4 packed, which no CPU runs, where the class of mlx-lm
+            takes their global scale.
 
     Raises:
         MintError: mlx-lm can't build the model from this config and these tensors.
     """
     from mlx_lm.utils import _get_classes, load_config, load_model
 
-    from ..converters.sources.layouts import reader
+    from ..converters.sources.layouts import Reading, reader
 
     headers = read_folder(folder)
 
@@ -123,7 +131,8 @@ def build_model(folder: Path, stream: Any = None, exact: bool = False, dtype: An
         model_class, args_class = _get_classes(config)
         config.update(with_own_head(config, folder, headers, bare_model))
         prepared = _prepared(model_class, config)
-        return reader(config, folder, headers, prepared, stacks, exact, dtype), args_class
+        as_read = Reading(exact, dtype, keep_nvfp4)
+        return reader(config, folder, headers, prepared, stacks, as_read), args_class
 
     config: dict[str, Any] = {}
     try:
@@ -447,7 +456,7 @@ def generate_sentence(folder: Path) -> str:
     try:
         text: str = generate(model, tokenizer, prompt=prompt, max_tokens=SENTENCE, verbose=False)
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        if NO_METAL in str(error):
+        if NO_METAL in str(error) or ON_GPU_ONLY in str(error):
             return ""
         raise MintError(
             f"the result loads but mlx-lm cannot generate from it ({type(error).__name__}: "

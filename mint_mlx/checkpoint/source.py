@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Source:
         has_weights: whether the shards are on this machine, not only their headers.
         stamp: hash of the shards' sizes and times of change, for caches of measurements.
         headers: of all shards, by file.
+        keep_nvfp4: leave experts of NVFP4 packed where mlx-lm's class can.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Source:
     headers: dict[str, dict[str, TensorInfo]] = field(
         default_factory=dict, repr=False, compare=False
     )
+    keep_nvfp4: bool = False
 
     @property
     def origin(self) -> Origin:
@@ -237,6 +239,12 @@ def _check_depth(config: dict[str, Any], headers: dict[str, dict[str, TensorInfo
                 )
 
 
+def with_nvfp4_kept(source: Source) -> Source:
+    """The same source with its NVFP4 experts as they are packed; measurements are others then."""
+    structure = _digest([source.structure, "keep nvfp4"])
+    return replace(source, structure=structure, keep_nvfp4=True)
+
+
 def brought_keys(source: Source) -> tuple[Brought, ...]:
     """What a source's config.json says where mlx-lm's class doesn't read it."""
     return brought(read_config(source.path))
@@ -248,7 +256,7 @@ def open_model(source: Source, stream: Any = None, exact: bool = False) -> Any:
     Its weights may be evaluated only if `source.has_weights`. With `exact` the scales and biases of
     foreign formats are in float32, else in the type that they will be written in.
     """
-    return mlxlm.build_model(source.path, stream, exact)
+    return mlxlm.build_model(source.path, stream, exact, keep_nvfp4=source.keep_nvfp4)
 
 
 def _digest(value: Any) -> str:

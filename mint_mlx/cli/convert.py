@@ -116,6 +116,12 @@ def convert(
             ),
         ),
     ] = False,
+    keep_nvfp4: Annotated[
+        bool,
+        typer.Option(
+            "--keep-nvfp4", help="Leave experts of NVFP4 packed; MLX runs these on a GPU only."
+        ),
+    ] = False,
     no_smoke: Annotated[
         bool, typer.Option("--no-smoke", help="Don't let the result write a sentence at the end.")
     ] = False,
@@ -164,6 +170,7 @@ def convert(
         allow_nonfinite=allow_nonfinite,
         low_disk=low_disk,
         card_name=upload_repo,
+        keep_nvfp4=keep_nvfp4,
     )
     if budget is None and fit is None and plan is None and uniform is None:
         _print_sizes(check_request(replace(request, budget="smallest")), output)

@@ -18,7 +18,7 @@ from ..base.errors import TAKE_BFLOAT16, MintError
 from ..base.report import Report, Silent
 from ..base.targets import check_target
 from ..checkpoint.low_disk import Waves, at_once, shard_by_shard
-from ..checkpoint.source import load_source
+from ..checkpoint.source import load_source, with_nvfp4_kept
 from ..converters.output.write import Artifacts, Conversion, write
 from ..converters.quantizers.distil import NO_ROOM, can_refine
 from ..converters.quantizers.registry import needs_inputs
@@ -61,6 +61,7 @@ def convert(
     allow_nonfinite: bool = False,
     low_disk: bool = False,
     card_name: str | None = None,
+    keep_nvfp4: bool = False,
     smoke: bool = True,
     report: Report | None = None,
 ) -> Result:
@@ -89,6 +90,7 @@ def convert(
         allow_nonfinite: take NaN and infinite weights as they are.
         low_disk: fetch a Hub model shard by shard.
         card_name: the result's name in its model card; the folder's by default.
+        keep_nvfp4: leave experts of NVFP4 packed, which no CPU runs.
         smoke: end with a sentence that the result writes, where it fits in memory.
         report: receives progress and remarks.
 
@@ -119,6 +121,7 @@ def convert(
         allow_nonfinite=allow_nonfinite,
         low_disk=low_disk,
         card_name=card_name,
+        keep_nvfp4=keep_nvfp4,
     )
 
     # Words first, then what headers tell, then the work.
@@ -257,7 +260,9 @@ def open_weights(order: Order, report: Report) -> tuple[Order, Waves]:
         profiled = order.fixed_plan is None and known_profile(job, order.sample) is None
         return order, shard_by_shard(job.source, job.inventory, profiled, report)
     report.stage("download")
-    return replace(order, job=replace(job, source=load_source(order.request.model))), at_once
+    source = load_source(order.request.model)
+    source = with_nvfp4_kept(source) if job.source.keep_nvfp4 else source
+    return replace(order, job=replace(job, source=source)), at_once
 
 
 def choose_plan(

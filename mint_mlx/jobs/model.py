@@ -8,7 +8,13 @@ from ..base.report import Report
 from ..base.safetensors_header import index_notes
 from ..checkpoint.known_differences import known_differences
 from ..checkpoint.layers import Inventory, list_layers
-from ..checkpoint.source import Source, brought_keys, load_source, open_model
+from ..checkpoint.source import (
+    Source,
+    brought_keys,
+    load_source,
+    open_model,
+    with_nvfp4_kept,
+)
 from ..checkpoint.towers import UnusedTensors, find_unused, remarks, with_towers
 from ..rules.recipes import Recipe, find_recipe
 
@@ -33,7 +39,11 @@ class Job:
 
 
 def prepare(
-    model: str, recipe: str | None = None, weights: bool = True, parts: str = "text"
+    model: str,
+    recipe: str | None = None,
+    weights: bool = True,
+    parts: str = "text",
+    keep_nvfp4: bool = False,
 ) -> Job:
     """Find a model and list its layers, from headers alone.
 
@@ -42,11 +52,13 @@ def prepare(
         recipe: a recipe's name or file; found by the model's type by default.
         weights: download the weights of a Hub model.
         parts: `text`, or `all` to carry a tower along.
+        keep_nvfp4: leave experts of NVFP4 packed.
 
     Raises:
         MintError: no such model or recipe, or one that mlx-lm can't build.
     """
     source = load_source(model, weights=weights)
+    source = with_nvfp4_kept(source) if keep_nvfp4 else source
     chosen = find_recipe(recipe, source.config)
     inventory = list_layers(open_model(source), source.config)
     unused = find_unused(source.headers.values(), source.config, inventory)
@@ -73,7 +85,8 @@ def note_source(job: Job, report: Report) -> None:
         )
     for difference in known_differences(job.source.config):
         report.note(f"known difference: {difference}")
-    layout = describe(job.source.config, job.source.path, job.source.headers)
+    source = job.source
+    layout = describe(source.config, source.path, source.headers, source.keep_nvfp4)
     if layout:
         report.note(f"{name} {layout}")
 

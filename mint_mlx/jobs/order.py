@@ -114,8 +114,16 @@ def place_order(checked: CheckedRequest, report: Report | None = None) -> Order:
     request = checked.request
 
     # Headers alone tell layers and sizes; no weight is read or downloaded.
-    job = prepare(request.model, request.recipe, weights=False, parts=checked.parts)
+    job = prepare(
+        request.model,
+        request.recipe,
+        weights=False,
+        parts=checked.parts,
+        keep_nvfp4=request.keep_nvfp4,
+    )
     note_source(job, report)
+    if request.keep_nvfp4:
+        _note_nvfp4(job, report)
     checked.target.check(job.source.path)
 
     # A size that no choice of layers has is refused before anything is measured.
@@ -158,6 +166,15 @@ def place_order(checked: CheckedRequest, report: Report | None = None) -> Order:
         sensitivity=_sensitivity(checked, job, objective, fixed_plan, runs_model),
         can_generate=no_sentence is None,
     )
+
+
+def _note_nvfp4(job: Job, report: Report) -> None:
+    """Say what --keep-nvfp4 has kept, and where that can be run."""
+    stored = [layer.stored for layer in job.inventory.layers]
+    if any(config is not None and config.global_scale for config in stored):
+        report.note("experts that stay in NVFP4 have a number each, which MLX runs on a GPU only")
+    else:
+        report.note("no layer holds NVFP4 that mlx-lm could run as it is: it is dequantized")
 
 
 def _fit(checked: CheckedRequest, job: Job, report: Report) -> Fit | None:

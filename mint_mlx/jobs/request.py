@@ -59,6 +59,7 @@ class Request:
         allow_nonfinite: take NaN and infinite weights as they are.
         low_disk: fetch a Hub model shard by shard (checkpoint/low_disk.py).
         card_name: the result's name in its model card, the folder's by default.
+        keep_nvfp4: leave experts of NVFP4 packed, which no CPU runs.
     """
 
     model: str
@@ -83,6 +84,7 @@ class Request:
     allow_nonfinite: bool = False
     low_disk: bool = False
     card_name: str | None = None
+    keep_nvfp4: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,10 @@ def check_request(request: Request) -> CheckedRequest:
     budget = parse_budget(request.budget) if request.budget is not None else None
     machine = parse_machine(request.fit) if request.fit is not None else None
     uniform = parse_config(request.uniform) if request.uniform is not None else None
+    if uniform is not None and uniform.global_scale:
+        raise UsageError(
+            f"mint-mlx makes no codes of {uniform}: --keep-nvfp4 leaves those that a source holds"
+        )
     overrides = tuple(parse_override(text) for text in request.overrides)
     _check_choice_is_free(request, uniform)
     effort = effort_name(request.effort)

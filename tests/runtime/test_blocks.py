@@ -39,4 +39,4 @@ def test_a_model_that_is_no_chain_falls_back_to_its_weights(tmp_path: Path, fami
         out = tmp_path / "with-smoke"
         result = convert.convert(source, "9bpw", out, effort="fast", report=notes)
         assert result.sentence is None
-        assert any("for Metal only" in note for note in notes.said)
+        assert any("on a GPU only" in note for note in notes.said)

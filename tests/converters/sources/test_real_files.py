@@ -10,10 +10,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from formulas import bf16, e4m3, raw, weight
+from helpers import Notes
 from mlx_lm.utils import load_model
 from quantized import NAMES, checkpoint, difference, products, truth
 
-from mint_mlx.base.errors import MintError
+from mint_mlx.base.errors import MintError, UsageError
+from mint_mlx.base.quant_config import KEEP, NVFP4_GLOBAL, NVFP4_LARGEST
 from mint_mlx.checkpoint.layers import Layer
 from mint_mlx.jobs import convert
 from mint_mlx.jobs.model import prepare
@@ -83,6 +85,45 @@ def test_what_stays_is_loaded_by_stock_mlx_lm(name: str, tmp_path: Path) -> None
         before, after = weight(folder, layer.path), weight(tmp_path / "out", layer.path)
         assert difference(products(after), products(before)) <= allowed
         assert mx.array_equal(_codes(folder, layer), _codes(tmp_path / "out", layer))
+
+
+@pytest.mark.parametrize("name", ["ct-NVFP4A16", "mlx-nvfp4-gs"])
+def test_experts_of_nvfp4_stay_packed_where_that_is_asked_for(name: str, tmp_path: Path) -> None:
+    folder = checkpoint(name, tmp_path / "model")
+    options = {"out": tmp_path / "out", "keep_nvfp4": True, "smoke": False}
+    result = convert.convert(str(folder), uniform="keep", **options)
+    kept = {p for p, config in result.plan.choice.items() if config == NVFP4_GLOBAL}
+    packed = ("gate", "up", "down") if name == "mlx-nvfp4-gs" else ("gate", "down")
+    assert kept == {f"model.layers.0.mlp.switch_mlp.{n}_proj" for n in packed}
+
+    # Stock mlx-lm loads them, with the number of each expert times 2688, and the same bytes.
+    model, config = load_model(tmp_path / "out")
+    for path in kept:
+        module = dict(model.named_modules())[path]
+        assert config["quantization"][path] == NVFP4_GLOBAL.as_mlx()
+        if name == "mlx-nvfp4-gs":
+            assert mx.array_equal(module.global_scale, raw(folder, f"{path}.global_scale"))
+        else:
+            expert = path.replace("switch_mlp", "experts.1")
+            assert float(module.global_scale[1]) == pytest.approx(
+                NVFP4_LARGEST / float(raw(folder, f"{expert}.weight_global_scale")[0])
+            )
+            codes = np.array(module.weight[1]).view(np.uint8)
+            np.testing.assert_array_equal(codes, raw(folder, f"{expert}.weight_packed"))
+
+    # Here they are run dequantized, as the source is.
+    for path in kept:
+        np.testing.assert_array_equal(weight(tmp_path / "out", path), weight(folder, path))
+
+
+def test_layers_that_mlx_cannot_run_packed_are_dequantized(tmp_path: Path) -> None:
+    folder, notes = checkpoint("mo-nvfp4", tmp_path / "model"), Notes()
+    options = {"out": tmp_path / "out", "keep_nvfp4": True, "smoke": False, "report": notes}
+    result = convert.convert(str(folder), uniform="keep", **options)
+    assert set(result.plan.choice.values()) == {KEEP}
+    assert any("no layer holds NVFP4" in note for note in notes.said)
+    with pytest.raises(UsageError, match="makes no codes of nvfp4-global"):
+        convert.convert(str(folder), uniform="nvfp4-global")
 
 
 def _codes(folder: Path, layer: Layer) -> mx.array:
