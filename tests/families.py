@@ -261,6 +261,7 @@ NESTED: dict[str, dict[str, Any]] = {
         "intermediate_size_mlp": 96,
         "use_qk_norm": True,
         "num_experts_per_tok": 1,
+        "norm_topk_prob": False,
     },
     "minimax_m3_vl": {"rotary_dim": 16, "moe_layer_freq": [0, 1, 1, 1]},
     "qwen3_5_moe": {
@@ -316,10 +317,10 @@ DBRX = {
 def config_of(family: str) -> dict[str, Any]:
     """The family's tiny config.json."""
     if family in NESTED:
-        return {
-            "model_type": family,
-            "text_config": COMMON | NESTED[family] | {"model_type": f"{family}_text"},
-        }
+        text = COMMON | NESTED[family] | {"model_type": f"{family}_text"}
+        for key in ("scoring_func", "topk_method"):  # of DeepSeek's router, which is not theirs
+            del text[key]
+        return {"model_type": family, "text_config": text}
     module = importlib.import_module(f"mlx_lm.models.{family}")
     names = {field.name for field in dataclasses.fields(module.ModelArgs)}
     common = {k: v for k, v in COMMON.items() if k in names}

@@ -19,6 +19,7 @@ from .family_keys import full_attention_heads
 from .layer_types import period
 from .model_classes import ModelClass, text_class
 from .rope_keys import FACTOR, LOCAL_THETA, THETA
+from .router_keys import is_router_key, not_gone_by, says_what_is_done
 from .unread_positions import SHARE, says_nothing_new, unread_positions
 
 Table = dict[str, Any]
@@ -31,7 +32,8 @@ COUNTED = re.compile(
     r"|window|softcap|query_pre_attn|qk_(layer_?)?norm|clip_qkv|attn_(scale|temperature)"
     r"|attention_(multiplier|bias|chunk|sink|scale)|qkv_bias|value_scale"
     # experts
-    r"|expert|(^|_)moe(_|$)|routed|router|topk|top_k(_|$)|n_group$|scoring|sparse_step"
+    r"|expert|(^|_)moe(_|$)|routed|router|^route_|topk|top_k(_|$)|n_group$|scor(e_func|ing)"
+    r"|sparse_step|indexer_types"
     # norms
     r"|norm_(type|eps|epsilon)$|norm.*_(eps|epsilon)$"
     # scalings
@@ -59,6 +61,7 @@ HARMLESS = frozenset(
         "moe_layer_interval",
         "moe_layer_start_index",
         "moe_norm_min",
+        "moe_router_enable_expert_bias",  # the tensors tell
         "moe_shared_expert_overlap",
         "no_rope_layer_interval",
         "output_router_logits",
@@ -71,6 +74,7 @@ HARMLESS = frozenset(
         "router_jitter_noise",
         "router_z_loss_coef",
         "scale_attention_softmax_in_fp32",
+        "shared_expert_intermediate_size",  # the tensors tell
         "sliding_window",  # known_differences.py
         "sliding_window_pattern",
         "top_k",  # of sampling
@@ -84,34 +88,16 @@ DOES: dict[str, dict[str, Any]] = {
     "attention_bias": {"gpt_neox": True, "gpt_oss": True, "phimoe": True},
     "decoder_sparse_step": {"*": 1},
     "final_logit_softcapping": {"nanochat": 15.0},
-    "norm_topk_prob": {"deepseek_v2": False, "qwen2_moe": False},
     "partial_rotary_factor": SHARE,
     "position_embedding_type": {"*": "rope"},
     "qk_norm_type": {"minimax": "per_layer"},
     "qkv_bias": {"qwen2_moe": True},
     "rope_interleave": {"*": True},
-    "scoring_func": {"deepseek_v2": "softmax"},
     "swiglu_alpha": {"gpt_oss": 1.702},
     "swiglu_limit": {"gpt_oss": 7.0},
 }
-# Keys that a class reads without going by them, and what it does whatever they say.
-FIXED = {
-    "scoring_func": dict.fromkeys(
-        (
-            "deepseek_v3",
-            "deepseek_v32",
-            "dots1",
-            "exaone_moe",
-            "glm4_moe",
-            "glm4_moe_lite",
-            "mimo_v2_flash",
-            "minimax",
-        ),
-        "sigmoid",
-    )
-}
-# Keys that are refused only of the classes above: others that don't read them have another router.
-OF_SOME = ("norm_topk_prob", "scoring_func", "topk_method", "shared_expert_intermediate_size")
+# Classes without linear attention, of a type that models with it have too (MiniMax-Text-01).
+FULL_ALONE = {"minimax"}
 # Epsilons that differ by what no logit shows.
 NEAR = {"nanochat": {"rms_norm_eps"}, "mamba": {"layer_norm_epsilon"}}
 
@@ -167,18 +153,21 @@ def unread_keys(config: Table) -> list[Unread]:
         and not _says_nothing(key, value, table, reader)
     ]
     unread += [Unread(key, value, reader.name) for key, value in unread_positions(table, reader)]
-    for key, does in FIXED.items():
-        if table.get(key) is not None and table[key] != does.get(reader.name, table[key]):
-            unread.append(Unread(key, table[key], reader.name))
+    unread += [Unread(key, value, reader.name) for key, value in not_gone_by(table, reader)]
     return unread + _layer_types(table, reader) + _layers_apart(table, reader)
 
 
 def _says_nothing(key: str, value: Any, table: Table, reader: ModelClass) -> bool:
     """Whether a value is what the class does, or said by a key that it reads."""
+    same = {name for names in ALIASES if key in names for name in names if name in reader.keys}
+    if any(name in table or reader.defaults[name] == value for name in same):
+        return True
+    if is_router_key(key):
+        return says_what_is_done(key, value, reader)
     does = DOES.get(key, {})
     if reader.name in does or "*" in does:
         return bool(value is None or value == does.get(reader.name, does.get("*")))
-    if key in OF_SOME or key in NEAR.get(reader.name, ()):
+    if key in NEAR.get(reader.name, ()):
         return True
     if value in (None, False, "", [], {}, 0):
         return True
@@ -186,17 +175,19 @@ def _says_nothing(key: str, value: Any, table: Table, reader: ModelClass) -> boo
         return True  # one group, a factor of one
     if key == "no_rope_layers":
         return bool(value == [int((i + 1) % 4 != 0) for i in range(len(value))])
+    if key == "indexer_types":
+        return set(value) == {"full"}  # none shares what an earlier one chose
     if key == "query_pre_attn_scalar":
         return bool(value == table.get("head_dim"))
-    if key in (*THETA, *FACTOR, *LOCAL_THETA):
-        return says_nothing_new(key, value, table, reader)
-    same = {name for names in ALIASES if key in names for name in names if name in reader.keys}
-    return any(name in table or reader.defaults[name] == value for name in same)
+    in_positions = key in (*THETA, *FACTOR, *LOCAL_THETA)
+    return in_positions and says_nothing_new(key, value, table, reader)
 
 
 def _layer_types(table: Table, reader: ModelClass) -> list[Unread]:
     """Types of layers that no period expresses, for a class that reads only a period."""
     types = table.get("layer_types")
+    if isinstance(types, list) and "linear_attention" in types and reader.name in FULL_ALONE:
+        return [Unread("layer_types", types, reader.name)]
     periods = {"sliding_window_pattern", "full_attention_interval"} & reader.keys
     if not isinstance(types, list) or "layer_types" in reader.keys or not periods:
         return []
