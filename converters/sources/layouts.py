@@ -42,7 +42,7 @@ from . import (
     torchao,
 )
 from .packed import REALS, Group, Packed, Stated, Unread, group_tensors
-from .restore import Stacks, drop_unused, restore, unpack
+from .restore import Stacks, restore, unpack
 from .sanitize import wrap_sanitize
 
 Headers = Mapping[str, Mapping[str, TensorInfo]]  # tensors by file and name
@@ -228,6 +228,11 @@ def check_tensors(config: dict[str, Any], folder: Path, headers: Headers) -> Non
     Raises:
         MintError: naming the weight, and what to give instead.
     """
+    if config.get("model_type") == "bitnet" and not is_native(config, headers):
+        raise MintError(
+            f"mlx-lm's class for BitNet reads packed ternary weights only, and {folder.name} has "
+            "none: give the packed release of this model"
+        )
     find_packed(config, folder, headers)
 
 
@@ -280,7 +285,7 @@ def reader(
     def prepare(
         model: Any, weights: dict[str, Any], stock: Callable[[dict[str, Any]], dict[str, Any]]
     ) -> dict[str, Any]:
-        weights, codes = unpack(drop_unused(model, weights), packed, dtype)
+        weights, codes = unpack(weights, packed, dtype)
         if config.get("model_type") == "gpt_oss":
             weights = gpt_oss.split_experts(weights)
         weights = stock(weights)

@@ -20,16 +20,20 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from ...base.hf_config import text_config
+from .family_names import family_name
+
 Weights = dict[str, mx.array]
 Shape = tuple[int, ...]
 
 # The type of a class that reads fused experts itself, and whether it takes (experts, inputs,
-# outputs); of gpt-oss and Muse, which have layouts of their own, nothing is renamed.
+# outputs), None where only under another name; of gpt-oss and Muse, which have layouts of their
+# own, nothing is renamed.
 FUSED_ITSELF = {
     "gemma4": False,
     "gemma4_text": False,
     "llama4": True,
-    "minimax_m3_vl": False,
+    "minimax_m3_vl": None,
     "mistral4": False,
     "qwen3_5_moe": False,
     "qwen3_vl_moe": True,
@@ -43,6 +47,7 @@ SINGLE_EXPERTS = ("qwen3_next",)
 _BLOCKS = ("mlp", "block_sparse_moe", "feed_forward")
 _FUSED = {f"{block}.experts.gate_up_proj{end}" for block in _BLOCKS for end in ("", ".weight")}
 _NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_SHARED = ("self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.k_norm.weight")
 # What a router is called in memory, and in releases.
 _ROUTERS = (
     ("router.", "gate."),
@@ -60,11 +65,15 @@ class _Model:
 
     Attributes:
         model_type: of its config.
+        zero_experts: how many experts without weights follow after the others.
+        first_shared: the number of the first layer that takes its keys and values from another.
         names: of all parameters.
         blocks: by block number the shapes of its parameters, by what follows the number in a name.
     """
 
     model_type: str
+    zero_experts: int
+    first_shared: int
     names: frozenset[str]
     blocks: Mapping[int, Mapping[str, Shape]]
 
@@ -105,10 +114,19 @@ def rename(model: Any, config: Mapping[str, Any], weights: Weights) -> Weights:
         place = _place(name)
         if place:
             blocks[place.layer][place.rest] = array.shape
-    target = _Model(model_type, frozenset(names), blocks)
-    for step in (_prefixed, _split_experts, _stacked_experts, _other_blocks):
+    table = text_config(dict(config))
+    zero_experts = table.get("zero_expert_num") or 0
+    first_shared = len(blocks) - (table.get("num_kv_shared_layers") or 0)
+    target = _Model(model_type, zero_experts, first_shared, frozenset(names), blocks)
+    for step in STEPS:
         weights = step(target, weights)
     return weights
+
+
+def _by_family(model: _Model, weights: Weights) -> Weights:
+    """The tensors whose names only transformers' class of the family has."""
+    known = model.names & weights.keys()
+    return {family_name(model.model_type, name, known): array for name, array in weights.items()}
 
 
 def _prefixed(model: _Model, weights: Weights) -> Weights:
@@ -124,6 +142,48 @@ def _prefixed(model: _Model, weights: Weights) -> Weights:
         return named if known else name
 
     return {full_name(name): array for name, array in weights.items()}
+
+
+def _without_zero_experts(model: _Model, weights: Weights) -> Weights:
+    """The tensors without those of LongCat's experts that return what they read.
+
+    transformers stores `gate_up_proj` of them, which nothing reads.
+    """
+    if not model.zero_experts:
+        return weights
+    result = {}
+    for name, array in weights.items():
+        place = _place(name)
+        targets = _expert_targets(model, place.layer) if place else None
+        if place and targets:
+            count = targets["gate_proj"][1][0]
+            number = place.rest.removeprefix("mlp.experts.").partition(".")[0]
+            if number.isdecimal() and count <= int(number) < count + model.zero_experts:
+                continue
+            if place.rest in _FUSED and array.shape[0] == count + model.zero_experts:
+                array = array[:count]
+        result[name] = array
+    return result
+
+
+def _with_shared_keys(model: _Model, weights: Weights) -> Weights:
+    """The tensors with zeros for projections of Gemma-3n's last layers that nothing reads.
+
+    These layers take the keys and values of earlier ones; transformers 5 leaves the projections
+    out, and mlx-lm's class can't do without.
+    """
+    if model.model_type != "gemma3n":
+        return weights
+    result = dict(weights)
+    for name in model.names - weights.keys():
+        place = _place(name)
+        if place is None or place.rest not in _SHARED:
+            continue
+        sibling = weights.get(f"{place.start}self_attn.q_proj.weight")
+        if sibling is not None and place.layer >= model.first_shared:
+            shape = model.blocks[place.layer][place.rest]
+            result[name] = mx.zeros(shape, dtype=sibling.dtype)
+    return result
 
 
 def _split_experts(model: _Model, weights: Weights) -> Weights:
@@ -214,6 +274,33 @@ def _stacked_experts(model: _Model, weights: Weights) -> Weights:
     return result
 
 
+def _split_pairs(model: _Model, weights: Weights) -> Weights:
+    """The tensors with the fused gate and up projections of MLPs split, where the model's are."""
+    result: Weights = {}
+    for name, array in weights.items():
+        place = _place(name)
+        shapes = model.blocks.get(place.layer, {}) if place else {}
+        halves = _halves(place.rest, array.shape, shapes) if place else None
+        if place is None or halves is None or place.rest in shapes:
+            result[name] = array
+            continue
+        for leaf, half in zip(halves, mx.split(array, 2), strict=True):
+            result[place.start + leaf] = half
+    return result
+
+
+def _halves(rest: str, shape: Shape, shapes: Mapping[str, Shape]) -> list[str] | None:
+    """What the two halves of a fused gate and up projection are called in a block, or None."""
+    before, separator, after = rest.rpartition("gate_up_proj.weight")
+    if not separator or after or len(shape) != 2:
+        return None
+    for other in (before, *(name.removesuffix("x") for name in _alternatives(f"{before}x"))):
+        leaves = [f"{other}gate_proj.weight", f"{other}up_proj.weight"]
+        if all(shapes.get(leaf) == (shape[0] // 2, shape[1]) for leaf in leaves):
+            return leaves
+    return None
+
+
 def _other_blocks(model: _Model, weights: Weights) -> Weights:
     """The tensors of routers and of MLPs, whose block is called otherwise in the model."""
     result: Weights = {}
@@ -243,3 +330,15 @@ def _alternatives(rest: str) -> Iterator[str]:
     ]
     names = (f"{name}.{other}" for name in _BLOCKS for other in dict.fromkeys(leaves))
     yield from (name for name in names if name != rest)
+
+
+STEPS = (
+    _by_family,
+    _prefixed,
+    _without_zero_experts,
+    _with_shared_keys,
+    _split_experts,
+    _split_pairs,
+    _stacked_experts,
+    _other_blocks,
+)

@@ -25,6 +25,7 @@ from .model_classes import REQUIRED, ModelClass, is_known, model_class, text_cla
 from .rope_keys import rope_keys
 
 Table = dict[str, Any]
+BAILING_DELTA = "BailingMoeV3ForCausalLM"
 TAGGED = "__float__"  # how transformers writes numbers that JSON has no words for
 
 # The exceptions that values of unexpected types lead to.
@@ -43,9 +44,15 @@ ALIASES = (
     ),
     ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts"),
     ("n_group", "num_expert_group"),
-    ("norm_topk_prob", "moe_renormalize", "norm_expert_weight"),
+    ("norm_topk_prob", "moe_renormalize", "norm_expert_weight", "route_norm"),
     ("routed_scaling_factor", "moe_router_scaling_factor"),
-    ("scoring_func", "score_function", "score_func"),
+    (
+        "scoring_func",
+        "score_function",
+        "score_func",
+        "moe_router_activation_func",
+        "moe_router_score_func",
+    ),
     ("rms_norm_eps", "layernorm_epsilon", "layer_norm_epsilon", "layer_norm_eps", "norm_eps"),
     ("num_hidden_layers", "num_layers", "n_layers", "n_layer"),
 )
@@ -126,7 +133,7 @@ def _short(value: Any) -> str:
 
 def _adapted(config: Table) -> Table:
     """`adapt` without its checks of types; the config is the caller's copy."""
-    config = _wrapped(config)
+    config = _by_architecture(_wrapped(config))
     outer, text = model_class(config), text_class(config)
     if outer is None or text is None:
         return config
@@ -206,6 +213,19 @@ def _wrapped(config: Table) -> Table:
     outside = {key: config[key] for key in OUTSIDE if key in config}
     text = {key: value for key, value in config.items() if key not in NOT_INSIDE}
     return outside | {"model_type": whole_type, "text_config": text}
+
+
+def _by_architecture(config: Table) -> Table:
+    """Bailing's config with the architecture by which mlx-lm finds the class with delta attention.
+
+    transformers calls all of its models alike; the class that mlx-lm has by that type has
+    lightning attention.
+    """
+    names = config.get("architectures") or []
+    delta = "kda_lower_bound" in config and "group_norm_size" not in config
+    if config.get("model_type") != "bailing_hybrid" or not delta or BAILING_DELTA in names:
+        return config
+    return config | {"architectures": [*names, BAILING_DELTA]}
 
 
 def _has_experts(config: Table) -> bool:

@@ -121,6 +121,14 @@ def _kimi_linear(table: Table) -> Table:
     }
 
 
+def _bailing_delta(table: Table) -> Table:
+    """The width of shared experts, where transformers wrote the config (by a key of its own)."""
+    key = "moe_shared_expert_intermediate_size"
+    if "linear_num_heads" not in table or key in table:
+        return {}
+    return {key: table["moe_intermediate_size"]}
+
+
 def _mamba2(table: Table) -> Table:
     """The width inside a block."""
     if "intermediate_size" in table or not {"expand", "hidden_size"} <= table.keys():
@@ -161,6 +169,7 @@ def _dbrx(table: Table) -> Table:
 
 
 FAMILY_RULES: dict[str, Callable[[Table], Table]] = {
+    "bailing_moe_v3": _bailing_delta,
     "dbrx": _dbrx,
     "deepseek_v2": _scaling_by_one,
     "exaone4": _exaone4,

@@ -49,6 +49,7 @@ def known_differences(config: Table) -> list[str]:
 def _differences(table: Table, reader: ModelClass) -> list[str]:
     """The sentences for a text model's table."""
     sentences = [*_positions(table, reader), *_experts(table, reader), *_windows(table, reader)]
+    sentences += _logits(table, reader)
     if reader.name == "mimo_v2_flash":
         sentences.append("mlx-lm's sliding windows of MiMo are one token shorter")
     shortest = table.get("time_step_min")
@@ -134,6 +135,20 @@ def _experts(table: Table, reader: ModelClass) -> list[str]:
             "them as they are: its expert layers count for more"
         ]
     return []
+
+
+def _logits(table: Table, reader: ModelClass) -> list[str]:
+    """A factor of the logits that the class leaves out where the head is the embedding."""
+    if reader.name not in ("minicpm", "minicpm3") or not table.get("tie_word_embeddings"):
+        return []
+    factor = table["hidden_size"] / table["dim_model_base"]
+    if factor == 1:
+        return []
+    return [
+        f"mlx-lm does not divide MiniCPM's logits by {factor:g} where its head is the embedding: "
+        f"the best token is the same, but sampling is as at a temperature {factor:g} times lower, "
+        "and a perplexity says nothing"
+    ]
 
 
 def _windows(table: Table, reader: ModelClass) -> list[str]:

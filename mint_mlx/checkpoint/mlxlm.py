@@ -25,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ from mlx.utils import tree_flatten
 from ..base.errors import NO_METAL, ON_GPU_ONLY, MintError
 from ..base.hf_config import text_config
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
-from ..converters.sources.restore import graph_of
+from ..converters.sources.restore import drop_unused, graph_of
 from ..converters.sources.sanitize import wrap_sanitize
 from .config_keys import adapt
 from .model_classes import text_class
@@ -171,12 +171,13 @@ def _prepared(model_class: type, config: dict[str, Any]) -> type:
     """A model class whose `sanitize` gets the tensors as mlx-lm expects them."""
     from ..converters.sources.tensor_names import rename
 
-    return wrap_sanitize(
-        model_class,
-        lambda model, weights, stock: stock(
-            rename(model, config, drop_copy(model, config, weights))
-        ),
-    )
+    def prepare(
+        model: Any, weights: dict[str, Any], stock: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> dict[str, Any]:
+        renamed = rename(model, config, drop_copy(model, config, weights))
+        return stock(drop_unused(model, renamed))
+
+    return wrap_sanitize(model_class, prepare)
 
 
 @contextlib.contextmanager

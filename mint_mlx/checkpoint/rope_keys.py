@@ -14,6 +14,17 @@ THETA = ("rope_theta", "rotary_emb_base")
 FACTOR = ("partial_rotary_factor", "rotary_pct")
 LOCAL_THETA = ("rope_local_base_freq", "swa_rope_theta", "rope_local_theta")
 FULL, SLIDING = "full_attention", "sliding_attention"
+# The share of a head that transformers rotates where a config of the family says nothing.
+DEFAULT_SHARE = {
+    "glm": 0.5,
+    "glm4": 0.5,
+    "glm4_moe": 0.5,
+    "mimo_v2_flash": 0.334,
+    "nemotron": 0.5,
+    "phi": 0.5,
+    "qwen3_next": 0.25,
+    "stablelm": 0.25,
+}
 # Classes that read `rope_parameters`, but no scaling from it.
 SCALING_APART = {"exaone_moe"}
 
@@ -72,9 +83,11 @@ def _stated(table: Table) -> Table:
 def _partial(table: Table, full: Table, reader: ModelClass) -> Table:
     """The share of a head that is rotated."""
     factor = full.get("partial_rotary_factor", table.get("partial_rotary_factor"))
+    if factor is None:
+        factor = DEFAULT_SHARE.get(reader.name)
     for name in FACTOR:
         if name in reader.keys:
-            # transformers rotates all of a head where it says nothing.
+            # Where nothing is said, transformers rotates all of a head.
             said = factor is not None or reader.defaults[name] != 1.0
             return {name: 1.0 if factor is None else factor} if said else {}
     if "rotary_dim" in reader.required and "rotary_dim" not in table:

@@ -22,6 +22,7 @@ from ..base.errors import MintError
 from ..base.hf_config import edit_text_config, text_config
 from ..base.safetensors_header import TensorInfo, read_header
 from .arrays import FLOATS
+from .model_classes import text_class
 from .roles import TOWER
 
 HEAD = re.compile(r"(.+\.)?lm_head\.weight")
@@ -60,7 +61,8 @@ def with_own_head(
     Raises:
         MintError: they differ, and mlx-lm's class can't have a head of its own.
     """
-    if _says(config) is False or "quantization" in config:
+    untied = _says(config) is False
+    if "quantization" in config or (untied and _builds_heads(config)):
         return config
     head = _find(HEAD, folder, headers)
     embedding = _find(EMBEDDING, folder, headers)
@@ -69,14 +71,14 @@ def with_own_head(
     if _equal(head, embedding):
         return config
 
-    untied = edit_text_config(_untied(config), _untied)
-    if not _has_head(untied, bare_model):
+    config_untied = edit_text_config(_untied(config), _untied)
+    if not _has_head(config_untied, bare_model):
         raise MintError(
             f"{folder.name} holds an lm_head.weight that differs from its embedding, but "
             f"mlx-lm's class for {config.get('model_type')!r} has no head of its own: give a "
             "checkpoint whose head is tied to its embedding"
         )
-    return untied
+    return config_untied
 
 
 def drop_copy(
@@ -86,7 +88,7 @@ def drop_copy(
 
     `config` must be that of `with_own_head`.
     """
-    if _says(config) is False or "quantization" in config or _holds_head(model):
+    if "quantization" in config or _holds_head(model):
         return weights
     return {name: array for name, array in weights.items() if not HEAD.fullmatch(name)}
 
@@ -99,6 +101,12 @@ def _says(config: dict[str, Any]) -> Any:
     """Whether a config ties both; None where it doesn't say it."""
     text = text_config(config)
     return text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+
+
+def _builds_heads(config: dict[str, Any]) -> bool:
+    """Whether the class of a config's text model knows heads at all."""
+    reader = text_class(config)
+    return reader is None or "lm_head" in reader.code
 
 
 def _has_head(config: dict[str, Any], bare_model: Build) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .model_classes import ModelClass
-from .rope_keys import FACTOR, LOCAL_THETA, THETA, by_layer, is_scaled, rope_type
+from .rope_keys import DEFAULT_SHARE, FACTOR, LOCAL_THETA, THETA, by_layer, is_scaled, rope_type
 
 Table = dict[str, Any]
 DEFAULT_THETA = 10000.0
@@ -72,7 +72,9 @@ def says_nothing_new(key: str, value: Any, table: Table, reader: ModelClass) -> 
         return True
     if key in FACTOR and reader.name in WHOLE:
         return True
-    names = next(names for names in (THETA, FACTOR, LOCAL_THETA) if key in names)
+    # Windows may have the theta of all other layers.
+    alike: tuple[tuple[str, ...], ...] = (THETA, FACTOR, (*LOCAL_THETA, *THETA))
+    names = next(names for names in alike if key in names)
     read = [table[name] for name in names if name in reader.keys and name in table]
     return value in read or (key in THETA and value == DEFAULT_THETA)
 
@@ -102,7 +104,7 @@ def _brought(table: Table, parameters: Table, reader: ModelClass) -> Iterator[tu
     if local is not None and local is not full and is_scaled(local):
         yield "rope_parameters.sliding_attention.rope_type", rope_type(local)
 
-    share = full.get("partial_rotary_factor")
+    share = full.get("partial_rotary_factor", DEFAULT_SHARE.get(reader.name))
     if not reader.keys & {*FACTOR, "rotary_dim"} and share not in (None, SHARE.get(reader.name, 1)):
         yield "rope_parameters.partial_rotary_factor", share
     if is_scaled(full):

@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.mla import MultiLinear
 from mlx_lm.models.switch_layers import SwitchLinear
 
@@ -134,7 +136,8 @@ def make_dense(runner: Runner, paths: Collection[str]) -> dict[str, nn.Module]:
 def trunk_output(runner: Runner, tokens: mx.array) -> mx.array:
     """The trunk's output (windows, tokens, hidden)."""
     try:
-        args, kwargs = patching.arguments_of(runner.trunk, lambda: runner.model(tokens))
+        caches = _shared_caches(runner.model)
+        args, kwargs = patching.arguments_of(runner.trunk, lambda: runner.model(tokens, **caches))
     except patching.NotCalled:
         raise ValueError("the model never calls the module that holds its blocks") from None
     return runner.trunk(*args, **kwargs)
@@ -157,6 +160,17 @@ def logits_of(runner: Runner, tokens: mx.array, top: mx.array) -> mx.array:
     """
     with patching.returning([runner.trunk], top.astype(mx.float32)):
         return runner.model(tokens).astype(mx.float32)
+
+
+def _shared_caches(model: nn.Module) -> dict[str, list[Any]]:
+    """The argument without which a model's last layers don't find the keys of earlier ones.
+
+    Gemma-3n's class looks for them in the prompt cache alone; where it has none, these layers use
+    projections that were never trained.
+    """
+    if not any(getattr(m, "is_kv_shared_layer", False) for _, m in model.named_modules()):
+        return {}
+    return {"cache": make_prompt_cache(model)}
 
 
 def _bytes_needed(model: nn.Module) -> int:
