@@ -74,6 +74,8 @@ BESIDE = {
     "quant_config.json": {"quant_method": "awq"},
     "quantization_config.json": {},
 }
+# What mlx-lm wants at the top of a quantization table, whatever its entries are.
+DEFAULTS = {"group_size": 64, "bits": 4, "mode": "affine"}
 # NumPy's types of the small tensors whose numbers decide how a weight is read.
 _NUMBERS = {"I64": "<i8", "I32": "<i4", "U8": "u1", "I8": "i1", "BOOL": "u1"}
 
@@ -294,7 +296,7 @@ def reader(
         if not as_read.keep_nvfp4:
             table.update(dict.fromkeys(nvfp4.with_global_scale(weights, dtype), False))
         if table:
-            config["quantization"] = table
+            config["quantization"] = DEFAULTS | table
         return weights
 
     return wrap_sanitize(model_class, prepare)
@@ -313,7 +315,7 @@ def _quantization(config: dict[str, Any], folder: Path, headers: Headers) -> dic
         }
     if read_layout(config, folder) is None or is_native(config, headers):
         return {}
-    return {"group_size": 64, "bits": 4, "mode": "affine"}
+    return dict(DEFAULTS)
 
 
 def _without_null(entry: dict[str, Any]) -> dict[str, Any]:
