@@ -126,7 +126,7 @@ def test_deepseek_v41_keeps_its_codes(tmp_path: Path) -> None:
     layers = {layer.path: layer for layer in prepare(str(folder)).inventory.layers}
     result = convert(str(folder), "16bpw", tmp_path / "out", effort="fast", smoke=False)
     load_model(tmp_path / "out")
-    for name, values in expected.items():
+    for name in expected:
         path = name.removesuffix(".weight")
         stored = mx_mode("mxfp4" if "switch_mlp" in path else "mxfp8")
         assert layers[path].stored == stored
@@ -190,7 +190,7 @@ def test_muse_spark_is_dequantized_unless_it_shall_stay(tmp_path: Path, keep: bo
     options = {"out": tmp_path / "out", "smoke": False, "keep_nvfp4": keep}
     result = convert(str(folder), uniform="keep", **options)
     load_model(tmp_path / "out")
-    for name, values in expected.items():
+    for name in expected:
         path = name.removesuffix(".weight")
         assert (result.plan.choice[path] == NVFP4_GLOBAL) is keep
     for read in (weights_of(folder, expected), weights_of(tmp_path / "out", expected)):
