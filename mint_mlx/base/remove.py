@@ -83,6 +83,19 @@ def _is_known_file(path: Path, kind: Kind, names: Collection[str]) -> bool:
     return path.name == DESKTOP or path.name in names or matches(path.name, kind.files)
 
 
+def known_files(folder: Path, kind: Kind) -> list[str]:
+    """The files of a folder that this program wrote, as paths within it, in order."""
+    names = kind.named(folder)
+    files = []
+    for path in sorted(folder.iterdir()):
+        inner = _inner(kind, path)
+        if inner is not None:
+            files += [f"{path.name}/{name}" for name in known_files(path, inner)]
+        elif path.name != DESKTOP and _is_known_file(path, kind, names):
+            files.append(path.name)
+    return files
+
+
 def check_removable(folder: Path, kind: Kind, instead: str = "") -> None:
     """Refuse a folder that holds anything that this program did not write.
 

@@ -14,8 +14,17 @@ from typing import Any
 
 TEMPLATES = "additional_chat_templates"  # the one subfolder, of *.jinja files
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY.md")
-TOKENIZER = (
+VOCABULARIES = (  # any of them makes a tokenizer, for transformers
     "tokenizer.json",
+    "tokenizer.model",
+    "tiktoken.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "*.tiktoken",
+)
+TOKENIZER = (
+    *VOCABULARIES,
     "tokenizer.jsonl",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -26,7 +35,6 @@ TOKENIZER = (
     "tekken.json",
     "*.model",
     "tokenizer.model.*",
-    "*.tiktoken",
     "chat_template.jinja",
     "chat_template.json",
 )

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: names of models, headers without weights, downloads, uploads.
+"""The Hugging Face Hub: names of models, headers without weights, downloads.
 
 `fetch_skeleton` needs a few kilobytes per shard, so that a plan, a dry run or a refusal costs no
 download.
@@ -28,9 +28,6 @@ from .tokenizer import has_tokenizer
 
 SMALL_FILES = ["*.json", "*.py", *SIDE_FILES, f"{TEMPLATES}/*.jinja", "README.md", PLAN_FILE]
 WEIGHTS = ["model*.safetensors"]
-# An upload deletes these files of an earlier one unless it replaces them: mlx-lm would load shards
-# of another size as well.
-REPLACED = (*WEIGHTS, INDEX, "mint-*")
 DOWNLOAD = "download"  # the folder in a skeleton that shards are downloaded into
 _TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -300,46 +297,3 @@ def blob_hash(path: Path) -> str:
     """The SHA-256 that the Hub's cache has for a file, '' outside of the cache."""
     name = os.path.basename(os.readlink(path)) if path.is_symlink() else ""  # it links to a blob
     return name if _SHA256.fullmatch(name) else ""
-
-
-def check_upload(repo: str, private: bool) -> None:
-    """Refuse an upload that would fail, before the work is done.
-
-    Raises:
-        MintError: nobody is logged in, or the repository is public where a private one is wanted,
-            or the other way round. (Errors of huggingface_hub pass through.)
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
-
-    api = HfApi()
-    try:
-        api.whoami()
-    except LocalTokenNotFoundError:
-        raise MintError("--upload-repo needs a login: run `hf auth login` first") from None
-    try:
-        existing = api.repo_info(repo)
-    except RepositoryNotFoundError:
-        return
-    if private and not existing.private:
-        raise MintError(f"{repo} exists and is public: give --public, or choose another name")
-    if existing.private and not private:
-        raise MintError(
-            f"{repo} exists and is private: leave --public out, or make it public on its page first"
-        )
-
-
-def upload(folder: Path, repo: str, private: bool) -> str:
-    """Upload a written checkpoint and return the URL of its page.
-
-    Data that arrived before an interruption is not sent again. Files of an earlier upload that are
-    not replaced are deleted (REPLACED).
-    """
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    url = api.create_repo(repo, private=private, exist_ok=True)
-    api.upload_folder(
-        repo_id=repo, repo_type="model", folder_path=folder, delete_patterns=[*REPLACED]
-    )
-    return str(url)

@@ -7,21 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import MintError
+from ..base.side_files import VOCABULARIES, matches
 
 PROMPT = "The history of the city"  # for models without a chat template
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether the folder holds a tokenizer in any of the forms that transformers reads."""
-    names = (
-        "tokenizer.json",
-        "tokenizer.model",
-        "tiktoken.model",
-        "vocab.json",
-        "vocab.txt",
-        "spiece.model",
-    )
-    return any((folder / name).is_file() for name in names) or any(folder.glob("*.tiktoken"))
+    return any(matches(path.name, VOCABULARIES) and path.is_file() for path in folder.iterdir())
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..base.distributed import ranks
-from ..base.errors import UsageError
 from ..converters.quantizers.registry import QUANTIZERS
 from .options import (
     BudgetOpt,
@@ -132,6 +131,10 @@ def convert(
     public: Annotated[
         bool, typer.Option("--public", help="With --upload-repo: make the repository public.")
     ] = False,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", help="With --upload-repo: replace an earlier upload unasked."),
+    ] = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Convert a model to the size that you want, in MLX format: measure, allocate, write, verify.
@@ -139,14 +142,11 @@ def convert(
     Without a size it lists those that are possible (docs/guides/choose-a-size.md).
     """
     output = start(as_json, work_dir, long=True, shared=True)
-    from ..checkpoint import hub
     from ..jobs.request import Request, check_request
+    from .upload import check_words, prepare_upload, upload_result
 
     # Words are refused before MLX is imported, which takes seconds.
-    if public and not upload_repo:
-        raise UsageError("--public says how --upload-repo uploads: give that too")
-    if upload_repo and hub.parse_repo(upload_repo) is None:
-        raise UsageError(f"{upload_repo!r} is not a repository name: write org/name")
+    check_words(upload_repo, public, yes)
     request = Request(
         model,
         budget=budget,
@@ -187,7 +187,7 @@ def convert(
         _print_dry_run(order, output)
         return
     if upload_repo and ranks().first:
-        hub.check_upload(upload_repo, private=not public)
+        prepare_upload(upload_repo, order.job.source.name, public, yes, output)
     if order.job.inventory.parameters > LARGE:
         from ..jobs.dry_run import time_note
 
@@ -197,7 +197,8 @@ def convert(
     output.close()
     data = _print_result(result, budget, output)
     if upload_repo and ranks().first:
-        data["uploaded"] = _upload(result.path, upload_repo, public, output)
+        source = order.job.source.name
+        data["uploaded"] = upload_result(result.path, upload_repo, source, public, output)
     output.result(data)
     _print_next(result.path, kv_bits, output)
 
@@ -240,22 +241,6 @@ def _print_result(result: Result, budget: str | None, output: Output) -> dict[st
     if result.sentence:
         output.line(f"it writes: {result.sentence}")
     return summary(result)
-
-
-def _upload(folder: Path, repo: str, public: bool, output: Output) -> str:
-    """Upload a result; returns its address."""
-    from ..checkpoint import hub
-
-    output.stage("upload")
-    try:
-        address = hub.upload(folder, repo, private=not public)
-    except Exception:
-        output.note(
-            f"{folder} is complete; upload it with: hf upload {repo} {shlex.quote(str(folder))}"
-        )
-        raise
-    output.line(f"uploaded to {address}")
-    return address
 
 
 def _print_next(folder: Path, kv_bits: int | None, output: Output) -> None:

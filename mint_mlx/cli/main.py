@@ -14,6 +14,7 @@ from typing import Any
 from ..base.checksum import DamagedFile
 from ..base.distributed import launched
 from ..base.errors import UsageError, explain
+from ..base.printable import printable
 from .allocate import allocate
 from .cache import cache_app
 from .compare import compare
@@ -81,7 +82,7 @@ def main() -> None:
 def _note(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Show a warning of ours as a note; those of other packages are for developers."""
     if issubclass(category, DamagedFile):
-        print(f"note: {message}", file=sys.stderr)
+        print(f"note: {printable(str(message))}", file=sys.stderr)
 
 
 def _report(error: Exception) -> None:
@@ -104,7 +105,7 @@ def _report(error: Exception) -> None:
 
 def _fail(sentence: str, code: int) -> None:
     sys.stdout.flush()
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(sentence.split()))}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -180,7 +180,10 @@ def start(
     import tempfile
 
     from ..base.blas import use_fast_blas
+    from ..base.printable import guard_streams
     from .output import Output
+
+    guard_streams()
 
     # Large temporary files may need another disk.
     if work_dir is not None:

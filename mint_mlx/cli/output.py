@@ -23,6 +23,7 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
+from ..base.printable import printable, unguarded
 from ..base.units import duration
 
 EVERY = 60.0  # seconds between two lines of progress in a log
@@ -36,8 +37,9 @@ class Output:
         """Make one; `silent` for a process that works beside the one that prints."""
         self.as_json = as_json
         width = None if sys.stdout.isatty() else 160
-        self._out = Console(width=width, highlight=False, soft_wrap=True, emoji=False, quiet=silent)
-        self._err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, quiet=silent)
+        options: dict[str, Any] = {"highlight": False, "soft_wrap": True, "emoji": False}
+        self._out = Console(file=unguarded(sys.stdout), width=width, quiet=silent, **options)
+        self._err = Console(file=unguarded(sys.stderr), quiet=silent, **options)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
@@ -48,7 +50,7 @@ class Output:
     def line(self, text: str = "") -> None:
         """A line for people."""
         if not self.as_json:
-            self._out.print(text, markup=False)
+            self._out.print(printable(text), markup=False)
 
     def table(
         self, columns: Sequence[str], lines: Sequence[Sequence[Any]], title: str | None = None
@@ -59,6 +61,9 @@ class Output:
         sign."""
         if self.as_json:
             return
+        columns = [printable(column) for column in columns]
+        lines = [[printable(str(cell)) for cell in line] for line in lines]
+        title = printable(title) if title else None
         if _least_width(columns, lines) > self._out.width:
             self._write_out(columns, lines, title)
             return
@@ -66,7 +71,7 @@ class Output:
             title=escape(title) if title else None, title_justify="left", header_style="bold"
         )
         for i, column in enumerate(columns):
-            cells = [str(line[i]) for line in lines]
+            cells = [line[i] for line in lines]
             figures = i > 0 and all(map(_is_figure, cells))
             table.add_column(
                 column,
@@ -75,7 +80,7 @@ class Output:
                 overflow="fold",
             )
         for line in lines:
-            table.add_row(*[escape(str(cell)) for cell in line])
+            table.add_row(*[escape(cell) for cell in line])
         self._out.print(table, soft_wrap=False)
 
     def _write_out(
@@ -95,19 +100,19 @@ class Output:
     def result(self, data: dict[str, Any]) -> None:
         """The JSON object, where one was asked for."""
         if self.as_json and not self._out.quiet:
-            print(json.dumps(data))
+            print(json.dumps(data), file=self._out.file)
 
     def stage(self, name: str) -> None:
         """A new stage of work begins."""
         self.close()
-        self._stage = name
+        self._stage = printable(name)
         self._stage_start = time.monotonic()
         if self._err.is_terminal:
-            self._err.print(f"{name} ...", style="dim")
+            self._err.print(f"{self._stage} ...", style="dim", markup=False)
 
     def step(self, item: str, done: int, total: int) -> None:
         """Within a stage: what is worked on, and how far it is."""
-        self._item = item
+        item = self._item = printable(item)
         if self._err.quiet or not self._err.is_terminal:
             text = f"{item}, {done} of {total}"
             if done:
@@ -123,7 +128,14 @@ class Output:
                 table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
             )
             columns = (BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), text_column)
-            self._progress = Progress(*columns, console=self._err, transient=True, expand=True)
+            self._progress = Progress(
+                *columns,
+                console=self._err,
+                transient=True,
+                expand=True,
+                redirect_stdout=False,  # what others print goes through guard_streams
+                redirect_stderr=False,
+            )
             self._progress.start()
             self._task = self._progress.add_task(self._stage, total=total)
         assert self._task is not None
@@ -131,6 +143,7 @@ class Output:
 
     def detail(self, text: str) -> None:
         """Within a step that takes long: how far it is."""
+        text = printable(text)
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=escape(f"{text} ({self._item})"))
         else:
@@ -144,7 +157,7 @@ class Output:
 
     def note(self, text: str) -> None:
         """A remark or a warning, on stderr."""
-        self._err.print(f"note: {text}", markup=False)
+        self._err.print(f"note: {printable(text)}", markup=False)
 
     def close(self) -> None:
         """End the progress bar."""

@@ -32,5 +32,6 @@ def recipes(
     # The file itself is printed: its comments are the reasons.
     recipe = find_recipe(name, {})
     path = bundled().get(name) or Path(name).expanduser()
-    output.line(path.read_text(encoding="utf-8").rstrip())
+    for line in path.read_text(encoding="utf-8").rstrip().splitlines():
+        output.line(line)
     output.result(recipe.model_dump())

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..base.errors import MintError
+from ..base.one_line import listed
 from ..base.report import Report
 from ..base.safetensors_header import index_notes
+from ..base.side_files import VOCABULARIES, matches, side_files
 from ..checkpoint.known_differences import known_differences
 from ..checkpoint.layers import Inventory, list_layers
 from ..checkpoint.source import (
@@ -15,6 +18,7 @@ from ..checkpoint.source import (
     open_model,
     with_nvfp4_kept,
 )
+from ..checkpoint.tokenizer import has_tokenizer
 from ..checkpoint.towers import UnusedTensors, find_unused, remarks, with_towers
 from ..rules.recipes import Recipe, find_recipe
 
@@ -65,6 +69,26 @@ def prepare(
     if parts == "all":
         inventory = with_towers(inventory, unused.towers)
     return Job(source, inventory, chosen, parts, unused)
+
+
+def note_side_files(job: Job, report: Report) -> None:
+    """Say what of a source's folder is not copied into the result, and which code is.
+
+    Raises:
+        MintError: its tokenizer can't be copied, since its files are links to elsewhere.
+    """
+    beside = side_files(job.source.path)
+    copied = any(matches(name, VOCABULARIES) for name in beside.copied)
+    if has_tokenizer(job.source.path) and not copied:
+        raise MintError(
+            f"the tokenizer's files in {job.source.name} are links to files outside of it, which "
+            "are not copied: put the files themselves there"
+        )
+    code = [name for name in beside.copied if name.endswith(".py")]
+    if code:
+        report.note(f"Python code that configs name is copied and never run here: {listed(code)}")
+    if beside.others:
+        report.note(f"not copied from {job.source.name}: {listed(beside.others)}")
 
 
 def note_source(job: Job, report: Report) -> None:

@@ -33,7 +33,7 @@ from ..measure.sensitivity_file import check_sensitivity
 from ..rules.efforts import EFFORTS
 from ..rules.objectives import needs_sensitivity
 from ..runtime.memory import Fit, Needs, fit, machine_limit, needs
-from .model import Job, note_source, prepare
+from .model import Job, note_side_files, note_source, prepare
 from .request import CheckedRequest, Request
 
 
@@ -124,6 +124,7 @@ def place_order(checked: CheckedRequest, report: Report | None = None) -> Order:
     note_source(job, report)
     if request.keep_nvfp4:
         _note_nvfp4(job, report)
+    note_side_files(job, report)
     checked.target.check(job.source.path)
 
     # A size that no choice of layers has is refused before anything is measured.

@@ -24,25 +24,30 @@ _HEX = "[0-9a-f]"
 _FINGERPRINT = rf".*{_HEX}{{16}}-{_HEX}{{16}}"
 
 
-def _begins(path: Path, *texts: bytes) -> bool:
-    """Whether all texts stand in a file's first bytes."""
+def _begins(path: Path, pattern: bytes) -> bool:
+    """Whether a file's first bytes match a pattern."""
     with path.open("rb") as file:
-        head = file.read(1000)
-    return all(text in head for text in texts)
+        return re.match(pattern, file.read(1000), re.DOTALL) is not None
+
+
+_SEAL = rb'(\{"checksum": "[0-9a-f]{32}", |\{)'  # earlier versions wrote none
 
 
 # For each kind of file the names, and the proof by content.
 _FILES: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "profiles": (
         rf"{_FINGERPRINT}-{_HEX}{{8}}.*\.json",
-        lambda path: _begins(path, b'"mint_mlx_profile"'),
+        lambda path: _begins(path, _SEAL + b'"mint_mlx_profile"'),
     ),
     "sensitivities": (rf"{_FINGERPRINT}-\d+\.npz", is_sensitivity),
     "references": (
         rf".*-{_HEX}{{16}}-.*\.safetensors",
-        lambda path: _begins(path, b'"__metadata__"', b'"mint_mlx_reference"'),
+        lambda path: _begins(path, rb'.{8}\{"__metadata__":.*"mint_mlx_reference"'),
     ),
-    "replies": (rf"{_FINGERPRINT}-{_HEX}{{12}}\.json", lambda path: _begins(path, b"[[")),
+    "replies": (
+        rf"{_FINGERPRINT}-{_HEX}{{12}}\.json",
+        lambda path: _begins(path, rb"\[\[|" + _SEAL + rb'"replies": \[\['),
+    ),
 }
 
 
@@ -82,7 +87,7 @@ def remove(kind: str, path: Path) -> None:
 def _is_built(folder: Path) -> bool:
     """Whether `compare` made this folder: by its mark, its note, or the checkpoints inside."""
     mark = folder / MARK_FILE
-    if mark.is_file() and not mark.is_symlink() and _begins(mark, MARK.encode()):
+    if mark.is_file() and not mark.is_symlink() and _begins(mark, re.escape(MARK.encode())):
         return True
     note = folder / MADE
     if note.is_file() and not note.is_symlink() and _is_note(note):

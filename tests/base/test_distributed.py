@@ -57,10 +57,10 @@ def test_every_layer_is_some_ranks_and_none_has_much_more(sizes: dict[str, int],
 # Runs one command after another, and tells how each ended.
 SEVERAL = """
 import json, sys
-from mint_mlx.checkpoint import hub
+from mint_mlx.converters.output import publish
 from mint_mlx.cli.main import main
-hub.check_upload = lambda *args, **more: None
-hub.upload = lambda folder, repo, private: 'page-of-' + repo
+publish.check_upload = lambda *args, **more: []
+publish.upload = lambda folder, repo, private: 'page-of-' + repo
 for command in json.loads(sys.argv[1]):
     sys.argv[1:] = command
     try:

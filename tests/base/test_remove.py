@@ -274,7 +274,7 @@ CACHED = {
 }
 CONTENT = {
     "profiles": '{"mint_mlx_profile": 3}',
-    "references": '{"__metadata__": {"mint_mlx_reference": ""}}',
+    "references": '01234567{"__metadata__":{"mint_mlx_reference": ""}}',
     "replies": "[[1, 2]]",
 }
 

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from fnmatch import fnmatch
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from fake_hub import COMMIT, FakeHub
-
-from mint_mlx.base.errors import MintError
-from mint_mlx.checkpoint.hub import check_upload, upload
 
 
 def weights_sent(hub: FakeHub) -> int:
@@ -85,57 +78,6 @@ def test_a_refusal_of_the_hub_is_one_sentence(hub: FakeHub, fault: str, sentence
     assert done.returncode == 1, done.stderr
     assert sentence in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("private", "wanted"), [(True, False), (False, True), (True, True), (None, True)]
-)
-def test_a_repository_is_as_private_as_it_is_said_to_be(
-    private: bool | None, wanted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`private` is what the repository is; None where there is none yet."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    class Api:
-        def whoami(self) -> None: ...
-
-        def repo_info(self, repo: str) -> SimpleNamespace:
-            if private is None:
-                raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
-            return SimpleNamespace(private=private)
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    if private is (not wanted):
-        with pytest.raises(MintError, match="exists and is"):
-            check_upload("me/mine", private=wanted)
-    else:
-        check_upload("me/mine", private=wanted)
-
-
-def test_an_upload_leaves_no_shard_of_another_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: dict[str, Any] = {}
-
-    class Api:
-        def create_repo(self, repo: str, **more: Any) -> str:
-            return f"page-of-{repo}"
-
-        def upload_folder(self, **more: Any) -> None:
-            asked.update(more)
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    assert upload(tmp_path, "me/mine", private=True) == "page-of-me/mine"
-
-    # Files of an earlier upload are deleted there, others stay.
-    ours = [
-        "model-00004-of-00004.safetensors",
-        "model.safetensors.index.json",
-        "mint-refined.json",
-    ]
-    patterns = asked["delete_patterns"]
-    names = [*ours, "README.md", "own.txt"]
-    assert ours == [n for n in names if any(fnmatch(n, pattern) for pattern in patterns)]
 
 
 def test_offline_and_unreachable_are_one_sentence(hub: FakeHub) -> None:

@@ -35,6 +35,13 @@ def test_a_second_run_does_only_what_is_new(
     kl = by_method(first.rows)["uniform-g64"]["kl"]
     assert by_method(second.rows)["uniform-g64"]["kl"] == kl
 
+    # All of it is known as ours, and can be dropped.
+    assert cache.strangers() == []
+    assert {entry.kind for entry in cache.entries()} >= {"profiles", "references", "compare"}
+    cache.clear()
+    folders = (cache.cache_dir() / kind for kind in cache.KINDS)
+    assert not [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
+
 
 def test_what_was_interrupted_goes_on(
     make: Maker, settings: Settings, monkeypatch: pytest.MonkeyPatch

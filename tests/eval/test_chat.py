@@ -13,6 +13,7 @@ from mint_mlx.base.errors import MintError, UsageError
 from mint_mlx.eval import chat
 from mint_mlx.eval.evaluate import evaluate
 from mint_mlx.eval.settings import Settings
+from mint_mlx.measure import cache
 
 
 @pytest.mark.parametrize("fp8", [False, True])  # which mlx-lm doesn't load by itself
@@ -30,6 +31,8 @@ def test_chat_scores_the_sources_own_replies(
     assert figures["kl"] < figures["noise_floor"]
     assert figures["same_top1"] == 1
 
+    assert cache.strangers() == []
+    assert "replies" in {entry.kind for entry in cache.entries()}
     monkeypatch.setenv("MINT_MLX_CACHE", str(source.parent / "empty"))
     monkeypatch.setattr(chat, "fits", lambda folder: False)
     with pytest.raises(MintError, match="too large for"):
