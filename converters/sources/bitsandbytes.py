@@ -54,6 +54,7 @@ def _state(group: Group, stated: Stated) -> dict[str, Any]:
         raise Unread(
             "is of bitsandbytes, which states the shape of a weight inside the weights",
             "download the checkpoint, and give its folder",
+            needs_weights=True,
         )
     try:
         state = json.loads(raw.tobytes())

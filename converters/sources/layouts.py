@@ -24,7 +24,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...base.errors import MintError
+from ...base.errors import MintError, NeedsWeights
 from ...base.hf_config import stated_dtype, text_config
 from ...base.quant_config import MX_MODES, QuantConfig
 from ...base.safetensors_header import TensorInfo
@@ -158,7 +158,8 @@ def find_packed(
                 raise _unstated(group)
         except Unread as reason:
             instead = reason.instead or refused.what_instead(folder)
-            raise MintError(f"{group.stem} {reason}: {instead}") from None
+            kind = NeedsWeights if reason.needs_weights else MintError
+            raise kind(f"{group.stem} {reason}: {instead}") from None
         if weight is not None:
             packed.append(weight)
     return tuple(packed)

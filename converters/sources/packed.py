@@ -48,11 +48,15 @@ class Unread(Exception):
 
     Attributes:
         instead: what to do; None for giving the original.
+        needs_weights: whether it could be read if the weights were on this machine.
     """
 
-    def __init__(self, reason: str, instead: str | None = None) -> None:
+    def __init__(
+        self, reason: str, instead: str | None = None, needs_weights: bool = False
+    ) -> None:
         super().__init__(reason)
         self.instead = instead
+        self.needs_weights = needs_weights
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,10 @@ class MintError(Exception):
     """A refusal or a failure with a known cause. Its text is one sentence for the user."""
 
 
+class NeedsWeights(MintError):
+    """Headers alone don't tell what a checkpoint is: its weights are needed on this machine."""
+
+
 class UsageError(MintError):
     """The command line or an argument is malformed (exit code 2)."""
 

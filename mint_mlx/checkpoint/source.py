@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import MintError
+from ..base.errors import MintError, NeedsWeights
 from ..base.hf_config import config_tables
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
 from ..base.targets import check_name
@@ -97,7 +98,7 @@ def find_model(model: str) -> Path | hub.RepoId:
 
 
 def load_source(model: str, weights: bool = True) -> Source:
-    """Find a checkpoint; a Hub repository is downloaded only if `weights` is true.
+    """Find a checkpoint; a Hub repository is downloaded only if `weights` is true or needed.
 
     Raises:
         MintError: there is no such model, or what is there is incomplete or not a language model
@@ -113,9 +114,11 @@ def load_source(model: str, weights: bool = True) -> Source:
     # Headers alone are fetched only where the cache doesn't hold the whole model already.
     if not weights:
         snapshot = hub.cached(repo)
-        if snapshot is None:
+        if snapshot is not None:
+            return _from_folder(snapshot, repo.name, snapshot.name)
+        # Weights of bitsandbytes tell their shapes only themselves: they are downloaded after all.
+        with suppress(NeedsWeights):
             return _from_skeleton(repo)
-        return _from_folder(snapshot, repo.name, snapshot.name)
     snapshot, commit = hub.download(repo)
     return _from_folder(snapshot, repo.name, commit)
 

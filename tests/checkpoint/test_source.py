@@ -9,8 +9,9 @@ import mlx.core as mx
 import pytest
 from helpers import Cli, Maker, Notes, edit_config, edit_weights, llama
 
-from mint_mlx.base.errors import MintError
-from mint_mlx.checkpoint.source import load_source
+from mint_mlx.base.errors import MintError, NeedsWeights
+from mint_mlx.checkpoint import hub, source
+from mint_mlx.checkpoint.source import Source, load_source
 from mint_mlx.jobs.convert import convert
 from mint_mlx.jobs.measurements import first_token
 from mint_mlx.jobs.model import prepare
@@ -121,6 +122,21 @@ def test_a_snapshot_is_called_by_its_repository(make: Maker) -> None:
     for file in [f for f in cache.iterdir() if f.is_file()]:
         file.rename(snapshot / file.name)
     assert load_source(str(snapshot)).name == "org/some--name"
+
+
+def test_what_only_the_weights_tell_is_downloaded(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(llama(1))
+
+    def needs_weights(repo: hub.RepoId) -> Source:
+        raise NeedsWeights("bitsandbytes")
+
+    monkeypatch.setattr(source, "_from_skeleton", needs_weights)
+    monkeypatch.setattr(hub, "download", lambda repo: (folder, "c" * 40))
+    loaded = load_source("org/tiny", weights=False)
+    assert loaded.has_weights
+    assert (loaded.name, loaded.revision) == ("org/tiny", "c" * 40)
 
 
 @pytest.mark.parametrize("name", ["models/My--Model", "org/name.git", "./nowhere", "~nouser/x"])

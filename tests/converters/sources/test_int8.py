@@ -139,6 +139,7 @@ def test_damaged_states_are_refused() -> None:
     arrays, _ = four_bits(128, 256, 64, False)
     with pytest.raises(Unread, match="inside the weights") as elsewhere:
         matched(bitsandbytes, arrays, local=False)
+    assert elsewhere.value.needs_weights
     assert elsewhere.value.instead == "download the checkpoint, and give its folder"
     state = np.frombuffer(b"{}", np.uint8)
     with pytest.raises(Unread, match="damaged"):
