@@ -71,6 +71,12 @@ def saved_table() -> str:
     return str(module["saved_table"]())
 
 
+def known_table() -> str:
+    """How each class of mlx-lm was tried: as released, and saved by transformers 4 and 5."""
+    module = runpy.run_path(str(ROOT / "tests" / "fixtures" / "known_table.py"))
+    return str(module["table"]())
+
+
 def formats_table() -> str:
     """The quantized formats that were tried from files of the tools themselves."""
     made = runpy.run_path(str(ROOT / "tests" / "fixtures" / "formats_table.py"))
@@ -101,6 +107,7 @@ TABLES = {
     "all rows": results_table,
     "families": families_table,
     "saved by transformers 5": saved_table,
+    "known to be right": known_table,
     "formats": formats_table,
     "rooms": rooms_table,
     "rooms in short": partial(rooms_table, with_modules=False),

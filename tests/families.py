@@ -11,6 +11,9 @@ from typing import Any
 import mlx.core as mx
 from helpers import VOCAB, write_tokenizer
 from mlx.utils import tree_flatten
+from other_families import OTHERS, OTHERS_NESTED
+
+from mint_mlx.checkpoint.model_classes import model_class, text_class
 
 # What most families call alike; a family takes what its ModelArgs names.
 COMMON: dict[str, Any] = {
@@ -261,7 +264,6 @@ NESTED: dict[str, dict[str, Any]] = {
         "intermediate_size_mlp": 96,
         "use_qk_norm": True,
         "num_experts_per_tok": 1,
-        "norm_topk_prob": False,
     },
     "minimax_m3_vl": {"rotary_dim": 16, "moe_layer_freq": [0, 1, 1, 1]},
     "qwen3_5_moe": {
@@ -316,15 +318,18 @@ DBRX = {
 
 def config_of(family: str) -> dict[str, Any]:
     """The family's tiny config.json."""
-    if family in NESTED:
-        text = COMMON | NESTED[family] | {"model_type": f"{family}_text"}
-        for key in ("scoring_func", "topk_method"):  # of DeepSeek's router, which is not theirs
-            del text[key]
-        return {"model_type": family, "text_config": text}
+    if family in NESTED or family in OTHERS_NESTED:
+        text_type, more = OTHERS_NESTED.get(family) or (f"{family}_text", NESTED[family])
+        config = {"model_type": family, "text_config": {"model_type": text_type}}
+        outer, reader = model_class(config), text_class(config)
+        assert outer is not None and reader is not None, family
+        common = {key: value for key, value in COMMON.items() if key in reader.keys}
+        size = {"vocab_size": VOCAB} if "vocab_size" in outer.keys else {}
+        return config | size | {"text_config": common | more | {"model_type": text_type}}
     module = importlib.import_module(f"mlx_lm.models.{family}")
     names = {field.name for field in dataclasses.fields(module.ModelArgs)}
     common = {k: v for k, v in COMMON.items() if k in names}
-    special = (FAMILIES | UNCHAINED | SCALED | {"dbrx": DBRX})[family]
+    special = (FAMILIES | UNCHAINED | SCALED | OTHERS | {"dbrx": DBRX})[family]
     return common | special | {"model_type": family}
 
 
