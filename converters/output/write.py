@@ -304,7 +304,8 @@ def _requantized(
     if config.quantized:
         on_grid = codes_on_grid(layer, weight, config) if grids else None
         packed = on_grid or quantize(layer, weight, config)
-    rtn.check_scales(layer.path, weight, packed, config)
+    if config.quantized:
+        rtn.check_scales(layer.path, weight, packed, config)
     replaced = ("weight", "scales", "biases", "global_scale")
     return {name: array for name, array in tensors.items() if name not in replaced} | packed
 

@@ -10,6 +10,7 @@ from ...base.errors import MintError
 from ...base.quant_config import QuantConfig
 
 MAX_LOST = 0.01  # of a layer's groups
+SMALLEST_SCALE = 1e-7  # that mx.quantize makes in affine mode
 NEGLIGIBLE = 1e-3  # of the largest weight: groups of smaller ones may become zeros
 # Exponents of mxfp4 and mxfp8 that no weight needs: 2^113. MLX's CPU quantizer wraps the byte of a
 # group whose largest weight lies near 1e-38 around to one of these.
@@ -33,28 +34,35 @@ def quantize(weight: mx.array, config: QuantConfig) -> dict[str, mx.array]:
 
 
 def check_scales(
-    path: str, weight: mx.array, packed: dict[str, mx.array], config: QuantConfig
+    path: str, weight: mx.array, packed: Mapping[str, mx.array], config: QuantConfig
 ) -> None:
-    """Refuse a layer that nvfp4 turns into zeros.
+    """Refuse a layer that a mode turns into zeros, since its scales don't get so small.
 
-    It has no scale for the whole tensor, and its own scales end at 2^-10.
+    nvfp4 has no scale for the whole tensor, and its own scales end at 2^-10; those that MLX makes
+    for affine codes end at 1e-7.
 
     Args:
         path: the layer, for the message.
         weight: (..., rows, columns).
         packed: what `quantize` made of it.
+        config: its configuration.
 
     Raises:
-        MintError: more than MAX_LOST of its groups become zeros.
+        MintError: more than MAX_LOST of its groups become zeros, or nearly.
     """
-    if config.mode != "nvfp4":
+    if config.mode not in ("nvfp4", "affine"):
         return
-    largest = mx.abs(weight).reshape(*packed["scales"].shape, config.group_size).max(axis=-1)
-    lost = float(mx.mean((packed["scales"] == 0) & (largest > NEGLIGIBLE * largest.max())))
+    scales = packed["scales"]
+    largest = mx.abs(weight).reshape(*scales.shape, config.group_size).max(axis=-1)
+    zeros = scales == 0
+    if config.mode == "affine":
+        zeros = (largest < 2 * SMALLEST_SCALE) & (mx.abs(scales) > 0.9 * SMALLEST_SCALE)
+    lost = float(mx.mean(zeros & (largest > NEGLIGIBLE * largest.max())))
     if lost > MAX_LOST:
+        instead = "mxfp4" if config.mode == "nvfp4" else "keep"
         raise MintError(
-            f"{path} has weights too small for nvfp4's scales, {lost:.0%} of its groups would "
-            f"become zeros: give --override '{path}=mxfp4', or another configuration"
+            f"{path} has weights too small for the scales of {config}, {lost:.0%} of its groups "
+            f"would become zeros: give --override '{path}={instead}', or another configuration"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,6 +10,8 @@ import pytest
 from helpers import Maker, llama, qwen3_moe
 
 from mint_mlx.base.errors import MintError
+from mint_mlx.base.quant_config import QuantConfig
+from mint_mlx.converters.quantizers.rtn import check_scales, quantize
 from mint_mlx.jobs.convert import convert
 
 
@@ -27,3 +30,19 @@ def test_nvfp4_does_not_turn_small_weights_into_zeros(
     # What the message offers works.
     more = {"overrides": ["down_proj=mxfp4"], "force": True}
     convert(str(small), uniform="nvfp4", out=tmp_path / "out", smoke=False, **more)
+
+
+def test_affine_scales_do_not_turn_small_weights_into_zeros() -> None:
+    weight = mx.random.normal((8, 128), key=mx.random.key(1)).astype(mx.bfloat16)
+    config = QuantConfig(4, 64)
+    for factor, is_lost in ((1, False), (1e-6, False), (1e-8, True), (0, False)):
+        small = weight * factor
+        refused = pytest.raises(MintError, match=r"100% of its groups.* --override 'x=keep'")
+        with refused if is_lost else nullcontext():
+            check_scales("x", small, quantize(small, config), config)
+
+    # Groups that are small beside the others may go, and codes whose scales are smaller may stay.
+    mixed = mx.concatenate([weight, weight * 1e-8])
+    check_scales("x", mixed, quantize(mixed, config), config)
+    scales = mx.full((8, 2), 1e-9)
+    check_scales("x", weight * 1e-8, {"scales": scales, "biases": -8 * scales}, config)
