@@ -13,9 +13,9 @@ from ..base.checksum import Damaged, if_sound, read_checked, with_checksum
 from ..base.errors import MintError
 from ..base.files import write_text
 from ..base.report import Report
+from ..checkpoint.chat_template import chat_prompts
 from ..checkpoint.mlxlm import generate_tokens
 from ..checkpoint.source import Source
-from ..checkpoint.tokenizer import chat_prompt
 from ..measure import cache
 from ..runtime.runner import fits
 from .protocol import Windows
@@ -53,7 +53,8 @@ def replies(
         The windows, and for each a bool array (scored tokens,).
 
     Raises:
-        MintError: the model has no chat template, or is too large for this machine.
+        MintError: the model has no chat template, or one that fails (an evaluation of other prompts
+            would look right); or it is too large for this machine.
     """
     if tokenizer.chat_template is None:
         raise MintError(
@@ -66,7 +67,7 @@ def replies(
     control = {vocabulary[token] for token in CONTROL_TOKENS if token in vocabulary}
     control |= set(tokenizer.eos_token_ids)
 
-    prompts = [chat_prompt(source.path, tokenizer, text) for text in PROMPTS]
+    prompts = chat_prompts(source.path, PROMPTS)
     windows: list[Windows] = []
     is_control: list[np.ndarray] = []
     for prompt, reply in zip(prompts, _greedy(source, prompts, report), strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -19,8 +19,6 @@ from ...rules.efforts import EFFORTS
 from ...rules.objectives import needs_sensitivity
 from ..quantizers.registry import needs_inputs
 
-_LICENCE_KEYS = ("license", "license_name", "license_link", "language")
-
 
 def config_table(plan: Plan, inventory: Inventory) -> list[tuple[str, int, int, int]]:
     """Rows of (configuration, layers, weights, bytes), fewest bits first."""
@@ -34,28 +32,34 @@ def config_table(plan: Plan, inventory: Inventory) -> list[tuple[str, int, int, 
     return table
 
 
-def model_card(plan: Plan, inventory: Inventory, total: int, source: Source, name: str) -> str:
+def model_card(
+    plan: Plan,
+    inventory: Inventory,
+    total: int,
+    source: Source,
+    name: str,
+    licence: Mapping[str, Any],
+) -> str:
     """The text of a checkpoint's README.md.
 
     Args:
         plan: the plan that was carried out.
         inventory: the model's layers.
         total: bytes of all safetensors files.
-        source: what was converted; its own card has the licence.
+        source: what was converted.
         name: of the checkpoint.
+        licence: what the source's card says of its licence (card_facts.py).
     """
     source_name = plan.origin.source
     is_on_hub = "/" in source_name
 
-    # The metadata that the Hub shows; the licence is the source's.
+    # The metadata that the Hub shows.
     data: dict[str, Any] = {
         "library_name": "mlx",
         "pipeline_tag": "text-generation",
         "tags": ["mlx", "mint-mlx"],
+        **licence,
     }
-    for key, value in _front_matter(source.path / "README.md").items():
-        if key in _LICENCE_KEYS:
-            data[key] = value
     if is_on_hub:
         data |= {"base_model": source_name, "base_model_relation": "quantized"}
 
@@ -131,18 +135,3 @@ def refined_card(text: str, name: str, before: float, after: float) -> str:
         f"{after:.4g} nats a token\n"
     )
     return re.sub(r"(- made with: .*\n)", lambda line: line[1] + gain, text, count=1)
-
-
-def _front_matter(path: Path) -> dict[str, Any]:
-    """The metadata of a model card; empty where it has none, or none that can be read."""
-    if not path.is_file():
-        return {}
-    text = path.read_text(encoding="utf-8", errors="replace")
-    parts = text.split("---", 2)
-    if len(parts) < 3 or parts[0].strip():
-        return {}
-    try:
-        data = yaml.safe_load(parts[1])
-    except (yaml.YAMLError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}

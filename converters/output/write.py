@@ -49,6 +49,7 @@ from ..quantizers.registry import find_quantizer
 from ..sources.restore import rounded
 from . import rowwise
 from .card import model_card
+from .card_facts import card_facts
 from .refined import REFINED, hashes_of, read_refined
 from .replace_tensors import replace_tensors
 from .sentence import write_sentence
@@ -131,6 +132,7 @@ def write(conversion: Conversion) -> str | None:
         check_work(work)
         check_space(conversion.target.absolute().parent, _space_needed(conversion))
     config = config_text(conversion.source, conversion.inventory, conversion.plan)
+    licence = card_facts(conversion.source.path)
     _rehearse(conversion, config)
 
     conversion.report.stage("convert")
@@ -143,7 +145,7 @@ def write(conversion: Conversion) -> str | None:
             return None
 
         conversion.report.stage("verify")
-        _finish_files(conversion, config)
+        _finish_files(conversion, config, licence)
         # What an interrupted run has refined may stand in some shards already.
         refined = _stored_refined(conversion)
         if refined is None:
@@ -319,7 +321,7 @@ def _rounded(layer: Layer, tensors: dict[str, mx.array]) -> dict[str, mx.array]:
     return rounded(tensors["scales"], tensors["biases"], dtype)
 
 
-def _finish_files(conversion: Conversion, config: str) -> None:
+def _finish_files(conversion: Conversion, config: str, licence: Mapping[str, Any]) -> None:
     """Write everything beside the shards; config.json comes last, and makes it a checkpoint."""
     inventory, plan, work = conversion.inventory, conversion.plan, conversion.work
     copy_small_files(conversion.source.path, work, plan.parts)
@@ -332,7 +334,7 @@ def _finish_files(conversion: Conversion, config: str) -> None:
     (work / PLAN_FILE).write_text(plan_text(plan, inventory), encoding="utf-8")
 
     name, total = conversion.name or conversion.target.name, conversion.layout.total
-    card = model_card(plan, inventory, total, conversion.source, name)
+    card = model_card(plan, inventory, total, conversion.source, name, licence)
     (work / "README.md").write_text(card, encoding="utf-8")
     (work / "config.json").write_text(config, encoding="utf-8")
 

@@ -36,13 +36,14 @@ from mlx.utils import tree_flatten
 
 from ..base.errors import NO_METAL, ON_GPU_ONLY, MintError
 from ..base.hf_config import text_config
+from ..base.report import Report
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
 from ..converters.sources.restore import drop_unused, graph_of
 from ..converters.sources.sanitize import wrap_sanitize
 from .config_keys import adapt
 from .model_classes import text_class
 from .tied_head import drop_copy, with_own_head
-from .tokenizer import PROMPT, first_line, load_tokenizer, sentence_prompt
+from .tokenizer import first_line, load_tokenizer, sentence_prompt
 
 SENTENCE = 40  # tokens that are generated after the prompt
 # The exceptions with which mlx-lm fails on a config and tensors that don't fit together. Both come
@@ -436,8 +437,12 @@ def two_token_cache(config: dict[str, Any], kv_bits: int | None = None) -> list[
     return caches
 
 
-def generate_sentence(folder: Path) -> str:
+def generate_sentence(folder: Path, report: Report) -> str:
     """Load a written checkpoint with stock mlx-lm and generate greedily from a short prompt.
+
+    Args:
+        folder: of the checkpoint.
+        report: is told of a chat template that fails.
 
     Returns:
         The text; '' where the model has parts that mlx-lm runs on Metal only, and there is none.
@@ -450,7 +455,7 @@ def generate_sentence(folder: Path) -> str:
     model, tokenizer = load(str(folder))
     if mx.default_device() == mx.cpu:  # gather_mm takes only float32 there
         model.set_dtype(mx.float32)
-    prompt = sentence_prompt(folder, tokenizer)
+    prompt, start = sentence_prompt(folder, tokenizer, report)
 
     # The forward pass is mlx-lm's, on values of the user's config.json: these are the exceptions
     # with which it fails on bad ones.
@@ -465,8 +470,6 @@ def generate_sentence(folder: Path) -> str:
             "result all the same"
         ) from error
 
-    # A chat template's reply is complete without its prompt.
-    start = PROMPT if tokenizer.chat_template is None else ""
     return " ".join(f"{start} {text}".split())
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import MintError
+from ..base.report import Report
 from ..base.side_files import VOCABULARIES, matches
+from .chat_template import TemplateProblem, chat_prompts
 
 PROMPT = "The history of the city"  # for models without a chat template
 
@@ -63,11 +65,11 @@ def tokenizer_is_code(folder: Path) -> bool:
 def why_no_sentence(folder: Path) -> str | None:
     """Why no sentence can be generated with this tokenizer; None where one can.
 
-    Raises:
-        MintError: the tokenizer or its template can't be used at all.
-    """
-    import jinja2
+    A chat template is not looked at: that waits until a sentence is written.
 
+    Raises:
+        MintError: the tokenizer can't be read.
+    """
     if not has_tokenizer(folder):
         return (
             f"{folder.name} has no tokenizer (tokenizer.json or tokenizer.model), and mlx-lm runs "
@@ -75,40 +77,27 @@ def why_no_sentence(folder: Path) -> str | None:
         )
     if tokenizer_is_code(folder):
         return "the tokenizer is Python code, which is copied and never run here"
-    tokenizer = load_tokenizer(folder)
-    try:
-        if sentence_prompt(folder, tokenizer):
-            return None
-    except MintError as error:
-        if isinstance(error.__cause__, jinja2.TemplateSyntaxError):
-            raise
-        return str(error)  # the template wants other messages than this one
-    return f"the chat template of {folder.name} turns a message into an empty prompt"
+    load_tokenizer(folder)
+    return None
 
 
-def sentence_prompt(folder: Path, tokenizer: Any) -> list[int]:
-    """A short prompt, through the chat template where there is one."""
-    if tokenizer.chat_template is None:
-        return [int(i) for i in tokenizer.encode(PROMPT)]
-    return chat_prompt(folder, tokenizer, "Describe the sea in one sentence.")
+def sentence_prompt(folder: Path, tokenizer: Any, report: Report) -> tuple[list[int], str]:
+    """A short prompt, through the chat template where there is one that works.
 
+    Args:
+        folder: of the checkpoint.
+        tokenizer: its own.
+        report: is told of a template that doesn't.
 
-def chat_prompt(folder: Path, tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a user's message through the chat template, ready for a reply.
-
-    Raises:
-        MintError: the template fails.
+    Returns:
+        Token ids, and the words that the sentence begins with: none for a reply.
     """
-    import jinja2
-
-    message = [{"role": "user", "content": text}]
-    try:
-        return [int(i) for i in tokenizer.apply_chat_template(message, add_generation_prompt=True)]
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise MintError(
-            f"the chat template of {folder.name} fails ({first_line(error)}): check its "
-            "chat_template.jinja or tokenizer_config.json"
-        ) from error
+    if tokenizer.chat_template is not None:
+        try:
+            return chat_prompts(folder, ["Describe the sea in one sentence."])[0], ""
+        except TemplateProblem as problem:
+            report.note(f"{problem}; the sentence goes on from a plain prompt instead")
+    return [int(i) for i in tokenizer.encode(PROMPT)], PROMPT
 
 
 def first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from ..base.hf_config import text_config
 from ..base.one_line import one_line
 from ..base.quant_config import KEEP
 from ..base.report import Report, Silent
+from ..base.side_files import MAX_BYTES
 from ..base.targets import check_target
 from ..checkpoint import mlxlm
 from ..checkpoint.source import Source, load_source
@@ -138,7 +139,7 @@ def _write_facts(work: Path, name: str, source: str, refined: Refined) -> None:
     """Say in the checkpoint and in its card what was done."""
     facts = {"source": source, "kl_before": refined.before, "kl_after": refined.after}
     card = work / "README.md"
-    if card.is_file():
-        text = card.read_text(encoding="utf-8")
+    if card.is_file() and card.stat().st_size <= MAX_BYTES:
+        text = card.read_text(encoding="utf-8", errors="replace")
         write_text(card, refined_card(text, name, refined.before, refined.after))
     write_text(work / REFINED_FILE, json.dumps(facts, indent=2) + "\n")

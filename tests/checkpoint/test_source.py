@@ -22,10 +22,6 @@ def half_a_tokenizer(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:500])
 
 
-def bad_template(folder: Path) -> None:
-    (folder / "chat_template.jinja").write_text("{% for %}")
-
-
 def bad_text_config(folder: Path) -> None:
     edit_config(folder, text_config="x")
 
@@ -81,7 +77,6 @@ def code_beside_it(folder: Path) -> None:
     ("spoil", "problem"),
     [
         (half_a_tokenizer, "tokenizer of model cannot be read"),
-        (bad_template, "chat template"),
         (bad_text_config, "text_config"),
         (gptq, "packed as I32, but not as mint-mlx reads GPTQ"),
         (broken_link, "not a regular file"),

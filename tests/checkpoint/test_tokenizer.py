@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 from helpers import Maker, Notes, edit_config, llama, qwen3_moe
 
+from mint_mlx.checkpoint.chat_template import TemplateProblem
+from mint_mlx.checkpoint.tokenizer import PROMPT
 from mint_mlx.jobs.convert import convert
+from mint_mlx.jobs.request import Request, check_request
+from mint_mlx.jobs.sizes import size_table
 
 
 def test_code_that_a_checkpoint_brings_is_never_run_and_never_asked_about(
@@ -24,15 +28,25 @@ def test_code_that_a_checkpoint_brings_is_never_run_and_never_asked_about(
     assert not ran.exists()
 
 
-@pytest.mark.parametrize(
-    "template", ["{{ raise_exception('a system message comes first') }}", "{{ '' }}"]
-)
-def test_a_template_that_wants_more_than_a_message_stops_nothing(
-    make: Maker, tmp_path: Path, template: str
+def test_a_template_that_fails_is_a_note_and_the_sentence_goes_on_from_a_plain_prompt(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = make(llama(1))
+    asked: list[Path] = []
+
+    def fail(folder: Path, texts: list[str]) -> list[list[int]]:
+        asked.append(folder)
+        raise TemplateProblem("the chat template fails (it wants more than a message)")
+
+    monkeypatch.setattr("mint_mlx.checkpoint.tokenizer.chat_prompts", fail)
+    folder = str(make(llama(1)))
+    (Path(folder) / "chat_template.jinja").write_text("{{ messages[1] }}")
     notes = Notes()
-    (folder / "chat_template.jinja").write_text(template)
-    result = convert(str(folder), "5bpw", tmp_path / "out", report=notes)
-    assert result.sentence is None
-    assert any("no sentence is generated" in note for note in notes.said)
+    result = convert(folder, "5bpw", tmp_path / "out", report=notes)
+    assert result.sentence is not None and result.sentence.startswith(PROMPT)
+    assert sum("a plain prompt" in note for note in notes.said) == 1
+    assert len(asked) == 1
+
+    # No sentence, no rendering; nor for the table of sizes.
+    convert(folder, "5bpw", tmp_path / "silent", smoke=False)
+    size_table(check_request(Request(folder, budget="smallest")))
+    assert len(asked) == 1

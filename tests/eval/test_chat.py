@@ -10,6 +10,7 @@ from helpers import Maker, llama
 from released import released
 
 from mint_mlx.base.errors import MintError, UsageError
+from mint_mlx.checkpoint.tokenizer import load_tokenizer
 from mint_mlx.eval import chat
 from mint_mlx.eval.evaluate import evaluate
 from mint_mlx.eval.settings import Settings
@@ -26,6 +27,9 @@ def test_chat_scores_the_sources_own_replies(
     )
     monkeypatch.setattr(chat, "PROMPTS", ("abc", "defg"))
     monkeypatch.setattr(chat, "REPLY", 5)
+    monkeypatch.setattr(  # tests/checkpoint/test_chat_template.py renders in a child
+        chat, "chat_prompts", lambda folder, texts: list(map(load_tokenizer(folder).encode, texts))
+    )
     figures = evaluate(str(source), Settings(chat=True), source=str(source))
     assert 2 <= figures["tokens"] <= 10
     assert figures["kl"] < figures["noise_floor"]

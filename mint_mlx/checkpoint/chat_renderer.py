@@ -1,0 +1,68 @@
+"""Renders a chat template in a process of its own, which chat_template.py starts and watches.
+
+A chat template is a program of a stranger: it may fail in any way, never end, or grow without
+bound. This process reads {"folder", "texts"} as JSON from stdin, loads the tokenizer, says `ready`,
+and answers with {"tokens"} or {"problem"} in one line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+GROWTH = 1 << 30  # bytes of address space that rendering may take, where the system holds it
+SECONDS = 60  # of processor time: should the watching process be killed, this one ends too
+MAX_TEXT = 1_000_000  # characters of a rendered prompt
+
+
+def main() -> None:
+    """Answer one request."""
+    # What other packages print must not end up in the answer.
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    request = json.loads(sys.stdin.read())
+
+    from .tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(Path(request["folder"]))
+    _limit()
+    print("ready", file=answer, flush=True)
+    try:
+        result: dict[str, Any] = {"tokens": [_render(tokenizer, t) for t in request["texts"]]}
+    except MemoryError:
+        result = {"problem": f"it takes more than {GROWTH >> 20} MiB of memory"}
+    # Whatever a stranger's program raises is its failure, not ours.
+    except Exception as error:
+        from .tokenizer import first_line
+
+        result = {"problem": first_line(error)}
+    print(json.dumps(result), file=answer, flush=True)
+
+
+def _render(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a user's message, ready for a reply."""
+    message = [{"role": "user", "content": text}]
+    prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    if not isinstance(prompt, str) or len(prompt) > MAX_TEXT:
+        raise ValueError(f"it makes more than {MAX_TEXT:,} characters of a message")
+    tokens = tokenizer.apply_chat_template(message, add_generation_prompt=True)
+    return [int(token) for token in tokens]
+
+
+def _limit() -> None:
+    """Hold memory and processor time down, where the system can (macOS holds no address space)."""
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        size = int(statm.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + GROWTH, size + GROWTH))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime) + SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+
+
+if __name__ == "__main__":
+    main()
