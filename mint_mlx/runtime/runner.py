@@ -10,6 +10,7 @@ The stock model runs; what is patched temporarily stands in patching.py.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from mlx_lm.models.mla import MultiLinear
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from ..base.distributed import ranks
+from ..base.hf_config import stated_dtype
 from ..checkpoint import mlxlm
 from . import patching
 from .cpu_ops import GroupedSwitchLinear
@@ -42,6 +44,8 @@ class Runner:
         block_list: the name of the trunk's list of blocks.
         streamed: whether the blocks are read, run on all windows and dropped, one after the other.
         folder: where it was loaded from.
+        instead_of_half: the type of what is stored in float16; None where it stays (or all is
+            float32, on a CPU).
     """
 
     model: nn.Module
@@ -49,6 +53,7 @@ class Runner:
     block_list: str
     streamed: bool
     folder: Path
+    instead_of_half: mx.Dtype | None = None
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -68,11 +73,21 @@ def load_runner(folder: Path, streamed: bool | None = None) -> Runner:
     trunk, block_list = _trunk(model)
     if streamed is None:
         streamed = not _fits(model)
-    runner = Runner(model, trunk, block_list, streamed, folder)
+    runner = Runner(model, trunk, block_list, streamed, folder, _instead_of_half(folder))
 
     on_disk = runner.blocks if streamed else []
-    _make_ready(model, skip={id(module) for block in on_disk for module in block.modules()})
+    skip = {id(module) for block in on_disk for module in block.modules()}
+    _make_ready(model, skip, runner.instead_of_half)
     return runner
+
+
+def _instead_of_half(folder: Path) -> mx.Dtype | None:
+    """The type of what a checkpoint stores in float16, where its config.json states bfloat16.
+
+    That is how one is converted whose activations overflow float16.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return None if on_cpu() or stated_dtype(config) != "BF16" else mx.bfloat16
 
 
 def fits(folder: Path) -> bool:
@@ -103,7 +118,7 @@ def load_shared(folder: Path) -> Runner:
 def load_block(runner: Runner, block: nn.Module) -> None:
     """Read a block's weights where the model is streamed."""
     if runner.streamed:
-        _make_ready(block, skip=set())
+        _make_ready(block, set(), runner.instead_of_half)
 
 
 def release_block(runner: Runner, block: nn.Module) -> None:
@@ -210,14 +225,23 @@ def _leaves(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(path, leaf) for path, leaf in leaves if isinstance(leaf, nn.Module)]
 
 
-def _make_ready(module: nn.Module, skip: set[int]) -> None:
+def _make_ready(module: nn.Module, skip: set[int], instead_of_half: mx.Dtype | None) -> None:
     """Read a module's weights; on a CPU replace its layers with dense float32 ones one by one.
 
     Args:
         module: the model or a block.
         skip: ids of the modules to leave as they are.
+        instead_of_half: the type of what is float16; None leaves it.
     """
     make_float = on_cpu()
+
+    def in_type(array: mx.array) -> mx.array:
+        if make_float and _is_float(array):
+            return array.astype(mx.float32)
+        if instead_of_half is not None and array.dtype == mx.float16:
+            return array.astype(instead_of_half)
+        return array
+
     dense = []
     for path, leaf in _leaves(module):
         if id(leaf) in skip:
@@ -235,7 +259,7 @@ def _make_ready(module: nn.Module, skip: set[int]) -> None:
             continue
         for name, value in child.items():
             if isinstance(value, mx.array):
-                child[name] = value.astype(mx.float32) if make_float and _is_float(value) else value
+                child[name] = in_type(value)
                 mx.eval(child[name])
 
 

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers import TOKENS, Maker, Notes, edit_config, edit_weights, llama
+from mlx.utils import tree_flatten
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.eval.evaluate import evaluate
@@ -16,7 +17,7 @@ from mint_mlx.jobs import convert as jobs
 from mint_mlx.jobs.model import prepare
 from mint_mlx.measure.sensitivity import Sensitivity
 from mint_mlx.runtime.overflow import largest_activation, overflow
-from mint_mlx.runtime.runner import load_runner
+from mint_mlx.runtime.runner import load_block, load_runner
 
 NORM = "model.layers.0.post_attention_layernorm.weight"
 
@@ -74,3 +75,15 @@ def test_infinity_is_found_where_it_first_comes_up(overflowing: Path) -> None:
     largest, path = largest_activation(runner, TOKENS)
     assert np.isinf(largest)
     assert path == "model.layers.0.mlp.up_proj"
+
+
+@pytest.mark.usefixtures("like_a_gpu")
+def test_a_gpu_runs_float16_in_bfloat16_where_that_is_stated(overflowing: Path) -> None:
+    runner = load_runner(overflowing)
+    assert runner.model.layers[0].mlp.up_proj.weight.dtype == mx.float16
+    edit_config(overflowing, torch_dtype="bfloat16")
+    for streamed in (False, True):
+        runner = load_runner(overflowing, streamed)
+        load_block(runner, runner.blocks[0])
+        types = {array.dtype for _, array in tree_flatten(runner.model.layers[0].parameters())}
+        assert types == {mx.bfloat16}
