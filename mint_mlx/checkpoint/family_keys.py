@@ -63,6 +63,8 @@ def family_keys(table: Table, reader: ModelClass) -> Table:
 def _gemma4(table: Table) -> Table:
     """Heads of layers with full attention; the unified model has no inputs of layers."""
     heads = full_attention_heads(table) or {}
+    if "per_layer_config" in table and "head_dim" in table:
+        heads = {"head_dim": table["head_dim"]} | heads  # what it doesn't say is as elsewhere
     names = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
     added = {names[key]: size for key, size in heads.items() if names[key] not in table}
     if table.get("model_type") == "gemma4_unified_text":
