@@ -23,7 +23,7 @@ from ...base.checksum import with_checksum
 from ...base.distributed import ALONE, Ranks
 from ...base.errors import MintError
 from ...base.files import LOCK, lock_folder
-from ...base.folders import JOURNAL, SHARDS, WORK, is_work_folder
+from ...base.folders import JOURNAL, JOURNALS, SHARDS, WORK, is_work_folder
 from ...base.remove import DESKTOP, PARTIAL, empty_folder, move, remove_file
 from ...base.side_files import matches
 from ...checkpoint.arrays import flat_view
@@ -152,7 +152,7 @@ class Writer:
 
     def _other_journals(self) -> list[Path]:
         """The journals of the other ranks of an earlier run."""
-        return sorted(self.work.glob(f"*-{JOURNAL}"))
+        return sorted(p for p in self.work.iterdir() if matches(p.name, JOURNALS[1:]))
 
     def _read_journals(self, identity: Any, discard: bool) -> list[Any]:
         """The entries of all ranks, the identity first; none where the work begins anew.

@@ -23,7 +23,7 @@ from ...allocation.plan import Plan
 from ...allocation.plan_file import plan_text
 from ...base.distributed import ranks
 from ...base.files import LOCK, PLAN_FILE
-from ...base.folders import JOURNAL, SCRATCH, UNMARKED
+from ...base.folders import JOURNALS, SCRATCH_FILES, UNMARKED
 from ...base.quant_config import QuantConfig
 from ...base.remove import UNFINISHED, remove_file, scratch_folder
 from ...base.report import Report, Silent
@@ -369,13 +369,14 @@ def _put_in_place(conversion: Conversion) -> None:
     """Rename the finished work folder to the target, without the files that only a run needs."""
     work, target = conversion.work, conversion.target
     for path in work.iterdir():
-        if matches(path.name, (f"{SCRATCH}*.safetensors", UNFINISHED)):
+        if matches(path.name, (*SCRATCH_FILES, UNFINISHED)):
             remove_file(path)
     put_in_place(work, target, conversion.force, conversion.report)
 
     # Without its journal and lock a work folder would be a stranger's: they go last.
-    for path in (*target.glob(f"*{JOURNAL}"), target / LOCK):
-        remove_file(path)
+    for path in target.iterdir():
+        if matches(path.name, (*JOURNALS, LOCK)):
+            remove_file(path)
 
 
 def digest(sensitivity: Sensitivity) -> str:

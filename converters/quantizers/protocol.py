@@ -22,7 +22,7 @@ class Work:
         source, inventory: the checkpoint and its layers.
         choice: the configuration of every layer.
         folder: the work folder, for files that make the work resumable; those whose names begin
-            with folders.SCRATCH are deleted in the end.
+            with SCRATCH and stand in SCRATCH_FILES (base/folders.py) are deleted in the end.
         sensitivity: with the tokens that inputs are measured on; None where none are needed.
         say: shows how far a layer is that takes long.
         grids: whether weights that lie on a grid already keep its codes (grid_codes.py).

@@ -14,7 +14,11 @@ from .side_files import SIDE_FILES, TEMPLATES, code_files
 from .yamlfile import read_yaml
 
 JOURNAL = "journal.jsonl"  # what of a checkpoint is written
+JOURNALS = (JOURNAL, f"[0-9]*-{JOURNAL}")  # the first rank's, and those of the others
 SCRATCH = "scratch-"  # prefix of a quantizer's own files in the work folder
+SCRATCH_FILES = tuple(
+    f"{SCRATCH}{name}.safetensors" for name in ("hidden-[0-9]*", "targets", "refining", "refined")
+)
 SHARDS = ("model.safetensors", "model-*-of-*.safetensors")
 REPORT = ("results.json", "table.md", "plot.png")  # of `compare`
 _IDENTITY = {"source", "quantizer", "versions", "choice"}  # in a journal's first line
@@ -118,10 +122,9 @@ _FILES = (
     "mint-profile.json",
     "mint-sensitivity.npz",
     LOCK,
-    JOURNAL,
-    f"[0-9]*-{JOURNAL}",
+    *JOURNALS,
     f"journal{PARTIAL}",
-    f"{SCRATCH}*.safetensors",
+    *SCRATCH_FILES,
     UNFINISHED,
 )
 _FOLDERS = {TEMPLATES: Kind("a folder of chat templates", ("*.jinja",))}

@@ -49,8 +49,9 @@ def chat_prompts(folder: Path, texts: Sequence[str]) -> list[list[int]]:
         problem = answer.get("problem", "it turns a message into an empty prompt")
     except _Stopped as stopped:
         problem = str(stopped)
+    name = folder.name.removesuffix(".partial")
     raise TemplateProblem(
-        f"the chat template of {folder.name} fails ({problem}): check its chat_template.jinja or "
+        f"the chat template of {name} fails ({problem}): check its chat_template.jinja or "
         "tokenizer_config.json"
     )
 

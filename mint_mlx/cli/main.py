@@ -88,6 +88,8 @@ def _note(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
 def _report(error: Exception) -> None:
     """Print an exception the way its kind asks for, and exit."""
     if type(error).__module__.startswith(("typer", "click")) and hasattr(error, "exit_code"):
+        if hasattr(error, "message"):
+            error.message = printable(str(error.message))
         show = getattr(error, "show", None)
         if callable(show):
             show()

@@ -83,3 +83,10 @@ def test_a_refusal_that_names_a_stranger_is_clean(cli: Cli, make: Maker, tmp_pat
     assert done.code == 1
     assert is_clean(done.out + done.err)
     assert "\\x1b" in done.err
+
+    # Nor in the words of a command line, which a shell may have filled with the names of files.
+    for words in (("inspect", "a", "b\x1b[2J"), ("\x1b[2J",), ("inspect", "--\x1b[2J")):
+        done = cli(*words)
+        assert done.code == 2
+        assert is_clean(done.out + done.err)
+        assert "\\x1b" in done.err

@@ -127,7 +127,8 @@ def plant(folder: Path, outside: Path) -> dict[str, Callable[[], object]]:
         "file": lambda: (folder / "thesis.txt").write_text("precious"),
         "shard": lambda: (folder / "model_of_me.safetensors").write_text("precious"),
         "code": lambda: (folder / "experiment.py").write_text("precious"),
-        "scratch": lambda: (folder / "scratch-notes.txt").write_text("precious"),
+        "scratch": lambda: (folder / "scratch-thesis.safetensors").write_text("precious"),
+        "journal": lambda: (folder / "my-journal.jsonl").write_text("precious"),
         "folder": lambda: (folder / "chapters").mkdir(),
         "link to a folder": lambda: (folder / "model.safetensors.index.json").symlink_to(
             outside / TARGET

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from helpers import Maker, llama
 
 from mint_mlx.base.errors import MintError
+from mint_mlx.base.files import MARK
 from mint_mlx.converters.output import write
 from mint_mlx.jobs.convert import convert
 
@@ -47,6 +49,40 @@ def test_a_work_folder_with_other_files_is_left_alone(make: Maker, tmp_path: Pat
             convert(source, "5bpw", tmp_path / name, smoke=False)
     assert (tmp_path / "out.partial" / "gold").exists()
     assert (tmp_path / "other.partial").is_file()
+
+
+def test_a_stranger_in_unfinished_work_blocks_its_deletion_and_not_its_use(
+    make: Maker, tmp_path: Path
+) -> None:
+    source = str(make(llama(1)))
+    work = tmp_path / "out.partial"
+    work.mkdir()
+    identity = {"source": "", "quantizer": "rtn", "versions": {}, "choice": {}}
+    (work / "journal.jsonl").write_text(json.dumps(identity) + "\n")
+    (work / "lock").write_text(MARK)
+    strangers = {"thesis.txt", "scratch-thesis.safetensors", "my-journal.jsonl"}
+    for name in strangers:
+        (work / name).write_text("precious")
+    with pytest.raises(MintError, match=r"holds my-journal.jsonl, which mint-mlx did not write"):
+        convert(source, "5bpw", tmp_path / "out", smoke=False, force=True)
+    assert {path.name for path in work.iterdir()} == strangers | {"journal.jsonl", "lock"}
+
+    # Work that can be resumed is, and strangers stay beside the result.
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        for name in strangers:
+            (work / name).unlink()
+        patch.setattr(write, "verify", interrupt)
+        convert(source, "5bpw", tmp_path / "out", smoke=False, force=True)
+    for name in strangers:
+        (work / name).write_text("precious")
+    convert(source, "5bpw", tmp_path / "out", smoke=False)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names > strangers
+    assert not names & {"lock", "journal.jsonl"}
+
+
+def interrupt(*args: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_neighbour_with_a_like_name_is_left_alone(make: Maker, tmp_path: Path) -> None:
