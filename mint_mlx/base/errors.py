@@ -23,6 +23,15 @@ FULL = (
     "again; finished work is kept"
 )
 ON_GPU_ONLY = "only supported on the GPU"  # in MLX's message about what its CPU backend lacks
+OPEN_FILES = (
+    "too few files may be open at once for mlx-lm: raise the limit with `ulimit -n 4096`, and its "
+    "hard one with `ulimit -Hn`"
+)
+NO_MEMORY = "there is too little memory: close other programs, or raise the limit (`ulimit -v`)"
+OUTSIDE = (  # what others do to files while this program runs, and what paths can be
+    *(errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EEXIST, errno.ENOTEMPTY),
+    *(errno.EIO, errno.ESTALE, errno.EPIPE, errno.ENXIO, errno.ENODEV, errno.EBUSY),
+)
 NO_METAL = "No Metal back-end"  # in MLX's message about a kernel that exists for Metal only
 
 # What huggingface_hub and its transports raise: names of classes, and the sentence for them. The
@@ -102,11 +111,31 @@ def explain(error: BaseException) -> str | None:
         sentence = _explain_os(error)
         if sentence:
             return sentence
+    if isinstance(error, MemoryError) or _lacks_memory(error):
+        return NO_MEMORY
+    if isinstance(error, ValueError) and "raise maximum limit" in str(error):  # as mlx-lm starts
+        return OPEN_FILES
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # by pathlib
+        return "this user has no home folder: set HOME, or MINT_MLX_CACHE to a folder for the cache"
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return f"the name {error.object!r} is not valid UTF-8: choose another one"
     if isinstance(error, RuntimeError) and "Unable to write" in str(error):  # by MLX
         return FULL.format("")
     if isinstance(error, RuntimeError) and NO_METAL in str(error):
         return "mlx-lm has parts of this model for Metal only: run this on a Mac"
     return _explain_hub(error)
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether a library couldn't be loaded, or a thread started, for want of memory."""
+    if isinstance(error, ImportError):
+        return "failed to map segment" in str(error) or _lacks_memory_beneath(error)
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+
+
+def _lacks_memory_beneath(error: BaseException) -> bool:
+    """Whether that is why another import failed."""
+    return error.__cause__ is not None and _lacks_memory(error.__cause__)
 
 
 def _explain_os(error: OSError) -> str | None:
@@ -119,6 +148,12 @@ def _explain_os(error: OSError) -> str | None:
         return f"a name is too long for this file system{where}: choose a shorter one"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"permission denied{where}: check the folder's permissions or choose another folder"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return OPEN_FILES
+    if error.errno == errno.ENOMEM:
+        return NO_MEMORY
+    if error.errno in OUTSIDE and error.strerror:
+        return f"{error.strerror.lower()}{where}: check the path and the disk"
     return None
 
 

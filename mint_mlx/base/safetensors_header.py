@@ -180,6 +180,7 @@ def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
     missing = sorted({shard for tensor, shard in listed.items() if tensor not in holders})
     absent = [shard for shard in missing if shard not in files]
     if absent:
+        _refuse_renamed(folder, files, {t for t in listed if t not in holders}, absent[0])
         raise MintError(
             f"{folder.name} is incomplete: {absent[0]} is missing ({len(absent)} of "
             f"{len(set(listed.values()))} shards); download it again"
@@ -209,6 +210,32 @@ def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
         for name, tensors in headers.items()
     }
     return {name: tensors for name, tensors in used.items() if tensors}
+
+
+def _refuse_renamed(folder: Path, files: set[str], tensors: set[str], absent: str) -> None:
+    """Refuse a folder whose index names files that are there under other names.
+
+    Args:
+        folder: of the checkpoint.
+        files: that were read already.
+        tensors: that the index lists and none of them holds.
+        absent: the first file that the index names and isn't there.
+
+    Raises:
+        MintError: naming the other files, where they hold all those tensors.
+    """
+    others = sorted({file.name for file in folder.glob("*.safetensors")} - files)
+    held: set[str] = set()
+    for other in others:
+        try:
+            held |= read_header(folder / other)[0].keys()
+        except MintError:  # it is missing, as far as this is concerned
+            continue
+    if tensors <= held:
+        raise MintError(
+            f"{INDEX} in {folder.name} names {absent}, which is not there, but its tensors are in "
+            f"{others[0]}: rename the files as the index names them, or correct the index"
+        )
 
 
 def index_notes(folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]]) -> list[str]:

@@ -117,7 +117,7 @@ def check_target(target: Path, source: Path | None, force: bool) -> None:
         MintError: naming the obstacle and what to do.
     """
     name = target.name
-    if name in ("", ".", "..") or len(name.encode()) > 200:
+    if name in ("", ".", "..") or len(os.fsencode(name)) > 200:
         raise MintError(
             f"{str(target)!r} is not a valid name for a new folder: give another one with -o"
         )

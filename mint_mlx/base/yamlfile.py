@@ -13,7 +13,8 @@ import yaml
 
 from .errors import MintError
 
-MAX_BYTES = 64_000_000
+MAX_BYTES = 4_000_000  # the plan of a thousand layers has a twentieth of that
+MAX_LINES = 20_000
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -32,19 +33,14 @@ def read_yaml(path: Path, what: str) -> tuple[Any, yaml.Node | None]:
     if path.stat().st_size > MAX_BYTES:
         raise MintError(f"{path} is too large for a {what}: check the path")
 
-    # Aliases are refused from the events, before anything expands them.
+    # The text is composed once: resolving a node's type takes the most time by far.
     try:
         text = path.read_text(encoding="utf-8")
-        for event in yaml.parse(text, Loader=_Loader):
-            if isinstance(event, yaml.AliasEvent):
-                line = event.start_mark.line + 1 if event.start_mark else 1
-                raise MintError(
-                    f"{path}, line {line}: YAML aliases are not allowed in a {what}: write the "
-                    "value out"
-                )
+        if text.count("\n") > MAX_LINES:
+            raise MintError(f"{path} is too large for a {what}: check the path")
         node = yaml.compose(text, Loader=_Loader)
-        _check_keys(node, path)
-        return yaml.load(text, Loader=_Loader), node
+        _check_nodes(node, path, what, set())
+        return None if node is None else _Loader("").construct_document(node), node
     except (UnicodeDecodeError, RecursionError):
         raise MintError(f"{path} is not a readable {what}: save it as YAML in UTF-8") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -54,8 +50,22 @@ def read_yaml(path: Path, what: str) -> tuple[Any, yaml.Node | None]:
         raise MintError(f"{path}{where} is not a readable {what} ({problem}): correct it") from None
 
 
-def _check_keys(node: yaml.Node | None, path: Path) -> None:
-    """Refuse a key that is given twice, of which YAML would silently use the last."""
+def _check_nodes(
+    node: yaml.Node | None, path: Path, what: str, met: set[int], line: int = 1
+) -> None:
+    """Refuse aliases, and a key that is given twice, of which YAML would silently use the last.
+
+    Args:
+        node: to check with all below it.
+        path, what: as for `read_yaml`.
+        met: ids of the nodes that were met before: an alias is a node that is met again.
+        line: of the key or the list that it stands in.
+    """
+    if node is not None and id(node) in met:
+        raise MintError(
+            f"{path}, line {line}: YAML aliases are not allowed in a {what}: write the value out"
+        )
+    met.add(id(node))
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
@@ -65,10 +75,11 @@ def _check_keys(node: yaml.Node | None, path: Path) -> None:
             if key.value in seen:
                 raise MintError(f"{path}, line {line}: {key.value!r} is given twice: keep one")
             seen.add(key.value)
-            _check_keys(value, path)
+            met.add(id(key))
+            _check_nodes(value, path, what, met, line)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            _check_keys(value, path)
+            _check_nodes(value, path, what, met, node.start_mark.line + 1)
 
 
 def line_of(node: yaml.Node | None, location: Sequence[str | int]) -> int:

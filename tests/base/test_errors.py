@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,31 @@ def test_a_disk_that_is_full_says_so_whoever_writes(
         write_arrays(tmp_path / "x.safetensors", {})
     for error in (OSError(28, "x"), by_numpy, by_safetensors.value, by_mlx):
         assert str(explain(error)).startswith("the disk is full")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "too little memory"),
+        (OSError(12, "Cannot allocate memory"), "too little memory"),
+        (ImportError("x.so: failed to map segment from shared object"), "too little memory"),
+        (RuntimeError("can't start new thread"), "too little memory"),
+        (OSError(24, "Too many open files"), "ulimit -n"),
+        (ValueError("not allowed to raise maximum limit"), "ulimit -n"),
+        (RuntimeError("Could not determine home directory."), "set HOME"),
+        (IsADirectoryError(21, "Is a directory", "x"), r"is a directory \(x\)"),
+        (FileNotFoundError(2, "No such file or directory", "x"), r"no such file .* \(x\)"),
+    ],
+)
+def test_what_a_shell_or_a_disk_does_is_one_sentence(error: Exception, words: str) -> None:
+    assert re.search(words, str(explain(error)))
+
+
+def test_a_name_that_is_not_utf8_is_one_sentence() -> None:
+    with pytest.raises(UnicodeEncodeError) as raised:
+        "\udcff".encode()
+    assert "not valid UTF-8" in str(explain(raised.value))
+    assert explain(ValueError("shapes differ")) is None
 
 
 def test_a_transfer_that_breaks_off_is_one_sentence() -> None:

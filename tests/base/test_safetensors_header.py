@@ -87,6 +87,19 @@ def test_a_missing_shard_is_named(make: Maker) -> None:
         read_folder(folder)
 
 
+def test_a_shard_that_is_there_under_another_name_is_not_called_missing(make: Maker) -> None:
+    folder = make(llama(1), shards=2)
+    shard = folder / "model-00002-of-00002.safetensors"
+    shard.rename(folder / "weights-2.safetensors")
+    with pytest.raises(MintError, match=r"its tensors are in weights-2\.safetensors: rename"):
+        read_folder(folder)
+
+    # With only some of the tensors, the others are missing.
+    write(folder / "weights-2.safetensors", {"lm_head.weight": entry()}, 8)
+    with pytest.raises(MintError, match="is missing"):
+        read_folder(folder)
+
+
 def test_an_index_that_is_out_of_date_is_a_note(make: Maker) -> None:
     """Whether it swaps tensors between shards, or names shards that were merged since."""
     folder = make(llama(1), shards=2)
