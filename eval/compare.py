@@ -98,6 +98,9 @@ class Bench:
 
     def build(self, task: Task) -> Built:
         """Build a checkpoint, or find it in the cache."""
+        source = self.job.source
+        if source.sampled:
+            task = replace(task, key=f"{task.key}|{source.stamp}")
         return build(task, self.cache_folder, self.report)
 
 

@@ -16,7 +16,7 @@ from ..base.distributed import ranks
 from ..base.report import Report
 from ..base.versions import versions
 from ..checkpoint import mlxlm
-from ..checkpoint.source import Source
+from ..checkpoint.source import Source, check_unchanged
 from ..checkpoint.tokenizer import load_tokenizer
 from ..measure import cache
 from ..runtime.divergence import kl, log_softmax
@@ -57,6 +57,7 @@ def get_reference(
 
     report.stage("source")
     predictions, noise = _run(source, text, control, settings, report)
+    check_unchanged(source)
     about = About(
         source=source.name,
         fingerprint=source.fingerprint,

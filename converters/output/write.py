@@ -36,7 +36,7 @@ from ...checkpoint.layers import MLX_DTYPES, Inventory, Layer
 from ...checkpoint.layout import Layout, TensorSpec
 from ...checkpoint.low_disk import Waves, at_once
 from ...checkpoint.row_reader import Straight, straight_layers
-from ...checkpoint.source import Source
+from ...checkpoint.source import Source, check_unchanged
 from ...measure.grid import find_grids, grid_for
 from ...measure.profile import Profile
 from ...measure.profile_file import save_profile
@@ -158,6 +158,7 @@ def write(conversion: Conversion) -> str | None:
         if conversion.sentence:
             sentence = write_sentence(work, conversion.inventory, conversion.report)
 
+        check_unchanged(conversion.source)
         _put_in_place(conversion)
         group.wait()
     return sentence
@@ -189,7 +190,7 @@ def _open_writer(conversion: Conversion) -> Writer:
     """Open the work folder; an interrupted run of the same identity is resumed."""
     inventory, plan, sensitivity = conversion.inventory, conversion.plan, conversion.sensitivity
     identity = {
-        "source": conversion.source.fingerprint,
+        "source": conversion.source.identity,
         "quantizer": plan.quantizer if conversion.grids else f"{plan.quantizer} without grids",
         "versions": versions(),
         "inputs": digest(sensitivity) if sensitivity is not None else None,

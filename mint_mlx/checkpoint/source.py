@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,7 +46,9 @@ class Source:
             samples of every tensor.
         weight_bytes: bytes of all shards.
         has_weights: whether the shards are on this machine, not only their headers.
-        stamp: hash of the shards' sizes and times of change, for caches of measurements.
+        stamp: hash of the shards' sizes, times of change and places on the disk; '' where they
+            aren't on this machine.
+        sampled: whether `content` is of samples only, so that a small change may be missed.
         headers: of all shards, by file.
         keep_nvfp4: leave experts of NVFP4 packed where mlx-lm's class can.
     """
@@ -59,6 +62,7 @@ class Source:
     weight_bytes: int
     has_weights: bool
     stamp: str = ""
+    sampled: bool = False
     headers: dict[str, dict[str, TensorInfo]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -73,6 +77,14 @@ class Source:
     def fingerprint(self) -> str:
         """Names the weights in file names."""
         return self.origin.fingerprint
+
+    @property
+    def identity(self) -> str:
+        """Names the weights for unfinished work, which must not mix two versions of them.
+
+        Where the fingerprint is of samples, it is these very files.
+        """
+        return f"{self.fingerprint}-{self.stamp}" if self.sampled else self.fingerprint
 
 
 def find_model(model: str) -> Path | hub.RepoId:
@@ -144,8 +156,9 @@ def _from_folder(folder: Path, name: str, revision: str | None) -> Source:
     """The source of a folder that holds config.json and all shards."""
     _refuse_other_files(folder)
     config, headers = _read_checked(folder)
-    stats = {file: (folder / file).stat() for file in sorted(headers)}
-    size = sum(stat.st_size for stat in stats.values())
+    size = sum((folder / file).stat().st_size for file in headers)
+    stamp = _stamp(folder, headers)
+    from_hub = all(hub.blob_hash(folder / file) for file in headers)
     return Source(
         name=name,
         path=folder,
@@ -155,9 +168,33 @@ def _from_folder(folder: Path, name: str, revision: str | None) -> Source:
         content=_hash_content(folder, headers, in_full=size <= WHOLE),
         weight_bytes=size,
         has_weights=True,
-        stamp=_digest([[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()]),
+        stamp=stamp,
+        sampled=size > WHOLE and not from_hub,
         headers=headers,
     )
+
+
+def _stamp(folder: Path, headers: Iterable[str]) -> str:
+    """A hash of shards' sizes, times of change and places on the disk."""
+    stats = {file: (folder / file).stat() for file in sorted(headers)}
+    return _digest([[file, s.st_size, s.st_mtime_ns, s.st_ino] for file, s in stats.items()])
+
+
+def check_unchanged(source: Source) -> None:
+    """Refuse what was made from a source whose shards have changed since it was opened.
+
+    Raises:
+        MintError: they have.
+    """
+    try:
+        same = not source.stamp or _stamp(source.path, source.headers) == source.stamp
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise MintError(
+            f"the weights of {source.name} have changed while they were read: run the same command "
+            "again once nothing writes to them"
+        )
 
 
 def _refuse_other_files(path: Path) -> None:

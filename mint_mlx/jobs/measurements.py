@@ -16,6 +16,7 @@ from ..base.remove import scratch_folder
 from ..base.report import Report, Silent
 from ..base.versions import versions
 from ..checkpoint.low_disk import Waves, at_once
+from ..checkpoint.source import check_unchanged
 from ..checkpoint.tokenizer import encode, has_tokenizer, load_tokenizer, tokenizer_is_code
 from ..measure import cache, resume
 from ..measure.profile import Profile, measure_curves
@@ -65,6 +66,7 @@ def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> 
         sensitivity = measure(
             job.source, job.inventory, tokens, how, progress=report.step, key=place.stem
         )
+        check_unchanged(job.source)
     except NoChain as error:
         report.note(
             f"{job.source.name} cannot be run block by block ({error}): it is converted as with "
@@ -155,6 +157,7 @@ def get_profile(
     curves = measure_curves(
         job.source, job.inventory, candidates, sample, allow_nonfinite, waves, place, report.step
     )
+    check_unchanged(job.source)
     measured = Profile(
         job.source.origin, job.inventory, curves, job.recipe, sample=sample, versions=versions()
     )

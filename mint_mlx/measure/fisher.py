@@ -82,7 +82,9 @@ def measure(
         MintError: activations overflow, or the hidden states don't fit on the disk.
     """
     layers = followed_layers(inventory)
-    digest = hashlib.blake2b(f"{SCHEMA} {stamp()}".encode() + tokens.tobytes(), digest_size=8)
+    digest = hashlib.blake2b(
+        f"{SCHEMA} {stamp()} {source.identity}".encode() + tokens.tobytes(), digest_size=8
+    )
     key = key and f"{key}-{digest.hexdigest()}"
     with pass_state.pass_folder(key, refused=(NoChain, MintError)) as folder:
         runner = _load(source.path, streamed)

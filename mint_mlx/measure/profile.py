@@ -175,7 +175,7 @@ def measure_curves(
     todo = [layers[p] for p in inventory.order if wanted.get(p)]
     noted = read_curves(target) if target is not None else {}
     for layer in todo:
-        curve = _noted_curve(layer, wanted[layer.path], noted.get(layer.path))
+        curve = _noted_curve(source, layer, wanted[layer.path], noted.get(layer.path))
         if curve is not None:
             curves[layer.path] = curve
 
@@ -192,7 +192,7 @@ def measure_curves(
             curve = _measure(layer, read, wanted[layer.path], sample, allow_nonfinite)
             curves[layer.path] = curve
             if target is not None:
-                append_curve(target, layer.path, curve_to_json(curve))
+                append_curve(target, layer.path, curve_to_json(curve) | {"of": source.identity})
             done += 1
             del read  # it may hold the whole layer
             mx.clear_cache()
@@ -205,16 +205,17 @@ def measure_curves(
 
 
 def _noted_curve(
-    layer: Layer, configs: tuple[QuantConfig, ...], data: Any
+    source: Source, layer: Layer, configs: tuple[QuantConfig, ...], data: Any
 ) -> RateDistortion | None:
     """A layer's curve from the notes of an interrupted run; None where they hold none of use.
 
     Args:
+        source: the checkpoint as it is now.
         layer: the layer.
         configs: that it must have been measured at.
         data: the notes of it, or None.
     """
-    if data is None:
+    if data is None or data.get("of", source.identity) != source.identity:
         return None
     try:
         curve = curve_from_json(layer.path, data)

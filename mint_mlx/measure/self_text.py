@@ -80,6 +80,7 @@ def write_tokens(
     length = tokens.shape[1]
     windows = WINDOWS if runner.streamed else at_once(source, runner, length)
     kind = "resampled" if runner.streamed else f"sampled-{windows}"
+    kind += f"-{source.stamp}" if source.sampled else ""
     done = 0
     if resume_file is not None:
         tokens, done = resume.read_tokens(resume_file, kind, tokens) or (tokens, 0)

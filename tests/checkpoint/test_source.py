@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from helpers import Cli, Maker, Notes, edit_config, edit_weights, llama
 
 from mint_mlx.base.errors import MintError, NeedsWeights
+from mint_mlx.base.safetensors_header import read_header
 from mint_mlx.checkpoint import hub, source
-from mint_mlx.checkpoint.source import Source, load_source
+from mint_mlx.checkpoint.source import Source, check_unchanged, load_source
 from mint_mlx.jobs.convert import convert
 from mint_mlx.jobs.measurements import first_token
 from mint_mlx.jobs.model import prepare
@@ -152,3 +154,43 @@ def test_the_fingerprint_follows_config_and_weights(make: Maker) -> None:
     assert first.content != other.content
     edit_config(same.path, rope_theta=5.0)
     assert load_source(str(same.path)).structure != first.structure
+
+
+def test_unfinished_work_never_mixes_two_versions_of_a_source(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large local source is known by samples, which may miss a change: its files count too."""
+    folder = make(llama(1))
+    hashed = load_source(str(folder))
+    assert hashed.identity == hashed.fingerprint
+    monkeypatch.setattr(source, "WHOLE", 0)
+    monkeypatch.setattr(source, "SAMPLE", 4)
+    sampled = load_source(str(folder))
+    assert sampled.identity == load_source(str(folder)).identity != sampled.fingerprint
+
+    # One byte between the samples, in as many bytes.
+    shard = folder / "model.safetensors"
+    with shard.open("r+b") as file:
+        start = read_header(shard)[1]
+        file.seek(start + 6)
+        byte = file.read(1)
+        file.seek(start + 6)
+        file.write(bytes([byte[0] ^ 1]))
+    changed = load_source(str(folder))
+    assert changed.fingerprint == sampled.fingerprint
+    assert changed.identity != sampled.identity
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused(make: Maker) -> None:
+    folder = make(llama(1))
+    opened = load_source(str(folder))
+    check_unchanged(opened)
+    shard = folder / "model.safetensors"
+    data = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(MintError, match="have changed while they were read"):
+        check_unchanged(opened)
+    shard.write_bytes(data)
+    os.utime(shard, ns=(1, 1))
+    with pytest.raises(MintError, match="have changed while they were read"):
+        check_unchanged(opened)
