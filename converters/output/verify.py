@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mlx.utils import tree_flatten
@@ -15,7 +15,7 @@ from ...checkpoint.layers import MLX_DTYPES, Inventory
 from ...checkpoint.layout import Layout
 from ...checkpoint.source import Source
 from .journal import hash_of
-from .verify_values import broken_codes, broken_tensor, wrong_layer
+from .verify_values import Rows, broken_codes, broken_tensor, source_rows, wrong_layer
 
 
 class VerificationError(RuntimeError):
@@ -118,11 +118,19 @@ def verify_values(
     plan: Plan,
     inventory: Inventory,
     allow_nonfinite: bool = False,
+    rows: Iterable[tuple[str, Rows]] | None = None,
 ) -> None:
     """Check that the written numbers are finite and some rows of each layer those of the source.
 
-    Of a large source one layer of each name is compared, since that reads all of a layer; of one
-    whose shards were dropped after use (`--low-disk`) none is.
+    Of a large source one layer of each name is compared, since that reads all of a layer.
+
+    Args:
+        source: the checkpoint that was converted.
+        folder: the result.
+        plan: that was carried out.
+        inventory: the source's layers.
+        allow_nonfinite: don't refuse NaN and infinite numbers.
+        rows: the source's (verify_values.source_rows), where its shards were dropped after use.
 
     Raises:
         VerificationError: anything differs.
@@ -134,7 +142,9 @@ def verify_values(
         path = name.rpartition(".")[0] if name else broken_codes(folder, layout, plan.choice)
         if path is not None:
             raise MintError(_not_finite(name or path, path, plan, inventory))
-    problem = wrong_layer(source, folder, plan.choice, inventory) if source.has_weights else None
+    if rows is None:
+        rows = source_rows(source, inventory, inventory.order)
+    problem = wrong_layer(rows, folder, plan.choice, inventory)
     if problem is not None:
         raise VerificationError(problem)
 

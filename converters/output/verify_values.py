@@ -7,7 +7,7 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from ...checkpoint.row_reader import select_rows
 from ...checkpoint.source import Source
 from ...measure.distortion import as_experts
 from ..quantizers.rtn import is_finite
+
+Rows = dict[str, mx.array]  # some rows of a layer's weight, scales and biases
 
 WHOLE = 2_000_000_000  # of a source of at most so many bytes every layer is checked
 EXPERTS = 4  # compared of each layer
@@ -78,26 +80,46 @@ def _is_finite(path: Path, data: int, info: TensorInfo) -> bool:
     return True
 
 
+def source_rows(
+    source: Source, inventory: Inventory, modules: Collection[str]
+) -> Iterator[tuple[str, Rows]]:
+    """Some rows of the layers to compare among these modules, evaluated, by the layer's path.
+
+    Args:
+        source: the weights of these modules are on this machine.
+        inventory: the layers.
+        modules: paths.
+    """
+    layers = {layer.path: layer for layer in _chosen(source, inventory)}
+    paths = [path for path in inventory.order if path in layers and path in modules]
+    for path, tensors in stream(source, inventory, paths, allow_nonfinite=True):
+        rows = _drawn(layers[path], tensors)
+        mx.eval(rows)
+        yield path, rows
+
+
 def wrong_layer(
-    source: Source, folder: Path, choice: Mapping[str, QuantConfig], inventory: Inventory
+    rows: Iterable[tuple[str, Rows]],
+    folder: Path,
+    choice: Mapping[str, QuantConfig],
+    inventory: Inventory,
 ) -> str | None:
     """What differs in a written layer from the source's; None where the compared rows agree.
 
     Args:
-        source: whose weights are on this machine.
+        rows: those of the source, as `source_rows` gives them.
         folder: the written checkpoint.
         choice: the configuration of each layer.
         inventory: the layers.
     """
-    layers = {layer.path: layer for layer in _chosen(source, inventory)}
+    layers = {layer.path: layer for layer in inventory.layers}
     written: dict[str, dict[str, mx.array]] = {}
     for name, array in tree_flatten(mlxlm.build_model(folder, keep_nvfp4=True).parameters()):
         owner, _, local = name.rpartition(".")
         if owner in layers:
             written.setdefault(owner, {})[local] = array
 
-    paths = [path for path in inventory.order if path in layers]
-    for path, tensors in stream(source, inventory, paths, allow_nonfinite=True):
+    for path, tensors in rows:
         config = choice.get(path, KEEP)
         problem = _difference(layers[path], tensors, written.pop(path), config)
         if problem is not None:
@@ -115,34 +137,38 @@ def _chosen(source: Source, inventory: Inventory) -> Iterator[Layer]:
         names.add(name)
 
 
+def _experts(layer: Layer) -> np.ndarray:
+    """The experts of a layer that are compared."""
+    experts: np.ndarray = np.unique(np.linspace(0, layer.as_experts[0] - 1, EXPERTS).astype(int))
+    return experts
+
+
+def _drawn(layer: Layer, tensors: Mapping[str, mx.array]) -> Rows:
+    """The rows of a layer that are compared, of a module's tensors."""
+    experts = _experts(layer)
+    rows = np.unique(np.linspace(0, layer.as_experts[1] - 1, ROWS).astype(int))
+    grid = np.broadcast_to(rows, (len(experts), len(rows)))
+    packed = {n: tensors[n] for n in ("weight", "scales", "biases") if n in tensors}
+    drawn = {n: select_rows(as_experts(array), experts, grid) for n, array in packed.items()}
+    if "global_scale" in tensors:
+        drawn["global_scale"] = tensors["global_scale"][mx.array(experts)]
+    return drawn
+
+
 def _difference(
-    layer: Layer,
-    tensors: Mapping[str, mx.array],
-    written: Mapping[str, mx.array],
-    config: QuantConfig,
+    layer: Layer, rows: Rows, written: Mapping[str, mx.array], config: QuantConfig
 ) -> str | None:
     """What differs in some rows of a layer; None where they agree.
 
     Args:
         layer: the layer.
-        tensors: the module's, of the source.
-        written: the module's, of the result.
+        rows: the source's (`_drawn`).
+        written: the module's tensors, of the result.
         config: that it was written in.
     """
-    count, height, _ = layer.as_experts
-    experts = np.unique(np.linspace(0, count - 1, EXPERTS).astype(int))
-    rows = np.unique(np.linspace(0, height - 1, ROWS).astype(int))
-    grid = np.broadcast_to(rows, (len(experts), len(rows)))
-
-    def drawn(arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        packed = {n: arrays[n] for n in ("weight", "scales", "biases") if n in arrays}
-        rows_of = {n: select_rows(as_experts(array), experts, grid) for n, array in packed.items()}
-        if "global_scale" in arrays:
-            rows_of["global_scale"] = arrays["global_scale"][mx.array(experts)]
-        return rows_of
-
-    expected = dense(layer, drawn(tensors))
-    actual = dense(replace(layer, stored=config if config.quantized else None), drawn(written))
+    expected = dense(layer, rows)
+    stored = config if config.quantized else None
+    actual = dense(replace(layer, stored=stored), _drawn(layer, written))
     if not config.quantized or config.global_scale:
         same = mx.array_equal(expected, actual, equal_nan=True)
         return None if same else "was written with other values than the source's"
@@ -155,7 +181,7 @@ def _difference(
     wrong = nmse > np.maximum(NMSE, TIMES_RTN * _nmse(expected, rounded))
     if not wrong.any():
         return None
-    expert = f", expert {experts[wrong.argmax()]}" if layer.kind == "experts" else ""
+    expert = f", expert {_experts(layer)[wrong.argmax()]}" if layer.kind == "experts" else ""
     return f"was written with an NMSE of {nmse[wrong.argmax()]:.3g}{expert}"
 
 

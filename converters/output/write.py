@@ -52,10 +52,12 @@ from .card import model_card
 from .card_facts import card_facts
 from .refined import REFINED, hashes_of, read_refined
 from .replace_tensors import replace_tensors
+from .row_file import store_rows, stored_rows
 from .sentence import write_sentence
 from .shard_writer import Writer, check_work, write_index
 from .small_files import config_text, copy_small_files
 from .verify import rehearse, verify, verify_bytes, verify_values
+from .verify_values import source_rows
 
 SMALL = 50_000_000  # bytes on disk for everything beside the shards
 
@@ -227,6 +229,9 @@ def _write_layers(conversion: Conversion, writer: Writer) -> None:
     layers = {layer.path: layer for layer in inventory.layers}
     step = count()
     for wave in conversion.waves(todo):
+        if not source.has_weights:  # its shards are dropped before the result is verified
+            store_rows(conversion.work, ranks().rank, source_rows(source, inventory, wave))
+
         # Layers that can be quantized row by row are never whole in memory.
         wave_layers = [layers[name] for name in wave if name in layers]
         by_row = _by_row(conversion, wave_layers, writer.units)
@@ -345,7 +350,9 @@ def _verify(conversion: Conversion, hashes: Mapping[str, str]) -> None:
     work, plan, inventory = conversion.work, conversion.plan, conversion.inventory
     verify_bytes(work, conversion.layout, hashes)
     verify(work, plan, inventory, conversion.layout)
-    verify_values(conversion.source, work, plan, inventory, conversion.allow_nonfinite)
+    source = conversion.source
+    rows = None if source.has_weights else stored_rows(work)
+    verify_values(source, work, plan, inventory, conversion.allow_nonfinite, rows)
 
 
 def _refine(conversion: Conversion) -> dict[str, mx.array] | None:

@@ -14,7 +14,7 @@ import shutil
 import struct
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from .tokenizer import has_tokenizer
 SMALL_FILES = ["*.json", "*.py", *SIDE_FILES, f"{TEMPLATES}/*.jinja", "README.md", PLAN_FILE]
 WEIGHTS = ["model*.safetensors"]
 DOWNLOAD = "download"  # the folder in a skeleton that shards are downloaded into
+TIMEOUT = 30.0  # seconds to wait for a part of a file
 _TEXTS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -250,6 +251,39 @@ def fetch_shard(name: str, commit: str | None, file: str, folder: Path) -> None:
     download_folder = folder / DOWNLOAD
     hf_hub_download(name, file, revision=commit, local_dir=download_folder)
     move(download_folder / file, folder / file)
+
+
+def fetch_ranges(
+    name: str, commit: str | None, file: str, ranges: Iterable[tuple[int, int]], folder: Path
+) -> None:
+    """Download parts of a shard's data into its sparse file; the rest of that stays empty.
+
+    Args:
+        name: of the repository.
+        commit: of the repository.
+        file: the shard.
+        ranges: first byte and end of each part, from where the shard's data begins.
+        folder: with the sparse file.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    url = hf_hub_url(name, file, revision=commit)
+
+    def fetched(start: int, end: int) -> bytes:
+        headers = build_hf_headers() | {"range": f"bytes={start}-{end - 1}"}
+        response = get_session().get(url, headers=headers, timeout=TIMEOUT)
+        hf_raise_for_status(response)
+        return response.content[: end - start]
+
+    # The header of the sparse file isn't as long as the shard's.
+    data = 8 + int.from_bytes(fetched(0, 8), "little")
+    local = read_header(folder / file)[1]
+    with (folder / file).open("r+b") as out:
+        for start, end in ranges:
+            part = fetched(data + start, data + end)
+            out.seek(local + start)
+            out.write(part)
 
 
 def drop_shard(path: Path) -> None:

@@ -21,9 +21,9 @@ from ..base.targets import check_name
 from ..converters.sources.gguf import original_repo
 from ..converters.sources.layouts import check_tensors
 from . import hub, mlxlm
-from .config_keys import Brought, adapt, brought
+from .config_keys import Brought, adapt, brought, encoded
 from .origin import Origin
-from .tied_head import with_own_head
+from .tied_head import unknown_head, with_own_head
 from .unread_keys import check_keys
 
 SAMPLE = 4096  # bytes read at the start, middle and end of each tensor for a local fingerprint
@@ -139,6 +139,7 @@ def _from_skeleton(repo: hub.RepoId) -> Source:
     """The source of a repository whose weights stay on the Hub."""
     skeleton = hub.fetch_skeleton(repo)
     config, headers = _read_checked(skeleton.folder)
+    config = _with_own_head(config, skeleton, headers, repo.name)
     return Source(
         name=repo.name,
         path=skeleton.folder,
@@ -150,6 +151,32 @@ def _from_skeleton(repo: hub.RepoId) -> Source:
         has_weights=False,
         headers=headers,
     )
+
+
+def _with_own_head(
+    config: dict[str, Any],
+    skeleton: hub.Skeleton,
+    headers: dict[str, dict[str, TensorInfo]],
+    name: str,
+) -> dict[str, Any]:
+    """The config of a repository whose head is stored, though its config ties it: untied where the
+    head differs from the embedding, by some rows of both.
+
+    Whatever opens the skeleton later must see the same, so its config.json says it too.
+
+    Raises:
+        MintError: they differ, and mlx-lm's class can't have a head of its own.
+    """
+    folder = skeleton.folder
+    unknown = unknown_head(config, folder, headers, mlxlm.bare_model)
+    for file, ranges in unknown.items():
+        hub.fetch_ranges(name, skeleton.commit, file, ranges, folder)
+    decided = with_own_head(config, folder, headers, mlxlm.bare_model)
+    for file in unknown:
+        hub.drop_shard(folder / file)  # a shard's rows say nothing beside empty ones of another
+    if decided != config:
+        (folder / "config.json").write_text(json.dumps(encoded(decided)), encoding="utf-8")
+    return decided
 
 
 def _from_folder(folder: Path, name: str, revision: str | None) -> Source:

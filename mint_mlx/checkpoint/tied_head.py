@@ -30,6 +30,7 @@ EMBEDDING = re.compile(
     r"(.+\.)?(embed_tokens|word_embeddings|tok_embeddings|embed_in|embeddings|embedding|wte)\.weight"
 )
 CHUNK = 1 << 24  # bytes compared at once
+SAMPLE = 12  # rows that are compared of a model on the Hub
 
 Headers = Mapping[str, Mapping[str, TensorInfo]]  # tensors by file and name
 Build = Callable[[dict[str, Any]], Any]
@@ -79,6 +80,40 @@ def with_own_head(
             "checkpoint whose head is tied to its embedding"
         )
     return config_untied
+
+
+def unknown_head(
+    config: dict[str, Any], folder: Path, headers: Headers, bare_model: Build
+) -> dict[str, list[tuple[int, int]]]:
+    """Which bytes of shards tell whether a stored head is a copy, where the weights aren't here.
+
+    Args:
+        config: that of `with_own_head`, to which all heads without weights are copies.
+        folder: of the checkpoint.
+        headers: of its shards.
+        bare_model: as of `with_own_head`.
+
+    Returns:
+        By shard the first byte and the end of each of some rows of both tensors, from where the
+        shard's data begins; nothing where there is no head that would be dropped.
+    """
+    untied = _says(config) is False
+    if "quantization" in config or (untied and _builds_heads(config)):
+        return {}
+    head = _find(HEAD, folder, headers)
+    embedding = _find(EMBEDDING, folder, headers)
+    if head is None or embedding is None or head.shape != embedding.shape:
+        return {}
+    if _has_head(config, bare_model):
+        return {}
+    ranges: dict[str, list[tuple[int, int]]] = {}
+    for tensor in (head, embedding):
+        data = read_header(tensor.file)[1]
+        width = (tensor.end - tensor.start) // tensor.shape[0]
+        for row in np.unique(np.linspace(0, tensor.shape[0] - 1, SAMPLE).astype(int)):
+            start = tensor.start - data + int(row) * width
+            ranges.setdefault(tensor.file.name, []).append((start, start + width))
+    return ranges
 
 
 def drop_copy(

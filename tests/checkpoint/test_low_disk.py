@@ -6,15 +6,15 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from fake_hub import FakeHub
-from helpers import Maker, qwen3_moe
+from fake_hub import FakeHub, serve_hub
+from helpers import Maker, Weights, edit_config, edit_weights, llama, qwen3_moe
 from hypothesis import given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 from released import FAMILIES, known, released
 
 from mint_mlx.checkpoint import hub, low_disk
-from mint_mlx.checkpoint.source import open_model
+from mint_mlx.checkpoint.source import open_model, read_config
 from mint_mlx.jobs import convert
 from mint_mlx.jobs.model import prepare
 
@@ -126,3 +126,27 @@ def test_low_disk_is_refused_where_the_model_is_run(hub: FakeHub) -> None:
     done = hub.run("convert", "org/tiny", "--budget", "5bpw", "--low-disk", "--quantizer", "gptq")
     assert done.returncode == 2
     assert "--effort fast" in done.stderr
+
+
+@pytest.mark.slow  # tests/checkpoint/test_tied_head.py has a short one
+def test_a_head_that_differs_from_the_embedding_is_read_from_the_hub(
+    make: Maker, tmp_path: Path
+) -> None:
+    folder = make(llama(1))
+
+    def with_head(weights: Weights) -> Weights:
+        return weights | {"lm_head.weight": weights["model.embed_tokens.weight"][::-1]}
+
+    edit_weights(folder, with_head)
+    edit_config(folder, tie_word_embeddings=True)
+    out = tmp_path / "out"
+    (tmp_path / "home").mkdir()
+    with serve_hub(folder, tmp_path / "home") as served:
+        done = served.run(
+            "convert", "org/tiny", "--uniform", "keep", "--low-disk", "--no-smoke", "-o", str(out)
+        )
+    assert done.returncode == 0, done.stderr
+    assert read_config(out)["tie_word_embeddings"] is False
+    written = mx.load(str(out / "model.safetensors"))
+    assert mx.array_equal(written["lm_head.weight"], written["model.embed_tokens.weight"][::-1])
+    assert not list(out.glob("scratch-*"))

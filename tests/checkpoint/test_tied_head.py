@@ -11,10 +11,11 @@ from families import config_of, write_family
 from helpers import Maker, Weights, edit_config, edit_weights, llama
 
 from mint_mlx.base.errors import MintError
-from mint_mlx.base.safetensors_header import read_folder
+from mint_mlx.base.safetensors_header import read_folder, read_header
+from mint_mlx.checkpoint import hub, source
 from mint_mlx.checkpoint.mlxlm import bare_model, build_model
-from mint_mlx.checkpoint.source import load_source
-from mint_mlx.checkpoint.tied_head import with_own_head
+from mint_mlx.checkpoint.source import load_source, read_config
+from mint_mlx.checkpoint.tied_head import SAMPLE, with_own_head
 from mint_mlx.jobs.convert import convert
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -48,6 +49,32 @@ def test_another_head_is_used_and_stock_mlx_lm_reads_it(make: Maker, tmp_path: P
     assert mx.array_equal(written[HEAD], stored[HEAD])
     assert json.loads((result.path / "config.json").read_text())["tie_word_embeddings"] is False
     assert "lm_head" in build_model(source)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_of_a_model_on_the_hub_some_rows_decide(
+    equal: bool, make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tie(make(llama(1)), equal)
+    shard = folder / "model.safetensors"
+    data, start = shard.read_bytes(), read_header(shard)[1]
+    hub.drop_shard(shard)
+    sent = []
+
+    def fetch(name: str, commit: str, file: str, ranges: list[tuple[int, int]], at: Path) -> None:
+        with (at / file).open("r+b") as out:
+            for begin, end in ranges:
+                out.seek(start + begin)
+                out.write(data[start + begin : start + end])
+                sent.append(end - begin)
+
+    monkeypatch.setattr(hub, "fetch_ranges", fetch)
+    config, headers = read_config(folder), read_folder(folder)
+    skeleton = hub.Skeleton(folder, "main", {}, 0)
+    decided = source._with_own_head(config, skeleton, headers, "org/tiny")
+    assert decided["tie_word_embeddings"] is equal
+    assert len(sent) == 2 * SAMPLE
+    assert ("lm_head" in build_model(folder)) != equal  # also where all is empty again
 
 
 @pytest.mark.parametrize("family", ["olmoe", "qwen3_moe"])

@@ -16,7 +16,7 @@ from mint_mlx.base.errors import MintError
 from mint_mlx.checkpoint import mlxlm, row_reader
 from mint_mlx.checkpoint.row_reader import Straight
 from mint_mlx.checkpoint.source import load_source
-from mint_mlx.converters.output import verify_values
+from mint_mlx.converters.output import row_file, verify_values
 from mint_mlx.converters.output.verify import VerificationError
 from mint_mlx.converters.output.verify import verify_values as verify
 from mint_mlx.jobs.convert import Result, convert
@@ -90,6 +90,32 @@ def test_experts_that_changed_places_are_noticed(make: Maker, tmp_path: Path) ->
     edit_weights(result.path, swapped)
     with pytest.raises(VerificationError, match=r"up_proj was written .*, expert 0"):
         check(source, result)
+
+
+def test_rows_stored_before_the_shards_were_dropped_are_compared(
+    make: Maker, tmp_path: Path
+) -> None:
+    source = load_source(str(make(llama(1))))
+    result = convert(str(source.path), uniform="4bit-g64", out=tmp_path / "out", smoke=False)
+    inventory, work = result.inventory, tmp_path / "work"
+    work.mkdir()
+    order = inventory.order
+    for rank, wave in enumerate((order[:3], order[3:5])):
+        row_file.store_rows(work, rank, verify_values.source_rows(source, inventory, wave))
+    row_file.store_rows(work, 0, verify_values.source_rows(source, inventory, order[5:]))
+    assert {path for path, _ in row_file.stored_rows(work)} == {
+        layer.path for layer in inventory.layers
+    }
+
+    def compare() -> None:
+        gone = replace(source, has_weights=False, path=tmp_path / "gone")
+        rows = row_file.stored_rows(work)
+        verify(gone, result.path, result.plan, inventory, rows=rows)
+
+    compare()
+    edit_weights(result.path, lambda w: w | {f"{UP}.scales": w[f"{UP}.scales"] * 3})
+    with pytest.raises(VerificationError, match=f"{UP} was written with an NMSE"):
+        compare()
 
 
 def test_of_a_large_source_one_layer_of_each_name_is_compared(
