@@ -18,6 +18,7 @@ from ...checkpoint.layers import Inventory
 from ...checkpoint.model_classes import model_class
 from ...checkpoint.roles import TOWER
 from ...checkpoint.source import Source
+from ...checkpoint.tokenizer import tokenizer_settings
 from ...checkpoint.towers import has_mtp, text_only, without_mtp
 
 
@@ -34,12 +35,10 @@ def copy_small_files(source: Path, work: Path, parts: str) -> None:
         shutil.copyfile(source / name, target)
 
     # The tokenizer's settings name the processor as well.
-    settings = work / "tokenizer_config.json"
-    if parts == "text" and settings.is_file():
-        table = json.loads(settings.read_text(encoding="utf-8"))
-        if table.pop("processor_class", None) is not None:
-            text = json.dumps(table, indent=2, ensure_ascii=False) + "\n"
-            settings.write_text(text, encoding="utf-8")
+    settings = tokenizer_settings(work)
+    if parts == "text" and settings.pop("processor_class", None) is not None:
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        (work / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

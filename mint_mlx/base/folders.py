@@ -8,6 +8,7 @@ from typing import Any
 
 from .errors import MintError
 from .files import LOCK, MARK, PLAN_FILE, REFINED_FILE
+from .pictures import is_picture
 from .remove import DESKTOP, PARTIAL, UNFINISHED, Kind
 from .safetensors_header import INDEX
 from .side_files import SIDE_FILES, TEMPLATES, code_files
@@ -94,8 +95,10 @@ def is_report(folder: Path) -> bool:
 
 
 def _named(folder: Path) -> set[str]:
-    """Files of a checkpoint whose names follow from others: its code, shards, reports of ours."""
-    return code_files(folder) | _indexed(folder) | (set(REPORT) if is_report(folder) else set())
+    """Files of a checkpoint known by content: its code, shards of any name, reports, pictures."""
+    reports = set(REPORT) if is_report(folder) else set()
+    pictures = {path.name for path in folder.iterdir() if is_picture(path)}
+    return code_files(folder) | _indexed(folder) | reports | pictures
 
 
 def _indexed(folder: Path) -> set[str]:

@@ -32,6 +32,12 @@ TOKENIZER = (
     "*vocab*.json",
     "*vocab*.txt",
     "merges*.txt",
+    "vocab.bpe",
+    "bpe.codes",
+    "encoder.json",
+    "dict.txt",
+    "emoji.json",
+    "*.spm",
     "tekken.json",
     "*.model",
     "tokenizer.model.*",
@@ -55,6 +61,7 @@ _IMPORT = re.compile(r"^[ \t]*from[ \t]+\.([A-Za-z_]\w*)[ \t]+import\b", re.MULT
 _OUR_OWN = ("config.json", "README.md", "*.index.json", "*quant*config.json", "mint-*")
 _WEIGHTS = ("*.safetensors",)
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_VOCABULARY = re.compile(r"""["'](\w[\w.-]*\.(?:txt|jsonl?|bpe|vocab|codes))["']""")
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,8 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
 def code_files(folder: Path) -> set[str]:
     """The Python files that a checkpoint's configs name in `auto_map`, with what they import.
 
-    Some tokenizers are such code (Kimi's is). It is copied and never run by this program.
+    Some tokenizers are such code (Kimi's is). It is copied and never run by this program, with the
+    vocabularies that stand in it by name.
     """
     waiting = [name for config in _CONFIGS for name in _auto_map(folder / config)]
     names = set[str]()
@@ -128,6 +136,7 @@ def code_files(folder: Path) -> set[str]:
             names.add(name)
             text = path.read_text(encoding="utf-8", errors="replace")
             waiting += [f"{module}.py" for module in _IMPORT.findall(text)]
+            names |= {v for v in _VOCABULARY.findall(text) if may_be_copied(folder / v, folder)}
     return names
 
 
@@ -140,7 +149,7 @@ def _auto_map(path: Path) -> list[str]:
     except (OSError, ValueError, RecursionError):  # its own reader refuses it
         return []
     table = config.get("auto_map") if isinstance(config, dict) else None
-    values = table.values() if isinstance(table, dict) else []
+    values = table.values() if isinstance(table, dict) else [table]
     flat = [v for value in values for v in (value if isinstance(value, list) else [value])]
     modules = [_MODULE.fullmatch(value) for value in flat if isinstance(value, str)]
     return [f"{module[1]}.py" for module in modules if module]

@@ -54,12 +54,20 @@ def encode(tokenizer: Any, text: str) -> Any:
 
 def tokenizer_is_code(folder: Path) -> bool:
     """Whether the tokenizer is Python code that the checkpoint brings along (Kimi's is)."""
+    table = tokenizer_settings(folder).get("auto_map")
+    if isinstance(table, list):  # transformers' older form, of tokenizers alone
+        return any(isinstance(name, str) for name in table)
+    return isinstance(table, dict) and "AutoTokenizer" in table
+
+
+def tokenizer_settings(folder: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says; nothing where it is malformed: load_tokenizer refuses it."""
     path = folder / "tokenizer_config.json"
     try:
         settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:  # load_tokenizer refuses a malformed file
-        return False
-    return isinstance(settings, dict) and "AutoTokenizer" in (settings.get("auto_map") or {})
+    except (ValueError, RecursionError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def why_no_sentence(folder: Path) -> str | None:

@@ -59,6 +59,7 @@ def checkpoint(folder: Path) -> Path:
     names = ("config.json", "model.safetensors", "README.md", "LICENSE", "beside.py", ".DS_Store")
     for name in (*names, "tokenizer.model", "table.md", "plot.png", "mint-profile.json"):
         (folder / name).write_text("{}")
+    (folder / "curve.png").write_bytes(b"...Software\0mint-mlx...")
     return folder
 
 
@@ -125,6 +126,7 @@ def plant(folder: Path, outside: Path) -> dict[str, Callable[[], object]]:
     (outside / TARGET / "precious").write_text("precious")
     return {
         "file": lambda: (folder / "thesis.txt").write_text("precious"),
+        "picture": lambda: (folder / "holiday.png").write_text("precious"),
         "shard": lambda: (folder / "model_of_me.safetensors").write_text("precious"),
         "code": lambda: (folder / "experiment.py").write_text("precious"),
         "scratch": lambda: (folder / "scratch-thesis.safetensors").write_text("precious"),

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from helpers import Maker, Notes, edit_config, llama, qwen3_moe
 
+from mint_mlx.base.side_files import code_files
 from mint_mlx.checkpoint.chat_template import TemplateProblem
-from mint_mlx.checkpoint.tokenizer import PROMPT
+from mint_mlx.checkpoint.tokenizer import PROMPT, tokenizer_is_code
+from mint_mlx.converters.output.small_files import copy_small_files
 from mint_mlx.jobs.convert import convert
 from mint_mlx.jobs.request import Request, check_request
 from mint_mlx.jobs.sizes import size_table
@@ -50,3 +52,23 @@ def test_a_template_that_fails_is_a_note_and_the_sentence_goes_on_from_a_plain_p
     convert(folder, "5bpw", tmp_path / "silent", smoke=False)
     size_table(check_request(Request(folder, budget="smallest")))
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "3", "{", '{"auto_map": 3}', '{"auto_map": [null]}', "[" * 100_000]
+)
+def test_malformed_settings_are_no_code_and_stop_no_copy(text: str, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    assert not tokenizer_is_code(tmp_path)
+    assert code_files(tmp_path) == set()
+    copy_small_files(tmp_path, tmp_path / "out", "text")
+    assert (tmp_path / "out" / "tokenizer_config.json").read_text() == text
+
+
+@pytest.mark.parametrize("table", ['{"AutoTokenizer": ["own.Own", null]}', '["own.Own", null]'])
+def test_a_tokenizer_that_is_code_is_known_in_both_forms(table: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("")
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"auto_map": {table}}}')
+    assert tokenizer_is_code(tmp_path)
+    assert code_files(tmp_path) == {"own.py"}

@@ -88,8 +88,16 @@ def test_code_that_configs_name_comes_along_with_what_it_imports(make: Maker) ->
     edit_config(folder, auto_map={"AutoConfig": "settings.Own", "AutoModel": "other/repo--m.Own"})
     settings = {"auto_map": {"AutoTokenizer": ["own.Own", None], "AutoBad": 3, "x": "../up.Own"}}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "own.py").write_text("from .inner import x\n\nimport json\nfrom . import y\n")
+    (folder / "own.py").write_text(
+        "from .inner import x\n\nimport json\nfrom . import y\n"
+        "NAMES = {'a': 'words.bpe', 'b': \"gone.txt\", 'c': '../up.txt'}\n"
+    )
+    for name in ("words.bpe", "other.txt", "../up.txt"):
+        (folder / name).write_text("")
     for name in ("inner.py", "settings.py", "m.py", "train.py", "json.py"):
         (folder / name).write_text("from .own import z\n")
     (folder.parent / "up.py").write_text("")
-    assert code_files(folder) == {"own.py", "inner.py", "settings.py"}
+    named = {"own.py", "inner.py", "settings.py", "words.bpe"}
+    assert code_files(folder) == named
+    assert named < set(side_files(folder).copied)
+    assert side_files(folder).others == ("json.py", "m.py", "other.txt", "train.py")
