@@ -152,7 +152,8 @@ def verify_values(
 def _not_finite(name: str, path: str, plan: Plan, inventory: Inventory) -> str:
     """The refusal of a tensor, or of a layer's codes, that aren't finite as they were written."""
     stored = {layer.path: layer.stored or KEEP for layer in inventory.layers}
-    if plan.choice.get(path, KEEP) == stored.get(path, KEEP):
+    chosen = plan.choice.get(path, KEEP)
+    if chosen in (KEEP, stored.get(path, KEEP)):
         return f"{name} {NOT_FINITE}"
     return (
         f"{name} would hold NaN or infinite values in this configuration: give --override "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import mlx.core as mx
 import numpy as np
 
 from ..base.errors import TOO_LARGE, MintError
-from ..base.quant_config import NVFP4_LARGEST
+from ..base.quant_config import NVFP4_LARGEST, QuantConfig
 from .layers import MLX_DTYPES, Layer
 
 # numpy's types for safetensors codes; it has no bfloat16, whose bits are read as integers.
@@ -29,6 +31,23 @@ def all_finite(array: mx.array) -> bool:
     without_sign = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
     chunks = (bits[i : i + CHUNK] for i in range(0, bits.size, CHUNK))
     return all(int((chunk & without_sign).max()) < infinity for chunk in chunks)
+
+
+def has_nan_codes(tensors: Mapping[str, mx.array], config: QuantConfig) -> bool:
+    """Whether a layer's codes or scales have bytes that stand for NaN, in the modes that have such.
+
+    Args:
+        tensors: `weight` and `scales`.
+        config: how they are quantized.
+    """
+    if config.mode == "affine":
+        return False
+    scales = tensors["scales"]
+    nan = (scales & 0x7F) == 0x7F if config.mode == "nvfp4" else scales == 0xFF
+    if config.mode == "mxfp8":
+        codes = tensors["weight"].view(mx.uint8)
+        return bool(mx.any(nan)) or bool(mx.any((codes & 0x7F) == 0x7F))
+    return bool(mx.any(nan))
 
 
 def cast(name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:

@@ -15,8 +15,9 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..base.errors import NOT_FINITE, TOO_LARGE, MintError
+from ..base.quant_config import QuantConfig
 from ..base.streams import reading
-from .arrays import all_finite
+from .arrays import all_finite, has_nan_codes
 from .layers import MLX_DTYPES, Inventory
 from .mlxlm import build_model
 from .source import Source, open_model
@@ -72,14 +73,20 @@ def _check_stored(inventory: Inventory, arrays: dict[str, dict[str, mx.array]]) 
 
 
 def _check_finite(
-    source: Source, path: str, tensors: dict[str, mx.array], allow_nonfinite: bool
+    source: Source,
+    path: str,
+    tensors: dict[str, mx.array],
+    stored: QuantConfig | None,
+    allow_nonfinite: bool,
 ) -> None:
-    """Refuse a module's parameters that are NaN or infinite.
+    """Refuse a module's parameters that are NaN or infinite; `stored` says how it is quantized.
 
     Raises:
         MintError: naming the tensor, and whether the source holds it so or float16 cannot hold it
             (which is refused in any case).
     """
+    if stored is not None and not allow_nonfinite and has_nan_codes(tensors, stored):
+        raise MintError(f"{path} {NOT_FINITE}")
     for local, array in tensors.items():
         is_half = array.dtype == mx.float16
         if (allow_nonfinite and not is_half) or all_finite(array):
@@ -131,6 +138,7 @@ def stream(
         del model, array  # now only `arrays` holds the lazy weights, and frees them one by one
 
     dtypes = _written_dtypes(inventory)
+    stored = {layer.path: layer.stored for layer in inventory.layers}
 
     def start_reading(path: str) -> dict[str, mx.array]:
         tensors = arrays.pop(path)
@@ -161,7 +169,7 @@ def stream(
             started.append(start_reading(waiting.popleft()))
             ahead += _nbytes(started[-1])
 
-        _check_finite(source, path, tensors, allow_nonfinite)
+        _check_finite(source, path, tensors, stored.get(path), allow_nonfinite)
         yield path, tensors
         del tensors
         mx.clear_cache()
