@@ -41,6 +41,8 @@ FUSED_ITSELF = {
 NOT_RENAMED = ("gpt_oss", "muse_spark")
 # The types of whole models beside Llama-4 whose `sanitize` expects a prefix on text models too.
 SAVED_ALONE = ("gemma4_unified",)
+# What distributed training, torch.compile and adapters put before every name.
+WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
 # Classes whose `sanitize` does the rest of its work only where it finds single experts.
 SINGLE_EXPERTS = ("qwen3_next",)
 
@@ -120,6 +122,14 @@ def rename(model: Any, config: Mapping[str, Any], weights: Weights) -> Weights:
     target = _Model(model_type, zero_experts, first_shared, frozenset(names), blocks)
     for step in STEPS:
         weights = step(target, weights)
+    return weights
+
+
+def _unwrapped(model: _Model, weights: Weights) -> Weights:
+    """The tensors without a prefix of what a model was wrapped in when it was saved."""
+    for prefix in WRAPPERS:
+        if weights and all(name.startswith(prefix) for name in weights):
+            return {name.removeprefix(prefix): array for name, array in weights.items()}
     return weights
 
 
@@ -333,6 +343,7 @@ def _alternatives(rest: str) -> Iterator[str]:
 
 
 STEPS = (
+    _unwrapped,
     _by_family,
     _prefixed,
     _without_zero_experts,

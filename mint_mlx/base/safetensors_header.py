@@ -68,6 +68,11 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
         if len(start) < 8:
             raise MintError(f"{path.name} is truncated ({size} bytes): download it again")
         (length,) = struct.unpack("<Q", start)
+        if start == b"version ":
+            raise MintError(
+                f"{path.name} is a pointer of Git LFS, not the weights: run `git lfs pull`, or "
+                "download it"
+            )
         if length > MAX_HEADER or length < 2:
             raise _not_safetensors(path.name, f"its header length reads {length}")
         if 8 + length > size:

@@ -161,11 +161,23 @@ def _why_not_built(folder: Path, config: dict[str, Any], error: BaseException) -
         )
 
     # sanitize fails with the name of a tensor that it looks for, load_weights with a count.
-    text = f"mlx-lm cannot build a model from {folder.name}: {first_line(error)}"
+    reason = first_line(error)
     lost = isinstance(error, KeyError) and "." in str(error)
-    if lost or str(error).startswith("Missing "):
-        text += " (is the checkpoint complete, and does its config.json belong to it?)"
-    return text
+    if lost:
+        reason = f"Missing {error.args[0]}"
+    if not reason.endswith(".."):
+        reason = reason.removesuffix(".")
+    text = f"mlx-lm cannot build a model from {folder.name}: {reason}"
+    if reason.startswith("Missing "):
+        return f"{text} (is the checkpoint complete, and does its config.json belong to it?)"
+    if str(error).startswith("Received "):
+        why = "its config.json is of another model, or the class of mlx-lm knows no such tensors"
+        if "lora_" in str(error):
+            why = "an adapter was saved with the model: merge it first"
+        return f"{text} ({why})"
+    if str(error).startswith("Expected shape"):
+        return f"{text}: its config.json is of another model, give both as they were released"
+    return f"{text} (check the values of its config.json)"
 
 
 def _prepared(model_class: type, config: dict[str, Any]) -> type:
@@ -387,8 +399,8 @@ def bare_model(config: dict[str, Any]) -> Any:
             return model_class(args_class.from_dict(deepcopy(config)))
     except _BUILD_ERRORS as error:
         raise MintError(
-            f"mlx-lm cannot build a model from this config.json ({first_line(error)}): download it "
-            "again"
+            f"mlx-lm cannot build a model from this config.json ({first_line(error)}): check its "
+            "values"
         ) from error
 
 

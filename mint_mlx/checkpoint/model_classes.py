@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from ..base.hf_config import text_config
 
@@ -33,11 +33,13 @@ class ModelClass:
     Attributes:
         name: of its module in mlx_lm.models.
         defaults: the keys that it reads, with what stands in for each; REQUIRED where nothing does.
+        numbers: those of them that are declared as numbers.
         code: the source text of its module.
     """
 
     name: str
     defaults: dict[str, Any]
+    numbers: frozenset[str]
     code: str = dataclasses.field(repr=False)
 
     @property
@@ -150,8 +152,16 @@ def _described(arguments: type) -> ModelClass:
             defaults[field.name] = field.default_factory()
         else:
             defaults[field.name] = field.default
-    code = inspect.getsource(sys.modules[arguments.__module__])
-    return ModelClass(_short(arguments.__module__), defaults, code)
+    module = sys.modules[arguments.__module__]
+    hints = get_type_hints(arguments, vars(module))
+    numbers = frozenset(key for key in defaults if _is_number(hints.get(key)))
+    return ModelClass(_short(arguments.__module__), defaults, numbers, inspect.getsource(module))
+
+
+def _is_number(hint: Any) -> bool:
+    """Whether a field's type is a number, or a number or None."""
+    kinds = set(get_args(hint)) or {hint}
+    return kinds <= {int, float, type(None)} and kinds != {type(None)}
 
 
 def _short(module: str) -> str:

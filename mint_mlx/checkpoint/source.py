@@ -22,6 +22,7 @@ from ..converters.sources.gguf import original_repo
 from ..converters.sources.layouts import check_tensors
 from . import hub, mlxlm
 from .config_keys import Brought, adapt, brought, encoded
+from .config_values import check_values
 from .origin import Origin
 from .tied_head import unknown_head, with_own_head
 from .unread_keys import check_keys
@@ -248,8 +249,11 @@ def _read_checked(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Ten
     Raises:
         MintError: they are malformed, don't belong together, or mint-mlx can't read such a model.
     """
-    config = adapt(read_config(folder))
+    stated = read_config(folder)
+    check_values(stated)
+    config = adapt(stated)
     mlxlm.check_model(config)
+    check_values(config)
     check_keys(config)
     headers = read_folder(folder)
     _check_depth(config, headers)
@@ -264,9 +268,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         MintError: it is missing or malformed.
     """
     path = folder / "config.json"
+    _refuse_adapter(folder)
     if not path.is_file():
+        kind = " (it is of a diffusion model)" if (folder / "model_index.json").is_file() else ""
         raise MintError(
-            f"{folder.name} has no config.json: give the folder of a Hugging Face checkpoint"
+            f"{folder.name} has no config.json{kind}: give the folder of a Hugging Face checkpoint "
+            "of a language model"
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -288,6 +295,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     if any(not isinstance(name, (str, type(None))) for name in text_types):
         raise _malformed(folder, "text_config.model_type", "a name")
     return config
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Refuse a folder with the weights of an adapter (LoRA) and none of a model.
+
+    Raises:
+        MintError: with the name of the model that it belongs to where it tells it.
+    """
+    path = folder / "adapter_config.json"
+    if not path.is_file() or any(folder.glob("model*.safetensors")):
+        return
+    try:
+        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, RecursionError, AttributeError):
+        base = None
+    of = f" of {base}" if isinstance(base, str) and base else ""
+    raise MintError(
+        f"{folder.name} holds an adapter{of}, not a model: merge it into its model first "
+        "(merge_and_unload of peft, or mlx_lm.fuse), and give the result"
+    )
 
 
 def _malformed(folder: Path, key: str, expected: str) -> MintError:
