@@ -30,7 +30,9 @@ def match(group: Group, stated: Stated) -> Packed | None:
     role = next((r for r in SCALES if r in group.infos), None)
     if role is None:
         raise Unread(f"is FP8, but has no scales ({group.stem}_scale_inv or {group.stem}_scale)")
-    others = group.roles - {"", role}
+    others = group.roles - {"", role, "shape"}
+    if "zero_point" in others and not stated.values(group.names["zero_point"]).any():
+        others.remove("zero_point")  # of a symmetric weight
     if others:
         raise Unread(f"is FP8 beside a tensor that FP8 doesn't have ({group.names[others.pop()]})")
     return read_fp8(group, "", role, stated)

@@ -76,8 +76,8 @@ BESIDE = {
 }
 # What mlx-lm wants at the top of a quantization table, whatever its entries are.
 DEFAULTS = {"group_size": 64, "bits": 4, "mode": "affine"}
-# NumPy's types of the small tensors whose numbers decide how a weight is read.
-_NUMBERS = {"I64": "<i8", "I32": "<i4", "U8": "u1", "I8": "i1", "BOOL": "u1"}
+# NumPy's types of the small tensors whose numbers decide how a weight is read; else they are bytes.
+_NUMBERS = {"I64": "<i8", "I32": "<i4", "F32": "<f4", "F16": "<f2"}
 
 
 def _what_becomes(stored: QuantConfig | None, dtype: str) -> str:
@@ -220,7 +220,7 @@ def _value_reader(folder: Path, headers: Headers) -> Callable[[str], np.ndarray]
             length = int.from_bytes(file.read(8), "little")
             file.seek(8 + length + info.start)
             data = file.read(info.end - info.start)
-        return np.frombuffer(data, dtype=_NUMBERS[info.dtype])
+        return np.frombuffer(data, dtype=_NUMBERS.get(info.dtype, "u1"))
 
     return values
 

@@ -155,6 +155,18 @@ def test_blocks_that_compressed_tensors_states() -> None:
     assert "blocks of 64x32" in weight.form
 
 
+def test_a_zero_point_must_be_zero() -> None:
+    codes = fp8(96, 160)
+    arrays = {"": ("F8_E4M3", codes), "scale": ("F32", np.ones(96, np.float32))}
+    arrays["shape"] = ("I64", np.array([96, 160]))
+    zeros = np.zeros(96, np.int8)
+    _, values = read(sources_fp8, arrays | {"zero_point": ("I8", zeros)})
+    np.testing.assert_array_equal(values, e4m3(codes))
+    zeros[3] = 1
+    with pytest.raises(Unread, match="zero_point"):
+        matched(sources_fp8, arrays | {"zero_point": ("I8", zeros)})
+
+
 @pytest.mark.parametrize(
     ("code", "scales", "table", "reason"),
     [

@@ -257,11 +257,17 @@ def test_what_only_serving_needs_is_dropped(make: Maker) -> None:
         f"{base}.q_proj.input_scale",
         f"{base}.q_proj.activation_scale",
         f"{base}.q_proj.input_global_scale",
+        f"{base}.q_proj.input_scale_ub",
+        f"{base}.q_proj.input_quantizer._amax",
+        f"{base}.k_zero_point",
+        f"{base}.v_global_scale",
         f"{base}.rotary_emb.inv_freq",
         "model.layers.0.mlp.experts.gate_up_proj_activation_scale",
     )
     assert all(UNUSED.fullmatch(name) for name in extra)
     assert not UNUSED.fullmatch("model.layers.0.router.scale")
+    assert not UNUSED.fullmatch(f"{base}.q_proj.weight_zero_point")
+    assert not UNUSED.fullmatch(f"{base}.q_proj.input_quantizer._pre_quant_scale")
     edit_weights(folder, lambda w: w | {name: mx.ones(1) for name in extra})
 
     def empty(tensors: RawTensors) -> None:
