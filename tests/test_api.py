@@ -92,13 +92,13 @@ def test_results_are_printed_in_one_line(make: Maker, tmp_path: Path) -> None:
     plan_file = tmp_path / "plan.yaml"
     order = place_order(check_request(Request(folder, "5bpw", out=tmp_path / "other")))
     for value, words in (
-        (result, ("bits per weight", "rtn", str(tmp_path / "out")[:20])),
+        (result, ("bits per weight", "search", str(tmp_path / "out")[:20])),
         (result.plan, ("model", "layers", "budget='5bpw'", "objective='prior'")),
         (mint_mlx.read_plan(tmp_path / "out" / "mint-plan.yaml"), ("model", "layers")),
         (mint_mlx.allocate(tmp_path / "out", "6bpw", plan_file), ("bits per weight", "prior")),
         (mint_mlx.sweep(tmp_path / "out"), ("24 sizes", "knee")),
         (mint_mlx.inspect(folder), ("model", "layers")),
-        (mint_mlx.inspect(plan_file), ("model", "rtn", "plan.yaml")),
+        (mint_mlx.inspect(plan_file), ("model", "search", "plan.yaml")),
         (mint_mlx.inspect(tmp_path / "out" / "mint-profile.json"), ("parameters",)),
         (mint_mlx.doctor(str(result.path)), ("out", "0 findings")),
         (mint_mlx.evaluate(folder, length=32, windows=2), ("perplexity", "2 windows")),

@@ -24,13 +24,13 @@ from threadpoolctl import threadpool_limits
 from ...base.quant_config import QuantConfig
 from ...checkpoint.layers import Layer
 from ...measure.moments import factor
-from . import rtn
+from . import rtn, search
 from .codes import Codes
 
 WIDE = 8192  # rows, of one expert or of several, whose columns are rounded together
 WORKERS = 4  # threads at most: each holds the second moments and factors of WIDE rows' experts
 Place = tuple[slice, slice]  # experts and rows of a layer
-Piece = tuple[Place, np.ndarray, np.ndarray, np.ndarray]  # with weight, scales and biases in there
+Piece = tuple[Place, np.ndarray]  # with the weights in there, float32
 
 
 class SecondMoments(Protocol):
@@ -40,7 +40,10 @@ class SecondMoments(Protocol):
 
 
 def quantize(
-    weight: mx.array, config: QuantConfig, moments: SecondMoments | None = None
+    weight: mx.array,
+    config: QuantConfig,
+    moments: SecondMoments | None = None,
+    searched: bool = False,
 ) -> dict[str, mx.array]:
     """Quantize one layer.
 
@@ -50,46 +53,81 @@ def quantize(
         moments: gives float32 (experts, columns, columns) for a slice of experts, the weighted
             second moment of each one's inputs; None where there is none, which is rounded to
             nearest, as the mx modes are.
+        searched: whether the ranges of the grids are searched, and what that shrinks is undone
+            (search.py).
 
     Returns:
         `weight` (uint32, packed), `scales`, and `biases` where the mode has them.
     """
     if moments is None or config.mode != "affine":
-        return rtn.quantize(weight, config)
-    return find_codes(weight, config, moments).packed()
+        return (search if searched else rtn).quantize(weight, config)
+    return find_codes(weight, config, moments, searched).packed()
 
 
-def find_codes(weight: mx.array, config: QuantConfig, moments: SecondMoments) -> Codes:
+def find_codes(
+    weight: mx.array, config: QuantConfig, moments: SecondMoments, searched: bool = False
+) -> Codes:
     """As `quantize`, for an affine configuration, before packing."""
-    nearest = rtn.quantize(weight, config)  # its grids are used
-    weight_3d, scales_3d, biases_3d = (
-        array.reshape(-1, *array.shape[-2:])
-        for array in (weight, nearest["scales"], nearest["biases"])
-    )
-    experts, rows, _ = weight_3d.shape
+    weight_3d = weight.reshape(-1, *weight.shape[-2:])
+    experts, rows, columns = weight_3d.shape
     codes = np.empty(weight_3d.shape, dtype=np.uint8)
+    scales, biases = np.empty((2, experts, rows, columns // config.group_size), dtype=np.float32)
 
     # One factor serves all rows of a layer without experts; all threads of the BLAS compute it.
     # Otherwise what all experts share is computed before several threads ask for it.
-    shared = _factors(moments[:]) if experts == 1 else None
+    shared = moments[:] if experts == 1 else None
+    shared_factors = _factors(shared) if shared is not None else None
     if shared is None:
         moments[:0]
 
-    def work(place: Place, weight: np.ndarray, scales: np.ndarray, biases: np.ndarray) -> None:
-        column_orders, factors = shared or _factors(moments[place[0]])
-        codes[place] = _feed_back(weight, scales, biases, column_orders, factors, config)
-
-    def pieces() -> Iterator[Piece]:
-        for place in _places(experts, rows):
-            yield (
-                place,
-                np.array(weight_3d[place].astype(mx.float32)),
-                np.array(scales_3d[place].astype(mx.float32)),
-                np.array(biases_3d[place].astype(mx.float32)),
+    def work(place: Place, exact: np.ndarray) -> None:
+        moment = shared if shared is not None else moments[place[0]]
+        piece = mx.array(exact).astype(weight.dtype)
+        grids = _grids(piece, config, moment if searched else None)
+        scale, bias = (np.array(array.astype(mx.float32)) for array in grids)
+        column_orders, factors = shared_factors or _factors(moment)
+        codes[place] = _feed_back(exact, scale, bias, column_orders, factors, config)
+        if searched:
+            rounded = search.unshrink(piece, Codes(config, codes[place], *grids), moment)
+            scale, bias = (
+                np.array(array.astype(mx.float32)) for array in (rounded.scales, rounded.biases)
             )
+        scales[place], biases[place] = scale, bias
 
-    _in_threads(work, pieces())
-    return Codes(config, codes.reshape(weight.shape), nearest["scales"], nearest["biases"])
+    _in_threads(
+        work,
+        (
+            (place, np.array(weight_3d[place].astype(mx.float32)))
+            for place in _places(experts, rows)
+        ),
+    )
+    shape = (*weight.shape[:-1], columns // config.group_size)
+    return Codes(
+        config,
+        codes.reshape(weight.shape),
+        *(mx.array(array.reshape(shape)).astype(weight.dtype) for array in (scales, biases)),
+    )
+
+
+def _grids(
+    piece: mx.array, config: QuantConfig, moments: np.ndarray | None
+) -> tuple[mx.array, mx.array]:
+    """Scales and biases (experts, rows, groups) of some rows of some experts.
+
+    Columns count by the roots of the moments' diagonal, which itself is noisy for rare experts.
+
+    Args:
+        piece: (experts, rows, columns) in the type that they shall have.
+        config: affine.
+        moments: float32 (experts, columns, columns) to search ranges with; those of `mx.quantize`
+            by default.
+    """
+    if moments is None:
+        nearest = rtn.quantize(piece, config)
+        return nearest["scales"], nearest["biases"]
+    importance = np.sqrt(np.maximum(np.diagonal(moments, axis1=1, axis2=2), 0))
+    searched = search.find_codes(piece, config, importance, alone=False)
+    return searched.scales, searched.biases
 
 
 def held(layer: Layer) -> int:

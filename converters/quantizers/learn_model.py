@@ -59,7 +59,7 @@ class Learner:
             return on_grid
         if layer.role == "embedding":
             moments = embedding_moments(layer, self.sensitivity.embedding)
-            return gptq.quantize(weight, config, moments)
+            return gptq.quantize(weight, config, moments, searched=True)
         if layer.block is not None or layer.role == "head":
             if self._blocks is None:
                 self._blocks = self._run(layer.block)
@@ -130,7 +130,9 @@ class Learner:
             moments = embedding_moments(self.layers[path], self.sensitivity.embedding)
             config = self.work.choice[path]
             weight = self._weight(path, module)
-            packed = self._grid_codes(path, weight) or gptq.quantize(weight, config, moments)
+            packed = self._grid_codes(path, weight) or gptq.quantize(
+                weight, config, moments, searched=True
+            )
             self._put(path, module, packed)
         hidden = first_input(runner, self.tokens)
 
@@ -222,7 +224,7 @@ class Learner:
             if path not in inputs or config.mode != "affine":
                 packed[path] = rtn.quantize(weight, config)
                 continue
-            codes = gptq.find_codes(weight, config, inputs[path])
+            codes = gptq.find_codes(weight, config, inputs[path], searched=True)
             packed[path] = codes.packed()
             if self.layers[path].role != "router":
                 start[path] = codes
@@ -246,9 +248,9 @@ class Learner:
         if on_grid is not None:
             return {path: on_grid}
         if config.mode != "affine":
-            return {path: gptq.quantize(self._weight(path, module), config, moments)}
+            return {path: gptq.quantize(self._weight(path, module), config, moments, True)}
 
-        start = gptq.find_codes(self._weight(path, module), config, moments)
+        start = gptq.find_codes(self._weight(path, module), config, moments, searched=True)
         if learns_head(self.layers[path]):
             block = self._head_block(runner, module, moments, start, hidden)
             start = learn(block, progress=partial(self._say, "head"))[path]

@@ -71,13 +71,29 @@ def _rtn(_: Work) -> Quantizer:
     return lambda layer, weight, config: rtn.quantize(weight, config)
 
 
-def _gptq(work: Work) -> Quantizer:
+def _search(_: Work) -> Quantizer:
+    from . import search
+
+    return lambda layer, weight, config: search.quantize(weight, config)
+
+
+def _feedback(work: Work, searched: bool) -> Quantizer:
     from . import gptq
     from .inputs import Moments
 
     assert work.sensitivity is not None
     moments = Moments(work.source, work.inventory, work.sensitivity)
-    return lambda layer, weight, config: gptq.quantize(weight, config, moments.of(layer.path))
+    return lambda layer, weight, config: gptq.quantize(
+        weight, config, moments.of(layer.path), searched
+    )
+
+
+def _gptq(work: Work) -> Quantizer:
+    return _feedback(work, searched=False)
+
+
+def _search_gptq(work: Work) -> Quantizer:
+    return _feedback(work, searched=True)
 
 
 def _gptq_memory(inventory: Inventory, tokens: int, runs: bool) -> int:
@@ -90,6 +106,16 @@ def _gptq_seconds(inventory: Inventory, tokens: int, rate: float) -> dict[str, f
     from .time_estimate import feedback
 
     return feedback(inventory, tokens, rate)
+
+
+def _search_seconds(inventory: Inventory, tokens: int, rate: float) -> dict[str, float]:
+    from .time_estimate import searching
+
+    return searching(inventory)
+
+
+def _search_gptq_seconds(inventory: Inventory, tokens: int, rate: float) -> dict[str, float]:
+    return _search_seconds(inventory, tokens, rate) | _gptq_seconds(inventory, tokens, rate)
 
 
 def _learn(work: Work) -> Quantizer:
@@ -115,12 +141,27 @@ QUANTIZERS = {
     for entry in (
         Entry("rtn", "rounds to nearest", _rtn, row_wise=True, plain=True),
         Entry(
+            "search",
+            "searches each group's range",
+            _search,
+            row_wise=True,
+            seconds=_search_seconds,
+        ),
+        Entry(
             "gptq",
             "passes rounding errors on to later columns",
             _gptq,
             needs_inputs=True,
             memory=_gptq_memory,
             seconds=_gptq_seconds,
+        ),
+        Entry(
+            "search-gptq",
+            "searches each group's range, then passes rounding errors on",
+            _search_gptq,
+            needs_inputs=True,
+            memory=_gptq_memory,
+            seconds=_search_gptq_seconds,
         ),
         Entry(
             "learn",
@@ -133,6 +174,10 @@ QUANTIZERS = {
         ),
     )
 }
+
+
+# What `mx.quantize` itself makes, with which uniform conversions are compared.
+BASELINE = next(entry.name for entry in QUANTIZERS.values() if entry.plain)
 
 
 def find_quantizer(name: str) -> Entry:

@@ -1,9 +1,11 @@
 """How long a quantizer takes beside rounding to nearest, from headers alone.
 
-Seconds are the count of multiplications over the rate of a product timed on this machine."""
+Seconds are the count of multiplications over the rate of a product timed on this machine; what has
+few of them is timed itself."""
 
 from __future__ import annotations
 
+from ...base.quant_config import QuantConfig
 from ...checkpoint.layers import Inventory, Layer
 
 
@@ -28,6 +30,22 @@ def feedback(inventory: Inventory, tokens: int, rate: float) -> dict[str, float]
     return {"error feedback": (columns + 2 * moments * tokens) / rate}
 
 
+def searching(inventory: Inventory) -> dict[str, float]:
+    """Seconds of searching ranges by stage: the search itself is timed, on a million weights."""
+    import time
+
+    import mlx.core as mx
+
+    from . import search
+
+    weight = mx.random.normal((256, 4096)).astype(mx.bfloat16)
+    mx.eval(weight)
+    start = time.perf_counter()
+    search.quantize(weight, QuantConfig(4, 64))
+    each = (time.perf_counter() - start) / weight.size
+    return {"range search": each * sum(layer.size for layer in inventory.layers)}
+
+
 def learning(inventory: Inventory, tokens: int, rate: float) -> dict[str, float]:
     """Seconds of error feedback, learning and refining by stage.
 
@@ -41,7 +59,8 @@ def learning(inventory: Inventory, tokens: int, rate: float) -> dict[str, float]
     active = active_weights(inventory)
     further = turns(inventory, tokens) - 1
     step = (3 * 6 + 4 * further) * active
-    return feedback(inventory, tokens, rate) | {
+    before = feedback(inventory, tokens, rate) | searching(inventory)
+    return before | {
         "learning": step * learn_block.STEPS * learn_block.TOKENS / rate,
         "refining": 3 * 6 * active * distil.STEPS * distil.TOKENS / rate,
     }

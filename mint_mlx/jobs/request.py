@@ -22,7 +22,7 @@ from ..base.quant_config import QuantConfig, parse_config
 from ..base.targets import check_target
 from ..base.units import Budget, parse_budget
 from ..checkpoint.towers import check_parts
-from ..converters.quantizers.registry import find_quantizer
+from ..converters.quantizers.registry import BASELINE, find_quantizer
 from ..measure.sample import Sample, parse_sample
 from ..rules.efforts import EFFORTS, check_tokens, effort_name
 from ..rules.objectives import find_objective
@@ -164,7 +164,7 @@ def check_request(request: Request) -> CheckedRequest:
 
     # A plan brings its own effort, quantizer and parts.
     plan = _read_plan(request.plan)
-    quantizer = EFFORTS["fast" if uniform else effort].quantizer
+    quantizer = BASELINE if uniform else EFFORTS[effort].quantizer
     if plan is not None:
         effort = effort_name(plan.effort)
         quantizer = plan.quantizer

@@ -42,8 +42,10 @@ class Effort:
 
 
 EFFORTS = {
-    "fast": Effort("weights only", "prior", "rtn"),
-    "balanced": Effort("weights, and text that the model wrote itself", "fisher-gptq", "gptq"),
+    "fast": Effort("weights only", "prior", "search"),
+    "balanced": Effort(
+        "weights, and text that the model wrote itself", "fisher-gptq", "search-gptq"
+    ),
     "best": Effort(
         "weights, and text that the model wrote itself",
         "fisher-gptq",

@@ -22,7 +22,11 @@ def test_balanced_is_what_people_get(
 ) -> None:
     monkeypatch.setattr(efforts, "DEFAULT", DEFAULT)
     plan = convert.convert(str(make(llama(1))), "5bpw", tmp_path / "out", smoke=False).plan
-    assert (plan.effort, plan.objective, plan.quantizer) == ("balanced", "fisher-gptq", "gptq")
+    assert (plan.effort, plan.objective, plan.quantizer) == (
+        "balanced",
+        "fisher-gptq",
+        "search-gptq",
+    )
 
 
 def test_balanced_beats_fast_on_a_trained_model(
@@ -55,7 +59,7 @@ def test_released_families_are_balanced(tmp_path: Path, family: str) -> None:
     folder = released(family, tmp_path / family)
     result = convert.convert(str(folder), "5bpw", tmp_path / "out", effort="balanced", smoke=False)
     assert result.plan.objective == "fisher-gptq"
-    assert result.plan.quantizer == "gptq"
+    assert result.plan.quantizer == "search-gptq"
     assert result.plan.effort == "balanced"
 
     # Every linear layer's inputs are followed.

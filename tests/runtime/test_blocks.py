@@ -31,7 +31,7 @@ def test_a_model_that_is_no_chain_falls_back_to_its_weights(tmp_path: Path, fami
     more = {"smoke": False, "report": notes}
     result = convert.convert(source, "9bpw", tmp_path / "out", effort="balanced", **more)
     assert result.plan.objective == "prior"
-    assert result.plan.quantizer == "rtn"
+    assert result.plan.quantizer == "search"
     assert any("cannot be run block by block" in note for note in notes.said)
 
     # Its kernels exist for Metal only, so that it can't generate a sentence elsewhere.

@@ -176,7 +176,7 @@ def test_groups_whose_scales_mlx_wraps_around_are_refused(
         return weights
 
     edit_weights(source, small)
-    for quantizer in ("rtn", "gptq"):
+    for quantizer in ("rtn", "search-gptq"):
         with pytest.raises(MintError, match=f"{UP} has weights too small .* scales of {config}"):
             convert(
                 str(source),

@@ -105,5 +105,6 @@ def test_best_in_turns_is_near_best(
     dense = [runner.make_dense(runner.load_runner(out, False), paths) for out in outs]
     for path in paths:
         whole, turns, start = (np.array(stacks[path].weight) for stacks in dense)
-        assert (np.abs(turns - start).max(axis=(1, 2)) > 0).all()
+        # A turn whose held-out windows got no better keeps its start.
+        assert (np.abs(turns - start).max(axis=(1, 2)) > 0).sum() >= 6
         assert np.abs(turns - whole).mean() < np.abs(whole).mean() / 4
