@@ -200,7 +200,7 @@ def convert(
         source = order.job.source.name
         data["uploaded"] = upload_result(result.path, upload_repo, source, public, output)
     output.result(data)
-    _print_next(result.path, kv_bits, output)
+    _print_next(result, kv_bits, output)
 
 
 def _print_fit(order: Order, output: Output) -> None:
@@ -243,17 +243,16 @@ def _print_result(result: Result, budget: str | None, output: Output) -> dict[st
     return summary(result)
 
 
-def _print_next(folder: Path, kv_bits: int | None, output: Output) -> None:
+def _print_next(result: Result, kv_bits: int | None, output: Output) -> None:
     """The command that talks to a result."""
-    path = shlex.quote(str(folder))
-    if kv_bits is None:
-        output.line(f"mlx_lm.chat --model {path}")
-        return
-    output.note(
-        "of mlx-lm's commands only generate has a quantized cache: chat and server keep 16 bits"
-    )
-    cache = f"--kv-bits {kv_bits} --quantized-kv-start 0"
-    output.line(f"mlx_lm.generate --model {path} {cache} --prompt Hello")
+    from ..checkpoint.run_command import run_command
+
+    if kv_bits is not None:
+        output.note(
+            "of mlx-lm's commands only generate has a quantized cache: chat and server keep 16 bits"
+        )
+    carried = result.inventory.carried
+    output.line(run_command(result.path, str(result.path), carried, kv_bits))
 
 
 def _print_sizes(checked: CheckedRequest, output: Output) -> None:
