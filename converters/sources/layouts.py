@@ -288,6 +288,7 @@ def reader(
     def prepare(
         model: Any, weights: dict[str, Any], stock: Callable[[dict[str, Any]], dict[str, Any]]
     ) -> dict[str, Any]:
+        weights = gptq.without_zero_biases(model, weights)
         weights, codes = unpack(weights, packed, dtype)
         if config.get("model_type") == "gpt_oss":
             weights = gpt_oss.split_experts(weights)
