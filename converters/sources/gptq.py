@@ -40,7 +40,8 @@ def match(group: Group, stated: Stated) -> Packed | None:
     if outputs != rows or group.dtype("scales") not in REALS:
         return None  # AWQ's codes are packed along the outputs
     if group.roles - TENSORS:
-        raise Unread("is GPTQ, but with tensors that GPTQ doesn't have")
+        others = ", ".join(sorted(group.roles - TENSORS))
+        raise Unread(f"is GPTQ, but with tensors that GPTQ doesn't have ({others})")
 
     # Zero points are packed along the outputs, whose number is known: they tell the width.
     bits = group.shape("qzeros")[-1] * 32 // rows
