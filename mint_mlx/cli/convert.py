@@ -49,7 +49,7 @@ def convert(
     fit: Annotated[
         str | None,
         typer.Option(
-            metavar="this-mac|32GiB",
+            metavar="this-mac|32GiB|32",
             help="The largest size that such a Mac runs, in place of --budget.",
         ),
     ] = None,

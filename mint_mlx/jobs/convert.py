@@ -71,7 +71,8 @@ def convert(
         model: a folder or a Hub id.
         budget: the size of all safetensors files: `19GB`, `17.5GiB`, `4.5bpw`, `smallest`.
         out: the folder to write; `NAME-mint-4.5bpw` by default.
-        fit: `this-mac` or a memory such as `32GiB`: the largest size that such a machine runs.
+        fit: `this-mac` or a memory such as `32GiB` or `32`: the largest size that such a
+            machine runs.
         context: tokens that the cache must hold beside the weights.
         kv_bits: bits of a quantized cache, as mlx-lm's `--kv-bits`.
         plan: a plan, its file, or a checkpoint or repository that holds one.

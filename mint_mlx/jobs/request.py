@@ -38,7 +38,8 @@ class Request:
     Attributes:
         model: a folder or a Hub id.
         budget: `19GB`, `17.5GiB`, `4.5bpw`, `smallest`, ...
-        fit: `this-mac` or a memory size such as `32GiB`: the largest size that such a machine runs.
+        fit: `this-mac` or a memory size such as `32GiB` or `32`: the largest size that such a
+            machine runs.
         context: tokens of the context that the cache must hold.
         kv_bits: bits of a quantized cache, or None.
         plan: a plan, its file, or a checkpoint or repository that holds one; carried out as it is.
