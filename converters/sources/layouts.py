@@ -187,9 +187,10 @@ def _match(group: Group, stated: Stated) -> Packed | None:
     if not stated.table:
         raise _unstated(group)
     method = refused.NAMES.get(stated.method, repr(stated.method))
+    question = "; is the checkpoint complete?" if stated.method in refused.NAMES else ""
     raise Unread(
         f"is packed as {_code_type(group)}, but not as mint-mlx reads {method} "
-        f"(beside it: {', '.join(sorted(group.roles - {''})) or 'nothing'})"
+        f"(it has {', '.join(_names(group))}{question})"
     )
 
 
@@ -205,6 +206,11 @@ def _check_ranks(group: Group) -> None:
         rank = len(info.shape)
         if rank != RANKS.get(role, rank) or (packed and rank < 2):
             raise Unread(f"is packed, but {group.names[role]} is of shape {list(info.shape)}")
+
+
+def _names(group: Group) -> list[str]:
+    """The names of a weight's tensors within its module, in order."""
+    return sorted(name.rpartition(".")[2] for name in group.names.values())
 
 
 def _code_type(group: Group) -> str:

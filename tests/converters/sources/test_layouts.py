@@ -217,12 +217,14 @@ UNREAD: dict[str, tuple[dict[str, tuple[str, np.ndarray]], dict[str, Any], str]]
     "integers without scales": (
         {"weight": ("I8", np.ones((128, 128)))},
         {"quant_method": "compressed-tensors"},
-        "is packed as I8, but not as mint-mlx reads compressed-tensors (beside it: nothing)",
+        "is packed as I8, but not as mint-mlx reads compressed-tensors (it has weight; is the "
+        "checkpoint complete?)",
     ),
     "something new": (
         {"weight_packed": ("U8", np.ones((128, 32))), "weight_scale": ("U8", np.ones((128, 8)))},
         {"quant_method": "something-new"},
-        "is packed as U8, but not as mint-mlx reads 'something-new' (beside it: packed, scale)",
+        "is packed as U8, but not as mint-mlx reads 'something-new' (it has weight_packed, "
+        "weight_scale)",
     ),
     "integers of which config.json says nothing": (
         {"weight": ("I8", np.ones((128, 128)))},
