@@ -8,7 +8,6 @@ stays in the cache, so that a second run does only what is new.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from ..allocation.allocate import allocate
 from ..allocation.search_space import SearchSpace
+from ..base import schema
 from ..base.checksum import Damaged, if_sound, read_checked, with_checksum
 from ..base.errors import MintError, UsageError
 from ..base.files import write_text
@@ -270,21 +270,14 @@ def _read_figures(path: Path) -> dict[str, Any]:
     Raises:
         Damaged: they aren't what `score_model` gives.
     """
-    figures = read_checked(path)
-    if not isinstance(figures, dict) or not _is_sound(figures):
-        raise Damaged(f"{path} is damaged")
+    figures: dict[str, Any] = read_checked(path, old='{"model": ')
+    try:
+        numbers = [figures["seconds"], figures["kl"], figures["perplexity"]]
+        for value in [*numbers, *figures["window_nll"], *figures["window_kl"]]:
+            schema.number(value)
+    except (KeyError, TypeError, ValueError):
+        raise Damaged(f"{path} is damaged") from None
     return figures
-
-
-def _is_sound(figures: dict[str, Any]) -> bool:
-    """Whether figures hold what a row needs, as finite numbers."""
-    lists = [figures.get("window_nll"), figures.get("window_kl")]
-    numbers: list[Any] = [figures.get(name) for name in ("seconds", "kl", "perplexity")]
-    for values in lists:
-        if not isinstance(values, list) or not values:
-            return False
-        numbers += values
-    return all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
 
 
 def _score(bench: Bench, folder: Path, name: str) -> dict[str, Any]:

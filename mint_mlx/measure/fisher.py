@@ -113,9 +113,10 @@ def forward(
     """
     depth = len(runner.blocks)
     steps = []
-    pass_state.read_hidden(folder, 0)  # deletes a damaged one, which only `backward` would meet
+    # Deletes a damaged one, which only the way back would meet.
+    pass_state.read_hidden(folder, 0, tokens.shape)
     for step, out, _ in forward_blocks(
-        runner, tokens, batch, known=lambda index: pass_state.read_hidden(folder, index + 1)
+        runner, tokens, batch, known=lambda i: pass_state.read_hidden(folder, i + 1, tokens.shape)
     ):
         progress(f"block {step.index} forward", step.index, 2 * depth)
 
@@ -165,7 +166,7 @@ def backward(
     accumulator = Accumulator(layers)
 
     # The head: from predictions to the last block's output.
-    contributions, grad = pass_state.read_contributions(folder, depth)
+    contributions, grad = pass_state.read_contributions(folder, depth, tokens.shape, layers.experts)
     if grad is None:
         names = names_of(runner, layers.experts)
         grad = from_logits(runner, tokens, last, batch, mx.random.key(SEED), accumulator.add, names)
@@ -182,7 +183,7 @@ def backward(
         for step in reversed(steps):
             progress(f"block {step.index} back", 2 * depth - step.index - 1, 2 * depth)
             if step.index not in contributions:
-                hidden = pass_state.read_hidden(folder, step.index)
+                hidden = pass_state.read_hidden(folder, step.index, tokens.shape)
                 yield replace(step.with_input(hidden), block=runner.blocks[step.index])
 
     for step, above, below in backward_blocks(
