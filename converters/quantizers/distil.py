@@ -92,7 +92,7 @@ def predict(source: Source, tokens: np.ndarray, progress: Progress = lambda *_: 
         tokens: int (windows, tokens).
         progress: called with (what, windows done, windows in all).
     """
-    runner = load_runner(source.path)
+    runner = load_runner(source.path, dtype=source.dtype)
     count, length = tokens.shape
     targets: Targets | None = None
     for piece in forward(runner, tokens, max(1, 2048 // length)):

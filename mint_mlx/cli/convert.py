@@ -83,7 +83,10 @@ def convert(
     ] = None,
     tokens: TokensOpt = None,
     uniform: Annotated[
-        str | None, typer.Option(metavar="CONFIG", help="The same for every layer, e.g. 4bit-g64.")
+        str | None,
+        typer.Option(
+            metavar="CONFIG", help="The same for every layer, e.g. 4bit-g64 (keep: as stored)."
+        ),
     ] = None,
     override: OverrideOpt = None,
     quantizer: Annotated[
@@ -103,6 +106,19 @@ def convert(
         typer.Option(
             "--allow-nonfinite",
             help="Take NaN and infinite weights as they are (--effort fast only).",
+        ),
+    ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float16|bfloat16",
+            help="Type of all 16-bit tensors; the model's own otherwise (M1, M2: float16).",
+        ),
+    ] = None,
+    dequantize: Annotated[
+        bool,
+        typer.Option(
+            "-d", "--dequantize", help="In place of a size: 16 bits, however it is stored."
         ),
     ] = False,
     low_disk: Annotated[
@@ -171,8 +187,10 @@ def convert(
         low_disk=low_disk,
         card_name=upload_repo,
         keep_nvfp4=keep_nvfp4,
+        dequantize=dequantize,
+        dtype=dtype,
     )
-    if budget is None and fit is None and plan is None and uniform is None:
+    if not (budget or fit or plan or uniform or dequantize):
         _print_sizes(check_request(replace(request, budget="smallest")), output)
         raise typer.Exit(2)
     checked = check_request(request)

@@ -87,7 +87,7 @@ def measure(
     )
     key = key and f"{key}-{digest.hexdigest()}"
     with pass_state.pass_folder(key, refused=(NoChain, MintError)) as folder:
-        runner = _load(source.path, streamed)
+        runner = _load(source.path, streamed, source.dtype)
         steps, last = forward(runner, tokens, batch, folder, progress)
         contributions = backward(runner, steps, last, tokens, batch, layers, folder, progress)
     return assemble(source, layers, contributions, tokens, how)
@@ -177,7 +177,7 @@ def backward(
 
     # Blocks that were dropped can be read again only from a model that is opened anew.
     if runner.streamed:
-        runner = _load(runner.folder, True)
+        runner = _load(runner.folder, True, "bfloat16" if runner.instead_of_half else None)
 
     def unfinished() -> Iterator[Step]:
         for step in reversed(steps):
@@ -269,7 +269,7 @@ def check_chain(source: Source, inventory: Inventory) -> None:
     paths = {layer.path for layer in inventory.layers}
     seen: list[Activations] = []
     try:
-        runner = _load(source.path, True)
+        runner = _load(source.path, True, source.dtype)
         for step, out, _ in islice(forward_blocks(runner, tokens, 2), 3):
             names = names_of(runner, paths)
             grad = pull_back(step, mx.zeros(out.shape), 2, lambda _: None, names)
@@ -287,9 +287,9 @@ def check_chain(source: Source, inventory: Inventory) -> None:
         raise NoChain(str(error).splitlines()[0]) from error
 
 
-def _load(folder: Path, streamed: bool | None) -> Runner:
+def _load(folder: Path, streamed: bool | None, dtype: str | None) -> Runner:
     """A model in training mode: some families' fused kernels have no gradient."""
-    runner = load_runner(folder, streamed)
+    runner = load_runner(folder, streamed, dtype)
     runner.model.train()
     return runner
 
