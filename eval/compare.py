@@ -298,7 +298,12 @@ def _score(bench: Bench, folder: Path, name: str) -> dict[str, Any]:
 
 
 def _add_speed(bench: Bench, rows: list[Row], built: Sequence[Built]) -> None:
-    """Measure generation of every row, and its ratio to uniform 4bit-g64 in the same run."""
+    """Measure generation of every row, and its ratio to uniform 4bit-g64 in the same run.
+
+    That one is measured before and after all others: where it differs from itself no ratio is told.
+    """
+    from .speed import UNSTEADY, decode_ratios
+
     config = QuantConfig(4, 64)
     job = bench.job
     size = peers.uniform_sizes(job.inventory, (4,), (64,))[config]
@@ -311,11 +316,20 @@ def _add_speed(bench: Bench, rows: list[Row], built: Sequence[Built]) -> None:
         )
         return
 
-    unit_speed = _speed(bench, unit.task, unit.folder)["decode_tokens_per_second"]
-    for row, entry in zip(rows, built, strict=True):
-        if entry.folder is not None and "kl" in row:
-            row |= _speed(bench, entry.task, entry.folder)
-            row["decode_ratio"] = row["decode_tokens_per_second"] / unit_speed
+    before = _speed(bench, unit.task, unit.folder)["decode_tokens_per_second"]
+    measured = [
+        (row, _speed(bench, entry.task, entry.folder))
+        for row, entry in zip(rows, built, strict=True)
+        if entry.folder is not None and "kl" in row
+    ]
+    after = _speed(bench, unit.task, unit.folder)["decode_tokens_per_second"]
+    for row, figures in measured:
+        row |= figures | (decode_ratios(figures, before, after) or {})
+    if measured and "decode_ratio" not in measured[0][0]:
+        bench.report.note(
+            f"no speeds: uniform 4bit-g64 decoded {before:.3g} tokens/s at first and {after:.3g} "
+            f"at the end, more than {UNSTEADY:.0%} apart: close other programs and compare again"
+        )
 
 
 def _speed(bench: Bench, task: Task, folder: Path) -> dict[str, float]:
