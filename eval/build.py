@@ -152,7 +152,7 @@ def _read_note(path: Path) -> dict[str, Any]:
         Damaged: it isn't one.
     """
     try:
-        note = read_checked(path)
+        note = read_checked(path, old='{"seconds": ')
         schema.number(note["seconds"], 0)
         schema.optional_text(note["reason"])
         return {"seconds": note["seconds"], "reason": note["reason"]}

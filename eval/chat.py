@@ -100,7 +100,7 @@ def _read_replies(path: Path, count: int) -> list[list[int]]:
     Raises:
         Damaged: they are something else.
     """
-    data = read_checked(path)
+    data = read_checked(path, old="[[")
     replies = data.get("replies") if isinstance(data, dict) else data  # a list in older files
     if not isinstance(replies, list) or len(replies) != count or not all(map(_is_reply, replies)):
         raise Damaged(f"{path} is damaged")

@@ -8,7 +8,6 @@ stays in the cache, so that a second run does only what is new.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from ..allocation.allocate import allocate
 from ..allocation.search_space import SearchSpace
+from ..base import schema
 from ..base.checksum import Damaged, if_sound, read_checked, with_checksum
 from ..base.errors import MintError, UsageError
 from ..base.files import write_text
@@ -270,21 +270,14 @@ def _read_figures(path: Path) -> dict[str, Any]:
     Raises:
         Damaged: they aren't what `score_model` gives.
     """
-    figures = read_checked(path)
-    if not isinstance(figures, dict) or not _is_sound(figures):
-        raise Damaged(f"{path} is damaged")
+    figures: dict[str, Any] = read_checked(path, old='{"model": ')
+    try:
+        numbers = [figures["seconds"], figures["kl"], figures["perplexity"]]
+        for value in [*numbers, *figures["window_nll"], *figures["window_kl"]]:
+            schema.number(value)
+    except (KeyError, TypeError, ValueError):
+        raise Damaged(f"{path} is damaged") from None
     return figures
-
-
-def _is_sound(figures: dict[str, Any]) -> bool:
-    """Whether figures hold what a row needs, as finite numbers."""
-    lists = [figures.get("window_nll"), figures.get("window_kl")]
-    numbers: list[Any] = [figures.get(name) for name in ("seconds", "kl", "perplexity")]
-    for values in lists:
-        if not isinstance(values, list) or not values:
-            return False
-        numbers += values
-    return all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
 
 
 def _score(bench: Bench, folder: Path, name: str) -> dict[str, Any]:
@@ -305,7 +298,12 @@ def _score(bench: Bench, folder: Path, name: str) -> dict[str, Any]:
 
 
 def _add_speed(bench: Bench, rows: list[Row], built: Sequence[Built]) -> None:
-    """Measure generation of every row, and its ratio to uniform 4bit-g64 in the same run."""
+    """Measure generation of every row, and its ratio to uniform 4bit-g64 in the same run.
+
+    That one is measured before and after all others: where it differs from itself no ratio is told.
+    """
+    from .speed import UNSTEADY, decode_ratios
+
     config = QuantConfig(4, 64)
     job = bench.job
     size = peers.uniform_sizes(job.inventory, (4,), (64,))[config]
@@ -318,11 +316,20 @@ def _add_speed(bench: Bench, rows: list[Row], built: Sequence[Built]) -> None:
         )
         return
 
-    unit_speed = _speed(bench, unit.task, unit.folder)["decode_tokens_per_second"]
-    for row, entry in zip(rows, built, strict=True):
-        if entry.folder is not None and "kl" in row:
-            row |= _speed(bench, entry.task, entry.folder)
-            row["decode_ratio"] = row["decode_tokens_per_second"] / unit_speed
+    before = _speed(bench, unit.task, unit.folder)["decode_tokens_per_second"]
+    measured = [
+        (row, _speed(bench, entry.task, entry.folder))
+        for row, entry in zip(rows, built, strict=True)
+        if entry.folder is not None and "kl" in row
+    ]
+    after = _speed(bench, unit.task, unit.folder)["decode_tokens_per_second"]
+    for row, figures in measured:
+        row |= figures | (decode_ratios(figures, before, after) or {})
+    if measured and "decode_ratio" not in measured[0][0]:
+        bench.report.note(
+            f"no speeds: uniform 4bit-g64 decoded {before:.3g} tokens/s at first and {after:.3g} "
+            f"at the end, more than {UNSTEADY:.0%} apart: close other programs and compare again"
+        )
 
 
 def _speed(bench: Bench, task: Task, folder: Path) -> dict[str, float]:

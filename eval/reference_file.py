@@ -11,7 +11,7 @@ import numpy as np
 
 from ..base import schema
 from ..base.array_files import read_arrays, write_arrays
-from ..base.checksum import Damaged
+from ..base.checksum import KEY, Damaged
 from ..base.errors import MintError
 from ..base.targets import check_file
 from .protocol import Windows
@@ -49,6 +49,7 @@ def save_reference(reference: Reference, path: Path) -> None:
             arrays[f"{i}.routing.{layer}"] = experts
 
     about: dict[str, Any] = asdict(reference.about)
+    about["checked"] = True  # files of earlier versions have no checksum
     about["firsts"] = [predictions.windows.first for predictions in reference.predictions]
     write_arrays(path, arrays, {MARKER: json.dumps(about)})
 
@@ -70,9 +71,11 @@ def load_reference(path: Path) -> Reference:
         f"{path} is not a reference of mint-mlx, or a damaged one: make one with --save-reference"
     )
     try:
-        arrays, metadata = read_arrays(path)
+        arrays, metadata = read_arrays(path, old=True)
         data: dict[str, Any] = json.loads(metadata[MARKER])
         firsts = data.pop("firsts")
+        if data.pop("checked", False) and KEY not in metadata:
+            raise ValueError("its checksum is missing")
         if data["schema"] == SCHEMA:
             about = _about(data)
             if not firsts:

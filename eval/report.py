@@ -61,7 +61,15 @@ def cells(row: Row, speed: bool) -> list[str]:
         f"{row['perplexity']:.3f}",
         f"{row['same_top1']:.1%}",
     ]
-    return [str(row["rank"]), *head, *figures, *([f"{row['decode_ratio']:.2f}x"] if speed else [])]
+    return [str(row["rank"]), *head, *figures, *([_decode(row)] if speed else [])]
+
+
+def _decode(row: Row) -> str:
+    """Decoding beside uniform 4bit-g64, with the spread of its runs where that was measured."""
+    text = f"{row['decode_ratio']:.2f}x"
+    if "decode_ratio_lowest" in row:
+        text += f" ({row['decode_ratio_lowest']:.2f} to {row['decode_ratio_highest']:.2f})"
+    return text
 
 
 def _has_speed(comparison: Comparison) -> bool:

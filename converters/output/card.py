@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,6 +15,7 @@ from ...allocation.uniform import active_ratio
 from ...base.units import both, count
 from ...checkpoint.known_differences import known_differences
 from ...checkpoint.layers import Inventory
+from ...checkpoint.run_command import pipeline_tag, python_lines, run_command
 from ...checkpoint.source import Source
 from ...rules.efforts import EFFORTS
 from ...rules.objectives import needs_sensitivity
@@ -39,6 +41,7 @@ def model_card(
     source: Source,
     name: str,
     licence: Mapping[str, Any],
+    folder: Path,
 ) -> str:
     """The text of a checkpoint's README.md.
 
@@ -49,6 +52,7 @@ def model_card(
         source: what was converted.
         name: of the checkpoint.
         licence: what the source's card says of its licence (card_facts.py).
+        folder: that holds the checkpoint's tokenizer.
     """
     source_name = plan.origin.source
     is_on_hub = "/" in source_name
@@ -56,7 +60,7 @@ def model_card(
     # The metadata that the Hub shows.
     data: dict[str, Any] = {
         "library_name": "mlx",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": pipeline_tag(inventory.carried),
         "tags": ["mlx", "mint-mlx"],
         **licence,
     }
@@ -98,15 +102,12 @@ def model_card(
 {rows}
 
 ```bash
-pip install mlx-lm
-mlx_lm.chat --model {shlex.quote(name)}
+pip install {"mlx-lm mlx-vlm" if inventory.carried else "mlx-lm"}
+{run_command(folder, name, inventory.carried)}
 ```
 
 ```python
-from mlx_lm import load, generate
-
-model, tokenizer = load("{name}")
-print(generate(model, tokenizer, prompt="The history of the city", max_tokens=100))
+{python_lines(folder, name)}
 ```
 """
 
@@ -120,6 +121,23 @@ def refined_card(text: str, name: str, before: float, after: float) -> str:
         name: of the refined checkpoint.
         before, after: KL divergence from the source on held-out text, nats per token.
     """
+    if "- made with: " not in text:
+        return text
+    text = renamed(text, name)
+    gain = (
+        f"- then refined: scales and biases distilled, KL from the source {before:.4g} -> "
+        f"{after:.4g} nats a token\n"
+    )
+    return re.sub(r"(- made with: .*\n)", lambda line: line[1] + gain, text, count=1)
+
+
+def renamed(text: str, name: str) -> str:
+    """A card of ours under another name of the checkpoint; any other card stays as it is.
+
+    Args:
+        text: the card.
+        name: a folder's, or `org/name`.
+    """
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
     if title is None or "- made with: " not in text:
         return text
@@ -127,11 +145,8 @@ def refined_card(text: str, name: str, before: float, after: float) -> str:
     for form, one, two in (
         ("# {}\n", old, name),
         ('load("{}")', old, name),
+        ("--model {} ", *map(shlex.quote, (old, name))),
         ("--model {}\n", *map(shlex.quote, (old, name))),
     ):
         text = text.replace(form.format(one), form.format(two))
-    gain = (
-        f"- then refined: scales and biases distilled, KL from the source {before:.4g} -> "
-        f"{after:.4g} nats a token\n"
-    )
-    return re.sub(r"(- made with: .*\n)", lambda line: line[1] + gain, text, count=1)
+    return text

@@ -24,7 +24,7 @@ def read_journal(journal: Path) -> list[Any]:
     entries: list[Any] = []
     for i, line in enumerate(text.splitlines(keepends=True)):
         try:
-            entry = parse_checked(line.rstrip("\n"))
+            entry = parse_checked(line, old='{"unit": ' if i else '{"source": ')
             is_module = isinstance(entry["unit"], str) if i else True
             has_hashes = isinstance(entry["hash"], str) if i else isinstance(entry, dict)
             if not (is_module and has_hashes and isinstance(entry.get("hashes", []), list)):

@@ -36,8 +36,9 @@ EXPERTS = 4  # compared of each layer
 ROWS = 4  # compared of each expert
 CHUNK = 1 << 24  # bytes checked at once
 # An error is another model's, not a quantizer's, above this NMSE and this many times that of
-# rounding to nearest. Error feedback and learning make larger errors in weights that are read little
-# (.54 was seen in an expert of moe-22m at 3.5 bits); zeros have an NMSE of 1, other weights about 2.
+# rounding to nearest. Error feedback and learning make larger errors in weights that are read
+# little (.54 was seen in an expert of moe-22m at 3.5 bits); zeros have an NMSE of 1, other weights
+# about 2.
 NMSE = 0.9
 TIMES_RTN = 10.0
 

@@ -340,7 +340,7 @@ def _finish_files(conversion: Conversion, config: str, licence: Mapping[str, Any
     (work / PLAN_FILE).write_text(plan_text(plan, inventory), encoding="utf-8")
 
     name, total = conversion.name or conversion.target.name, conversion.layout.total
-    card = model_card(plan, inventory, total, conversion.source, name, licence)
+    card = model_card(plan, inventory, total, conversion.source, name, licence, work)
     (work / "README.md").write_text(card, encoding="utf-8")
     (work / "config.json").write_text(config, encoding="utf-8")
 

@@ -92,7 +92,7 @@ def predict(source: Source, tokens: np.ndarray, progress: Progress = lambda *_: 
         tokens: int (windows, tokens).
         progress: called with (what, windows done, windows in all).
     """
-    runner = load_runner(source.path)
+    runner = load_runner(source.path, dtype=source.dtype)
     count, length = tokens.shape
     targets: Targets | None = None
     for piece in forward(runner, tokens, max(1, 2048 // length)):
@@ -389,23 +389,28 @@ def _stored_targets(
     source: Source, tokens: np.ndarray, report: Report, resume_file: Path
 ) -> Targets:
     """The source's predictions, from the file of an interrupted run or else written there."""
-
-    def read(file: Path) -> Targets:
-        arrays, _ = read_arrays(file)
-        try:
-            logp = schema.check_array(arrays["logp"], schema.FLOAT, (*tokens.shape, None), high=0.1)
-            ids = schema.check_array(arrays["ids"], schema.INTEGER, logp.shape, 0, 2**31 - 1)
-        except (KeyError, ValueError):
-            raise Damaged(f"{file} is damaged") from None
-        return Targets(tokens, ids, logp)
-
-    stored = if_sound(resume_file, read)
+    stored = if_sound(resume_file, lambda file: _read_targets(file, tokens))
     if stored is not None:
         return stored
     check_space(resume_file.parent, 8 * TOP * tokens.size)
     targets = predict(source, tokens, report.step)
     write_arrays(resume_file, {"ids": targets.ids, "logp": targets.logp})
     return targets
+
+
+def _read_targets(file: Path, tokens: np.ndarray) -> Targets:
+    """The source's predictions of these tokens as `_stored_targets` wrote them.
+
+    Raises:
+        Damaged: they are something else.
+    """
+    arrays, _ = read_arrays(file)
+    try:
+        logp = schema.check_array(arrays["logp"], schema.FLOAT, (*tokens.shape, None), high=0.1)
+        ids = schema.check_array(arrays["ids"], schema.INTEGER, logp.shape, 0, 2**31 - 1)
+    except (KeyError, ValueError):
+        raise Damaged(f"{file} is damaged") from None
+    return Targets(tokens, ids, logp)
 
 
 def can_refine(inventory: Inventory, choice: Mapping[str, QuantConfig]) -> bool:

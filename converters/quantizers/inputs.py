@@ -132,7 +132,7 @@ def block_inputs(
         sensitivity: with its tokens and their weights.
         batch: windows at once.
     """
-    runner = load_runner(source.path)
+    runner = load_runner(source.path, dtype=source.dtype)
     runner.model.train()  # as the sensitivity ran it: DBRX else calls its experts token by token
     experts = {layer.path: layer.experts for layer in inventory.layers}
     wanted = {layer.path for layer in inventory.layers if layer.kind in ("linear", "experts")}

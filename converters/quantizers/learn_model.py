@@ -70,7 +70,7 @@ class Learner:
 
     def _run(self, first: int | None) -> Iterator[tuple[int | None, dict[str, Packed]]]:
         """Yield each block's layers, from one that is asked for on; at last None with the head."""
-        runner = load_runner(self.work.source.path)
+        runner = load_runner(self.work.source.path, dtype=self.work.source.dtype)
         runner.model.train()  # some families' fused kernels have no gradient
         start, hidden = self._resume(runner, first)
         followed = {

@@ -34,6 +34,7 @@ SHRINKS = {
     8: (1.0,),
 }
 REFITS = 2  # of scale and bias, for each range
+SMALLEST = 1e-37  # numbers below lose digits in float32
 CHUNK = 1 << 19  # weights at once: small enough for the CPU's cache
 
 
@@ -110,9 +111,11 @@ def unshrink(weight: mx.array, rounded: Codes, moments: np.ndarray | None = None
         moments: H, float32 (experts, columns, columns); the unit matrix by default.
     """
     exact = weight.astype(mx.float32).reshape(-1, *weight.shape[-2:])
+    unit = _unit(exact)
+    exact = exact / unit
     by_group = (*exact.shape[:-1], -1, rounded.config.group_size)
     scales, biases = (
-        array.astype(mx.float32).reshape(*exact.shape[:-1], -1, 1)
+        array.astype(mx.float32).reshape(*exact.shape[:-1], -1, 1) / unit[..., None]
         for array in (rounded.scales, rounded.biases)
     )
     restored = mx.array(rounded.codes).reshape(by_group) * scales + biases
@@ -122,7 +125,9 @@ def unshrink(weight: mx.array, rounded: Codes, moments: np.ndarray | None = None
     stretch = mx.where((energy > 0) & (product > 0), energy / product, 1)[..., None, None]
 
     stretched = (
-        (array * stretch).reshape(rounded.scales.shape).astype(rounded.scales.dtype)
+        (array * stretch * unit[..., None])
+        .reshape(rounded.scales.shape)
+        .astype(rounded.scales.dtype)
         for array in (scales, biases)
     )
     return Codes(rounded.config, rounded.codes, *stretched)
@@ -134,7 +139,9 @@ def _search(
     """Codes (rows, columns), scales and biases (rows, groups) of some rows (rows, columns)."""
     top = 2**config.bits - 1
     shape = (rows.shape[0], -1, config.group_size)
-    exact = rows.astype(mx.float32).reshape(shape)
+    exact = rows.astype(mx.float32)
+    unit = _unit(exact)[..., None]
+    exact = exact.reshape(shape) / unit
     counts = None if importance is None else _normalized(importance.reshape(shape))
 
     # Weights are told from the middle of their group, for the precision of the sums.
@@ -144,22 +151,31 @@ def _search(
 
     # mx.quantize's own grid is the first that is tried.
     packed = mx.quantize(rows, config.group_size, config.bits)
-    scale, bias = (array.astype(mx.float32)[..., None] for array in packed[1:])
+    scale, bias = (array.astype(mx.float32)[..., None] / unit for array in packed[1:])
     best = _try(weights, scale, bias - middle, top, counts)
     for shrink in SHRINKS[config.bits]:
         scale, bias = shrink * width / top, -shrink * width / 2
         for _ in range(REFITS):
             scale, bias = _refit(weights, _round(weights, scale, bias, top), counts)
-        scale, total = (a.astype(rows.dtype).astype(mx.float32) for a in (scale, bias + middle))
+        scale, total = (
+            (array * unit).astype(rows.dtype).astype(mx.float32) / unit
+            for array in (scale, bias + middle)
+        )
         tried = _try(weights, scale, total - middle, top, counts)
         better = tried[-1] < best[-1]
         best = tuple(mx.where(better, new, old) for new, old in zip(tried, best, strict=True))
     codes, scale, bias, _ = best
     return (
         codes.astype(mx.uint8).reshape(rows.shape),
-        scale[..., 0].astype(rows.dtype),
-        (bias + middle)[..., 0].astype(rows.dtype),
+        (scale * unit)[..., 0].astype(rows.dtype),
+        ((bias + middle) * unit)[..., 0].astype(rows.dtype),
     )
+
+
+def _unit(rows: mx.array) -> mx.array:
+    """The power of two (..., 1) below each row's largest weight, whose square may overflow."""
+    peak = mx.abs(rows).max(axis=-1, keepdims=True)
+    return mx.power(2.0, mx.floor(mx.log2(mx.maximum(peak, SMALLEST))))
 
 
 def _normalized(importance: mx.array) -> mx.array:

@@ -17,6 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
 from .packed import REALS, Group, Packed, Stated, Unread, affine_codes, affine_config, pack, unpack
 
@@ -39,7 +40,8 @@ def match(group: Group, stated: Stated) -> Packed | None:
     if outputs != rows or group.dtype("scales") not in REALS:
         return None  # AWQ's codes are packed along the outputs
     if group.roles - TENSORS:
-        raise Unread("is GPTQ, but with tensors that GPTQ doesn't have")
+        others = ", ".join(sorted(group.roles - TENSORS))
+        raise Unread(f"is GPTQ, but with tensors that GPTQ doesn't have ({others})")
 
     # Zero points are packed along the outputs, whose number is known: they tell the width.
     bits = group.shape("qzeros")[-1] * 32 // rows
@@ -145,3 +147,19 @@ def _takes_one(stated: Stated, bits: int) -> bool:
     if stated.method.endswith("auto-round"):
         return AUTO_ROUND_LESS_ONE.fullmatch(name) is not None
     return name in LESS_ONE
+
+
+def without_zero_biases(model: Any, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The tensors without the biases of zeros that old versions of AutoGPTQ give every layer.
+
+    Args:
+        model: of mlx-lm; what it has a parameter for stays.
+        weights: a checkpoint's tensors by name.
+    """
+    parameters = {name for name, _ in tree_flatten(model.parameters())}
+
+    def is_surplus(name: str) -> bool:
+        module, _, leaf = name.rpartition(".")
+        return leaf == "bias" and f"{module}.qweight" in weights and name not in parameters
+
+    return {n: a for n, a in weights.items() if not is_surplus(n) or bool(mx.any(a))}

@@ -19,8 +19,9 @@ def match(group: Group, stated: Stated) -> Packed | None:
     scale = "scale_inv" if "scale_inv" in group.infos else "scale"
     if group.dtype("") != "I8" or group.dtype(scale) not in REALS:
         return None
-    if group.roles - {"", scale, "zero_point"}:
-        raise Unread("is int8, but with tensors that int8 doesn't have")
+    others = ", ".join(sorted(group.roles - {"", scale, "zero_point"}))
+    if others:
+        raise Unread(f"is int8, but with tensors that int8 doesn't have ({others})")
     return read_int8(group, "", scale, stated)
 
 

@@ -76,6 +76,7 @@ BESIDE = {
 }
 # What mlx-lm wants at the top of a quantization table, whatever its entries are.
 DEFAULTS = {"group_size": 64, "bits": 4, "mode": "affine"}
+RANKS = {"qweight": 2, "qzeros": 2, "scales": 2, "g_idx": 1}  # of GPTQ's and AWQ's tensors
 # NumPy's types of the small tensors whose numbers decide how a weight is read; else they are bytes.
 _NUMBERS = {"I64": "<i8", "I32": "<i4", "F32": "<f4", "F16": "<f2"}
 
@@ -171,6 +172,7 @@ def _match(group: Group, stated: Stated) -> Packed | None:
     Raises:
         Unread: it is packed, but not in a way that is read.
     """
+    _check_ranks(group)
     for form in FORMATS:
         weight = form.match(group, stated)
         if weight is not None:
@@ -185,10 +187,30 @@ def _match(group: Group, stated: Stated) -> Packed | None:
     if not stated.table:
         raise _unstated(group)
     method = refused.NAMES.get(stated.method, repr(stated.method))
+    question = "; is the checkpoint complete?" if stated.method in refused.NAMES else ""
     raise Unread(
         f"is packed as {_code_type(group)}, but not as mint-mlx reads {method} "
-        f"(beside it: {', '.join(sorted(group.roles - {''})) or 'nothing'})"
+        f"(it has {', '.join(_names(group))}{question})"
     )
+
+
+def _check_ranks(group: Group) -> None:
+    """Refuse packed tensors that aren't matrices (or stacks of them), as those of all formats are.
+
+    Raises:
+        Unread: naming the tensor and its shape.
+    """
+    for role, info in group.infos.items():
+        packed = role == "packed"
+        packed |= role == "" and info.dtype not in REALS and group.roles != {""}
+        rank = len(info.shape)
+        if rank != RANKS.get(role, rank) or (packed and rank < 2):
+            raise Unread(f"is packed, but {group.names[role]} is of shape {list(info.shape)}")
+
+
+def _names(group: Group) -> list[str]:
+    """The names of a weight's tensors within its module, in order."""
+    return sorted(name.rpartition(".")[2] for name in group.names.values())
 
 
 def _code_type(group: Group) -> str:
@@ -288,6 +310,7 @@ def reader(
     def prepare(
         model: Any, weights: dict[str, Any], stock: Callable[[dict[str, Any]], dict[str, Any]]
     ) -> dict[str, Any]:
+        weights = gptq.without_zero_biases(model, weights)
         weights, codes = unpack(weights, packed, dtype)
         if config.get("model_type") == "gpt_oss":
             weights = gpt_oss.split_experts(weights)

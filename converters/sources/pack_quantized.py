@@ -65,8 +65,9 @@ def match(group: Group, stated: Stated) -> Packed | None:
     """A weight of packed integers."""
     if group.dtype("packed") not in WORDS or group.dtype("scale") not in REALS:
         return None
-    if group.roles - {"packed", "scale", "shape", "zero_point", "g_idx"}:
-        raise Unread("is packed, but with tensors that pack-quantized doesn't have")
+    others = ", ".join(sorted(group.roles - {"packed", "scale", "shape", "zero_point", "g_idx"}))
+    if others:
+        raise Unread(f"is packed, but with tensors that pack-quantized doesn't have ({others})")
     schemes = _schemes(group, stated)
     if len(schemes) != 1:
         expected = " or ".join(

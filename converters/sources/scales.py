@@ -61,6 +61,8 @@ def _counts(rows: int, columns: int, block: Block) -> tuple[int, int]:
 
 def _shapes(weight: tuple[int, ...], block: Block) -> list[tuple[int, ...]]:
     """The shapes that scales of such blocks may have."""
+    if len(weight) < 2:
+        return []
     *lead, rows, columns = weight
     high, wide = _counts(rows, columns, block)
 

@@ -136,7 +136,10 @@ def _unwrapped(model: _Model, weights: Weights) -> Weights:
 def _by_family(model: _Model, weights: Weights) -> Weights:
     """The tensors whose names only transformers' class of the family has."""
     known = model.names & weights.keys()
-    return {family_name(model.model_type, name, known): array for name, array in weights.items()}
+    return {
+        family_name(model.model_type, name, known, model.names): array
+        for name, array in weights.items()
+    }
 
 
 def _prefixed(model: _Model, weights: Weights) -> Weights:
@@ -284,6 +287,23 @@ def _stacked_experts(model: _Model, weights: Weights) -> Weights:
     return result
 
 
+def _split_convolutions(model: _Model, weights: Weights) -> Weights:
+    """The tensors with the convolution of queries, keys and values split, where the model's is."""
+    result: Weights = {}
+    for name, array in weights.items():
+        place = _place(name)
+        before, separator, _ = place.rest.rpartition("conv1d.weight") if place else ("", "", "")
+        shapes = model.blocks.get(place.layer, {}) if place else {}
+        sizes = [shapes.get(f"{before}{kind}_proj.weight", (0,))[0] for kind in "qkv"]
+        if not separator or name in model.names or sum(sizes) != array.shape[0] or not all(sizes):
+            result[name] = array
+            continue
+        parts = mx.split(array, [sizes[0], sizes[0] + sizes[1]])
+        for kind, part in zip("qkv", parts, strict=True):
+            result[name.removesuffix("conv1d.weight") + f"{kind}_conv1d.weight"] = part
+    return result
+
+
 def _split_pairs(model: _Model, weights: Weights) -> Weights:
     """The tensors with the fused gate and up projections of MLPs split, where the model's are."""
     result: Weights = {}
@@ -350,6 +370,7 @@ STEPS = (
     _with_shared_keys,
     _split_experts,
     _split_pairs,
+    _split_convolutions,
     _stacked_experts,
     _other_blocks,
 )

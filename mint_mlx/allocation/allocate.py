@@ -335,3 +335,14 @@ def uniform(
         recipe=f"uniform {config}",
         versions=versions(),
     )
+
+
+def dequantized(source: Source, inventory: Inventory, forced: Mapping[str, QuantConfig]) -> Plan:
+    """A plan of 16 bits for every layer, however the source stores it, overrides aside."""
+    choice = {layer.path: KEEP for layer in inventory.layers}
+    return Plan(
+        origin=source.origin,
+        choice=choice | dict(forced),
+        recipe="dequantized",
+        versions=versions(),
+    )

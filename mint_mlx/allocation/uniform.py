@@ -12,13 +12,12 @@ def uniform_choice(
     """A configuration by layer path.
 
     As mlx-lm does, a layer whose rows the group doesn't divide stays unquantized. Routers get what
-    their model class asks for, else 8 bits.
+    their model class asks for, else 8 bits. `keep` leaves every layer as the source stores it.
     """
 
     def pick(layer: Layer) -> QuantConfig:
-        # Experts that were asked to stay packed (--keep-nvfp4) aren't dequantized after all.
-        if not config.quantized and layer.stored is not None and layer.stored.global_scale:
-            return layer.stored
+        if not config.quantized:
+            return layer.stored or KEEP
         wanted = config
         if layer.objection(config) and not ignore_guards:
             if layer.keep:

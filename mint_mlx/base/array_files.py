@@ -81,7 +81,7 @@ def write_arrays(
     from safetensors.numpy import save_file
 
     arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
-    about = dict(about or {})
+    about = {key: value for key, value in (about or {}).items() if key != KEY}
     about[KEY] = _digest(_numpy_entries(arrays), about)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
@@ -93,8 +93,13 @@ def write_arrays(
             raise
 
 
-def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read what `write_arrays` wrote: the arrays, and the metadata.
+def read_arrays(path: Path, old: bool = False) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read what `write_arrays` wrote: the arrays, and the metadata with its checksum.
+
+    Args:
+        path: the file.
+        old: take a file without a checksum as well. Damage may have hidden it, so the file must say
+            elsewhere that it has one.
 
     Raises:
         Damaged: it isn't such a file any more.
@@ -109,8 +114,8 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, *_BROKEN):
         raise Damaged(f"{path} is damaged") from None
-    checksum = about.pop(KEY, None)
-    if checksum is not None and checksum != _digest(_numpy_entries(arrays), about):
+    others = {key: value for key, value in about.items() if key != KEY}
+    if (KEY in about or not old) and about.get(KEY) != _digest(_numpy_entries(arrays), others):
         raise Damaged(f"{path} is damaged (its checksum is wrong)")
     return arrays, about
 
@@ -142,8 +147,7 @@ def read_tensors(path: Path) -> dict[str, mx.array]:
             mx.eval(tensors)
     except _BROKEN:
         raise Damaged(f"{path} is damaged") from None
-    checksum = about.get(KEY)
-    if checksum is not None and checksum != _digest(_mlx_entries(tensors), {}):
+    if about.get(KEY) != _digest(_mlx_entries(tensors), {}):
         raise Damaged(f"{path} is damaged (its checksum is wrong)")
     return tensors
 
@@ -177,8 +181,8 @@ def read_npz(path: Path, old: bool = False) -> dict[str, np.ndarray]:
 
     Args:
         path: the file.
-        old: take a file without a checksum as well. A damaged directory may hide it together with
-            other arrays, so the file must say elsewhere that it has one: it is in the result then.
+        old: take a file without a checksum as well. Damage may have hidden it together with other
+            arrays, so the file must say elsewhere that it has one: it is in the result then.
 
     Raises:
         Damaged: it isn't such a file any more, or would inflate to many times its size.

@@ -1,8 +1,8 @@
 """Checksums of files that no person edits: what a disk or a hand has changed is never used.
 
-The checksum stands in the file itself. Files of versions that wrote none are judged by the schemas
-of their readers alone, as all others are beside it: a checksum shows damage, not a stranger's
-numbers. Arrays are stored by array_files.py.
+The checksum stands in the file itself. Files of versions that wrote none are known by how they
+begin, and judged by the schemas of their readers alone, as all others are beside it: a checksum
+shows damage, not a stranger's numbers. Arrays are stored by array_files.py.
 """
 
 from __future__ import annotations
@@ -40,33 +40,39 @@ def with_checksum(text: str) -> str:
     """A JSON object's text with its checksum as the first entry.
 
     Args:
-        text: begins with `{` and has at least one entry.
+        text: begins with `{` and has at least one entry. Newlines at its end don't count.
     """
     rest = text[1:].lstrip()
-    return f'{{"{KEY}": "{hexdigest(rest.encode())}", {rest}'
+    return f'{{"{KEY}": "{hexdigest(rest.rstrip().encode())}", {rest}'
 
 
-def parse_checked(text: str) -> Any:
+def parse_checked(text: str, old: str | None = None) -> Any:
     """The data of a JSON text, without its checksum.
+
+    Args:
+        text: the text.
+        old: how a text of a version without checksums begins, which is taken as well.
 
     Raises:
         Damaged: it isn't JSON, or not what the checksum belongs to.
     """
     seal = _SEAL.match(text)
-    rest = text[seal.end() :].encode(errors="surrogatepass") if seal else b""
+    if not seal and (old is None or not text.startswith(old)):
+        raise Damaged("it has no checksum")
+    rest = text[seal.end() :].rstrip().encode(errors="surrogatepass") if seal else b""
     if seal and hexdigest(rest) != seal[1]:
         raise Damaged("its checksum is wrong")
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
         raise Damaged("it is not JSON") from None
-    if isinstance(data, dict) and data.pop(KEY, None) is not None and not seal:
-        raise Damaged("its checksum is malformed")
+    if seal:
+        del data[KEY]
     return data
 
 
-def read_checked(path: Path) -> Any:
-    """The data of a JSON file, without its checksum.
+def read_checked(path: Path, old: str | None = None) -> Any:
+    """The data of a JSON file, without its checksum; `old` as for `parse_checked`.
 
     Raises:
         Damaged: it isn't JSON in UTF-8, or not what the checksum belongs to.
@@ -78,7 +84,7 @@ def read_checked(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise Damaged("it is not UTF-8") from None
-    return parse_checked(text)
+    return parse_checked(text, old)
 
 
 def if_sound(path: Path, read: Callable[[Path], T]) -> T | None:

@@ -13,10 +13,7 @@ NOT_FINITE = (
     "holds NaN or infinite values: the checkpoint is damaged, download it again (or convert it as "
     "it is with --effort fast --allow-nonfinite)"
 )
-TAKE_BFLOAT16 = (
-    'bfloat16 can, so change "float16" to "bfloat16" at dtype or torch_dtype in the config.json of '
-    "the model that is converted, and convert it again"
-)
+TAKE_BFLOAT16 = "bfloat16 can, so convert the model with --dtype bfloat16"
 TOO_LARGE = f"holds weights above 65504, which float16 cannot hold: {TAKE_BFLOAT16}"
 FULL = (
     "the disk is full{}: free some space (or choose another folder) and run the same command "

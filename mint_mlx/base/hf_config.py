@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+HALVES = {"float16": "F16", "bfloat16": "BF16"}  # safetensors codes of the 16-bit types
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The table of the text model; in a model without a tower the config itself."""
@@ -29,7 +32,17 @@ def edit_text_config(
 def stated_dtype(config: dict[str, Any]) -> str | None:
     """The 16-bit type that a config states, F16 or BF16; None where it states another or none."""
     for table in config_tables(config):
-        for key in ("dtype", "torch_dtype"):
+        for key in _DTYPE_KEYS:
             if isinstance(table.get(key), str):
-                return {"float16": "F16", "bfloat16": "BF16"}.get(table[key].removeprefix("torch."))
+                return HALVES.get(table[key].removeprefix("torch."))
     return None
+
+
+def with_stated_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The config with another 16-bit type, wherever it states one."""
+
+    def stated(table: dict[str, Any]) -> dict[str, Any]:
+        return table | {key: dtype for key in _DTYPE_KEYS if key in table}
+
+    edited = edit_text_config(stated(config), stated)
+    return edited if any(key in edited for key in _DTYPE_KEYS) else edited | {"torch_dtype": dtype}

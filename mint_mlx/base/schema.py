@@ -19,7 +19,8 @@ def number(value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     Raises:
         ValueError: it is something else.
     """
-    if type(value) not in (int, float) or not low <= value <= high or not math.isfinite(value):
+    is_number = type(value) is float or (type(value) is int and abs(value) < 2**1000)
+    if not is_number or not low <= value <= high or not math.isfinite(value):
         raise ValueError(f"{value!r} is no number between {low} and {high}")
     return float(value)
 

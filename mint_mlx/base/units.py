@@ -1,7 +1,7 @@
 """Sizes: what a user may write as a budget, and how sizes are printed.
 
-"GB" is 10^9 bytes, "GiB" is 2^30. A budget is a number of bytes of all safetensors files together,
-a number of bits per weight (all file bytes x 8 / parameters), or `smallest`.
+"GB" (or "G") is 10^9 bytes, "GiB" is 2^30. A budget is a number of bytes of all safetensors files
+together, a number of bits per weight (all file bytes x 8 / parameters), or `smallest`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ UNITS = {
     "TiB": 2**40,
 }
 _LOWER = {unit.lower(): factor for unit, factor in UNITS.items()}
+_SHORT = {"K": "KB", "M": "MB", "G": "GB", "T": "TB"}  # decimal, as 19G of a download page
 _BUDGET = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(?P<unit>[A-Za-z]*)")
 EXAMPLES = "write it like 19GB, 17.5GiB, 900MB, 123456B, 4.5bpw or smallest"
 
@@ -76,6 +77,7 @@ def _unit_bytes(unit: str, text: str) -> int:
     Raises:
         UsageError: there is no unit, an unknown one or one that could mean two things.
     """
+    unit = _SHORT.get(unit.upper(), unit)
     if unit in UNITS:
         return UNITS[unit]
     if unit == unit.lower() and unit in _LOWER:

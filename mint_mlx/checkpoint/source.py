@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import MintError, NeedsWeights
-from ..base.hf_config import config_tables
+from ..base.hf_config import config_tables, with_stated_dtype
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
 from ..base.targets import check_name
 from ..converters.sources.gguf import original_repo
@@ -52,6 +52,7 @@ class Source:
         sampled: whether `content` is of samples only, so that a small change may be missed.
         headers: of all shards, by file.
         keep_nvfp4: leave experts of NVFP4 packed where mlx-lm's class can.
+        dtype: the 16-bit type that it is written in, where one is asked for.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Source:
         default_factory=dict, repr=False, compare=False
     )
     keep_nvfp4: bool = False
+    dtype: str | None = None
 
     @property
     def origin(self) -> Origin:
@@ -339,6 +341,24 @@ def with_nvfp4_kept(source: Source) -> Source:
     return replace(source, structure=structure, keep_nvfp4=True)
 
 
+def with_dtype(source: Source, dtype: str) -> Source:
+    """The same source, written in another 16-bit type; errors are others then.
+
+    Args:
+        source: the source.
+        dtype: a name of HALVES.
+    """
+    config = with_stated_dtype(source.config, dtype)
+    structure = _digest([source.structure, dtype])
+    return replace(source, config=config, structure=structure, dtype=dtype)
+
+
+def read_as(source: Source, keep_nvfp4: bool, dtype: str | None) -> Source:
+    """A source as a request wants it read (see `with_nvfp4_kept`, `with_dtype`)."""
+    source = with_nvfp4_kept(source) if keep_nvfp4 else source
+    return with_dtype(source, dtype) if dtype is not None else source
+
+
 def brought_keys(source: Source) -> tuple[Brought, ...]:
     """What a source's config.json says where mlx-lm's class doesn't read it."""
     return brought(read_config(source.path))
@@ -350,7 +370,8 @@ def open_model(source: Source, stream: Any = None, exact: bool = False) -> Any:
     Its weights may be evaluated only if `source.has_weights`. With `exact` the scales and biases of
     foreign formats are in float32, else in the type that they will be written in.
     """
-    return mlxlm.build_model(source.path, stream, exact, keep_nvfp4=source.keep_nvfp4)
+    dtype = None if source.dtype is None else getattr(mlxlm.mx, source.dtype)
+    return mlxlm.build_model(source.path, stream, exact, dtype, source.keep_nvfp4)
 
 
 def _digest(value: Any) -> str:

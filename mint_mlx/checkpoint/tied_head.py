@@ -22,10 +22,13 @@ from ..base.errors import MintError
 from ..base.hf_config import edit_text_config, text_config
 from ..base.safetensors_header import TensorInfo, read_header
 from .arrays import FLOATS
+from .block_path import block_of
 from .model_classes import text_class
 from .roles import TOWER
 
 HEAD = re.compile(r"(.+\.)?lm_head\.weight")
+# What a head is called in the classes of mlx-lm.
+HEADS = re.compile(r"(.+\.)?(lm_head|embed_out|output|head)\.weight")
 EMBEDDING = re.compile(
     r"(.+\.)?(embed_tokens|word_embeddings|tok_embeddings|embed_in|embeddings|embedding|wte)\.weight"
 )
@@ -153,7 +156,8 @@ def _has_head(config: dict[str, Any], bare_model: Build) -> bool:
 
 
 def _holds_head(model: Any) -> bool:
-    return any(HEAD.fullmatch(name) for name, _ in tree_flatten(model.parameters()))
+    names = [name for name, _ in tree_flatten(model.parameters())]
+    return any(HEADS.fullmatch(name) and block_of(name) is None for name in names)
 
 
 def _find(pattern: re.Pattern[str], folder: Path, headers: Headers) -> _Stored | None:

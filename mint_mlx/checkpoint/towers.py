@@ -14,7 +14,7 @@ from math import prod
 from typing import Any
 
 from ..base.errors import MintError, UsageError
-from ..base.hf_config import edit_text_config, text_config
+from ..base.hf_config import HALVES, edit_text_config, text_config
 from ..base.safetensors_header import TensorInfo
 from ..base.units import human
 from .block_path import block_of
@@ -86,8 +86,15 @@ def is_mtp(name: str, config: dict[str, Any]) -> bool:
     return beyond and not TOWER.search(name)
 
 
-def with_towers(inventory: Inventory, towers: dict[str, TensorInfo]) -> Inventory:
+def with_towers(
+    inventory: Inventory, towers: dict[str, TensorInfo], half: str | None = None
+) -> Inventory:
     """An inventory with a tower's tensors as they are in the source.
+
+    Args:
+        inventory: of the language model.
+        towers: the tensors.
+        half: the code of the type that 16-bit ones are written in; their own by default.
 
     Raises:
         MintError: one is of a type that MLX can't hold.
@@ -100,7 +107,9 @@ def with_towers(inventory: Inventory, towers: dict[str, TensorInfo]) -> Inventor
                 "out with --parts text"
             )
         owned.setdefault(name.rpartition(".")[0], []).append(
-            TensorSpec(name, info.dtype, info.shape)
+            TensorSpec(
+                name, half if half and info.dtype in HALVES.values() else info.dtype, info.shape
+            )
         )
     carried = tuple(owned)
     others = inventory.others | {owner: tuple(specs) for owner, specs in owned.items()}

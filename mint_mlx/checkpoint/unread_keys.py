@@ -134,7 +134,7 @@ def check_keys(config: Table) -> None:
     if unread:
         raise MintError(
             f"config.json says {unread[0]}, so that mlx-lm would run another model: update mlx-lm "
-            "and mint-mlx, or give the key the name that the class reads"
+            "and mint-mlx, or rename the key where the class reads it by another name"
         )
 
 

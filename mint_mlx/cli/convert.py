@@ -49,7 +49,7 @@ def convert(
     fit: Annotated[
         str | None,
         typer.Option(
-            metavar="this-mac|32GiB",
+            metavar="this-mac|32GiB|32",
             help="The largest size that such a Mac runs, in place of --budget.",
         ),
     ] = None,
@@ -83,7 +83,10 @@ def convert(
     ] = None,
     tokens: TokensOpt = None,
     uniform: Annotated[
-        str | None, typer.Option(metavar="CONFIG", help="The same for every layer, e.g. 4bit-g64.")
+        str | None,
+        typer.Option(
+            metavar="CONFIG", help="The same for every layer, e.g. 4bit-g64 (keep: as stored)."
+        ),
     ] = None,
     override: OverrideOpt = None,
     quantizer: Annotated[
@@ -103,6 +106,19 @@ def convert(
         typer.Option(
             "--allow-nonfinite",
             help="Take NaN and infinite weights as they are (--effort fast only).",
+        ),
+    ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float16|bfloat16",
+            help="Type of all 16-bit tensors; the model's own otherwise (M1, M2: float16).",
+        ),
+    ] = None,
+    dequantize: Annotated[
+        bool,
+        typer.Option(
+            "-d", "--dequantize", help="In place of a size: 16 bits, however it is stored."
         ),
     ] = False,
     low_disk: Annotated[
@@ -171,8 +187,10 @@ def convert(
         low_disk=low_disk,
         card_name=upload_repo,
         keep_nvfp4=keep_nvfp4,
+        dequantize=dequantize,
+        dtype=dtype,
     )
-    if budget is None and fit is None and plan is None and uniform is None:
+    if not (budget or fit or plan or uniform or dequantize):
         _print_sizes(check_request(replace(request, budget="smallest")), output)
         raise typer.Exit(2)
     checked = check_request(request)
@@ -200,7 +218,7 @@ def convert(
         source = order.job.source.name
         data["uploaded"] = upload_result(result.path, upload_repo, source, public, output)
     output.result(data)
-    _print_next(result.path, kv_bits, output)
+    _print_next(result, kv_bits, output)
 
 
 def _print_fit(order: Order, output: Output) -> None:
@@ -243,17 +261,16 @@ def _print_result(result: Result, budget: str | None, output: Output) -> dict[st
     return summary(result)
 
 
-def _print_next(folder: Path, kv_bits: int | None, output: Output) -> None:
+def _print_next(result: Result, kv_bits: int | None, output: Output) -> None:
     """The command that talks to a result."""
-    path = shlex.quote(str(folder))
-    if kv_bits is None:
-        output.line(f"mlx_lm.chat --model {path}")
-        return
-    output.note(
-        "of mlx-lm's commands only generate has a quantized cache: chat and server keep 16 bits"
-    )
-    cache = f"--kv-bits {kv_bits} --quantized-kv-start 0"
-    output.line(f"mlx_lm.generate --model {path} {cache} --prompt Hello")
+    from ..checkpoint.run_command import run_command
+
+    if kv_bits is not None:
+        output.note(
+            "of mlx-lm's commands only generate has a quantized cache: chat and server keep 16 bits"
+        )
+    carried = result.inventory.carried
+    output.line(run_command(result.path, str(result.path), carried, kv_bits))
 
 
 def _print_sizes(checked: CheckedRequest, output: Output) -> None:

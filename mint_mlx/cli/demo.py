@@ -39,6 +39,7 @@ def run(output: Output, out: Path | None = None) -> None:
     from ..base.folders import UNMARKED
     from ..base.remove import Kind, scratch_folder
     from ..base.units import both, duration
+    from ..checkpoint.run_command import run_command
     from ..jobs.convert import convert
 
     started = time.monotonic()
@@ -80,6 +81,8 @@ def run(output: Output, out: Path | None = None) -> None:
             ],
             f"WikiText-2 test, the first {WINDOWS} windows of {LENGTH}",
         )
+        if out is not None:
+            output.line(run_command(out, str(out)))
         seconds = time.monotonic() - started
         output.line(
             f"done in {duration(seconds)}; now your own: mint-mlx convert org/name --budget 19GB"

@@ -23,6 +23,7 @@ from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
 from .inspect import inspect
+from .mlx_lm_words import own_words
 from .options import INTERRUPTED, app
 from .profile import profile
 from .recipes import recipes
@@ -67,7 +68,10 @@ def main() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("always", DamagedFile)
             warnings.showwarning = _note
-            code = app(args=argv, standalone_mode=False)
+            words, notes = own_words(argv)
+            for note in notes:
+                print(f"note: {note}", file=sys.stderr)
+            code = app(args=words, standalone_mode=False)
     except Exception as error:
         if debug:
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +36,7 @@ def refine(
     (docs/guides/refine-any-checkpoint.md).
     """
     output = start(as_json, work_dir, long=True)
+    from ..checkpoint.run_command import run_command
     from ..jobs.refine import refine as distil
 
     result = distil(checkpoint, source, out, steps=steps, force=force, report=output)
@@ -52,4 +52,4 @@ def refine(
             "kl_after": result.kl_after,
         }
     )
-    output.line(f"mlx_lm.chat --model {shlex.quote(str(result.path))}")
+    output.line(run_command(result.path, str(result.path)))

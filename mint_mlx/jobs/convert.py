@@ -15,10 +15,12 @@ from ..allocation.allocate import allocate, measured_errors, safe_candidates
 from ..allocation.plan import Plan
 from ..allocation.uniform import active_ratio
 from ..base.errors import TAKE_BFLOAT16, MintError
+from ..base.hf_config import HALVES
 from ..base.report import Report, Silent
 from ..base.targets import check_target
+from ..checkpoint.cast_change import cast_change
 from ..checkpoint.low_disk import Waves, at_once, shard_by_shard
-from ..checkpoint.source import load_source, with_nvfp4_kept
+from ..checkpoint.source import load_source, read_as
 from ..converters.output.write import Artifacts, Conversion, write
 from ..converters.quantizers.distil import NO_ROOM, can_refine
 from ..converters.quantizers.registry import needs_inputs
@@ -62,16 +64,19 @@ def convert(
     low_disk: bool = False,
     card_name: str | None = None,
     keep_nvfp4: bool = False,
+    dequantize: bool = False,
+    dtype: str | None = None,
     smoke: bool = True,
     report: Report | None = None,
 ) -> Result:
-    """Convert a checkpoint. Exactly one of `budget`, `fit`, `plan` and `uniform` must be given.
+    """Convert a checkpoint to one of `budget`, `fit`, `plan`, `uniform` and `dequantize`.
 
     Args:
         model: a folder or a Hub id.
         budget: the size of all safetensors files: `19GB`, `17.5GiB`, `4.5bpw`, `smallest`.
         out: the folder to write; `NAME-mint-4.5bpw` by default.
-        fit: `this-mac` or a memory such as `32GiB`: the largest size that such a machine runs.
+        fit: `this-mac` or a memory such as `32GiB` or `32`: the largest size that such a
+            machine runs.
         context: tokens that the cache must hold beside the weights.
         kv_bits: bits of a quantized cache, as mlx-lm's `--kv-bits`.
         plan: a plan, its file, or a checkpoint or repository that holds one.
@@ -91,6 +96,8 @@ def convert(
         low_disk: fetch a Hub model shard by shard.
         card_name: the result's name in its model card; the folder's by default.
         keep_nvfp4: leave experts of NVFP4 packed, which no CPU runs.
+        dequantize: write every layer in 16 bits.
+        dtype: `float16` or `bfloat16`, of all 16-bit tensors; what the model states by default.
         smoke: end with a sentence that the result writes, where it fits in memory.
         report: receives progress and remarks.
 
@@ -122,6 +129,8 @@ def convert(
         low_disk=low_disk,
         card_name=card_name,
         keep_nvfp4=keep_nvfp4,
+        dequantize=dequantize,
+        dtype=dtype,
     )
 
     # Words first, then what headers tell, then the work.
@@ -152,6 +161,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     # Up to here only headers were read; from here on weights are needed.
     order, waves = open_weights(order, report)
     job = order.job
+    _tell_cast(job, report)
 
     # Errors are measured first: what their safety floor forbids needs no sensitivity, which takes
     # longer.
@@ -206,6 +216,26 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     return Result(target, plan, job.inventory, total, active, ratio, sentence, seconds)
 
 
+def _tell_cast(job: Job, report: Report) -> None:
+    """Say how much another 16-bit type changes the weights.
+
+    Raises:
+        MintError: one is too large for it.
+    """
+    dtype = job.source.dtype
+    if dtype is None or not job.source.has_weights:
+        return
+    report.stage(f"cast to {dtype}")
+    change = cast_change(job.source, job.inventory, HALVES[dtype], report.step)
+    if change is None:
+        report.note(f"all weights are in {dtype} already: --dtype changes nothing")
+    else:
+        report.note(
+            f"--dtype {dtype} changes {change.name} by {change.relative:.2g} of its norm, all "
+            f"other tensors by less; {change.zeros} numbers become zeros"
+        )
+
+
 def _check_activations(job: Job, sensitivity: Sensitivity, report: Report) -> None:
     """Refuse a model in float16 whose activations float16 cannot hold.
 
@@ -218,11 +248,11 @@ def _check_activations(job: Job, sensitivity: Sensitivity, report: Report) -> No
     from ..runtime.runner import load_runner
 
     report.stage("look for overflows of float16")
-    problem = overflow(load_runner(job.source.path), sensitivity.tokens)
+    problem = overflow(load_runner(job.source.path, dtype=job.source.dtype), sensitivity.tokens)
     if problem is not None:
         raise MintError(
-            f"{job.source.name} states float16 and overflows in it, which gives NaN on a GPU "
-            f"({problem}): {TAKE_BFLOAT16}"
+            f"{job.source.name} {'states' if job.source.dtype is None else 'is asked for in'} "
+            f"float16 and overflows in it, which gives NaN on a GPU ({problem}): {TAKE_BFLOAT16}"
         )
 
 
@@ -261,7 +291,7 @@ def open_weights(order: Order, report: Report) -> tuple[Order, Waves]:
         return order, shard_by_shard(job.source, job.inventory, profiled, report)
     report.stage("download")
     source = load_source(order.request.model)
-    source = with_nvfp4_kept(source) if job.source.keep_nvfp4 else source
+    source = read_as(source, job.source.keep_nvfp4, job.source.dtype)
     return replace(order, job=replace(job, source=source)), at_once
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..base.errors import MintError
+from ..base.hf_config import HALVES
 from ..base.one_line import listed
 from ..base.report import Report
 from ..base.safetensors_header import index_notes
@@ -16,7 +17,7 @@ from ..checkpoint.source import (
     brought_keys,
     load_source,
     open_model,
-    with_nvfp4_kept,
+    read_as,
 )
 from ..checkpoint.tokenizer import has_tokenizer
 from ..checkpoint.towers import UnusedTensors, find_unused, remarks, with_towers
@@ -48,6 +49,7 @@ def prepare(
     weights: bool = True,
     parts: str = "text",
     keep_nvfp4: bool = False,
+    dtype: str | None = None,
 ) -> Job:
     """Find a model and list its layers, from headers alone.
 
@@ -57,17 +59,17 @@ def prepare(
         weights: download the weights of a Hub model.
         parts: `text`, or `all` to carry a tower along.
         keep_nvfp4: leave experts of NVFP4 packed.
+        dtype: the 16-bit type to write in; what the config states by default.
 
     Raises:
         MintError: no such model or recipe, or one that mlx-lm can't build.
     """
-    source = load_source(model, weights=weights)
-    source = with_nvfp4_kept(source) if keep_nvfp4 else source
+    source = read_as(load_source(model, weights=weights), keep_nvfp4, dtype)
     chosen = find_recipe(recipe, source.config)
     inventory = list_layers(open_model(source), source.config)
     unused = find_unused(source.headers.values(), source.config, inventory)
     if parts == "all":
-        inventory = with_towers(inventory, unused.towers)
+        inventory = with_towers(inventory, unused.towers, HALVES.get(dtype or ""))
     return Job(source, inventory, chosen, parts, unused)
 
 

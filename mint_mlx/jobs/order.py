@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..allocation.allocate import uniform
+from ..allocation.allocate import dequantized, uniform
 from ..allocation.artifacts import read_sensitivity, sensitivity_beside
 from ..allocation.plan import Plan, check_plan
 from ..allocation.search_space import (
@@ -120,6 +120,7 @@ def place_order(checked: CheckedRequest, report: Report | None = None) -> Order:
         weights=False,
         parts=checked.parts,
         keep_nvfp4=request.keep_nvfp4,
+        dtype=request.dtype,
     )
     note_source(job, report)
     if request.keep_nvfp4:
@@ -225,6 +226,9 @@ def _fixed_plan(
         plan = uniform(
             job.source, job.inventory, checked.uniform, space.forced, space.ignore_guards
         )
+        plan = replace(plan, parts=checked.parts)
+    elif checked.request.dequantize:
+        plan = dequantized(job.source, job.inventory, space.forced)
         plan = replace(plan, parts=checked.parts)
     else:
         return None

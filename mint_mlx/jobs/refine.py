@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..allocation.artifacts import sensitivity_beside
 from ..base.errors import MintError
 from ..base.files import REFINED_FILE, write_text
 from ..base.hf_config import text_config
@@ -21,11 +22,16 @@ from ..checkpoint.source import Source, load_source
 from ..converters.output.card import refined_card
 from ..converters.output.copied import copied
 from ..converters.output.replace_tensors import replace_tensors
+from ..converters.quantizers.distil import TOKENS as STEP_TOKENS
 from ..converters.quantizers.distil import Refined, can_refine, refine_own
 from ..measure import cache
+from ..measure.self_text import LENGTH
 from ..rules import efforts
 from .measurements import get_tokens
 from .model import Job, prepare
+
+HELD_OUT = 8  # one of so many windows is not trained on
+MIN_TOKENS = 8192  # below which the held-out windows are too few to judge by
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,7 +88,7 @@ def refine(
     check_target(target, job.source.path, force)
 
     # Refining works on a copy, which gets its name only if something was gained.
-    tokens = _tokens(job, report)
+    tokens = _tokens(job, given.path, steps, report)
     with copied(given.path, target, force, report) as work:
         report.stage("refine")
         refined = refine_own(job.source, tokens, work, report.step, steps)
@@ -126,13 +132,36 @@ def _check_pair(given: Source, source: Source) -> None:
             )
 
 
-def _tokens(job: Job, report: Report) -> np.ndarray:
-    """Text that the source wrote, now or for an earlier sensitivity: int32 (windows, tokens)."""
-    count = efforts.EFFORTS["best"].tokens
-    cached = cache.cached_sensitivity(job.source, job.inventory, count)
-    if cached is not None:
-        return cached.tokens
+def tokens_needed(steps: int | None) -> int:
+    """How much text so many steps are trained and judged on: whole windows, at least MIN_TOKENS."""
+    most = efforts.EFFORTS["best"].tokens
+    if steps is None:
+        return most
+    trained = steps * STEP_TOKENS
+    return min(most, max(MIN_TOKENS, -(-trained * HELD_OUT // (HELD_OUT - 1) // LENGTH) * LENGTH))
+
+
+def _tokens(job: Job, checkpoint: Path, steps: int | None, report: Report) -> np.ndarray:
+    """Text that the source wrote, int32 (windows, tokens): as much as the steps need.
+
+    That of a sensitivity, in the cache or beside the checkpoint, serves; else it is written.
+    """
+    count = tokens_needed(steps)
+    sizes = sorted({count, *(effort.tokens for effort in efforts.EFFORTS.values())})
+    for size in [size for size in sizes if size >= count]:
+        cached = cache.cached_sensitivity(job.source, job.inventory, size)
+        if cached is not None:
+            return _first(cached.tokens, count)
+    beside = sensitivity_beside(checkpoint)
+    of_source = beside is not None and beside.origin.matches(job.source.origin)
+    if beside is not None and of_source and beside.tokens.size >= count:
+        return _first(beside.tokens, count)
     return get_tokens(job, count, report)[0]
+
+
+def _first(tokens: np.ndarray, count: int) -> np.ndarray:
+    """The first windows of a text, with `count` tokens at least."""
+    return tokens[: -(-count // tokens.shape[1])]
 
 
 def _write_facts(work: Path, name: str, source: str, refined: Refined) -> None:

@@ -18,7 +18,8 @@ from ..allocation.search_space import Override, parse_override
 from ..base.distributed import ranks
 from ..base.errors import UsageError
 from ..base.files import PLAN_FILE
-from ..base.quant_config import QuantConfig, parse_config
+from ..base.hf_config import HALVES
+from ..base.quant_config import KEEP, QuantConfig, parse_config
 from ..base.targets import check_target
 from ..base.units import Budget, parse_budget
 from ..checkpoint.towers import check_parts
@@ -33,12 +34,13 @@ from ..runtime.machine import CONTEXT, Machine, check_context, parse_machine
 class Request:
     """What a user asks for, in words.
 
-    Exactly one of `budget`, `fit`, `plan` and `uniform` says how to quantize.
+    Exactly one of `budget`, `fit`, `plan`, `uniform` and `dequantize` says how to quantize.
 
     Attributes:
         model: a folder or a Hub id.
         budget: `19GB`, `17.5GiB`, `4.5bpw`, `smallest`, ...
-        fit: `this-mac` or a memory size such as `32GiB`: the largest size that such a machine runs.
+        fit: `this-mac` or a memory size such as `32GiB` or `32`: the largest size that such a
+            machine runs.
         context: tokens of the context that the cache must hold.
         kv_bits: bits of a quantized cache, or None.
         plan: a plan, its file, or a checkpoint or repository that holds one; carried out as it is.
@@ -60,6 +62,8 @@ class Request:
         low_disk: fetch a Hub model shard by shard (checkpoint/low_disk.py).
         card_name: the result's name in its model card, the folder's by default.
         keep_nvfp4: leave experts of NVFP4 packed, which no CPU runs.
+        dequantize: write every layer in 16 bits.
+        dtype: `float16` or `bfloat16`, of all 16-bit tensors; what the model states by default.
     """
 
     model: str
@@ -85,6 +89,8 @@ class Request:
     low_disk: bool = False
     card_name: str | None = None
     keep_nvfp4: bool = False
+    dequantize: bool = False
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -146,8 +152,8 @@ def check_request(request: Request) -> CheckedRequest:
     """
     # What contradicts itself has no meaning to check further.
     ways = (request.budget, request.fit, request.plan, request.uniform)
-    if sum(way is not None for way in ways) != 1:
-        raise UsageError("give exactly one of --budget, --fit, --plan and --uniform")
+    if sum(way is not None for way in ways) + request.dequantize != 1:
+        raise UsageError("give exactly one of --budget, --fit, --plan, --uniform and --dequantize")
     check_context(request.context, request.kv_bits)
     budget = parse_budget(request.budget) if request.budget is not None else None
     machine = parse_machine(request.fit) if request.fit is not None else None
@@ -156,6 +162,8 @@ def check_request(request: Request) -> CheckedRequest:
         raise UsageError(
             f"mint-mlx makes no codes of {uniform}: --keep-nvfp4 leaves those that a source holds"
         )
+    if request.dtype not in (None, *HALVES):
+        raise UsageError(f"--dtype must be {' or '.join(HALVES)} (got {request.dtype})")
     overrides = tuple(parse_override(text) for text in request.overrides)
     _check_choice_is_free(request, uniform)
     effort = effort_name(request.effort)
@@ -164,7 +172,8 @@ def check_request(request: Request) -> CheckedRequest:
 
     # A plan brings its own effort, quantizer and parts.
     plan = _read_plan(request.plan)
-    quantizer = BASELINE if uniform else EFFORTS[effort].quantizer
+    plain = uniform is not None or request.dequantize
+    quantizer = BASELINE if plain else EFFORTS[effort].quantizer
     if plan is not None:
         effort = effort_name(plan.effort)
         quantizer = plan.quantizer
@@ -200,6 +209,9 @@ def _check_choice_is_free(request: Request, uniform: QuantConfig | None) -> None
             "a plan is carried out as it is: edit it instead of giving --override, --objective or "
             "--effort"
         )
+    uniform = KEEP if request.dequantize else uniform
+    if request.dequantize and request.keep_nvfp4:
+        raise UsageError("--dequantize leaves nothing packed: leave --keep-nvfp4 out")
     chosen = request.plan is not None or uniform is not None
     if chosen and (request.recipe is not None or request.sample is not None):
         raise UsageError(
@@ -207,8 +219,8 @@ def _check_choice_is_free(request: Request, uniform: QuantConfig | None) -> None
         )
     if uniform is not None and (request.objective or request.effort not in (None, "fast")):
         raise UsageError(
-            "--uniform chooses for itself: leave --objective and --effort out (--quantizer says "
-            "how it is rounded)"
+            "--uniform and --dequantize choose for themselves: leave --objective and --effort out "
+            "(--quantizer says how it is rounded)"
         )
 
 

@@ -87,7 +87,7 @@ def measure(
     )
     key = key and f"{key}-{digest.hexdigest()}"
     with pass_state.pass_folder(key, refused=(NoChain, MintError)) as folder:
-        runner = _load(source.path, streamed)
+        runner = _load(source.path, streamed, source.dtype)
         steps, last = forward(runner, tokens, batch, folder, progress)
         contributions = backward(runner, steps, last, tokens, batch, layers, folder, progress)
     return assemble(source, layers, contributions, tokens, how)
@@ -113,9 +113,10 @@ def forward(
     """
     depth = len(runner.blocks)
     steps = []
-    pass_state.read_hidden(folder, 0)  # deletes a damaged one, which only `backward` would meet
+    # Deletes a damaged one, which only the way back would meet.
+    pass_state.read_hidden(folder, 0, tokens.shape)
     for step, out, _ in forward_blocks(
-        runner, tokens, batch, known=lambda index: pass_state.read_hidden(folder, index + 1)
+        runner, tokens, batch, known=lambda i: pass_state.read_hidden(folder, i + 1, tokens.shape)
     ):
         progress(f"block {step.index} forward", step.index, 2 * depth)
 
@@ -165,7 +166,7 @@ def backward(
     accumulator = Accumulator(layers)
 
     # The head: from predictions to the last block's output.
-    contributions, grad = pass_state.read_contributions(folder, depth)
+    contributions, grad = pass_state.read_contributions(folder, depth, tokens.shape, layers.experts)
     if grad is None:
         names = names_of(runner, layers.experts)
         grad = from_logits(runner, tokens, last, batch, mx.random.key(SEED), accumulator.add, names)
@@ -176,13 +177,13 @@ def backward(
 
     # Blocks that were dropped can be read again only from a model that is opened anew.
     if runner.streamed:
-        runner = _load(runner.folder, True)
+        runner = _load(runner.folder, True, "bfloat16" if runner.instead_of_half else None)
 
     def unfinished() -> Iterator[Step]:
         for step in reversed(steps):
             progress(f"block {step.index} back", 2 * depth - step.index - 1, 2 * depth)
             if step.index not in contributions:
-                hidden = pass_state.read_hidden(folder, step.index)
+                hidden = pass_state.read_hidden(folder, step.index, tokens.shape)
                 yield replace(step.with_input(hidden), block=runner.blocks[step.index])
 
     for step, above, below in backward_blocks(
@@ -268,7 +269,7 @@ def check_chain(source: Source, inventory: Inventory) -> None:
     paths = {layer.path for layer in inventory.layers}
     seen: list[Activations] = []
     try:
-        runner = _load(source.path, True)
+        runner = _load(source.path, True, source.dtype)
         for step, out, _ in islice(forward_blocks(runner, tokens, 2), 3):
             names = names_of(runner, paths)
             grad = pull_back(step, mx.zeros(out.shape), 2, lambda _: None, names)
@@ -286,9 +287,9 @@ def check_chain(source: Source, inventory: Inventory) -> None:
         raise NoChain(str(error).splitlines()[0]) from error
 
 
-def _load(folder: Path, streamed: bool | None) -> Runner:
+def _load(folder: Path, streamed: bool | None, dtype: str | None) -> Runner:
     """A model in training mode: some families' fused kernels have no gradient."""
-    runner = load_runner(folder, streamed)
+    runner = load_runner(folder, streamed, dtype)
     runner.model.train()
     return runner
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import IO
 
@@ -132,15 +133,20 @@ def _hidden_file(folder: Path, index: int) -> Path:
     return folder / f"hidden-{index}.safetensors"
 
 
-def read_hidden(folder: Path, index: int) -> mx.array | None:
+def read_hidden(folder: Path, index: int, windows: tuple[int, ...]) -> mx.array | None:
     """What the block of this index reads, (windows, tokens, hidden), where it was written.
 
     A damaged file is deleted: it is written anew.
+
+    Args:
+        folder: of the pass.
+        index: of the block.
+        windows: the shape of the tokens.
     """
-    return _read_array(_hidden_file(folder, index))
+    return _read_array(_hidden_file(folder, index), windows)
 
 
-def _read_array(file: Path) -> mx.array | None:
+def _read_array(file: Path, windows: tuple[int, ...]) -> mx.array | None:
     """The array in a file of one; None where it is missing or was damaged, and is deleted."""
 
     def read(file: Path) -> mx.array:
@@ -148,7 +154,8 @@ def _read_array(file: Path) -> mx.array | None:
         if tensors.keys() != {ARRAY}:
             raise Damaged(f"{file} is damaged")
         array = tensors[ARRAY]
-        if not (mx.issubdtype(array.dtype, mx.floating) and bool(mx.isfinite(array).all())):
+        sound = array.ndim == 3 and array.shape[:2] == windows
+        if not (sound and mx.issubdtype(array.dtype, mx.floating) and mx.isfinite(array).all()):
             raise Damaged(f"{file} is damaged")
         return array
 
@@ -184,12 +191,16 @@ def bytes_written(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("hidden-*"))
 
 
-def read_contributions(folder: Path, depth: int) -> tuple[dict[int, Contribution], mx.array | None]:
+def read_contributions(
+    folder: Path, depth: int, windows: tuple[int, ...], experts: Mapping[str, int]
+) -> tuple[dict[int, Contribution], mx.array | None]:
     """What an earlier run computed on the way back.
 
     Args:
         folder: of the pass.
         depth: how many blocks there are, and the index of what comes after the last.
+        windows: the shape of the tokens.
+        experts: of each layer that is followed, by path.
 
     Returns:
         By index, from what comes after the last block down to the block that was reached; and the
@@ -197,13 +208,13 @@ def read_contributions(folder: Path, depth: int) -> tuple[dict[int, Contribution
     """
     contributions: dict[int, Contribution] = {}
     for index in range(depth, -1, -1):
-        contribution = _read_contribution(folder, index)
+        contribution = _read_contribution(folder, index, prod(windows), experts)
         if contribution is None:
             break
         contributions[index] = contribution
 
     # Gradients of blocks before the last that was reached aren't stored: without it all is lost.
-    grad = _read_array(_grad_file(folder, min(contributions))) if contributions else None
+    grad = _read_array(_grad_file(folder, min(contributions)), windows) if contributions else None
     return (contributions, grad) if grad is not None else ({}, None)
 
 
@@ -215,12 +226,16 @@ def _contribution_file(folder: Path, index: int) -> Path:
     return folder / f"part-{index}.npz"
 
 
-def _read_contribution(folder: Path, index: int) -> Contribution | None:
+def _read_contribution(
+    folder: Path, index: int, tokens: int, experts: Mapping[str, int]
+) -> Contribution | None:
     """What was written for one index; None where it is missing or damaged."""
 
     def read(file: Path) -> Contribution:
         try:
-            return _contribution(read_npz(file))
+            contribution = _contribution(read_npz(file))
+            _check_contribution(contribution, tokens, experts)
+            return contribution
         except (ValueError, KeyError):
             raise Damaged(f"{file} is damaged") from None
 
@@ -251,6 +266,32 @@ def _contribution(arrays: dict[str, np.ndarray]) -> Contribution:
         embedding=arrays.get("embedding"),
         remaining={path: float(share) for path, share in by_layer("left.").items()},
     )
+
+
+def _check_contribution(
+    contribution: Contribution, tokens: int, experts: Mapping[str, int]
+) -> None:
+    """Hold a contribution that was read against the layers.
+
+    Args:
+        contribution: to check.
+        tokens: how many there are in all windows.
+        experts: of each layer that is followed, by path.
+
+    Raises:
+        ValueError, KeyError: it is of another model.
+    """
+    for path, trace in contribution.trace.items():
+        schema.check_array(trace, schema.FLOAT, (experts[path],), 0)
+    for path, batches in contribution.rows.items():
+        for rows in batches:
+            count = len(schema.check_array(rows.weight, schema.FLOAT, (None,), 0))
+            schema.check_array(rows.token, schema.INTEGER, (count,), 0, tokens - 1)
+            if rows.expert is not None:
+                schema.check_array(rows.expert, schema.INTEGER, (count,), 0, experts[path] - 1)
+    for matrix in (contribution.metric, contribution.embedding):
+        if matrix is not None and (matrix.ndim not in (1, 2) or len(set(matrix.shape)) != 1):
+            raise ValueError("no metric")
 
 
 def write_contribution(

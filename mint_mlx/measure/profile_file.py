@@ -67,7 +67,7 @@ def load_profile(path: Path | str) -> Profile:
             f"there is no profile {path}: make one with `mint-mlx profile MODEL -o {path}`"
         )
     try:
-        data = read_checked(path)
+        data = read_checked(path, old='{"mint_mlx_profile": ')
     except Damaged as error:
         raise Damaged(
             f"{path} is not a profile, or a damaged one ({error}): make it anew with `mint-mlx "

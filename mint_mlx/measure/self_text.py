@@ -76,7 +76,7 @@ def write_tokens(
         resume_file: beside which finished batches or passes are noted (resume.py), for a run that
             goes on from there.
     """
-    runner = load_runner(source.path, streamed)
+    runner = load_runner(source.path, streamed, source.dtype)
     length = tokens.shape[1]
     windows = WINDOWS if runner.streamed else at_once(source, runner, length)
     kind = "resampled" if runner.streamed else f"sampled-{windows}"
@@ -97,7 +97,7 @@ def write_tokens(
     for number in range(done, PASSES):
         progress(f"pass {number + 1}", number, PASSES)
         if number > done:  # a streamed model has dropped its blocks
-            runner = load_runner(source.path, True)
+            runner = load_runner(source.path, True, source.dtype)
         tokens = resample(runner, tokens, mx.random.key(seed * PASSES + number))
         note(tokens, number + 1)
     progress("", PASSES, PASSES)

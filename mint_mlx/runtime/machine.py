@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..base.errors import UsageError
@@ -27,15 +28,16 @@ class Machine:
 
 
 def parse_machine(text: str) -> Machine:
-    """Read `this-mac`, or the memory of a Mac such as `32GiB`.
+    """Read `this-mac`, or the memory of a Mac such as `32GiB` or `32`.
 
     Raises:
         UsageError: it is neither.
     """
     if text == THIS_MAC:
         return Machine(text)
+    # A Mac "with 16" has 16 GiB.
     try:
-        memory = parse_budget(text).bytes
+        memory = parse_budget(f"{text}GiB" if re.fullmatch(r"[0-9]+", text) else text).bytes
     except UsageError:
         memory = None
     if memory is None:

@@ -24,7 +24,7 @@ from mlx_lm.models.mla import MultiLinear
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from ..base.distributed import ranks
-from ..base.hf_config import stated_dtype
+from ..base.hf_config import HALVES, stated_dtype
 from ..checkpoint import mlxlm
 from . import patching
 from .cpu_ops import GroupedSwitchLinear
@@ -61,19 +61,20 @@ class Runner:
         return list(self.trunk[self.block_list])
 
 
-def load_runner(folder: Path, streamed: bool | None = None) -> Runner:
+def load_runner(folder: Path, streamed: bool | None = None, dtype: str | None = None) -> Runner:
     """Load a checkpoint for measuring.
 
     Args:
         folder: the checkpoint.
         streamed: whether blocks stay on disk; by default where the model is larger than memory.
+        dtype: the 16-bit type that it will be written in; what its config.json states by default.
     """
     keep_freed_memory()
     model = mlxlm.build_model(folder)
     trunk, block_list = _trunk(model)
     if streamed is None:
         streamed = not _fits(model)
-    runner = Runner(model, trunk, block_list, streamed, folder, _instead_of_half(folder))
+    runner = Runner(model, trunk, block_list, streamed, folder, _instead_of_half(folder, dtype))
 
     on_disk = runner.blocks if streamed else []
     skip = {id(module) for block in on_disk for module in block.modules()}
@@ -81,13 +82,14 @@ def load_runner(folder: Path, streamed: bool | None = None) -> Runner:
     return runner
 
 
-def _instead_of_half(folder: Path) -> mx.Dtype | None:
-    """The type of what a checkpoint stores in float16, where its config.json states bfloat16.
+def _instead_of_half(folder: Path, dtype: str | None) -> mx.Dtype | None:
+    """The type of what a checkpoint stores in float16, where bfloat16 is asked for or stated.
 
     That is how one is converted whose activations overflow float16.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return None if on_cpu() or stated_dtype(config) != "BF16" else mx.bfloat16
+    wanted = stated_dtype(config) if dtype is None else HALVES[dtype]
+    return None if on_cpu() or wanted != "BF16" else mx.bfloat16
 
 
 def fits(folder: Path) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from helpers import Maker, mixtral
 
-from mint_mlx.allocation.allocate import uniform
+from mint_mlx.allocation.allocate import dequantized, uniform
 from mint_mlx.base.quant_config import KEEP, QuantConfig
 from mint_mlx.jobs.model import Job, prepare
 
@@ -23,3 +25,13 @@ def test_a_uniform_plan_keeps_what_its_group_does_not_divide(job: Job) -> None:
     plan = uniform(job.source, job.inventory, QuantConfig(4, 128), {})
     assert plan.choice["model.layers.0.mlp.switch_mlp.down_proj"] == KEEP
     assert plan.choice["model.layers.0.mlp.switch_mlp.up_proj"] == QuantConfig(4, 128)
+
+
+def test_keep_leaves_codes_as_they_are_and_dequantizing_writes_16_bits(job: Job) -> None:
+    stored = QuantConfig(4, 64)
+    first, *others = job.inventory.layers
+    inventory = replace(job.inventory, layers=(replace(first, stored=stored), *others))
+    kept = uniform(job.source, inventory, KEEP, {})
+    assert kept.choice == {layer.path: layer.stored or KEEP for layer in inventory.layers}
+    assert kept.choice[first.path] == stored
+    assert set(dequantized(job.source, inventory, {}).choice.values()) == {KEEP}

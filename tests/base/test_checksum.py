@@ -26,31 +26,27 @@ def test_a_file_is_read_back_without_its_checksum(tmp_path: Path) -> None:
 
 
 def test_a_file_of_an_earlier_version_has_none() -> None:
-    assert parse_checked(TEXT) == DATA
-    assert parse_checked("[1]") == [1]
+    assert parse_checked(TEXT, old='{"a": ') == DATA
+    for old in (None, '{"b": '):
+        with pytest.raises(Damaged):
+            parse_checked(TEXT, old)
 
 
 def test_no_changed_byte_gives_other_data(tmp_path: Path) -> None:
     whole = with_checksum(TEXT).encode()
-    refused = 0
     for place in range(len(whole)):
         for bit in (1, 8, 128):
             changed = bytearray(whole)
             changed[place] ^= bit
             (tmp_path / "f").write_bytes(changed)
-            try:
-                data = read_checked(tmp_path / "f")
-            except Damaged:
-                refused += 1
-            else:  # the name of the checksum itself was hit: what it protects is right
-                assert {key: data[key] for key in DATA} == DATA
-    assert refused > 2.5 * len(whole)
+            with pytest.raises(Damaged):
+                read_checked(tmp_path / "f")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"checksum": 3}', '{"a": 1} x'])
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a": 1} x'])
 def test_what_is_no_json_is_damaged(text: str) -> None:
     with pytest.raises(Damaged):
-        parse_checked(text)
+        parse_checked(text, old="")
 
 
 def test_work_goes_on_without_a_damaged_file(tmp_path: Path) -> None:

@@ -58,6 +58,12 @@ def test_each_of_the_list_is_told() -> None:
     assert not differences({"model_type": "nemotron_h", "time_step_min": 0.0})
     assert "one token" in differences({"model_type": "mimo_v2_flash"})[0]
 
+    minicpm = {"model_type": "minicpm3", "hidden_size": 2560, "dim_model_base": 256}
+    tied = minicpm | {"tie_word_embeddings": True}
+    assert "a temperature 10 times lower" in differences(tied)[0]
+    assert not differences(minicpm | {"tie_word_embeddings": False})
+    assert not differences(tied | {"dim_model_base": 2560})
+
 
 def test_windows_that_a_class_does_not_have_are_told_where_they_count() -> None:
     assert "beyond 8 tokens" in differences(config_of("mistral") | {"sliding_window": 8})[0]

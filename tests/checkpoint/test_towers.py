@@ -86,6 +86,9 @@ def test_all_parts_carry_the_tower_as_it_is(tmp_path: Path, family: str) -> None
     original = json.loads((model / "config.json").read_text())
     assert config["vision_config"] == original["vision_config"]
     assert all((tmp_path / "whole" / name).is_file() for name in PROCESSORS)
+    card = (tmp_path / "whole" / "README.md").read_text()
+    assert "pipeline_tag: image-text-to-text" in card
+    assert "mlx_vlm.generate --model whole --image" in card
     assert doctor(str(tmp_path / "whole")).findings == []
 
     # The plan remembers that the tower is there.

@@ -18,6 +18,7 @@ def test_refine_and_sweep_on_the_command_line(
     refined = cli(*refine, "--steps", "4")
     assert refined.code == 0
     assert "KL from the source" in refined.out
+    assert f"mlx_lm.generate --model {out} --prompt" in refined.out.splitlines()[-1]
     refused = cli(*refine)
     assert refused.code == 1
     assert "exists already" in refused.err

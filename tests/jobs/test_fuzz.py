@@ -8,31 +8,21 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
 import struct
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import llama, qwen3_moe, write_checkpoint
+from limits import limited
+from mutations import mutate_bytes, mutate_header, mutate_json
 
 from mint_mlx import convert
 from mint_mlx.base.errors import MintError, explain
 from mint_mlx.checkpoint.mlxlm import build_model
 
-SECONDS = 60  # more than any case takes
-NAN, INF = float("nan"), float("inf")
-JUNK: tuple[Any, ...] = (
-    *(None, True, False, 0, 1, -1, 2, 3, 7, 64, 10**6, 10**12, -(10**9), 1.5, NAN, INF, 1e-30),
-    *("", "x", "../x", "/etc/passwd", "\ud800", "4"),
-    *([], [1], [[]], {}, {"a": 1}, [None] * 3, "yarn", {"type": "linear"}),
-)
-
 LINES = ("x: &a [*a]", "- {layer: x, as: 4bit-g64}", "\t", "layers: 3")  # of a plan
 WORDS = ("4bit-g64", "keep", "9bit-g7", "mxfp4", "-1", "[", "null", "*x")
-KEYS = ("x", "../y", "model_file", "auto_map", "quantization", "text_config")  # of a config
 
 
 @pytest.fixture(scope="module")
@@ -49,65 +39,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         convert(str(source), "5bpw", out, smoke=False, effort="fast")
         shutil.copyfile(out / "mint-plan.yaml", source.with_suffix(".yaml"))
     return sources
-
-
-def paths_of(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in a JSON value."""
-    if at:
-        yield at
-    items: Iterable[tuple[Any, Any]] = ()
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list):
-        items = enumerate(value)
-    for key, inner in items:
-        yield from paths_of(inner, (*at, key))
-
-
-def mutate_json(data: Any, rng: random.Random) -> Any:
-    """Replace, drop, double or rename something in it."""
-    *way, last = rng.choice(list(paths_of(data)) or [("x",)])
-    table = data
-    for key in way:
-        table = table[key]
-
-    how = rng.randrange(4)
-    value = table.get(last) if isinstance(table, dict) else table[last]
-    if how == 0 and isinstance(table, dict):
-        table.pop(last, None)
-    elif how == 1 and isinstance(table, dict):
-        table[rng.choice(KEYS)] = value
-    elif isinstance(value, int) and rng.random() < 0.5:
-        table[last] += rng.choice([-1, 1, 8, -64, 10**9])
-    else:
-        table[last] = rng.choice(JUNK)
-    return data
-
-
-def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Flip, cut, repeat or insert bytes."""
-    changed = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        place = rng.randrange(max(1, min(len(changed), rng.choice([16, 400, 10**9]))))
-        how = rng.randrange(4)
-        if how == 0 and changed:
-            changed[place % len(changed)] ^= 1 << rng.randrange(8)
-        elif how == 1:
-            del changed[place : place + rng.choice([1, 8, 10**6])]
-        elif how == 2:
-            changed[place:place] = changed[place : place + rng.randint(1, 50)]
-        else:
-            changed[place:place] = bytes(rng.randrange(256) for _ in range(rng.randint(1, 9)))
-    return bytes(changed)
-
-
-def mutate_header(file: Path, rng: random.Random) -> None:
-    """Change a safetensors file's header, with its length set right."""
-    data = file.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    changed = mutate_json(json.loads(data[8 : 8 + length]), rng)
-    header = json.dumps(changed).encode("utf-8", "surrogatepass")
-    file.write_bytes(struct.pack("<Q", len(header)) + header + data[8 + length :])
 
 
 def mutate(folder: Path, plan: Path, rng: random.Random) -> None:
@@ -153,20 +84,6 @@ def mutate(folder: Path, plan: Path, rng: random.Random) -> None:
         rng.choice([json_file, any_file, one_header, plan_line])()
 
 
-@contextmanager
-def limited() -> Iterator[None]:
-    def late(*_: object) -> None:
-        raise TimeoutError("this case hangs")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def check(number: int, sound: list[Path], tmp_path: Path) -> str:
     """One case: `written`, or the sentence."""
     rng = random.Random(number)
@@ -203,9 +120,9 @@ def check(number: int, sound: list[Path], tmp_path: Path) -> str:
 
 
 def test_mutated_checkpoints_and_plans(sound: list[Path], tmp_path: Path) -> None:
-    ends = [check(number, sound, tmp_path) for number in range(60)]
-    assert 5 < ends.count("written") < 55
-    assert len(set(ends)) > 10
+    ends = [check(number, sound, tmp_path) for number in range(16)]
+    assert 2 < ends.count("written") < 14
+    assert len(set(ends)) > 4
 
 
 @pytest.mark.slow

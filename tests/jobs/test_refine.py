@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
-from helpers import Maker, llama
+from helpers import Maker, Notes, llama
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.jobs import convert
-from mint_mlx.jobs.refine import refine
+from mint_mlx.jobs import refine as refining
+from mint_mlx.jobs.model import Job
+from mint_mlx.jobs.refine import refine, tokens_needed
+from mint_mlx.measure.sensitivity import Sensitivity
+from mint_mlx.rules.efforts import EFFORTS
 
 
 def test_what_cannot_be_refined(make: Maker, tmp_path: Path) -> None:
@@ -24,3 +29,37 @@ def test_what_cannot_be_refined(make: Maker, tmp_path: Path) -> None:
     ):
         with pytest.raises(MintError, match=why):
             refine(str(checkpoint), str(source), tmp_path / "out")
+
+
+def test_few_steps_need_little_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mint_mlx.rules.efforts.TOKENS", 16_384)
+    assert tokens_needed(None) == tokens_needed(200) == EFFORTS["best"].tokens
+    assert tokens_needed(1) == 8192
+    assert 10 * 1024 * 8 / 7 <= tokens_needed(10) < 10 * 1024 * 8 / 7 + 256
+    assert tokens_needed(10) % 256 == 0
+
+
+def test_text_of_an_earlier_sensitivity_serves(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = []
+    monkeypatch.setattr("mint_mlx.rules.efforts.TOKENS", 16_384)
+
+    def write(job: Job, count: int, report: object) -> tuple[np.ndarray, str]:
+        wanted.append(count)
+        return np.zeros((count // 256, 256), np.int32), ""
+
+    monkeypatch.setattr(refining, "get_tokens", write)
+    assert refining._tokens(job, tmp_path, 10, Notes()).size == tokens_needed(10)
+    assert wanted == [tokens_needed(10)]
+
+    # A longer one in the cache: its first windows.
+    stored = Sensitivity.__new__(Sensitivity)
+    tokens = np.arange(64 * 256, dtype=np.int32).reshape(64, 256)
+    object.__setattr__(stored, "tokens", tokens)
+    monkeypatch.setattr(
+        refining.cache, "cached_sensitivity", lambda *a: stored if a[2] == 16384 else None
+    )
+    reused = refining._tokens(job, tmp_path, 10, Notes())
+    assert np.array_equal(reused, tokens[: tokens_needed(10) // 256])
+    assert len(wanted) == 1

@@ -11,9 +11,10 @@ from mint_mlx.runtime.machine import KV_BITS, Machine, check_context, parse_mach
 def test_a_machine_is_this_one_or_an_amount_of_memory() -> None:
     assert parse_machine("this-mac") == Machine("this-mac", None)
     assert parse_machine("32GiB") == Machine("32GiB", 32 * 2**30)
+    assert parse_machine("16") == Machine("16", 16 * 2**30)
 
 
-@pytest.mark.parametrize("text", ["huge", "4.5bpw", "smallest", "32", ""])
+@pytest.mark.parametrize("text", ["huge", "4.5bpw", "smallest", "0", ""])
 def test_any_other_word_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="this-mac, or a memory size"):
         parse_machine(text)

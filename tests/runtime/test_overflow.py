@@ -48,7 +48,7 @@ def test_an_effort_that_runs_the_model_refuses_it(overflowing: Path) -> None:
     sensitivity = Sensitivity.__new__(Sensitivity)
     object.__setattr__(sensitivity, "tokens", TOKENS)
     job = prepare(str(overflowing))
-    with pytest.raises(MintError, match=r"overflows in it.*down_proj.*\"bfloat16\""):
+    with pytest.raises(MintError, match=r"overflows in it.*down_proj.*--dtype bfloat16"):
         jobs._check_activations(job, sensitivity, Notes())
 
     # What the message offers works.

@@ -121,3 +121,11 @@ def test_modes_without_biases_are_rounded() -> None:
     packed = search.quantize(weight, config)
     for name, array in rtn.quantize(weight, config).items():
         assert mx.array_equal(packed[name], array)
+
+
+@pytest.mark.parametrize("factor", [2.0**100, 2.0**-100])
+def test_codes_do_not_depend_on_how_large_weights_are(factor: float) -> None:
+    weight, config = random(8, 64), QuantConfig(3, 32)
+    codes, scaled = (search.quantize(w, config) for w in (weight, weight * factor))
+    assert mx.array_equal(codes["weight"], scaled["weight"])
+    assert mx.array_equal(codes["scales"] * factor, scaled["scales"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from quantized import Arrays, bit_stream, matched, read
@@ -138,6 +140,14 @@ def test_static_groups_are_in_order() -> None:
     weight, values = read(gptq, arrays, **table)
     assert str(weight.config) == "4bit-g64"
     np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-5)
+
+
+def test_a_bias_of_zeros_that_the_model_lacks_is_dropped() -> None:
+    name = "model.layers.0.mlp.up_proj"
+    weights = {f"{name}.qweight": mx.ones((1, 8)), f"{name}.bias": mx.zeros(8)}
+    assert gptq.without_zero_biases(nn.Module(), weights).keys() == {f"{name}.qweight"}
+    other = weights | {f"{name}.bias": mx.ones(8)}
+    assert gptq.without_zero_biases(nn.Module(), other) == other  # mlx-lm refuses it
 
 
 def test_g_idx_of_zeros_means_nothing() -> None:

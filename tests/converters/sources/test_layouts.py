@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from released import RELEASED, known, released
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.quant_config import KEEP, QuantConfig
+from mint_mlx.base.safetensors_header import read_header
 from mint_mlx.checkpoint.source import load_source, open_model
+from mint_mlx.converters.sources.layouts import find_packed
 from mint_mlx.jobs import convert
 from mint_mlx.jobs.request import Request
 
@@ -214,12 +217,14 @@ UNREAD: dict[str, tuple[dict[str, tuple[str, np.ndarray]], dict[str, Any], str]]
     "integers without scales": (
         {"weight": ("I8", np.ones((128, 128)))},
         {"quant_method": "compressed-tensors"},
-        "is packed as I8, but not as mint-mlx reads compressed-tensors (beside it: nothing)",
+        "is packed as I8, but not as mint-mlx reads compressed-tensors (it has weight; is the "
+        "checkpoint complete?)",
     ),
     "something new": (
         {"weight_packed": ("U8", np.ones((128, 32))), "weight_scale": ("U8", np.ones((128, 8)))},
         {"quant_method": "something-new"},
-        "is packed as U8, but not as mint-mlx reads 'something-new' (beside it: packed, scale)",
+        "is packed as U8, but not as mint-mlx reads 'something-new' (it has weight_packed, "
+        "weight_scale)",
     ),
     "integers of which config.json says nothing": (
         {"weight": ("I8", np.ones((128, 128)))},
@@ -368,3 +373,24 @@ def test_fp8_is_said_aloud(tmp_path: Path) -> None:
     order_for(Request(str(released("gpt_oss", tmp_path / "g")), budget="5bpw"), notes)
     already = [note for note in notes.said if "is quantized already: 6 of 18 layers" in note]
     assert any("mxfp4" in note for note in already)
+
+
+def test_tensors_of_other_shapes_are_refused_or_read() -> None:
+    """Each format's tensors with a dimension more or less, or of another type."""
+    refusals = set()
+    for folder in sorted((RELEASED / "quantized").iterdir()):
+        config = json.loads((folder / "config.json").read_text())
+        file = "tensors.safetensors"
+        table = read_header(folder / file)[0]
+        for name, info in list(table.items())[:40]:
+            for other in (
+                replace(info, shape=info.shape[1:]),
+                replace(info, shape=(*info.shape, 2)),
+                replace(info, dtype="BOOL"),
+            ):
+                try:
+                    find_packed(config, folder, {file: {**table, name: other}})
+                except MintError as error:
+                    refusals.add(str(error))
+    assert len(refusals) > 50
+    assert all(": give " in text or ": download " in text for text in refusals)
