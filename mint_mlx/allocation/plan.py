@@ -43,6 +43,7 @@ class Plan:
         versions: of the packages that it was made with.
         edited: whether its file was changed by hand: what was said of the choice (budget, loss,
             errors) is left out.
+        first_budget: bytes of the budget that an edited one was made for before, if any.
     """
 
     origin: Origin
@@ -59,6 +60,7 @@ class Plan:
     errors: dict[str, LayerError] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     edited: bool = False
+    first_budget: int | None = None
 
     def __repr__(self) -> str:
         facts = [self.origin.source or "any source", f"{len(self.choice)} layers"]

@@ -158,7 +158,8 @@ def read_plan(path: Path | str) -> Plan:
     # What was said of the choice that the file was made with doesn't hold for an edited one.
     edited = data.get("choice") not in (None, _digest(choice))
     figures: dict[str, Any] = {} if edited else data
-    budget_bytes = figures.get("budget_bytes")
+    stated = data.get("budget_bytes")
+    stated = stated if isinstance(stated, int) else None
     loss = figures.get("loss")
     gap: Any = figures.get("gap")
     return Plan(
@@ -171,11 +172,12 @@ def read_plan(path: Path | str) -> Plan:
         choice=choice,
         objective=_text(data.get("objective")),
         budget=_text(figures.get("budget")),
-        budget_bytes=budget_bytes if isinstance(budget_bytes, int) else None,
+        budget_bytes=None if edited else stated,
         loss=loss if isinstance(loss, float) else None,
         gap=float(gap) if type(gap) in (int, float) else None,
         errors={} if edited else errors,
         edited=edited,
+        first_budget=stated if edited else None,
         recipe=str(data.get("recipe") or Plan.recipe),
         quantizer=str(data.get("quantizer") or Plan.quantizer),
         effort=str(data.get("effort") or Plan.effort),

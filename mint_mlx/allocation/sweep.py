@@ -15,7 +15,7 @@ from ..base.pictures import write_picture
 from ..base.units import Budget, human, parse_budget
 from ..checkpoint.layers import Inventory
 from ..measure.profile_file import load_profile
-from ..rules.efforts import EFFORTS, expected_kl, level_with
+from ..rules.efforts import EFFORTS, SPREAD, band, band_text, expected_kl, level_with
 from ..rules.objectives import needs_sensitivity
 from ..runtime.memory import GIB, MAC_SIZES, RESERVE, gpu_limit
 from .allocate import allocate
@@ -35,11 +35,14 @@ class Point:
         bytes: of all safetensors files.
         bits_per_weight: the same over the number of weights.
         loss: expected KL in nats per token with a sensitivity, else the objective's value.
+        band: the lowest and the highest true KL that an expected one stands for; None without a
+            sensitivity.
     """
 
     bytes: int
     bits_per_weight: float
     loss: float
+    band: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,8 +155,9 @@ def _sizes(smallest: int, space: SearchSpace) -> list[int]:
 def _point(plan: Plan, inventory: Inventory) -> Point:
     """A plan as a point of the curve."""
     total = plan.layout(inventory).total
-    loss = expected_kl(plan.objective, EFFORTS["balanced"].quantizer, plan.loss) or plan.loss or 0.0
-    return Point(total, total * 8 / inventory.parameters, loss)
+    expected = expected_kl(plan.objective, EFFORTS["balanced"].quantizer, plan.loss)
+    loss = expected or plan.loss or 0.0
+    return Point(total, total * 8 / inventory.parameters, loss, band(expected))
 
 
 def knee(points: list[Point]) -> int:
@@ -188,10 +192,11 @@ def sweep_lines(curve: Sweep) -> tuple[list[str], list[list[str]]]:
             for known in curve.measured
             if nearest[known] is point
         ]
-        line = [human(point.bytes), f"{point.bits_per_weight:.2f}", f"{point.loss:.3g}"]
+        loss = band_text(point.loss) if point.band else f"{point.loss:.3g}"
+        line = [human(point.bytes), f"{point.bits_per_weight:.2f}", loss]
         lines.append([*line, ", ".join(marks)])
-    loss = "predicted KL" if needs_sensitivity(curve.objective) else "loss"
-    return ["size", "bpw", loss, "note"], lines
+    predicted = needs_sensitivity(curve.objective)
+    return ["size", "bpw", "predicted KL" if predicted else "loss", "note"], lines
 
 
 def draw(curve: Sweep, path: Path) -> None:
@@ -211,6 +216,11 @@ def draw(curve: Sweep, path: Path) -> None:
     predicted = needs_sensitivity(curve.objective)
     label = "predicted KL from the source, --effort balanced" if predicted else "loss"
     axis.plot(sizes, losses, marker="o", markersize=4, color="tab:blue", label=label)
+    bands = [point.band for point in curve.points if point.band is not None]
+    if len(bands) == len(sizes):
+        lows, highs = zip(*bands, strict=True)
+        label = f"true KL on other models, {SPREAD[0]} to {SPREAD[1]} times that"
+        axis.fill_between(sizes, lows, highs, alpha=0.15, color="tab:blue", label=label)
     at = curve.points[curve.knee]
     label = f"knee: {at.bits_per_weight:.2f} bpw"
     axis.plot([at.bytes], [at.loss], "D", color="tab:red", label=label)

@@ -302,7 +302,7 @@ def _print_sizes(checked: CheckedRequest, output: Output) -> None:
     if any(size.expected_kl is not None for size in sizes):
         output.line(
             "Expected KL: divergence from the source in nats a token, as this model's sensitivity "
-            "predicts it."
+            "predicts it; on other models the true one lay in such a band."
         )
 
     # The next command has what decided about these sizes.

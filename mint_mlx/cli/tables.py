@@ -17,6 +17,7 @@ from ..jobs.order import Order
 from ..jobs.sizes import Size
 from ..measure.grid import describe
 from ..measure.profile import sqnr_db
+from ..rules.efforts import band_text
 from ..runtime.memory import RESERVE, Fit
 
 Line = list[Any]
@@ -29,7 +30,7 @@ def size_lines(table: list[Size]) -> tuple[Columns, list[Line]]:
     columns = ["--budget", "size", "bpw", *(["expected KL"] if known else []), "read/token", "Mac"]
     lines: list[Line] = []
     for size in table:
-        expected = "-" if size.expected_kl is None else f"{size.expected_kl:.2g}"
+        expected = "-" if size.expected_kl is None else band_text(size.expected_kl)
         line = [
             size.label,
             human(size.bytes, up=size.label == "smallest"),

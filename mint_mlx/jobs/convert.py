@@ -32,7 +32,7 @@ from ..rules.efforts import EFFORTS
 from ..rules.objectives import needs_sensitivity
 from ..runtime.machine import CONTEXT
 from ..runtime.memory import fits_here
-from .measurements import get_profile, get_sensitivity, known_profile
+from .measurements import assumed_profile, get_profile, get_sensitivity, known_profile
 from .model import Job
 from .order import Order, default_target, place_order
 from .request import Request, check_request
@@ -159,6 +159,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
         target_of(order, order.fixed_plan)
 
     # Up to here only headers were read; from here on weights are needed.
+    _warn_of_floor(order, report)
     order, waves = open_weights(order, report)
     job = order.job
     _tell_cast(job, report)
@@ -214,6 +215,18 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     ratio = active_ratio(job.inventory, plan.choice)
     seconds = time.monotonic() - started
     return Result(target, plan, job.inventory, total, active, ratio, sentence, seconds)
+
+
+def _warn_of_floor(order: Order, report: Report) -> None:
+    """Say before a download and a profile that the safety floor will probably forbid the budget."""
+    if order.fixed_plan is not None or known_profile(order.job, order.sample) is not None:
+        return
+    assert order.budget is not None
+    weighs_errors = needs_sensitivity(order.objective)
+    try:
+        safe_candidates(order.space, assumed_profile(order.job), order.budget, weighs_errors)
+    except MintError as error:
+        report.note(f"probably refused once errors are measured: {error} (if weights are Gaussian)")
 
 
 def _tell_cast(job: Job, report: Report) -> None:

@@ -18,14 +18,14 @@ from ..converters.quantizers.registry import find_quantizer
 from ..converters.quantizers.time_estimate import active_weights
 from ..measure import pass_state
 from ..measure.cache import cached_sensitivity
-from ..measure.profile import Profile, assumed, without_grids
+from ..measure.profile import without_grids
 from ..measure.row_sampling import first_share
 from ..measure.sensitivity import Sensitivity
 from ..rules import efforts
 from ..rules.objectives import needs_sensitivity
 from ..runtime.device import on_cpu
 from .convert import choose_plan
-from .measurements import known_profile, profile_candidates
+from .measurements import assumed_profile, known_profile, profile_candidates
 from .model import Job
 from .order import Order
 
@@ -35,12 +35,6 @@ def known_sensitivity(order: Order) -> Sensitivity | None:
     return order.sensitivity or cached_sensitivity(
         order.job.source, order.job.inventory, order.tokens
     )
-
-
-def assumed_profile(job: Job) -> Profile:
-    """A profile as Gaussian weights would give it, for sizes before any weight is read."""
-    curves = assumed(job.inventory, profile_candidates(job))
-    return Profile(job.source.origin, job.inventory, curves, job.recipe, weighting="assumed")
 
 
 @dataclass(frozen=True, repr=False)
@@ -276,7 +270,8 @@ def dry_lines(job: Job, plan: Plan, run: DryRun) -> list[str]:
     ]
     expected = efforts.expected_kl(plan.objective, plan.quantizer, plan.loss)
     if run.profiled and expected is not None:
-        lines.append(f"expected KL   {expected:.2g} nats a token from the source")
+        band = efforts.band_text(expected)
+        lines.append(f"expected KL   {band} nats a token from the source")
     lines += [
         f"possible      {both(least)} to {both(most)}{floor}",
         f"read a token  {both(run.active_bytes)}, {run.active_bytes_ratio:.2f}x of uniform 4bit-g64"

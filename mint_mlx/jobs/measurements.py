@@ -19,7 +19,7 @@ from ..checkpoint.low_disk import Waves, at_once
 from ..checkpoint.source import check_unchanged
 from ..checkpoint.tokenizer import encode, has_tokenizer, load_tokenizer, tokenizer_is_code
 from ..measure import cache, resume
-from ..measure.profile import Profile, measure_curves
+from ..measure.profile import Profile, assumed, measure_curves
 from ..measure.profile_file import save_profile
 from ..measure.sample import Sample, default_sample
 from ..measure.sensitivity import Sensitivity
@@ -177,3 +177,9 @@ def known_profile(job: Job, sample: Sample | None = None) -> Profile | None:
 def profile_candidates(job: Job) -> dict[str, tuple[QuantConfig, ...]]:
     """What a profile measures: all that the recipe names, also what only an override can choose."""
     return list_candidates(SearchSpace(job.inventory, job.recipe, ignore_guards=True))
+
+
+def assumed_profile(job: Job) -> Profile:
+    """A profile as Gaussian weights would give it, for sizes before any weight is read."""
+    curves = assumed(job.inventory, profile_candidates(job))
+    return Profile(job.source.origin, job.inventory, curves, job.recipe, weighting="assumed")

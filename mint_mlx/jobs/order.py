@@ -206,10 +206,15 @@ def _check_budget(
         return
     options = list_candidates(space)
     why = f" (it is what --fit {request.fit} leaves: a shorter --context leaves more)"
+    largest = size_range(space.inventory, options)[1]
     if fit is None:
         why = ""
-        largest = size_range(space.inventory, options)[1]
         _warn_of_size(min(limit, largest), job, request, report)
+    if limit > largest:
+        report.note(
+            f"{both(limit)} are more than the largest size of this model: the result has "
+            f"{both(largest)}"
+        )
     check_feasible(limit, space.inventory, options, why)
 
 
@@ -246,6 +251,12 @@ def _given_plan(plan: Plan, job: Job, space: SearchSpace, report: Report) -> Pla
             "make a fresh one"
         )
     check_plan(plan, job.inventory, space.ignore_guards)
+    total = plan.layout(job.inventory).total
+    if plan.first_budget is not None and total > plan.first_budget:
+        report.note(
+            f"the edited plan makes {both(total)}, more than the budget of "
+            f"{both(plan.first_budget)} that it was made for"
+        )
     return replace(plan, origin=source.origin, versions=versions())
 
 

@@ -55,6 +55,7 @@ class Result:
 def summary(result: Result) -> dict[str, Any]:
     """A finished conversion as one JSON object."""
     plan = result.plan
+    expected = efforts.expected_kl(plan.objective, plan.quantizer, plan.loss)
     return {
         "path": str(result.path),
         "source": plan.origin.source,
@@ -69,7 +70,8 @@ def summary(result: Result) -> dict[str, Any]:
         "objective": plan.objective,
         "quantizer": plan.quantizer,
         "loss": plan.loss,
-        "expected_kl": efforts.expected_kl(plan.objective, plan.quantizer, plan.loss),
+        "expected_kl": expected,
+        "expected_kl_band": efforts.band(expected),
         "gap": plan.gap,
         "sentence": result.sentence,
         "seconds": round(result.seconds, 2),

@@ -12,8 +12,8 @@ from ..checkpoint.origin import Origin
 from ..rules import efforts
 from ..runtime.memory import Needs, smallest_mac
 from .convert import choose_plan
-from .dry_run import assumed_profile, known_sensitivity
-from .measurements import known_profile
+from .dry_run import known_sensitivity
+from .measurements import assumed_profile, known_profile
 from .model import Job
 from .order import needs_of, place_order
 from .request import CheckedRequest
@@ -31,6 +31,7 @@ class Size:
         bits_per_weight: of all files.
         loss: the objective's value, where errors are known.
         expected_kl: KL from the source in nats a token, where the objective predicts it.
+        expected_kl_band: the lowest and the highest that this stands for (efforts.SPREAD).
         active_bytes: that a decoded token reads.
         mac: GiB of the smallest Mac that runs it; None where there is none, or it can't be told.
     """
@@ -40,6 +41,7 @@ class Size:
     bits_per_weight: float
     loss: float | None
     expected_kl: float | None
+    expected_kl_band: tuple[float, float] | None
     active_bytes: int
     mac: int | None
 
@@ -89,12 +91,14 @@ def _size(job: Job, label: str, plan: Plan, known: bool, running: Needs | None) 
     """A plan as a line of the table; its loss is told where errors are `known`."""
     total = plan.layout(job.inventory).total
     loss = plan.loss if known else None
+    expected = efforts.expected_kl(plan.objective, plan.quantizer, loss)
     return Size(
         label=label,
         bytes=total,
         bits_per_weight=total * 8 / job.inventory.parameters,
         loss=loss,
-        expected_kl=efforts.expected_kl(plan.objective, plan.quantizer, loss),
+        expected_kl=expected,
+        expected_kl_band=efforts.band(expected),
         active_bytes=job.inventory.active_bytes(plan.choice),
         mac=smallest_mac(total, running),
     )

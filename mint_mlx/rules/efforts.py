@@ -70,16 +70,23 @@ def expected_kl(objective: str | None, quantizer: str, loss: float | None) -> fl
     return None if factor is None else loss * factor
 
 
+def band(value: float | None) -> tuple[float, float] | None:
+    """The lowest and the highest true KL that an expected one stands for; None for None."""
+    return None if value is None else (value * SPREAD[0], value * SPREAD[1])
+
+
+def band_text(value: float) -> str:
+    """An expected KL as people read it, e.g. `0.1 to 3`."""
+    low, high = value * SPREAD[0], value * SPREAD[1]
+    return f"{low:.2g} to {high:.2g}"
+
+
 def expectation(objective: str | None, quantizer: str, loss: float | None) -> str:
-    """The expected KL and its error as the end of a sentence; '' where none is known."""
+    """The expected KL as the end of a sentence; '' where none is known."""
     value = expected_kl(objective, quantizer, loss)
     if value is None:
         return ""
-    low, high = SPREAD
-    return (
-        f"; expected KL from the source {value:.2g} nats a token (on other models the true one was "
-        f"{low} to {high}x)"
-    )
+    return f"; expected KL from the source {band_text(value)} nats a token"
 
 
 def refines(effort: str, quantizer: str) -> bool:

@@ -61,6 +61,7 @@ def test_what_was_said_of_a_plan_does_not_outlive_an_edit(make: Maker, tmp_path:
     plan.write_text(text.replace(head, re.sub('as: "[^"]*"', 'as: "2bit-g64"', head)))
     read = read_plan(plan)
     assert read.edited
+    assert read.first_budget == same.budget_bytes is not None
     assert (read.loss, read.gap, read.budget, read.budget_bytes) == (None,) * 4
     assert read.errors == {}
 

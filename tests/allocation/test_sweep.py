@@ -11,6 +11,7 @@ from mint_mlx.allocation import sweep
 from mint_mlx.allocation.sweep import Point
 from mint_mlx.base.errors import MintError
 from mint_mlx.jobs import convert, steps
+from mint_mlx.rules.efforts import band, band_text
 
 
 def test_the_knee_is_where_a_curve_bends() -> None:
@@ -28,6 +29,9 @@ def test_a_sweep_goes_from_the_smallest_to_the_largest(make: Maker, tmp_path: Pa
     assert sizes == sorted(sizes)
     assert losses == sorted(losses, reverse=True)
     assert curve.objective == "fisher-gptq"
+    first = curve.points[0]
+    assert first.band == band(first.loss)
+    assert sweep.sweep_lines(curve)[1][0][2] == band_text(first.loss)
     assert sweep.sweep(out / "mint-profile.json").objective == "prior"
 
     # Measured figures stand beside the size that they are nearest to.

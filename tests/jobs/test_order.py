@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers import Maker, Notes, llama, order_for
 
+from mint_mlx.allocation.plan import Plan
 from mint_mlx.base.errors import MintError
 from mint_mlx.jobs import dry_run
 from mint_mlx.jobs.convert import carry_out, convert
+from mint_mlx.jobs.model import Job
 from mint_mlx.jobs.request import Request
 from mint_mlx.runtime import memory
 
@@ -18,10 +21,29 @@ def test_a_budget_beyond_this_machine_is_said(make: Maker, monkeypatch: pytest.M
     notes = Notes()
     request = Request(str(make(llama(1))), budget="100MB")
     order_for(request, notes)
-    assert notes.said == []
+    assert len(notes.said) == 1
+    assert "more than the largest size of this model" in notes.said[0]
     monkeypatch.setattr(memory, "machine_memory", lambda: 1000)
     order_for(request, notes)
     assert any("more than this machine can run" in note for note in notes.said)
+
+
+def test_an_edited_plan_above_its_budget_is_said(make: Maker, plan: Plan, job: Job) -> None:
+    total = plan.layout(job.inventory).total
+    for budget, count in ((total, 0), (total - 1, 1)):
+        notes = Notes()
+        edited = replace(plan, edited=True, first_budget=budget)
+        order_for(Request(str(job.source.path), plan=edited), notes)
+        assert sum("more than the budget of" in note for note in notes.said) == count
+
+
+def test_a_budget_below_the_floor_is_said_before_the_profile(make: Maker) -> None:
+    notes = Notes()
+    order = order_for(Request(str(make(llama(2))), budget="2.55bpw"), notes)
+    assert notes.said == []
+    with pytest.raises(MintError, match="safety floor"):
+        carry_out(order, report=notes)
+    assert "probably refused once errors are measured" in notes.said[0]
 
 
 def test_a_quantized_cache_that_leaves_less_is_told_of(demo_model: Path) -> None:

@@ -87,6 +87,13 @@ def test_a_kl_is_expected_where_the_entry_knows_the_quantizer() -> None:
     assert efforts.expected_kl("fisher", "rtn", None) is None
 
 
+def test_an_expected_kl_is_told_as_a_band() -> None:
+    assert efforts.band_text(0.5) == "0.1 to 2.8"
+    assert efforts.band(0.5) == pytest.approx((0.1, 2.75))
+    assert efforts.band(None) is None
+    assert efforts.expectation("fisher", "rtn", 0.5).endswith("0.1 to 2.8 nats a token")
+
+
 def test_a_new_objective_is_one_entry(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is accepted, allocated by, and named in the plan."""
     entry = Objective("toy", "the worst expert", lambda layer, nmse, context: nmse.max(axis=1))
