@@ -52,10 +52,12 @@ def main() -> None:
 
     Exit codes: 0 done, 1 refused or failed, 2 usage, 70 an exception that nobody foresaw, 130
     interrupted."""
-    # A `kill` is an interruption: temporary files are deleted. But a process that a launcher ends
-    # may wait in MLX for a lost rank, where no handler of Python's runs.
-    if not launched():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A `kill` or a closed terminal is an interruption: temporary files are deleted. But a process
+    # that a launcher ends may wait in MLX for a lost rank, where no handler of Python's runs; and
+    # `nohup` lets a program ignore that its terminal is closed.
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        if not launched() and signal.getsignal(stop) is signal.SIG_DFL:
+            signal.signal(stop, signal.default_int_handler)
     debug = "--debug" in sys.argv
     argv = [a for a in sys.argv[1:] if a != "--debug"]
 

@@ -1,23 +1,30 @@
-"""Killed at any point and started again, a conversion ends in the same bytes as undisturbed."""
+"""Killed at any point and started again, a command ends in the same bytes as undisturbed."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import Maker, qwen3_moe
 
+from mint_mlx.base.array_files import read_arrays
+from mint_mlx.jobs.convert import convert
+
 POINTS = 20
 
-# Counts every call that changes the disk, in whichever thread, and kills the process before number
-# `argv[3]`.
-KILLED = """
+# Counts every call that changes the disk, in whichever thread, and stops the process before number
+# `argv[3]` with the signal `argv[4]`.
+COUNTED = """
 import os, signal, sys, threading
-calls, last, lock = 0, int(sys.argv[3]), threading.Lock()
+calls, last, signal_number, lock = 0, int(sys.argv[3]), int(sys.argv[4]), threading.Lock()
 
 def counted(function):
     def call(*args, **more):
@@ -25,7 +32,7 @@ def counted(function):
         with lock:
             calls += 1
             if calls == last:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal_number)
         return function(*args, **more)
     return call
 
@@ -36,23 +43,35 @@ def audit(event, args):
 from mint_mlx.base.blas import use_fast_blas
 use_fast_blas()
 import mint_mlx.jobs.convert
+from mint_mlx.measure import self_text
 from mint_mlx.converters.quantizers import distil, learn_block
 from mint_mlx.rules import efforts
 efforts.TOKENS = 512
 learn_block.STEPS, learn_block.TOKENS = 2, 256
 distil.STEPS, distil.TOKENS = 2, 256
+self_text.LENGTH = 64
 for name in ("pwrite", "fsync", "ftruncate", "replace", "rename", "unlink", "mkdir"):
     setattr(os, name, counted(getattr(os, name)))
 sys.addaudithook(audit)
+"""
+KILLED = f"""{COUNTED}
 convert = mint_mlx.jobs.convert.convert
-convert(sys.argv[1], "5bpw", sys.argv[2], smoke=False, effort=sys.argv[4], force=True)
+convert(sys.argv[1], "5bpw", sys.argv[2], smoke=False, effort=sys.argv[5], force=True)
 print(calls)
+"""
+COMMAND = f"""{COUNTED}
+import atexit
+from mint_mlx.cli.main import main
+atexit.register(lambda: print(calls, file=sys.stderr))
+sys.argv[1:] = sys.argv[5:]
+main()
 """
 
 
 def run(folder: Path, out: Path, point: int, effort: str) -> subprocess.CompletedProcess[str]:
     """Convert in a process with a cache for `out`, killed before its change number `point`."""
-    command = [sys.executable, "-c", KILLED, str(folder), str(out), str(point), effort]
+    kill = str(int(signal.SIGKILL))
+    command = [sys.executable, "-c", KILLED, str(folder), str(out), str(point), kill, effort]
     env = os.environ | {"MINT_MLX_CACHE": str(out.with_name(f"cache-{out.name}"))}
     return subprocess.run(command, check=False, capture_output=True, text=True, env=env)
 
@@ -91,3 +110,97 @@ def test_killed_at_twenty_random_points_it_goes_on(
     make: Maker, tmp_path: Path, effort: str
 ) -> None:
     check(make(qwen3_moe(2), shards=2), tmp_path, POINTS, effort)
+
+
+TEXT = ("--text", "../t.txt", "--length", "32", "--windows", "2")
+
+# The words of each command, run in a folder of its own, and the files there that count.
+WRITES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "profile": (("-o", "p.json", "../model"), ("p.json",)),
+    "sensitivity": (("-o", "s.npz", "--tokens", "512", "../model"), ("s.npz",)),
+    "allocate": (
+        ("../made/mint-profile.json", "--budget", "5bpw", "-o", "x.yaml", "--force"),
+        ("x.yaml",),
+    ),
+    "refine": (
+        ("../made", "--source", "../model", "-o", "r", "--force"),
+        ("r/model.safetensors", "r/config.json"),
+    ),
+    "eval": (
+        ("../made", "--source", "../model", "--save-reference", "e.safetensors", *TEXT),
+        ("e.safetensors",),
+    ),
+    "compare": (
+        ("../model", "--budget", "5bpw", "--methods", "fast,uniform-g64", "--no-speed", *TEXT),
+        ("model-compare/results.json",),
+    ),
+    "cache": (("clear",), ()),
+}
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def run_command(name: str, folder: Path, point: int, stop: int) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder with a cache and temporary files of its own."""
+    cache, temporary = folder / "cache", folder / "tmp"
+    temporary.mkdir(parents=True, exist_ok=True)
+    if name == "cache" and not cache.exists():
+        shutil.copytree(folder.parent / "made-cache", cache)
+    words = [sys.executable, "-c", COMMAND, "-", "-", str(point), str(stop), name, *WRITES[name][0]]
+    env = os.environ | {"MINT_MLX_CACHE": str(cache), "TMPDIR": str(temporary)}
+    return subprocess.run(words, check=False, capture_output=True, text=True, env=env, cwd=folder)
+
+
+def outcome(name: str, folder: Path) -> Any:
+    """What counts of a command's results, without measured times; the cache's files by name."""
+    files: dict[str, Any] = {}
+    for file in WRITES[name][1]:
+        data = (folder / file).read_bytes()
+        files[file] = _without_times(json.loads(data)) if name == "compare" else data
+        if name == "eval":  # whose header has its entries in any order
+            arrays, about = read_arrays(folder / file)
+            files[file] = {n: a.tobytes() for n, a in arrays.items()}, about
+    cached = (folder / "cache").rglob("*")
+    names = [str(path.relative_to(folder)) for path in cached if not path.name.startswith(".")]
+    return files, sorted(names)
+
+
+def _without_times(data: Any) -> Any:
+    """JSON data without what differs from run to run."""
+    if isinstance(data, dict):
+        measured = ("second", "memory", "date", "machine")
+        return {
+            key: _without_times(value)
+            for key, value in data.items()
+            if not any(word in key for word in measured)
+        }
+    return [_without_times(value) for value in data] if isinstance(data, list) else data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRITES)
+def test_every_command_ends_as_undisturbed_after_a_kill(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = make(qwen3_moe(2))
+    monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "made-cache"))
+    convert(str(folder), "5bpw", tmp_path / "made", smoke=False)
+    (tmp_path / "t.txt").write_text("pack my box with five dozen jugs " * 20)
+    whole = run_command(name, tmp_path / "whole", 0, 9)
+    assert whole.returncode == 0, whole.stderr
+    expected = outcome(name, tmp_path / "whole")
+    calls = int(whole.stderr.split()[-1])
+
+    rng = random.Random(name)
+    for i in range(POINTS):
+        point, stop, place = rng.randint(1, calls), SIGNALS[i % len(SIGNALS)], tmp_path / f"{i}"
+        stopped = run_command(name, place, point, stop)
+        assert stopped.returncode in (-stop, 130), (point, stop, stopped.stderr)
+        again = run_command(name, place, 0, 9)
+        assert again.returncode == 0, (point, stop, again.stderr)
+        assert outcome(name, place) == expected, (point, stop)
+
+        # Only a kill without warning can leave a file that was being written.
+        left = {path.name for path in place.iterdir()} - {"cache", "tmp"}
+        left -= {Path(file).parts[0] for file in WRITES[name][1]}
+        left |= {path.name for path in (place / "tmp").glob("mint-mlx-*")}
+        assert stop == signal.SIGKILL or not left, (point, stop, left)
