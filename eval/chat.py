@@ -14,7 +14,7 @@ from ..base.errors import MintError
 from ..base.files import write_text
 from ..base.report import Report
 from ..checkpoint.chat_template import chat_prompts
-from ..checkpoint.mlxlm import generate_tokens
+from ..checkpoint.generate import generate_tokens
 from ..checkpoint.source import Source
 from ..measure import cache
 from ..runtime.runner import fits

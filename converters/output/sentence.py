@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...base.errors import TAKE_BFLOAT16
 from ...base.report import Report
-from ...checkpoint import mlxlm
+from ...checkpoint.generate import generate_sentence
 from ...checkpoint.layers import Inventory
 from ...checkpoint.tokenizer import encode, load_tokenizer
 from ...runtime.overflow import overflow
@@ -16,7 +16,7 @@ from ...runtime.runner import load_runner
 def write_sentence(folder: Path, inventory: Inventory, report: Report) -> str | None:
     """A sentence that a checkpoint writes; None where its model doesn't run on this machine."""
     report.stage("generate")
-    sentence = mlxlm.generate_sentence(folder, report) or None
+    sentence = generate_sentence(folder, report) or None
     if sentence is None:
         report.note("MLX runs parts of this model on a GPU only: no sentence is generated here")
     elif any(layer.dtype == "F16" for layer in inventory.layers):

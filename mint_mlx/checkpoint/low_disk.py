@@ -15,8 +15,8 @@ from ..base.units import both
 from . import hub
 from .block_path import block_of
 from .layers import Inventory
-from .mlxlm import straight_parameters
 from .source import Source
+from .straight import straight_parameters
 
 # Hands over module paths in groups, each once the shards of its modules are on the disk.
 Waves = Callable[[Sequence[str]], Iterator[Sequence[str]]]

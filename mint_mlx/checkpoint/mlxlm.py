@@ -14,7 +14,7 @@ What loading relies on of mlx-lm's internals (the upper bound in pyproject.toml 
 - `quant_predicate` and `cast_predicate` of a model, where it has them (layers.py).
 - `load`, `generate` and `stream_generate`, which are public.
 - `load_model` reads shards through `mlx.core.load`, and `sanitize` stacks experts by
-  `mlx.core.stack`: `build_model` patches the latter temporarily, `straight_parameters` both. It
+  `mlx.core.stack`: `build_model` patches the latter temporarily, straight.py both. It
   finds the shards through `glob.glob`, which `_reads_only` patches where an index names others.
 
 mlx-lm is imported inside the functions, since that takes one to two seconds.
@@ -23,7 +23,6 @@ mlx-lm is imported inside the functions, since that takes one to two seconds.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
@@ -34,18 +33,16 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..base.errors import NO_METAL, ON_GPU_ONLY, MintError
+from ..base.errors import MintError
 from ..base.hf_config import text_config
-from ..base.report import Report
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
-from ..converters.sources.restore import drop_unused, graph_of
+from ..converters.sources.restore import drop_unused
 from ..converters.sources.sanitize import wrap_sanitize
 from .config_keys import adapt
 from .model_classes import text_class
 from .tied_head import drop_copy, with_own_head
-from .tokenizer import first_line, load_tokenizer, sentence_prompt
+from .tokenizer import first_line
 
-SENTENCE = 40  # tokens that are generated after the prompt
 # The exceptions with which mlx-lm fails on a config and tensors that don't fit together. Both come
 # from the user, so these are refusals and not bugs of ours.
 _BUILD_ERRORS = (
@@ -249,79 +246,6 @@ def _trace_stacks() -> Iterator[dict[int, list[int]]]:
         mx.stack = stack
 
 
-def straight_parameters(folder: Path) -> dict[str, list[tuple[str, str]]]:
-    """The model's parameters that are unchanged tensors of the checkpoint, or stacks of such.
-
-    Stacks are along the first axis only, as those of experts are.
-
-    Returns:
-        By the parameter's name the tensors, as (file, name), that it is made of, in order.
-    """
-    with _trace_arrays() as origins:
-        model = build_model(folder)
-        straight = {}
-        for name, array in tree_flatten(model.parameters()):
-            origin = origins.get(id(array))
-            if origin is not None and origin.graph == graph_of(array):
-                straight[name] = origin.tensors
-        return straight
-
-
-@dataclasses.dataclass(frozen=True)
-class _Traced:
-    """Where an array comes from.
-
-    Attributes:
-        tensors: (file, name) of the tensors that it is made of, in order.
-        graph: how it was computed then. `sanitize` may scale an array in place, as Falcon-H1's
-            does: its id stays.
-    """
-
-    tensors: list[tuple[str, str]]
-    graph: str
-
-
-@contextlib.contextmanager
-def _trace_arrays() -> Iterator[dict[int, _Traced]]:
-    """Record from which tensors loaded arrays and stacks of them come, by patching mlx.core.
-
-    Yields:
-        By the id of an array where it comes from; valid inside the context only.
-    """
-    origins: dict[int, _Traced] = {}
-    references: list[mx.array] = []  # Python reuses the id of an array that is gone
-    load, stack = mx.load, mx.stack
-
-    def traced_load(file: Any, *args: Any, **options: Any) -> Any:
-        loaded: Any = load(file, *args, **options)
-        if isinstance(loaded, dict):
-            for name, array in loaded.items():
-                origins[id(array)] = _Traced([(Path(str(file)).name, name)], graph_of(array))
-                references.append(array)
-        return loaded
-
-    def traced_stack(arrays: Any, axis: int = 0, **options: Any) -> Any:
-        arrays = list(arrays)
-        stacked = stack(arrays, axis, **options)
-        parts = [origins.get(id(array)) for array in arrays]
-        tensors = [
-            part.tensors[0]
-            for part, array in zip(parts, arrays, strict=True)
-            if part is not None and len(part.tensors) == 1 and part.graph == graph_of(array)
-        ]
-        if axis == 0 and len(tensors) == len(arrays):
-            origins[id(stacked)] = _Traced(tensors, graph_of(stacked))
-            references.append(stacked)
-        return stacked
-
-    # Whatever `sanitize` does besides stacking makes arrays of other ids or other graphs.
-    mx.load, mx.stack = traced_load, traced_stack  # type: ignore[assignment]
-    try:
-        yield origins
-    finally:
-        mx.load, mx.stack = load, stack
-
-
 def sharded_model(folder: Path) -> Any:
     """The model split over the ranks that `mlx.launch` started, by mlx-lm's own loader.
 
@@ -447,53 +371,3 @@ def two_token_cache(config: dict[str, Any], kv_bits: int | None = None) -> list[
             "--kv-bits out"
         ) from error
     return caches
-
-
-def generate_sentence(folder: Path, report: Report) -> str:
-    """Load a written checkpoint with stock mlx-lm and generate greedily from a short prompt.
-
-    Args:
-        folder: of the checkpoint.
-        report: is told of a chat template that fails.
-
-    Returns:
-        The text; '' where the model has parts that mlx-lm runs on Metal only, and there is none.
-
-    Raises:
-        MintError: it loads but doesn't generate.
-    """
-    from mlx_lm import generate, load
-
-    model, tokenizer = load(str(folder))
-    if mx.default_device() == mx.cpu:  # gather_mm takes only float32 there
-        model.set_dtype(mx.float32)
-    prompt, start = sentence_prompt(folder, tokenizer, report)
-
-    # The forward pass is mlx-lm's, on values of the user's config.json: these are the exceptions
-    # with which it fails on bad ones.
-    try:
-        text: str = generate(model, tokenizer, prompt=prompt, max_tokens=SENTENCE, verbose=False)
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        if NO_METAL in str(error) or ON_GPU_ONLY in str(error):
-            return ""
-        raise MintError(
-            f"the result loads but mlx-lm cannot generate from it ({type(error).__name__}: "
-            f"{first_line(error)}): check the source's config.json, or give --no-smoke to keep the "
-            "result all the same"
-        ) from error
-
-    return " ".join(f"{start} {text}".split())
-
-
-def generate_tokens(folder: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-    """Greedy replies of a checkpoint to prompts of token ids, each with the token that ended it."""
-    from mlx_lm import stream_generate
-
-    model, tokenizer = build_model(folder), load_tokenizer(folder)
-    if mx.default_device() == mx.cpu:  # gather_mm takes only float32 there
-        model.set_dtype(mx.float32)
-    mx.eval(model.parameters())
-    return [
-        [int(r.token) for r in stream_generate(model, tokenizer, p, max_tokens=max_tokens)]
-        for p in prompts
-    ]

@@ -20,8 +20,8 @@ from ..base.errors import MintError
 from ..base.safetensors_header import read_header
 from .arrays import FLOATS, cast
 from .layers import MLX_DTYPES, Layer
-from .mlxlm import straight_parameters
 from .source import Source
+from .straight import straight_parameters
 
 
 @dataclass(frozen=True)

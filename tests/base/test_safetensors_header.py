@@ -14,7 +14,8 @@ from mlx.utils import tree_flatten
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.safetensors_header import index_notes, read_folder, read_header
-from mint_mlx.checkpoint.mlxlm import build_model, straight_parameters
+from mint_mlx.checkpoint.mlxlm import build_model
+from mint_mlx.checkpoint.straight import straight_parameters
 
 
 def write(path: Path, header: Any, data: int, length: int | None = None) -> Path:

@@ -16,6 +16,7 @@ from mint_mlx.base.errors import MintError
 from mint_mlx.checkpoint import mlxlm, row_reader
 from mint_mlx.checkpoint.row_reader import Straight
 from mint_mlx.checkpoint.source import load_source
+from mint_mlx.checkpoint.straight import straight_parameters
 from mint_mlx.converters.output import row_file, verify_values
 from mint_mlx.converters.output.verify import VerificationError
 from mint_mlx.converters.output.verify import verify_values as verify
@@ -38,7 +39,7 @@ def falcon(tmp_path: Path) -> Path:
 
 
 def test_what_sanitize_multiplies_in_place_is_not_straight(falcon: Path) -> None:
-    straight = mlxlm.straight_parameters(falcon)
+    straight = straight_parameters(falcon)
     assert MULTIPLIED not in straight
     assert MULTIPLIED.replace("gate", "up") in straight
     stored = mx.load(str(falcon / "model.safetensors"))

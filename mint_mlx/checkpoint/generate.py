@@ -1,0 +1,64 @@
+"""Generates with a checkpoint: a sentence by stock mlx-lm, and replies to prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..base.errors import NO_METAL, ON_GPU_ONLY, MintError
+from ..base.report import Report
+from .mlxlm import build_model
+from .tokenizer import first_line, load_tokenizer, sentence_prompt
+
+SENTENCE = 40  # tokens that are generated after the prompt
+
+
+def generate_sentence(folder: Path, report: Report) -> str:
+    """Load a written checkpoint with stock mlx-lm and generate greedily from a short prompt.
+
+    Args:
+        folder: of the checkpoint.
+        report: is told of a chat template that fails.
+
+    Returns:
+        The text; '' where the model has parts that mlx-lm runs on Metal only, and there is none.
+
+    Raises:
+        MintError: it loads but doesn't generate.
+    """
+    from mlx_lm import generate, load
+
+    model, tokenizer = load(str(folder))
+    if mx.default_device() == mx.cpu:  # gather_mm takes only float32 there
+        model.set_dtype(mx.float32)
+    prompt, start = sentence_prompt(folder, tokenizer, report)
+
+    # The forward pass is mlx-lm's, on values of the user's config.json: these are the exceptions
+    # with which it fails on bad ones.
+    try:
+        text: str = generate(model, tokenizer, prompt=prompt, max_tokens=SENTENCE, verbose=False)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        if NO_METAL in str(error) or ON_GPU_ONLY in str(error):
+            return ""
+        raise MintError(
+            f"the result loads but mlx-lm cannot generate from it ({type(error).__name__}: "
+            f"{first_line(error)}): check the source's config.json, or give --no-smoke to keep the "
+            "result all the same"
+        ) from error
+
+    return " ".join(f"{start} {text}".split())
+
+
+def generate_tokens(folder: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+    """Greedy replies of a checkpoint to prompts of token ids, each with the token that ended it."""
+    from mlx_lm import stream_generate
+
+    model, tokenizer = build_model(folder), load_tokenizer(folder)
+    if mx.default_device() == mx.cpu:  # gather_mm takes only float32 there
+        model.set_dtype(mx.float32)
+    mx.eval(model.parameters())
+    return [
+        [int(r.token) for r in stream_generate(model, tokenizer, p, max_tokens=max_tokens)]
+        for p in prompts
+    ]
