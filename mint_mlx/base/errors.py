@@ -8,6 +8,8 @@ and is reported as one.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 NOT_FINITE = (
     "holds NaN or infinite values: the checkpoint is damaged, download it again (or convert it as "
@@ -30,6 +32,19 @@ OUTSIDE = (  # what others do to files while this program runs, and what paths c
     *(errno.EIO, errno.ESTALE, errno.EPIPE, errno.ENXIO, errno.ENODEV, errno.EBUSY),
 )
 NO_METAL = "No Metal back-end"  # in MLX's message about a kernel that exists for Metal only
+
+UNREACHABLE = {  # what huggingface_hub and its transports raise without a network
+    "OfflineModeIsEnabled",
+    "LocalEntryNotFoundError",
+    "ConnectError",
+    "TimeoutException",
+    "ProxyError",
+}
+AWAY = "the Hugging Face Hub cannot be reached and {} is not complete in the local cache"
+TRY_AGAIN = (
+    "check the connection (or HF_HUB_OFFLINE) and run the same command again; finished files are "
+    "kept"
+)
 
 # What huggingface_hub and its transports raise: names of classes, and the sentence for them. The
 # first line that names a class of the exception counts, so subclasses stand before their bases;
@@ -64,18 +79,7 @@ HUB_ERRORS = (
         "the repository's safetensors shards have no index: give a checkpoint with "
         "model.safetensors.index.json",
     ),
-    (
-        {
-            "OfflineModeIsEnabled",
-            "LocalEntryNotFoundError",
-            "ConnectError",
-            "TimeoutException",
-            "ProxyError",
-        },
-        "the Hugging Face Hub cannot be reached and the model is not complete in the local "
-        "cache: check the connection (or HF_HUB_OFFLINE) and run the same command again; "
-        "finished files are kept",
-    ),
+    (UNREACHABLE, f"{AWAY.format('the model')}: {TRY_AGAIN}"),
     (
         {"EntryNotFoundError"},
         "the repository lacks a file that is needed, give another model or revision: {}",
@@ -98,6 +102,23 @@ class NeedsWeights(MintError):
 
 class UsageError(MintError):
     """The command line or an argument is malformed (exit code 2)."""
+
+
+@contextmanager
+def naming(model: str) -> Iterator[None]:
+    """Name the model where the Hub can't be reached for it, and what else can be given.
+
+    Raises:
+        MintError: in place of such an error; any other passes through.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not UNREACHABLE & {cls.__name__ for cls in type(error).__mro__}:
+            raise
+        raise MintError(
+            f"{AWAY.format(model)}: {TRY_AGAIN}, or give a folder that holds the model"
+        ) from error
 
 
 def explain(error: BaseException) -> str | None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import MintError
+from ..base.errors import MintError, naming
 from ..base.files import BASE_MODEL, PLAN_FILE
 from ..base.remove import Kind, discard, move
 from ..base.safetensors_header import INDEX, parse_header, read_header, read_index
@@ -106,8 +106,9 @@ def download_file(repo: RepoId, name: str) -> Path:
     _quiet_unless_terminal()
     try:
         return Path(hf_hub_download(repo.name, name, revision=repo.revision))
-    except LocalEntryNotFoundError:  # without a network nobody knows whether the file exists
-        raise
+    except LocalEntryNotFoundError as error:  # nobody knows whether the file exists
+        with naming(repo.name):
+            raise error
     except EntryNotFoundError:
         raise MissingFile(
             f"{repo.name} holds no {name}: give a checkpoint of mint-mlx that has one"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import MintError, NeedsWeights
+from ..base.errors import MintError, NeedsWeights, naming
 from ..base.hf_config import config_tables, with_stated_dtype
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
 from ..base.targets import check_name
@@ -126,6 +126,12 @@ def load_source(model: str, weights: bool = True) -> Source:
         name = hub.repo_of(repo.resolve()) or repo.resolve().name
         return _from_folder(folder, name, None)
 
+    with naming(repo.name):
+        return _from_hub(repo, weights)
+
+
+def _from_hub(repo: hub.RepoId, weights: bool) -> Source:
+    """The source of a repository, downloaded only if `weights` is true or needed."""
     # Headers alone are fetched only where the cache doesn't hold the whole model already.
     if not weights:
         snapshot = hub.cached(repo)

@@ -84,7 +84,8 @@ def test_offline_and_unreachable_are_one_sentence(hub: FakeHub) -> None:
     for env in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
         done = hub.run("convert", "org/tiny", "--budget", "5bpw", **env)
         assert done.returncode == 1, done.stderr
-        assert "cannot be reached" in done.stderr, done.stderr
+        assert "cannot be reached and org/tiny is not complete" in done.stderr, done.stderr
+        assert "or give a folder" in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
