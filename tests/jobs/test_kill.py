@@ -117,13 +117,13 @@ TEXT = ("--text", "../t.txt", "--length", "32", "--windows", "2")
 # The words of each command, run in a folder of its own, and the files there that count.
 WRITES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "profile": (("-o", "p.json", "../model"), ("p.json",)),
-    "sensitivity": (("-o", "s.npz", "--tokens", "512", "../model"), ("s.npz",)),
+    "sensitivity": (("-o", "s.npz", "--tokens", "1024", "../model"), ("s.npz",)),
     "allocate": (
         ("../made/mint-profile.json", "--budget", "5bpw", "-o", "x.yaml", "--force"),
         ("x.yaml",),
     ),
     "refine": (
-        ("../made", "--source", "../model", "-o", "r", "--force"),
+        ("../made", "--source", "../model", "-o", "r", "--force", "--steps", "40"),
         ("r/model.safetensors", "r/config.json"),
     ),
     "eval": (
