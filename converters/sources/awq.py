@@ -50,7 +50,7 @@ def match(group: Group, stated: Stated) -> Packed | None:
         values = codes.astype(mx.float32) - spread(zeros, columns, size)
         return values * spread(scales, columns, size)
 
-    return Packed(group, form, (rows, columns), config, read)
+    return Packed(group, form, (rows, columns), config, read, "qzeros" not in group.infos)
 
 
 def _unpack(words: mx.array) -> mx.array:

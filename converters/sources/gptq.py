@@ -77,7 +77,8 @@ def match(group: Group, stated: Stated) -> Packed | None:
         values = codes.astype(mx.float32) - mx.take(zeros, index, axis=-1)
         return values * mx.take(scales, index, axis=-1)
 
-    return Packed(group, form, (rows, columns), config, read)
+    symmetric = stated.table.get("sym") is True
+    return Packed(group, form, (rows, columns), config, read, symmetric)
 
 
 def _group_size(stated: Stated, columns: int, groups: int) -> int:

@@ -247,6 +247,11 @@ def _value_reader(folder: Path, headers: Headers) -> Callable[[str], np.ndarray]
     return values
 
 
+def is_symmetric(config: dict[str, Any], folder: Path, headers: Headers) -> bool:
+    """Whether the codes of a source in a foreign format lose nothing in MLX's, but for rounding."""
+    return all(weight.symmetric for weight in find_packed(config, folder, headers))
+
+
 def check_tensors(config: dict[str, Any], folder: Path, headers: Headers) -> None:
     """Refuse, from the headers alone, weights that would be read wrongly or not at all.
 

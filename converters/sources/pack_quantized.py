@@ -91,7 +91,8 @@ def match(group: Group, stated: Stated) -> Packed | None:
     def read(tensors: Mapping[str, mx.array]) -> Any:
         return _read(tensors, scheme, config, reordered)
 
-    return Packed(group, form, (*scheme.rows, scheme.columns), config, read)
+    symmetric = "zero_point" not in group.infos
+    return Packed(group, form, (*scheme.rows, scheme.columns), config, read, symmetric)
 
 
 def _schemes(group: Group, stated: Stated) -> set[_Scheme]:

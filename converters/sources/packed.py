@@ -142,6 +142,8 @@ class Packed:
             so that the weight is dequantized.
         read: from the loaded tensors by role to `Codes` where there is a configuration, else to the
             weight in float32. Nothing is evaluated.
+        symmetric: whether its zero points lie in the middle, so that biases are scales times a
+            power of two; others lose digits in 16 bits.
     """
 
     group: Group
@@ -149,6 +151,7 @@ class Packed:
     shape: tuple[int, ...]
     config: QuantConfig | None
     read: Callable[[Mapping[str, mx.array]], Any]
+    symmetric: bool = True
 
 
 def dequantize(codes: Codes, config: QuantConfig) -> mx.array:

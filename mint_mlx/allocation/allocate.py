@@ -17,6 +17,7 @@ from ..checkpoint.layers import Inventory, Layer
 from ..checkpoint.layout import SHARD_BYTES
 from ..checkpoint.roles import EXPERTS
 from ..checkpoint.source import Source
+from ..converters.sources.layouts import is_symmetric
 from ..measure.moments import takes_feedback
 from ..measure.profile import Profile, RateDistortion, sqnr_db
 from ..measure.sensitivity import Sensitivity
@@ -328,10 +329,14 @@ def uniform(
 ) -> Plan:
     """A plan of the same configuration for every layer that can take it, overrides aside.
 
-    No profile is needed."""
+    No profile is needed. `keep` unpacks affine codes of a foreign format with zero points of any
+    value: as biases of 16 bits these would lose digits."""
+    choice = uniform_choice(inventory, config, ignore_guards)
+    if not config.quantized and not is_symmetric(source.config, source.path, source.headers):
+        choice = {path: KEEP if c.mode == "affine" else c for path, c in choice.items()}
     return Plan(
         origin=source.origin,
-        choice=uniform_choice(inventory, config, ignore_guards) | dict(forced),
+        choice=choice | dict(forced),
         recipe=f"uniform {config}",
         versions=versions(),
     )

@@ -14,6 +14,7 @@ from helpers import Notes
 from mlx_lm.utils import load_model
 from quantized import NAMES, checkpoint, difference, products, truth
 
+from mint_mlx.allocation.allocate import uniform
 from mint_mlx.base.errors import MintError, UsageError
 from mint_mlx.base.quant_config import KEEP, NVFP4_GLOBAL, NVFP4_LARGEST
 from mint_mlx.checkpoint.layers import Layer
@@ -197,3 +198,22 @@ def test_what_older_tools_write_beside_the_config_is_enough(tmp_path: Path) -> N
     result = convert.convert(str(folder), "16bpw", tmp_path / "out", smoke=False)
     assert not (tmp_path / "out" / "quantize_config.json").exists()
     assert all(layer.stored is None for layer in result.inventory.layers)
+
+
+@pytest.mark.parametrize(
+    ("name", "stays"),
+    [
+        ("ct-W4A16", True),
+        ("ct-W4A16_ASYM", False),
+        ("ar-gptq-sym", True),
+        ("ar-gptq-asym", False),
+        ("ar-awq", False),
+        ("ct-MXFP4", True),
+    ],
+)
+def test_keep_unpacks_what_biases_of_16_bits_would_round(
+    name: str, stays: bool, tmp_path: Path
+) -> None:
+    job = prepare(str(checkpoint(name, tmp_path / "model")))
+    choice = uniform(job.source, job.inventory, KEEP, {}).choice
+    assert any(config.quantized for config in choice.values()) == stays
