@@ -8,6 +8,7 @@ from typing import Any
 from ..base.one_line import one_line
 from ..base.report import Report
 from . import evaluate as scoring
+from .card import find_card, write_card
 from .settings import Settings
 
 
@@ -32,6 +33,7 @@ def evaluate(
     text: str | None = None,
     chat: bool = False,
     save_reference: str | Path | None = None,
+    card: bool = False,
     report: Report | None = None,
 ) -> Evaluation:
     """Score a checkpoint: perplexity, and with a source the divergence from it.
@@ -47,6 +49,7 @@ def evaluate(
         text: a file; None takes WikiText-2's test split.
         chat: score the source's own replies instead of a text.
         save_reference: keep the source's predictions in this .safetensors file.
+        card: write the figures into the checkpoint's model card.
         report: receives progress.
 
     Raises:
@@ -55,4 +58,9 @@ def evaluate(
     """
     settings = Settings(protocol, length, windows, seed, batch, text, chat)
     reference = Path(save_reference) if save_reference is not None else None
-    return Evaluation(scoring.evaluate(model, settings, source, reference, report))
+    if card:
+        find_card(model)
+    figures = scoring.evaluate(model, settings, source, reference, report)
+    if card and not figures["interrupted"]:
+        write_card(model, figures)
+    return Evaluation(figures)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .jobs.inspect import inspect
     from .jobs.refine import refine
     from .jobs.steps import allocate
+    from .jobs.upload import upload
     from .measure.profile_file import load_profile
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "read_plan",
     "refine",
     "sweep",
+    "upload",
 ]
 
 _MODULES = {
@@ -48,6 +50,7 @@ _MODULES = {
     "read_plan": "allocation.plan_file",
     "refine": "jobs.refine",
     "sweep": "allocation.sweep",
+    "upload": "jobs.upload",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from ...checkpoint.source import Source
 from ...rules.efforts import EFFORTS
 from ...rules.objectives import needs_sensitivity
 from ..quantizers.registry import needs_inputs
+
+RESULTS = "<!-- results -->"  # before and after a card's table of what was measured
+RESULTS_END = "<!-- end -->"
 
 
 def config_table(plan: Plan, inventory: Inventory) -> list[tuple[str, int, int, int]]:
@@ -42,6 +45,7 @@ def model_card(
     name: str,
     licence: Mapping[str, Any],
     folder: Path,
+    base: str | None = None,
 ) -> str:
     """The text of a checkpoint's README.md.
 
@@ -53,8 +57,9 @@ def model_card(
         name: of the checkpoint.
         licence: what the source's card says of its licence (card_facts.py).
         folder: that holds the checkpoint's tokenizer.
+        base: the source's name on the Hub, where it isn't its own.
     """
-    source_name = plan.origin.source
+    source_name = base or plan.origin.source
     is_on_hub = "/" in source_name
 
     # The metadata that the Hub shows.
@@ -121,7 +126,7 @@ def refined_card(text: str, name: str, before: float, after: float) -> str:
         name: of the refined checkpoint.
         before, after: KL divergence from the source on held-out text, nats per token.
     """
-    if "- made with: " not in text:
+    if not is_ours(text):
         return text
     text = renamed(text, name)
     gain = (
@@ -139,7 +144,7 @@ def renamed(text: str, name: str) -> str:
         name: a folder's, or `org/name`.
     """
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
-    if title is None or "- made with: " not in text:
+    if title is None or not is_ours(text):
         return text
     old = title[1]
     for form, one, two in (
@@ -150,3 +155,35 @@ def renamed(text: str, name: str) -> str:
     ):
         text = text.replace(form.format(one), form.format(two))
     return text
+
+
+def with_pictures(text: str, names: Sequence[str]) -> str:
+    """A card of ours that shows pictures, before its commands; any other card stays as it is.
+
+    Args:
+        text: the card.
+        names: files beside it; those that it shows already aren't shown twice.
+    """
+    lines = "".join(f"![{name}]({name})\n\n" for name in names if f"({name})" not in text)
+    return text.replace("```bash\n", f"{lines}```bash\n", 1) if is_ours(text) else text
+
+
+def with_results(text: str, lines: Sequence[str]) -> str:
+    """A card of ours with a table of results in place of an earlier one; any other stays as it is.
+
+    Args:
+        text: the card.
+        lines: of Markdown.
+    """
+    if not is_ours(text):
+        return text
+    section = "\n".join([RESULTS, "", *lines, "", RESULTS_END, "", ""])
+    older = re.compile(f"{re.escape(RESULTS)}.*?{re.escape(RESULTS_END)}\n\n", re.DOTALL)
+    if older.search(text):
+        return older.sub(lambda _: section, text, count=1)
+    return text.replace("```bash\n", f"{section}```bash\n", 1)
+
+
+def is_ours(text: str) -> bool:
+    """Whether mint-mlx wrote a card."""
+    return "- made with: " in text and re.search(r"^# (.+)$", text, re.MULTILINE) is not None

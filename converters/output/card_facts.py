@@ -1,4 +1,4 @@
-"""What a source's model card says of its licence: a few short texts, read with suspicion.
+"""What a source's model card says of its licence and name: a few short texts, read with suspicion.
 
 The card is a stranger's, so little of it is read, and nothing in it can fail a conversion.
 """
@@ -17,6 +17,8 @@ KEYS = ("license", "license_name", "license_link", "language")
 MAX_BYTES = 65_536  # of the card
 _MAX_TEXT = 200  # characters of a value
 _MAX_LINES = 300  # of a value: a model may name many languages
+_REPO = re.compile(r"(?<![\w./-])([A-Za-z0-9][\w.-]{0,95})/([A-Za-z0-9][\w.-]{0,95})(?<![.-])")
+_HUB = re.compile(r"https?://(huggingface\.co|hf\.co)/")
 _KEY = re.compile(r"([A-Za-z_]+)[ \t]*:")
 
 
@@ -36,12 +38,37 @@ def card_facts(folder: Path) -> dict[str, Any]:
     return values
 
 
+def guess_base(folder: Path) -> str | None:
+    """The Hub's name of the model in a folder, as its own card tells it; None where it doesn't.
+
+    That is the first `org/name` in it whose name is the folder's; else, of a card that says it is
+    of a quantized copy, what that was made from.
+    """
+    text = _HUB.sub(" ", _card(folder / "README.md", folder))
+    wanted = folder.resolve().name.casefold()
+    for match in _REPO.finditer(text):
+        if match[2].casefold() == wanted:
+            return match[0]
+    blocks = _blocks(_front_matter(folder / "README.md", folder))
+    relation, base = (
+        _value("\n".join(blocks.get(key, [])[:2])) for key in ("base_model_relation", "base_model")
+    )
+    base = base[0] if isinstance(base, list) and base else base
+    quantized = relation == "quantized" and isinstance(base, str)
+    return base if quantized and _REPO.fullmatch(base) else None
+
+
+def _card(path: Path, folder: Path) -> str:
+    """The beginning of a card; nothing where there is none that may be read."""
+    if not may_be_copied(path, folder):
+        return ""
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES).decode(errors="replace")
+
+
 def _front_matter(path: Path, folder: Path) -> list[str]:
     """The lines between the first two `---` of a card."""
-    if not may_be_copied(path, folder):
-        return []
-    with path.open("rb") as file:
-        lines = file.read(MAX_BYTES).decode(errors="replace").splitlines()
+    lines = _card(path, folder).splitlines()
     marks = [i for i, line in enumerate(lines) if line.rstrip() == "---"][:2]
     return lines[1 : marks[1]] if len(marks) == 2 and marks[0] == 0 else []
 

@@ -41,14 +41,13 @@ def check_upload(repo: str, source: str, private: bool) -> list[str]:
 
     if repo.casefold() == source.casefold():
         raise MintError(
-            f"--upload-repo {repo} is the source itself, whose weights would be replaced: give "
-            "another name"
+            f"{repo} is the source itself, whose weights would be replaced: give another name"
         )
     api = HfApi()
     try:
         api.whoami()
     except LocalTokenNotFoundError:
-        raise MintError("--upload-repo needs a login: run `hf auth login` first") from None
+        raise MintError("an upload needs a login: run `hf auth login` first") from None
     try:
         existing = api.repo_info(repo)
     except RepositoryNotFoundError:
@@ -75,8 +74,7 @@ def _replaced(repo: str, existing: Any) -> list[str]:
     foreign = [name for name in weights if not (ours and matches(name, DELETED))]
     if foreign:
         raise MintError(
-            f"{repo} holds {foreign[0]}, which mint-mlx did not upload: choose another name for "
-            "--upload-repo"
+            f"{repo} holds {foreign[0]}, which mint-mlx did not upload: choose another name"
         )
     return [name for name in names if matches(name, (*DELETED, *CHECKPOINT.files))]
 

@@ -89,6 +89,7 @@ class Conversion:
         waves: hands modules over as their shards come (low_disk.py).
         name: the checkpoint's name in its model card; the folder's by default.
         grids: let weights that lie on a grid already keep its codes (quantizers/grid_codes.py).
+        base: the source's name on the Hub for its card, where it isn't the source's own.
     """
 
     source: Source
@@ -105,6 +106,7 @@ class Conversion:
     waves: Waves = at_once
     name: str | None = None
     grids: bool = True
+    base: str | None = None
 
     @property
     def work(self) -> Path:
@@ -340,7 +342,9 @@ def _finish_files(conversion: Conversion, config: str, licence: Mapping[str, Any
     (work / PLAN_FILE).write_text(plan_text(plan, inventory), encoding="utf-8")
 
     name, total = conversion.name or conversion.target.name, conversion.layout.total
-    card = model_card(plan, inventory, total, conversion.source, name, licence, work)
+    card = model_card(
+        plan, inventory, total, conversion.source, name, licence, work, conversion.base
+    )
     (work / "README.md").write_text(card, encoding="utf-8")
     (work / "config.json").write_text(config, encoding="utf-8")
 

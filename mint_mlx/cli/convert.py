@@ -141,6 +141,17 @@ def convert(
         bool, typer.Option("--no-smoke", help="Don't let the result write a sentence at the end.")
     ] = False,
     work_dir: WorkDirOpt = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORG/NAME",
+            help="The card's base_model for a folder; what its own card tells otherwise.",
+        ),
+    ] = None,
+    no_measurements: Annotated[
+        bool,
+        typer.Option("--no-measurements", help="Leave profile and sensitivity out of the result."),
+    ] = False,
     upload_repo: Annotated[
         str | None, typer.Option(metavar="ORG/NAME", help="Upload the result, privately.")
     ] = None,
@@ -189,6 +200,8 @@ def convert(
         keep_nvfp4=keep_nvfp4,
         dequantize=dequantize,
         dtype=dtype,
+        base_model=base_model,
+        measurements=not no_measurements,
     )
     if not (budget or fit or plan or uniform or dequantize):
         _print_sizes(check_request(replace(request, budget="smallest")), output)

@@ -46,6 +46,9 @@ def evaluate(
             metavar="FILE", help="Keep the source's predictions in a portable .safetensors file."
         ),
     ] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write the figures into the checkpoint's model card.")
+    ] = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Score a model: perplexity on WikiText-2, and its divergence from its source.
@@ -53,15 +56,20 @@ def evaluate(
     All figures have error bars (docs/guides/evaluate-and-compare.md).
     """
     output = start(as_json, long=True, shared=True)
+    from ..eval.card import find_card, write_card
     from ..eval.evaluate import evaluate
     from ..eval.settings import Settings
 
     settings = Settings(protocol, length, windows, seed, batch, text, chat)
+    if card:
+        find_card(model)
     figures = evaluate(model, settings, source, save_reference, output)
     output.close()
     for line in _lines(figures):
         output.line(line)
     output.result({key: value for key, value in figures.items() if not key.startswith("window_")})
+    if card and not figures["interrupted"]:
+        output.line(f"{write_card(model, figures)}: written")
     if figures["interrupted"]:
         output.note("interrupted: these are the figures of the windows that were finished")
         sys.exit(INTERRUPTED)

@@ -30,9 +30,10 @@ from .recipes import recipes
 from .refine import refine
 from .sensitivity import sensitivity
 from .sweep import sweep
+from .upload import upload
 
 COMMANDS = {  # as --help lists them
-    "Everyday": (convert, inspect, doctor, recipes, demo),
+    "Everyday": (convert, upload, inspect, doctor, recipes, demo),
     "Proof": (evaluate, compare),
     "Steps of a conversion, one by one": (profile, sensitivity, allocate, sweep, refine),
 }

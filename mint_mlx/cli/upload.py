@@ -1,22 +1,51 @@
-"""`convert --upload-repo`: what will be replaced is shown and asked for before the work begins."""
+"""`mint-mlx upload`, and `convert --upload-repo`, which asks before the work begins."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..base.errors import MintError, UsageError
 from ..base.one_line import listed
 from ..base.printable import printable
+from .options import JsonOpt, start
 
 if TYPE_CHECKING:
     from .output import Output
 
 SHOWN = 12  # files that are named
+
+
+def upload(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A folder that mint-mlx wrote.")
+    ],
+    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Where to upload it.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Make the repository public; it is private otherwise.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Replace an earlier upload unasked.")] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Upload a finished checkpoint to the Hugging Face Hub, with its model card.
+
+    Nothing but an earlier upload of mint-mlx is replaced. (`mlx_lm.upload` would overwrite the
+    card.)
+    """
+    output = start(as_json, long=True)
+    check_words(repo, public, yes)
+    from ..jobs.upload import find_finished, name_card
+
+    finished = find_finished(checkpoint)
+    prepare_upload(repo, finished.source, public, yes, output)
+    name_card(finished.folder, repo)
+    address = upload_result(finished.folder, repo, finished.source, public, output)
+    output.close()
+    output.result({"path": str(finished.folder), "uploaded": address})
 
 
 def check_words(repo: str | None, public: bool, yes: bool) -> None:
@@ -56,8 +85,8 @@ def prepare_upload(repo: str, source: str, public: bool, yes: bool, output: Outp
             f"{repo} holds an earlier upload, and there is no terminal to ask whether it may be "
             "replaced: give --yes, or choose another name"
         )
-    if not typer.confirm(printable(f"Replace them in {repo} when the result is ready?"), err=True):
-        raise MintError(f"{repo} stays as it is: choose another name for --upload-repo")
+    if not typer.confirm(printable(f"Replace them in {repo}?"), err=True):
+        raise MintError(f"{repo} stays as it is: choose another name")
 
 
 def upload_result(folder: Path, repo: str, source: str, public: bool, output: Output) -> str:
@@ -66,18 +95,19 @@ def upload_result(folder: Path, repo: str, source: str, public: bool, output: Ou
     Raises:
         MintError: somebody else's weights have appeared in the repository meanwhile.
     """
-    from ..converters.output.publish import check_upload, upload
+    from ..converters.output import publish
 
     output.stage("upload")
     try:
-        check_upload(repo, source, private=not public)
-        address = upload(folder, repo, private=not public)
+        publish.check_upload(repo, source, private=not public)
+        address = publish.upload(folder, repo, private=not public)
     except MintError:
         output.note(f"{folder} is complete, and was not uploaded")
         raise
     except Exception:
         output.note(
-            f"{folder} is complete; upload it with: hf upload {repo} {shlex.quote(str(folder))}"
+            f"{folder} is complete; upload it with: mint-mlx upload {shlex.quote(str(folder))} "
+            f"{repo}"
         )
         raise
     output.line(f"uploaded to {address}")

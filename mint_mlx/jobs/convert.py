@@ -21,6 +21,7 @@ from ..base.targets import check_target
 from ..checkpoint.cast_change import cast_change
 from ..checkpoint.low_disk import Waves, at_once, shard_by_shard
 from ..checkpoint.source import load_source, read_as
+from ..converters.output.card_facts import guess_base
 from ..converters.output.write import Artifacts, Conversion, write
 from ..converters.quantizers.distil import NO_ROOM, can_refine
 from ..converters.quantizers.registry import needs_inputs
@@ -66,6 +67,8 @@ def convert(
     keep_nvfp4: bool = False,
     dequantize: bool = False,
     dtype: str | None = None,
+    base_model: str | None = None,
+    measurements: bool = True,
     smoke: bool = True,
     report: Report | None = None,
 ) -> Result:
@@ -98,6 +101,9 @@ def convert(
         keep_nvfp4: leave experts of NVFP4 packed, which no CPU runs.
         dequantize: write every layer in 16 bits.
         dtype: `float16` or `bfloat16`, of all 16-bit tensors; what the model states by default.
+        base_model: the Hub's name of a model that is given as a folder, for the card; what its own
+            card tells by default.
+        measurements: write profile and sensitivity beside the weights.
         smoke: end with a sentence that the result writes, where it fits in memory.
         report: receives progress and remarks.
 
@@ -131,6 +137,8 @@ def convert(
         keep_nvfp4=keep_nvfp4,
         dequantize=dequantize,
         dtype=dtype,
+        base_model=base_model,
+        measurements=measurements,
     )
 
     # Words first, then what headers tell, then the work.
@@ -202,12 +210,13 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
         sentence=smoke and order.can_generate and fits_here(total),
         report=report,
         sensitivity=inputs,
-        artifacts=Artifacts(profile, sensitivity),
+        artifacts=Artifacts(profile, sensitivity) if request.measurements else Artifacts(),
         refine=inputs is not None and _refines(job, plan, report),
         allow_nonfinite=request.allow_nonfinite,
         waves=waves,
         name=request.card_name,
         grids=order.uses_grids,
+        base=_base_model(order, report),
     )
     sentence = write(conversion)
 
@@ -215,6 +224,17 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     ratio = active_ratio(job.inventory, plan.choice)
     seconds = time.monotonic() - started
     return Result(target, plan, job.inventory, total, active, ratio, sentence, seconds)
+
+
+def _base_model(order: Order, report: Report) -> str | None:
+    """The Hub's name of the source for its card, where the source's own is a folder's."""
+    source = order.job.source
+    if order.request.base_model is not None or "/" in source.name:
+        return order.request.base_model
+    guess = guess_base(source.path)
+    if guess is not None:
+        report.note(f"base_model in the card: {guess}, as the source's card says (--base-model)")
+    return guess
 
 
 def _warn_of_floor(order: Order, report: Report) -> None:

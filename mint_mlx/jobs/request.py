@@ -22,6 +22,7 @@ from ..base.hf_config import HALVES
 from ..base.quant_config import KEEP, QuantConfig, parse_config
 from ..base.targets import check_target
 from ..base.units import Budget, parse_budget
+from ..checkpoint.hub import parse_repo
 from ..checkpoint.towers import check_parts
 from ..converters.quantizers.registry import BASELINE, find_quantizer
 from ..measure.sample import Sample, parse_sample
@@ -64,6 +65,9 @@ class Request:
         keep_nvfp4: leave experts of NVFP4 packed, which no CPU runs.
         dequantize: write every layer in 16 bits.
         dtype: `float16` or `bfloat16`, of all 16-bit tensors; what the model states by default.
+        base_model: the Hub's name of a model that is given as a folder, for the card; what its own
+            card tells by default.
+        measurements: write profile and sensitivity beside the weights.
     """
 
     model: str
@@ -91,6 +95,8 @@ class Request:
     keep_nvfp4: bool = False
     dequantize: bool = False
     dtype: str | None = None
+    base_model: str | None = None
+    measurements: bool = True
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,8 @@ def check_request(request: Request) -> CheckedRequest:
         )
     if request.dtype not in (None, *HALVES):
         raise UsageError(f"--dtype must be {' or '.join(HALVES)} (got {request.dtype})")
+    if request.base_model is not None and parse_repo(request.base_model) is None:
+        raise UsageError(f"--base-model must be org/name (got {request.base_model})")
     overrides = tuple(parse_override(text) for text in request.overrides)
     _check_choice_is_free(request, uniform)
     effort = effort_name(request.effort)

@@ -13,6 +13,7 @@ from helpers import Cli, Maker, llama, qwen3_moe
 
 COMMANDS = (
     "convert",
+    "upload",
     "inspect",
     "doctor",
     "recipes",
@@ -74,6 +75,9 @@ def test_each_command_has_help(cli: Cli, command: str) -> None:
         (("profile", "MODEL", "-o", "no/such/p.json"), 1),
         (("allocate", "nope.json", "--budget", "5bpw"), 1),
         (("inspect", "nowhere"), 1),
+        (("upload", "nowhere", "me/x"), 1),
+        (("upload", "MODEL", "me/x"), 1),
+        (("upload", "MODEL", "x"), 2),
         (("doctor", "nowhere"), 1),
         (("eval", "nowhere"), 1),
         (("eval", "MODEL", "--seed", "1"), 2),

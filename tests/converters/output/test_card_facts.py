@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mint_mlx.converters.output import card_facts as module
-from mint_mlx.converters.output.card_facts import card_facts
+from mint_mlx.converters.output.card_facts import card_facts, guess_base
 
 LICENCE = "license: apache-2.0"
 
@@ -73,3 +73,21 @@ def test_little_of_a_card_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "README.md").symlink_to(tmp_path / "README.md")
     assert card_facts(tmp_path / "source") == {}
+
+
+def test_the_name_on_the_hub_is_guessed_from_the_card(tmp_path: Path) -> None:
+    folder = tmp_path / "Tiny-1.5B"
+    folder.mkdir()
+    card = folder / "README.md"
+    assert guess_base(folder) is None
+    for text, name in (
+        ("made of [it](https://huggingface.co/org/Tiny-1.5B/blob/main/LICENSE).", "org/Tiny-1.5B"),
+        ('load("org/tiny-1.5b")', "org/tiny-1.5b"),
+        ("see https://github.com/org/Tiny-1.5B and org/Tiny-1.5B-GGUF", None),
+        ("---\nbase_model: org/Base\n---\n", None),
+        ("---\nbase_model: org/Base\nbase_model_relation: quantized\n---\n", "org/Base"),
+        ("---\nbase_model: [org/B, x]\nbase_model_relation: quantized\n---\n", "org/B"),
+        ("---\nbase_model: {a: b}\nbase_model_relation: quantized\n---\n", None),
+    ):
+        card.write_text(text)
+        assert guess_base(folder) == name, text

@@ -1,0 +1,61 @@
+"""Writes what was measured into a checkpoint's model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import MintError
+from ..base.files import write_text
+from ..base.side_files import MAX_BYTES
+from ..converters.output.card import is_ours, with_results
+
+
+def find_card(model: str) -> Path:
+    """The model card of a checkpoint's folder.
+
+    Raises:
+        MintError: there is none that mint-mlx wrote.
+    """
+    card = Path(model).expanduser() / "README.md"
+    readable = card.is_file() and not card.is_symlink() and card.stat().st_size <= MAX_BYTES
+    if not readable or not is_ours(card.read_text(encoding="utf-8", errors="replace")):
+        raise MintError(f"{model} holds no model card of mint-mlx: leave --card out")
+    return card
+
+
+def write_card(model: str, figures: Mapping[str, Any]) -> Path:
+    """Write a table of figures into the card, in place of an earlier one; returns its path.
+
+    Args:
+        model: the checkpoint's folder.
+        figures: of `evaluate`.
+
+    Raises:
+        MintError: there is no card of ours.
+    """
+    card = find_card(model)
+    text = card.read_text(encoding="utf-8", errors="replace")
+    write_text(card, with_results(text, result_lines(figures)))
+    return card
+
+
+def result_lines(figures: Mapping[str, Any]) -> list[str]:
+    """The figures as lines of Markdown."""
+    rows = [("perplexity", _with_error(figures["perplexity"], figures["perplexity_se"]))]
+    if "kl" in figures:
+        name = f"KL divergence from {figures['source']}, nats a token"
+        rows += [
+            (name, _with_error(figures["kl"], figures["kl_se"])),
+            ("same most likely token", f"{figures['same_top1']:.2%}"),
+        ]
+    return [
+        f"| {figures['text']}, {figures['windows']} windows of {figures['length']} tokens | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in rows),
+    ]
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:.4g}" + (f" ± {error:.2g}" if error is not None else "")
