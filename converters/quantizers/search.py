@@ -24,6 +24,9 @@ from ...base.streams import working
 from . import rtn
 from .codes import Codes
 
+# Codes (rows, columns), scales and biases (rows, groups).
+Grid = tuple[mx.array, mx.array, mx.array]
+
 # Of a group's range, by bits: more of them lose little less (docs/research-log.md).
 SHRINKS = {
     2: (1.0, 0.86, 0.72),
@@ -51,13 +54,14 @@ def quantize(weight: mx.array, config: QuantConfig) -> dict[str, mx.array]:
     """
     if config.mode != "affine":
         return rtn.quantize(weight, config)
-    return unshrink(weight, find_codes(weight, config)).packed()
+    return find_codes(weight, config, stretched=True).packed()
 
 
 def find_codes(
     weight: mx.array,
     config: QuantConfig,
     importance: np.ndarray | None = None,
+    stretched: bool = False,
     alone: bool = True,
 ) -> Codes:
     """Codes on the grids with the least squared error of those that are tried.
@@ -67,6 +71,8 @@ def find_codes(
         config: an affine configuration.
         importance: float32 (experts, columns), how much a column's squared error counts; all alike
             by default.
+        stretched: whether rows are stretched to the size that they had (`unshrink`, all columns
+            alike).
         alone: whether this is all that runs, so that several streams share the work; not in one of
             several threads.
     """
@@ -86,7 +92,8 @@ def find_codes(
         for context, piece in zip(contexts, batch, strict=False):
             with context:
                 counts = None if importance is None else mx.array(importance[expert[piece]])
-                results.append(_search(rows[piece], config, counts))
+                grid = _search(rows[piece], config, counts)
+                results.append(_stretch(rows[piece], grid) if stretched else grid)
         mx.eval(results)
         for piece, (some_codes, some_scales, some_biases) in zip(batch, results, strict=True):
             codes[piece] = np.array(some_codes)
@@ -102,40 +109,51 @@ def find_codes(
     )
 
 
-def unshrink(weight: mx.array, rounded: Codes, moments: np.ndarray | None = None) -> Codes:
+def unshrink(weight: mx.array, rounded: Codes, moments: np.ndarray) -> Codes:
     """Stretch each row's grids by a = (w H w) / (w' H w), w' being what its codes stand for.
 
     Args:
-        weight: (..., rows, columns), what was quantized.
+        weight: (experts, rows, columns), what was quantized.
         rounded: its codes.
-        moments: H, float32 (experts, columns, columns); the unit matrix by default.
+        moments: H, float32 (experts, columns, columns).
     """
-    exact = weight.astype(mx.float32).reshape(-1, *weight.shape[-2:])
+    grids = []
+    for expert, moment in enumerate(moments):
+        rows = weight[expert]
+        grid = (
+            mx.array(rounded.codes[expert]),
+            rounded.scales[expert],
+            rounded.biases[expert],
+        )
+        grids.append(_stretch(rows, grid, rows.astype(mx.float32) @ mx.array(moment)))
+    _, scales, biases = (mx.stack(list(arrays)) for arrays in zip(*grids, strict=True))
+    return Codes(rounded.config, rounded.codes, scales, biases)
+
+
+def _stretch(rows: mx.array, grid: Grid, weighted: mx.array | None = None) -> Grid:
+    """Grids whose rows have the size that the weights had.
+
+    Args:
+        rows: (rows, columns), what was quantized.
+        grid: its codes, scales and biases.
+        weighted: float32 (rows, columns), the weights times H; the weights themselves by default.
+    """
+    codes, scales, biases = grid
+    exact = rows.astype(mx.float32)
     unit = _unit(exact)
     exact = exact / unit
-    by_group = (*exact.shape[:-1], -1, rounded.config.group_size)
-    scales, biases = (
-        array.astype(mx.float32).reshape(*exact.shape[:-1], -1, 1) / unit[..., None]
-        for array in (rounded.scales, rounded.biases)
-    )
-    restored = mx.array(rounded.codes).reshape(by_group) * scales + biases
-    weighted = exact if moments is None else exact @ mx.array(moments)
-    energy = (exact * weighted).sum(axis=-1)
-    product = (restored.reshape(exact.shape) * weighted).sum(axis=-1)
-    stretch = mx.where((energy > 0) & (product > 0), energy / product, 1)[..., None, None]
+    weighted = exact if weighted is None else weighted / unit
 
-    stretched = (
-        (array * stretch * unit[..., None])
-        .reshape(rounded.scales.shape)
-        .astype(rounded.scales.dtype)
-        for array in (scales, biases)
-    )
-    return Codes(rounded.config, rounded.codes, *stretched)
+    by_group = (*scales.shape, -1)
+    scale, bias = (array.astype(mx.float32) / unit for array in (scales, biases))
+    restored = codes.reshape(by_group) * scale[..., None] + bias[..., None]
+    energy = (exact * weighted).sum(axis=-1, keepdims=True)
+    product = (restored.reshape(exact.shape) * weighted).sum(axis=-1, keepdims=True)
+    stretch = mx.where((energy > 0) & (product > 0), energy / product, 1) * unit
+    return codes, (scale * stretch).astype(scales.dtype), (bias * stretch).astype(biases.dtype)
 
 
-def _search(
-    rows: mx.array, config: QuantConfig, importance: mx.array | None
-) -> tuple[mx.array, mx.array, mx.array]:
+def _search(rows: mx.array, config: QuantConfig, importance: mx.array | None) -> Grid:
     """Codes (rows, columns), scales and biases (rows, groups) of some rows (rows, columns)."""
     top = 2**config.bits - 1
     shape = (rows.shape[0], -1, config.group_size)
