@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -206,11 +206,20 @@ class Notes:
     def __init__(self) -> None:
         self.said: list[str] = []
         self.details: list[str] = []
+        self.shares: list[float | None] = []
+        self.expected: list[str] = []
+        self.begun: list[str] = []
 
-    def stage(self, name: str) -> None: ...
+    def stages(self, names: Sequence[str]) -> None:
+        self.expected = list(names)
+
+    def stage(self, name: str) -> None:
+        self.begun.append(name)
+
     def step(self, item: str, done: int, total: int) -> None: ...
-    def detail(self, text: str) -> None:
+    def detail(self, text: str, share: float | None = None) -> None:
         self.details.append(text)
+        self.shares.append(share)
 
     def note(self, text: str) -> None:
         self.said.append(text)

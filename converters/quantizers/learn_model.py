@@ -181,7 +181,7 @@ class Learner:
                 self.turns,
                 partial(self._put_codes, modules),
                 step.index,
-                partial(self._say, f"block {step.index}"),
+                partial(self._say, f"block {step.index}", step.index),
             )
             packed |= {path: codes.packed() for path, codes in learned.items()}
 
@@ -253,7 +253,7 @@ class Learner:
         start = gptq.find_codes(self._weight(path, module), config, moments, searched=True)
         if learns_head(self.layers[path]):
             block = self._head_block(runner, module, moments, start, hidden)
-            start = learn(block, progress=partial(self._say, "head"))[path]
+            start = learn(block, progress=partial(self._say, "head", self._depth))[path]
         return {path: start.packed()}
 
     def _head_block(
@@ -297,8 +297,15 @@ class Learner:
             most=2 * LOGITS // self.layers[moments.path].shape[0],
         )
 
-    def _say(self, what: str, step: int, steps: int) -> None:
-        self.work.say(f"{what} learns, step {step} of {steps}")
+    @property
+    def _depth(self) -> int:
+        """How many blocks there are."""
+        return self.work.inventory.blocks
+
+    def _say(self, what: str, before: int, step: int, steps: int) -> None:
+        """Tell how far a block is that is learned; `before` is how many are done."""
+        share = (before + step / steps) / (self._depth + 1)
+        self.work.say(f"{what} learns, step {step} of {steps}", share)
 
     def _store(self, block: int, hidden: mx.array) -> None:
         """Store what a block will read, to resume from it.

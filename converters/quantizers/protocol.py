@@ -24,7 +24,7 @@ class Work:
         folder: the work folder, for files that make the work resumable; those whose names begin
             with SCRATCH and stand in SCRATCH_FILES (base/folders.py) are deleted in the end.
         sensitivity: with the tokens that inputs are measured on; None where none are needed.
-        say: shows how far a layer is that takes long.
+        say: shows how far a layer is that takes long, and which share of all work is done.
         grids: whether weights that lie on a grid already keep its codes (grid_codes.py).
     """
 
@@ -33,7 +33,7 @@ class Work:
     choice: Mapping[str, QuantConfig]
     folder: Path
     sensitivity: Sensitivity | None
-    say: Callable[[str], None] = lambda _: None
+    say: Callable[[str, float], None] = lambda text, share: None
     grids: bool = True
 
 

@@ -17,11 +17,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Column, Table
+from rich.text import Text
 
 from ..base.printable import printable, unguarded
 from ..base.units import duration
@@ -42,10 +44,11 @@ class Output:
         self._err = Console(file=unguarded(sys.stderr), quiet=silent, **options)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._stages: list[str] = []
         self._stage = ""
         self._item = ""
-        self._stage_start = time.monotonic()
-        self._last_log = self._stage_start
+        self._started = self._stage_start = self._last_log = time.monotonic()
+        self._pace = Pace()
 
     def line(self, text: str = "") -> None:
         """A line for people."""
@@ -102,23 +105,29 @@ class Output:
         if self.as_json and not self._out.quiet:
             print(json.dumps(data), file=self._out.file)
 
+    def stages(self, names: Sequence[str]) -> None:
+        """The stages that are to come; each tells its number when it begins."""
+        self._stages = [printable(name) for name in names]
+
     def stage(self, name: str) -> None:
-        """A new stage of work begins."""
+        """A new stage of work begins; the one before it gets a tick and its time."""
         self.close()
         self._stage = printable(name)
         self._stage_start = time.monotonic()
+        self._pace = Pace()
         if self._err.is_terminal:
-            self._err.print(f"{self._stage} ...", style="dim", markup=False)
+            number = ""
+            if self._stage in self._stages:
+                place = self._stages.index(self._stage) + 1
+                number = f"step {place} of {len(self._stages)}: "
+            self._err.print(f"{number}{self._stage} ...", style="dim", markup=False)
 
     def step(self, item: str, done: int, total: int) -> None:
         """Within a stage: what is worked on, and how far it is."""
         item = self._item = printable(item)
+        self._pace.tell(done / total if total else 1.0)
         if self._err.quiet or not self._err.is_terminal:
-            text = f"{item}, {done} of {total}"
-            if done:
-                rest = (time.monotonic() - self._stage_start) * (total - done) / done
-                text += f", about {duration(rest)} left" if rest else ""
-            self._log(text)
+            self._log(f"{item}, {done} of {total}{self._time_left()}")
             return
 
         # The bar is made with its first step: a stage without steps has none.
@@ -127,7 +136,7 @@ class Output:
                 "{task.description}",
                 table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
             )
-            columns = (BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn(), text_column)
+            columns = (BarColumn(24), MofNCompleteColumn(), TimeLeft(self._pace), text_column)
             self._progress = Progress(
                 *columns,
                 console=self._err,
@@ -141,13 +150,20 @@ class Output:
         assert self._task is not None
         self._progress.update(self._task, completed=done, total=total, description=escape(item))
 
-    def detail(self, text: str) -> None:
-        """Within a step that takes long: how far it is."""
+    def detail(self, text: str, share: float | None = None) -> None:
+        """Within a step that takes long: how far it is, and the stage with it."""
         text = printable(text)
+        if share is not None:
+            self._pace.tell(share, parts_differ=True)
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=escape(f"{text} ({self._item})"))
         else:
-            self._log(f"{self._item} ({text})")
+            self._log(f"{self._item} ({text}){self._time_left()}")
+
+    def _time_left(self) -> str:
+        """The time left as the end of a line, where it can be told."""
+        left = self._pace.left()
+        return f", about {duration(left)} left" if left else ""
 
     def _log(self, text: str) -> None:
         """A line of progress where there is no terminal, once a minute."""
@@ -160,10 +176,67 @@ class Output:
         self._err.print(f"note: {printable(text)}", markup=False)
 
     def close(self) -> None:
-        """End the progress bar."""
+        """End the stage: its bar goes, and its time stays."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+        if not self._stage:
+            return
+        now = time.monotonic()
+        took, total = now - self._stage_start, now - self._started
+        if self._err.is_terminal:
+            text = f"✓ {self._stage}: {duration(took)} ({duration(total)} so far)"
+            self._err.print(text, style="dim", markup=False)
+        elif took >= EVERY:
+            self._err.print(f"{self._stage}: done in {duration(took)}", markup=False)
+        self._stage = ""
+
+
+class Pace:
+    """How fast a stage goes: the time left is what has passed, times what is left by what is done.
+
+    Work that an interrupted run has done costs no time, so it counts from the first share told.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float] | None = None  # time and share
+        self._share = 0.0
+        self._parts_differ = False
+
+    def tell(self, share: float, parts_differ: bool = False) -> None:
+        """Which share of the stage is done.
+
+        Args:
+            share: 0 to 1; a smaller one than before begins anew.
+            parts_differ: this one counts the work itself, and shares of parts are none from now on.
+        """
+        if self._parts_differ and not parts_differ:
+            return
+        if self._first is None or share < self._share or parts_differ > self._parts_differ:
+            start = time.monotonic()
+            self._first = (start, share)
+        self._share = share
+        self._parts_differ = parts_differ
+
+    def left(self) -> float | None:
+        """Seconds that are left, as far as anyone can tell."""
+        if self._first is None:
+            return None
+        start, before = self._first
+        done = self._share - before
+        return (time.monotonic() - start) * (1 - self._share) / done if done > 0 else None
+
+
+class TimeLeft(ProgressColumn):
+    """The time left of a stage, as a column of its bar."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        super().__init__()
+
+    def render(self, task: Task) -> Text:
+        left = self._pace.left()
+        return Text("" if left is None else f"{duration(left)} left", style="progress.remaining")
 
 
 def _is_figure(cell: str) -> bool:

@@ -38,6 +38,7 @@ from .model import Job
 from .order import Order, default_target, place_order
 from .request import Request, check_request
 from .result import Result
+from .stages import expected_stages
 
 
 def convert(
@@ -168,6 +169,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
 
     # Up to here only headers were read; from here on weights are needed.
     _warn_of_floor(order, report)
+    report.stages(expected_stages(order, smoke))
     order, waves = open_weights(order, report)
     job = order.job
     _tell_cast(job, report)

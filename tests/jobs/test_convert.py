@@ -39,7 +39,9 @@ def on_disk(folder: Path) -> int:
 def test_the_result_loads_in_stock_mlx_lm_within_the_budget(
     make: Maker, tmp_path: Path, model: Any
 ) -> None:
-    result = convert(str(make(model)), "5bpw", tmp_path / "out")
+    notes = Notes()
+    result = convert(str(make(model)), "5bpw", tmp_path / "out", report=notes)
+    assert notes.begun == notes.expected == ["profile", "convert", "verify", "generate"]
     assert result.sentence
     assert result.bytes == on_disk(tmp_path / "out") <= 5 * result.inventory.parameters / 8
 

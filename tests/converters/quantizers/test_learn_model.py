@@ -47,6 +47,10 @@ def test_best_streamed_is_best(
     steps = [f"step {step + 1} of {learn_block.STEPS}" for step in range(learn_block.STEPS)]
     learners = ("block 0", "block 1", "head")
     assert notes.details == [f"{name} learns, {step}" for name in learners for step in steps]
+    shares = [share for share in notes.shares if share is not None]
+    assert shares == sorted(shares)
+    assert (len(shares), shares[-1]) == (len(notes.details), 1.0)
+    assert notes.begun == notes.expected == ["convert", "verify", "refine"]
 
     first, second = (runner.load_runner(path, False).model.layers[1] for path in (whole, streamed))
     for one, two in (

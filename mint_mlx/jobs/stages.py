@@ -1,0 +1,48 @@
+"""Which stages an order goes through, so that each can tell its number when it begins."""
+
+from __future__ import annotations
+
+from ..base.hf_config import HALVES
+from ..converters.quantizers.registry import needs_inputs
+from ..measure.cache import cached_sensitivity
+from ..rules import efforts
+from .measurements import known_profile
+from .order import Order
+
+
+def expected_stages(order: Order, smoke: bool) -> list[str]:
+    """The names of an order's stages, as they are reported one after the other.
+
+    What only the work itself shows (a model without blocks in a chain, too little memory to distil)
+    is expected to go well.
+
+    Args:
+        order: before any work is done.
+        smoke: whether the result writes a sentence.
+    """
+    job = order.job
+    stages = []
+    if not job.source.has_weights and not order.request.low_disk:
+        stages.append("download")
+    if job.source.dtype is not None and not order.request.low_disk:
+        stages.append(f"cast to {job.source.dtype}")
+    if order.fixed_plan is None and known_profile(job, order.sample) is None:
+        stages.append("profile")
+    if order.runs_model:
+        stages += _of_model(order)
+    stages += ["convert", "verify"]
+    if needs_inputs(order.quantizer) and efforts.refines(order.checked.effort, order.quantizer):
+        stages.append("refine")
+    if smoke and order.can_generate:
+        stages.append("generate")
+    return stages
+
+
+def _of_model(order: Order) -> list[str]:
+    """The stages that run the model on its own text."""
+    job = order.job
+    known = order.sensitivity or cached_sensitivity(job.source, job.inventory, order.tokens)
+    stages = [] if known else ["write tokens", "sensitivity"]
+    if any(layer.dtype == HALVES["float16"] for layer in job.inventory.layers):
+        stages.append("look for overflows of float16")
+    return stages
