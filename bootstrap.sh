@@ -16,6 +16,7 @@ with_uv() {
 
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
 
+say "downloads about 90 MB of packages (mlx, mlx-lm, transformers, matplotlib and what they need), once: a minute or two"
 if command -v uv >/dev/null 2>&1; then
     say "installing with uv into $venv"
     with_uv uv

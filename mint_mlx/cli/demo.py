@@ -43,6 +43,10 @@ def run(output: Output, out: Path | None = None) -> None:
     from ..jobs.convert import convert
 
     started = time.monotonic()
+    output.note(
+        "nothing is downloaded: the model (4.6 MB) and the text come with the program; it takes "
+        "about half a minute"
+    )
     with scratch_folder(Kind("a demo", (), {"*": UNMARKED})) as scratch:
         source = scratch / "demo-moe"
         shutil.copytree(MODEL, source)
