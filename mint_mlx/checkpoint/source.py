@@ -87,7 +87,8 @@ class Source:
 
         Where the fingerprint is of samples, it is these very files.
         """
-        return f"{self.fingerprint}-{self.stamp}" if self.sampled else self.fingerprint
+        name = f"{self.fingerprint}-{self.stamp}" if self.sampled else self.fingerprint
+        return name if self.dtype is None else f"{name}-{self.dtype}"
 
 
 def find_model(model: str) -> Path | hub.RepoId:
@@ -348,15 +349,15 @@ def with_nvfp4_kept(source: Source) -> Source:
 
 
 def with_dtype(source: Source, dtype: str) -> Source:
-    """The same source, written in another 16-bit type; errors are others then.
+    """The same source, written in another 16-bit type.
+
+    What was measured by running it holds for both; a profile is of the type that is written.
 
     Args:
         source: the source.
         dtype: a name of HALVES.
     """
-    config = with_stated_dtype(source.config, dtype)
-    structure = _digest([source.structure, dtype])
-    return replace(source, config=config, structure=structure, dtype=dtype)
+    return replace(source, config=with_stated_dtype(source.config, dtype), dtype=dtype)
 
 
 def read_as(source: Source, keep_nvfp4: bool, dtype: str | None) -> Source:

@@ -324,6 +324,7 @@ def _print_sizes(checked: CheckedRequest, output: Output) -> None:
         "--recipe": request.recipe,
         "--objective": request.objective,
         "--effort": request.effort,
+        "--dtype": request.dtype,
     }
     words = [word for name, value in options.items() if value for word in (name, value)]
     usual = "4.5bpw" if "4.5bpw" in [size.label for size in sizes] else sizes[0].label

@@ -16,6 +16,7 @@ from mint_mlx.checkpoint.cast_change import CastChange, cast_change
 from mint_mlx.jobs.convert import convert
 from mint_mlx.jobs.model import prepare
 from mint_mlx.jobs.request import Request, check_request
+from mint_mlx.measure import cache
 
 
 def change(folder: Path, code: str) -> CastChange | None:
@@ -86,3 +87,11 @@ def test_a_type_is_stated_wherever_the_config_states_one() -> None:
         "text_config": {"torch_dtype": "float16", "x": 1},
     }
     assert stated_dtype(with_stated_dtype({}, "float16")) == "F16"
+
+
+def test_a_sensitivity_serves_both_types_and_a_profile_one(make: Maker) -> None:
+    folder = str(make(llama(1)))
+    sources = [prepare(folder, dtype=dtype).source for dtype in (None, "float16", "bfloat16")]
+    assert len({cache.sensitivity_path(source, 1024) for source in sources}) == 1
+    assert len({cache.profile_path(source, {}, "1.0") for source in sources}) == 3
+    assert len({source.identity for source in sources}) == 3
