@@ -146,7 +146,8 @@ def markdown(comparison: Comparison, command: str) -> str:
         "method's, in nats per token, ± standard error over windows; noise floor "
         f"{floor}. A peer is built at its own sizes near the budgets, mint-mlx to the same bytes. "
         "The difference in KL to the best peer is paired by windows, below zero is better. Decode: "
-        "tokens per second of mlx-lm's generation beside uniform 4bit-g64.",
+        "tokens per second of mlx-lm's generation beside uniform 4bit-g64, and the spread of three "
+        "runs; none where that one differs from itself by more than 5 %.",
     ]
 
     head = columns(comparison)

@@ -81,6 +81,8 @@ def test_infinity_is_found_where_it_first_comes_up(overflowing: Path) -> None:
 def test_a_gpu_runs_float16_in_bfloat16_where_that_is_stated(overflowing: Path) -> None:
     runner = load_runner(overflowing)
     assert runner.model.layers[0].mlp.up_proj.weight.dtype == mx.float16
+    asked = load_runner(overflowing, dtype="bfloat16")
+    assert asked.model.layers[0].mlp.up_proj.weight.dtype == mx.bfloat16
     edit_config(overflowing, torch_dtype="bfloat16")
     for streamed in (False, True):
         runner = load_runner(overflowing, streamed)
