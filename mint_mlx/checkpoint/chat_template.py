@@ -74,6 +74,7 @@ def _ask(request: str) -> dict[str, Any]:
     # It finds this package where this process did, whatever lies in the current folder.
     root = Path(__file__).resolve().parents[2]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
     with subprocess.Popen(
         _command(),
         stdin=subprocess.PIPE,

@@ -217,8 +217,8 @@ def fetch_skeleton(repo: RepoId) -> Skeleton:
 def _skeleton_kind(names: Collection[str]) -> Kind:
     """A skeleton's folder: the files of these names, and what huggingface_hub downloads through."""
     noted = Kind("a folder", ("*.metadata", "*.lock", "*.incomplete"))
-    own = (".gitignore", ".gitignore.lock", "CACHEDIR.TAG")
-    hub_cache = Kind("a folder", (), {"huggingface": Kind("a folder", own, {"download": noted})})
+    notes = (".gitignore", ".gitignore.lock", "CACHEDIR.TAG")
+    hub_cache = Kind("a folder", (), {"huggingface": Kind("a folder", notes, {"download": noted})})
     download = Kind("a folder", (), {".cache": hub_cache}, named=lambda folder: names)
     templates = Kind("a folder", (), named=lambda folder: names)
     folders = {DOWNLOAD: download, TEMPLATES: templates}

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import MintError, NeedsWeights, naming
-from ..base.hf_config import config_tables, with_stated_dtype
+from ..base.hf_config import with_stated_dtype
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
 from ..base.targets import check_name
 from ..converters.sources.gguf import original_repo
 from ..converters.sources.layouts import check_tensors
 from . import hub, mlxlm
+from .config_file import check_depth, read_config
 from .config_keys import Brought, adapt, brought, encoded
 from .config_values import check_values
 from .origin import Origin
@@ -29,8 +30,6 @@ from .unread_keys import check_keys
 
 SAMPLE = 4096  # bytes read at the start, middle and end of each tensor for a local fingerprint
 WHOLE = 512_000_000  # a local checkpoint of at most so many bytes is hashed in full
-# The keys of a config from which mlx-lm's model classes take the number of blocks.
-DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_kv_reuse_layers")
 
 
 @dataclass(frozen=True)
@@ -265,81 +264,9 @@ def _read_checked(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Ten
     check_values(config)
     check_keys(config)
     headers = read_folder(folder)
-    _check_depth(config, headers)
+    check_depth(config, headers)
     check_tensors(config, folder, headers)
     return with_own_head(config, folder, headers, mlxlm.bare_model), headers
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as a table.
-
-    Raises:
-        MintError: it is missing or malformed.
-    """
-    path = folder / "config.json"
-    _refuse_adapter(folder)
-    if not path.is_file():
-        kind = " (it is of a diffusion model)" if (folder / "model_index.json").is_file() else ""
-        raise MintError(
-            f"{folder.name} has no config.json{kind}: give the folder of a Hugging Face checkpoint "
-            "of a language model"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError):
-        raise MintError(
-            f"config.json in {folder.name} is not valid JSON: download it again"
-        ) from None
-    if not isinstance(config, dict):
-        raise MintError(f"config.json in {folder.name} is not a table: download it again")
-
-    # The keys that this program and mlx-lm read without a check of their own.
-    for key in ("text_config", "quantization_config", "quantization"):
-        if not isinstance(config.get(key), (dict, type(None))):
-            raise _malformed(folder, key, "a table")
-    names = config.get("architectures") or []
-    if not isinstance(names, (list, str)) or any(not isinstance(name, str) for name in names):
-        raise _malformed(folder, "architectures", "a list of names")
-    text_types = [table.get("model_type") for table in config_tables(config)[1:]]
-    if any(not isinstance(name, (str, type(None))) for name in text_types):
-        raise _malformed(folder, "text_config.model_type", "a name")
-    return config
-
-
-def _refuse_adapter(folder: Path) -> None:
-    """Refuse a folder with the weights of an adapter (LoRA) and none of a model.
-
-    Raises:
-        MintError: with the name of the model that it belongs to where it tells it.
-    """
-    path = folder / "adapter_config.json"
-    if not path.is_file() or any(folder.glob("model*.safetensors")):
-        return
-    try:
-        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (ValueError, RecursionError, AttributeError):
-        base = None
-    of = f" of {base}" if isinstance(base, str) and base else ""
-    raise MintError(
-        f"{folder.name} holds an adapter{of}, not a model: merge it into its model first "
-        "(merge_and_unload of peft, or mlx_lm.fuse), and give the result"
-    )
-
-
-def _malformed(folder: Path, key: str, expected: str) -> MintError:
-    return MintError(f"{key} in {folder.name}'s config.json is not {expected}: download it again")
-
-
-def _check_depth(config: dict[str, Any], headers: dict[str, dict[str, TensorInfo]]) -> None:
-    """Refuse a config with more blocks than tensors: building a million would take all memory."""
-    tensors = sum(map(len, headers.values()))
-    for table in config_tables(config):
-        for key in DEPTHS:
-            if isinstance(table.get(key), (int, float)) and table[key] > tensors:
-                raise MintError(
-                    f"config.json says {key} is {table[key]}, but there are {tensors} tensors: it "
-                    "belongs to another checkpoint, or the download is incomplete"
-                )
 
 
 def with_nvfp4_kept(source: Source) -> Source:

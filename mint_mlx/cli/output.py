@@ -162,8 +162,8 @@ class Output:
 
     def _time_left(self) -> str:
         """The time left as the end of a line, where it can be told."""
-        left = self._pace.left()
-        return f", about {duration(left)} left" if left else ""
+        seconds = self._pace.seconds_left()
+        return f", about {duration(seconds)} left" if seconds else ""
 
     def _log(self, text: str) -> None:
         """A line of progress where there is no terminal, once a minute."""
@@ -218,7 +218,7 @@ class Pace:
         self._share = share
         self._parts_differ = parts_differ
 
-    def left(self) -> float | None:
+    def seconds_left(self) -> float | None:
         """Seconds that are left, as far as anyone can tell."""
         if self._first is None:
             return None
@@ -235,8 +235,9 @@ class TimeLeft(ProgressColumn):
         super().__init__()
 
     def render(self, task: Task) -> Text:
-        left = self._pace.left()
-        return Text("" if left is None else f"{duration(left)} left", style="progress.remaining")
+        seconds = self._pace.seconds_left()
+        text = "" if seconds is None else f"{duration(seconds)} left"
+        return Text(text, style="progress.remaining")
 
 
 def _is_figure(cell: str) -> bool:

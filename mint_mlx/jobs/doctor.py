@@ -19,10 +19,11 @@ from ..base.one_line import one_line
 from ..base.safetensors_header import INDEX, TensorInfo, index_notes, read_folder
 from ..base.units import human
 from ..checkpoint import hub, mlxlm
+from ..checkpoint.config_file import read_config
 from ..checkpoint.config_keys import adapt
 from ..checkpoint.known_differences import known_differences
 from ..checkpoint.layers import Inventory, list_layers
-from ..checkpoint.source import find_model, read_config
+from ..checkpoint.source import find_model
 from ..checkpoint.tokenizer import has_tokenizer
 from ..checkpoint.towers import find_unused, with_towers
 from .findings import (

@@ -110,6 +110,7 @@ def _from_arrays(head: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Sens
         if name.endswith(".scale")
     }
     embedding = matrices.pop("embedding", None)
+
     trace = {
         schema.text(layer): schema.check_array(
             arrays[f"trace.{i}"], schema.FLOAT, (None,), 0, LARGEST
@@ -119,6 +120,7 @@ def _from_arrays(head: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Sens
     shares = {layer: schema.number(share, 0, 2) for layer, share in head["left"].items()}
     if not tokens.size or not trace or not shares.keys() <= trace.keys():
         raise ValueError("it is empty, or names layers that it doesn't follow")
+
     return Sensitivity(
         origin=origin_from(head, None),
         tokens=tokens.astype(np.int32),

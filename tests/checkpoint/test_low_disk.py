@@ -14,7 +14,8 @@ from mlx.utils import tree_flatten
 from released import FAMILIES, known, released
 
 from mint_mlx.checkpoint import hub, low_disk
-from mint_mlx.checkpoint.source import open_model, read_config
+from mint_mlx.checkpoint.config_file import read_config
+from mint_mlx.checkpoint.source import open_model
 from mint_mlx.jobs import convert
 from mint_mlx.jobs.model import prepare
 

@@ -13,8 +13,9 @@ from helpers import Maker, Weights, edit_config, edit_weights, llama
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.safetensors_header import read_folder, read_header
 from mint_mlx.checkpoint import hub, source
+from mint_mlx.checkpoint.config_file import read_config
 from mint_mlx.checkpoint.mlxlm import bare_model, build_model
-from mint_mlx.checkpoint.source import load_source, read_config
+from mint_mlx.checkpoint.source import load_source
 from mint_mlx.checkpoint.tied_head import SAMPLE, with_own_head
 from mint_mlx.jobs.convert import convert
 

@@ -93,16 +93,16 @@ def test_the_time_left_is_what_passed_times_what_is_left_over_what_is_done(
     clock: list[float],
 ) -> None:
     pace = Pace()
-    assert pace.left() is None
+    assert pace.seconds_left() is None
     pace.tell(0.0)
     clock[0] = 30.0
-    assert pace.left() is None
+    assert pace.seconds_left() is None
     pace.tell(0.25)
-    assert pace.left() == 90.0
+    assert pace.seconds_left() == 90.0
     clock[0] = 40.0  # nothing came since: it is slower than it looked
-    assert pace.left() == 120.0
+    assert pace.seconds_left() == 120.0
     pace.tell(1.0)
-    assert pace.left() == 0.0
+    assert pace.seconds_left() == 0.0
 
 
 def test_what_an_interrupted_run_has_done_cost_no_time(clock: list[float]) -> None:
@@ -110,7 +110,7 @@ def test_what_an_interrupted_run_has_done_cost_no_time(clock: list[float]) -> No
     pace.tell(0.5)
     clock[0] = 10.0
     pace.tell(0.75)
-    assert pace.left() == 10.0
+    assert pace.seconds_left() == 10.0
 
 
 def test_learning_steps_are_what_counts_where_parts_differ(clock: list[float]) -> None:
@@ -121,4 +121,4 @@ def test_learning_steps_are_what_counts_where_parts_differ(clock: list[float]) -
         clock[0] = float(second)
         pace.tell(second / 200, parts_differ=True)
     pace.tell(0.9)  # layers that are written: no work
-    assert pace.left() == pytest.approx(100.0, rel=0.03)
+    assert pace.seconds_left() == pytest.approx(100.0, rel=0.03)
