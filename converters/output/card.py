@@ -70,12 +70,18 @@ def model_card(
         **licence,
     }
     if is_on_hub:
-        data |= {"base_model": source_name, "base_model_relation": "quantized"}
+        data["base_model"] = source_name
+    quantized = any(config.quantized for config in plan.choice.values())
+    if is_on_hub and quantized:
+        data["base_model_relation"] = "quantized"
 
     link = f"[{source_name}](https://huggingface.co/{source_name})" if is_on_hub else source_name
     revision = f" at revision `{plan.origin.revision}`" if plan.origin.revision else ""
     saw_text = needs_sensitivity(plan.objective) or needs_inputs(plan.quantizer)
     seen = EFFORTS["balanced" if saw_text else "fast"].sees
+    made = f"quantized with mint-mlx without calibration data: it saw {seen}"
+    if not quantized:
+        made = "written in 16 bits by mint-mlx"
 
     bits = total * 8 / inventory.parameters
     active = inventory.active_bytes(plan.choice)
@@ -96,7 +102,7 @@ def model_card(
 
 # {name}
 
-{link}{revision}, quantized with mint-mlx without calibration data: it saw {seen}.
+{link}{revision}, {made}.
 
 - size: {both(total)}, {bits:.2f} bits per weight over {count(inventory.parameters)} parameters
 - read per token when decoding: {both(active)}, {ratio:.2f}x of uniform 4bit-g64

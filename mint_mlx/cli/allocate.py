@@ -74,7 +74,6 @@ def allocate(
 
     from ..allocation.plan_file import plan_text
     from ..jobs import steps
-    from ..rules.efforts import band
 
     allocation = steps.allocate(
         profile,
@@ -102,7 +101,7 @@ def allocate(
             "objective": plan.objective,
             "loss": plan.loss,
             "expected_kl": allocation.expected_kl,
-            "expected_kl_band": band(allocation.expected_kl),
+            "expected_kl_band": allocation.expected_kl_band,
             "gap": plan.gap,
             "plan": str(out) if out else None,
             "layers": {path: str(config) for path, config in plan.choice.items()},

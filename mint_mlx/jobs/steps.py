@@ -154,6 +154,11 @@ class Allocation:
         plan = self.plan
         return efforts.expected_kl(plan.objective, plan.quantizer, plan.loss)
 
+    @property
+    def expected_kl_band(self) -> tuple[float, float] | None:
+        """The lowest and the highest true KL that it stands for (rules/efforts.py)."""
+        return efforts.band(self.expected_kl)
+
     def __repr__(self) -> str:
         return one_line(
             self,

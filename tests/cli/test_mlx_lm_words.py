@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from helpers import Cli
+from helpers import Cli, Maker, llama
 
 from mint_mlx.base.errors import UsageError
 from mint_mlx.cli.mlx_lm_words import own_words
@@ -50,3 +52,16 @@ def test_notes_say_how_words_were_read(cli: Cli) -> None:
     assert "--trust-remote-code has no effect" in ran.err
     assert ran.err.splitlines()[-1].startswith("error: nowhere does not exist")
     assert "--hf-path" not in cli("convert", "--help").out
+
+
+def test_16_bits_in_another_type(cli: Cli, make: Maker, tmp_path: Path) -> None:
+    """`-d` and `--dtype` as mlx-lm's users give them, and a card that says what was done."""
+    out = tmp_path / "out"
+    words = ("--hf-path", make(llama(1)), "--mlx-path", out, "-d", "--dtype", "float16")
+    ran = cli("convert", *words, "--base-model", "org/tiny", "--no-smoke")
+    assert ran.code == 0, ran.err
+    assert "--dtype float16 changes" in ran.err
+    card = (out / "README.md").read_text()
+    assert "written in 16 bits by mint-mlx" in card
+    assert "base_model: org/tiny" in card
+    assert "base_model_relation" not in card
