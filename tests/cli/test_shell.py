@@ -51,9 +51,11 @@ def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
     assert int(ran.stdout) > 2
 
 
-# Says when the module is there, then waits as a slow import would.
+# Says when the module is there, then waits as a slow import would. Tests that run in the background
+# of a script ignore Ctrl-C, and their processes inherit that.
 WAITING = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from mint_mlx import __main__
 class Slow:
     def find_spec(self, name, *more):
