@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-from .remove import PARTIAL, move, remove_file
+from .remove import PARTIAL, UNFINISHED, move, remove_file
+from .side_files import matches
 
 PLAN_FILE = "mint-plan.yaml"  # in every checkpoint that we wrote
 REFINED_FILE = "mint-refined.json"  # in every checkpoint that we refined
@@ -24,28 +26,48 @@ MARK = "A folder of mint-mlx.\n"  # in that file: the folder may be emptied
 def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary file beside `path` that replaces it at the end; a failure leaves nothing.
 
-    The temporary name ends as `path` does, since some writers choose the format by the ending or
-    append it.
+    What a killed process left of an earlier attempt at the same path is deleted. The temporary name
+    ends as `path` does, since some writers choose the format by the ending or append it.
     """
-    partial = path.with_name(f".{uuid4().hex}{PARTIAL}{path.suffix}")
+    key = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
+    _remove_abandoned(path, key)
+    partial = path.with_name(f".{key}{uuid4().hex[:16]}{PARTIAL}{path.suffix}")
     try:
-        yield partial
+        with partial.open("a") as file:
+            _lock(file)
+            yield partial
 
-        # safetensors makes its files readable by their owner only: apply the user's umask instead.
-        mask = os.umask(0o022)
-        os.umask(mask)
-        partial.chmod(0o666 & ~mask)
+        # Some writers put a new file in its place, which is not locked yet.
+        with partial.open("a") as file:
+            _lock(file)
 
-        sync(partial)
-        move(partial, path)
+            # safetensors makes its files readable by their owner only: apply the user's umask.
+            mask = os.umask(0o022)
+            os.umask(mask)
+            partial.chmod(0o666 & ~mask)
+
+            os.fsync(file.fileno())
+            move(partial, path)
     finally:
         remove_file(partial)
 
 
-def sync(path: Path) -> None:
-    """Flush a file to the disk, so that no crash leaves its name without its data."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _remove_abandoned(path: Path, key: str) -> None:
+    """Delete temporary files for `path`, whose names begin with `key`, that no process has open."""
+    for other in path.parent.iterdir():
+        name = other.name
+        if name.startswith(f".{key}") and matches(name, (UNFINISHED,)) and _is_abandoned(other):
+            remove_file(other)
+
+
+def _is_abandoned(partial: Path) -> bool:
+    """Whether the process that wrote a temporary file has ended, as far as a lock can tell."""
+    try:
+        with partial.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # locked, finished meanwhile, another user's, or on a system without locks
+        return False
+    return True
 
 
 @contextmanager
