@@ -24,7 +24,12 @@ FAULTS = {"GatedRepo": 403, "RepoNotFound": 404, "RevisionNotFound": 404}
 
 @dataclass
 class FakeHub:
-    """What the server holds, and the bytes that it has sent of each file."""
+    """What the server holds, and the bytes that it has sent of each file.
+
+    Attributes:
+        killed_at: a file, and which of its downloads: the process that `run` started is killed in
+            the middle of it.
+    """
 
     folder: Path
     fault: str | None = None
@@ -32,6 +37,9 @@ class FakeHub:
     bytes_sent: dict[str, int] = field(default_factory=dict)
     url: str = ""
     home: Path = Path()
+    killed_at: tuple[str, int] | None = None
+    downloads: dict[str, int] = field(default_factory=dict)
+    process: subprocess.Popen[str] | None = None
 
     def fill_cache(self) -> Path:
         """Fill the cache as a whole download would; returns the snapshot."""
@@ -51,15 +59,16 @@ class FakeHub:
         }
         if args[0] == "convert" and "--plan" not in args:
             args = (*args, "--effort", "fast")
-        return subprocess.run(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "mint_mlx", *args],
             env={**os.environ, **settings, **env},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             cwd=self.home,
-            timeout=120,
-            check=False,
         )
+        out, err = self.process.communicate(timeout=120)
+        return subprocess.CompletedProcess(args, self.process.returncode, out, err)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -137,11 +146,22 @@ class Handler(BaseHTTPRequestHandler):
         if body:
             sent = self.hub.bytes_sent
             sent[file.name] = sent.get(file.name, 0) + len(data)
-        self.reply(code, data, headers, body)
+        downloads = self.hub.downloads
+        if body and not wanted:
+            downloads[file.name] = downloads.get(file.name, 0) + 1
+        if body and not wanted and self.hub.killed_at == (file.name, downloads[file.name]):
+            assert self.hub.process is not None
+            self.reply(code, data[: len(data) // 2], headers, body, len(data))
+            self.wfile.flush()
+            self.hub.process.kill()
+        else:
+            self.reply(code, data, headers, body)
 
-    def reply(self, code: int, data: bytes, headers: dict[str, str], body: bool) -> None:
+    def reply(
+        self, code: int, data: bytes, headers: dict[str, str], body: bool, size: int | None = None
+    ) -> None:
         self.send_response(code)
-        for key, value in {**headers, "Content-Length": str(len(data))}.items():
+        for key, value in {**headers, "Content-Length": str(size or len(data))}.items():
             self.send_header(key, value)
         self.end_headers()
         if body:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from fake_hub import COMMIT, FakeHub
+
+from mint_mlx.checkpoint.hub import RepoId, cached
+from mint_mlx.jobs.convert import convert
 
 
 def weights_sent(hub: FakeHub) -> int:
@@ -128,3 +132,43 @@ def test_a_half_downloaded_model_is_one_sentence(hub: FakeHub) -> None:
     assert done.returncode == 1, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "not complete in the local cache" in done.stderr
+
+
+def test_a_cache_without_refs_serves_who_names_the_commit(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = hub.fill_cache()
+    (snapshot.parents[1] / "refs" / "main").unlink()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub.home / "hub"))
+    assert cached(RepoId("org/tiny", None)) is None
+    assert cached(RepoId("org/tiny", COMMIT)) == snapshot
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "download"), [((), 1), (("--low-disk",), 1), (("--low-disk",), 2)]
+)
+def test_a_killed_download_goes_on(
+    hub: FakeHub, tmp_path: Path, options: tuple[str, ...], download: int
+) -> None:
+    shards = sorted(f.name for f in hub.folder.glob("*.safetensors"))
+    out = tmp_path / "out"
+    command = ("convert", "org/tiny", "--budget", "5bpw", "--no-smoke", *options, "-o", str(out))
+    hub.killed_at = (shards[1], download)
+    killed = hub.run(*command)
+    assert killed.returncode == -9, killed.stderr
+    assert not out.exists()
+
+    # What was downloaded whole is not downloaded again, unless it was dropped after its use.
+    hub.killed_at = None
+    hub.downloads.clear()
+    again = hub.run(*command)
+    assert again.returncode == 0, again.stderr
+    at_most = (3 - download) if options else 1
+    assert max(hub.downloads.get(name, 0) for name in shards) <= at_most
+    assert options or shards[0] not in hub.downloads
+    assert not list(tmp_path.glob("out.*"))
+
+    convert(str(hub.folder), "5bpw", tmp_path / "whole", smoke=False)
+    for name in ("model.safetensors", "config.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
