@@ -10,6 +10,7 @@ from mlx.utils import tree_flatten
 from ...allocation.plan import Plan
 from ...base.errors import NOT_FINITE, MintError
 from ...base.quant_config import KEEP
+from ...base.safetensors_header import read_header
 from ...checkpoint import mlxlm
 from ...checkpoint.layers import MLX_DTYPES, Inventory
 from ...checkpoint.layout import Layout
@@ -103,13 +104,42 @@ def verify_bytes(folder: Path, layout: Layout, hashes: Mapping[str, str]) -> Non
     for shard, name in enumerate(layout.names):
         with (folder / name).open("rb") as file:
             for tensor, place in layout.tensors.items():
-                if place.shard != shard:
-                    continue
-                if hash_of(file.fileno(), place.offset, place.spec.nbytes) != hashes[tensor]:
-                    raise MintError(
-                        f"{tensor} in {folder / name} is not what was written: run the same "
-                        "command again, and check the disk if that happens twice"
-                    )
+                if place.shard == shard:
+                    actual = hash_of(file.fileno(), place.offset, place.spec.nbytes)
+                    _check_hash(tensor, folder / name, actual, hashes[tensor])
+
+
+def verify_copy(folder: Path, original: Path, replaced: Mapping[str, str]) -> None:
+    """Read every tensor of a changed copy back and compare it with the original's.
+
+    Args:
+        folder: the copy.
+        original: the checkpoint that it was copied from.
+        replaced: SHA-256 of each tensor that was written in place of the original's, by name.
+
+    Raises:
+        VerificationError: a shard's header differs from the original's.
+        MintError: the disk holds other bytes.
+    """
+    for shard in sorted(original.glob("*.safetensors")):
+        copy = folder / shard.name
+        table, start = read_header(shard)
+        if read_header(copy) != (table, start):
+            raise VerificationError(f"the header of {copy} is not that of {shard}")
+        with shard.open("rb") as before, copy.open("rb") as after:
+            for tensor, info in table.items():
+                place = (start + info.start, info.end - info.start)
+                wanted = replaced.get(tensor) or hash_of(before.fileno(), *place)
+                _check_hash(tensor, copy, hash_of(after.fileno(), *place), wanted)
+
+
+def _check_hash(tensor: str, file: Path, actual: str, wanted: str) -> None:
+    """Refuse a tensor that is not what was written (a MintError)."""
+    if actual != wanted:
+        raise MintError(
+            f"{tensor} in {file} is not what was written: run the same command again, and check "
+            "the disk if that happens twice"
+        )
 
 
 def verify_values(

@@ -21,7 +21,9 @@ from ..checkpoint import mlxlm
 from ..checkpoint.source import Source, load_source
 from ..converters.output.card import refined_card
 from ..converters.output.copied import copied
+from ..converters.output.refined import hashes_of
 from ..converters.output.replace_tensors import replace_tensors
+from ..converters.output.verify import verify_copy
 from ..converters.quantizers.distil import TOKENS as STEP_TOKENS
 from ..converters.quantizers.distil import Refined, can_refine, refine_own
 from ..measure import cache
@@ -73,8 +75,8 @@ def refine(
         report: receives progress.
 
     Raises:
-        MintError: an input is wrong, the checkpoint doesn't fit in memory, or nothing was gained;
-            nothing is written then.
+        MintError: an input is wrong, the checkpoint doesn't fit in memory, nothing was gained, or
+            the disk holds other bytes than were written; nothing is left then.
     """
     report = report or Silent()
 
@@ -98,6 +100,7 @@ def refine(
                 "was written"
             )
         replace_tensors(work, refined.tensors)
+        verify_copy(work, given.path, hashes_of(refined.tensors))
         mlxlm.build_model(work)
         _write_facts(work, target.name, job.source.name, refined)
     return Refinement(target, refined.before, refined.after)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
 from mint_mlx.base.errors import MintError
+from mint_mlx.converters.output.refined import hashes_of
 from mint_mlx.converters.output.replace_tensors import replace_tensors
+from mint_mlx.converters.output.verify import verify_copy
 
 NAMES = ("a.scales", "a.biases", "b.scales")
 
@@ -49,3 +52,18 @@ def test_a_tensor_of_another_form_is_refused_and_nothing_is_changed(folder: Path
     with pytest.raises(MintError, match=r"a\.scales takes 16 bytes"):
         replace_tensors(folder, {"a.scales": mx.zeros((2, 4), mx.float32)})
     assert values(folder) == {"a.scales": 0, "a.biases": 1, "b.scales": 2}
+
+
+def test_a_copy_that_is_read_back_differently_is_noticed(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("copy"))
+    new = {"a.biases": mx.full((2, 4), 7, mx.bfloat16)}
+    replace_tensors(copy, new)
+    verify_copy(copy, folder, hashes_of(new))
+
+    # A changed tensor, and one that nothing was to change.
+    with pytest.raises(MintError, match=r"a\.biases .* is not what was written"):
+        verify_copy(copy, folder, {})
+    replace_tensors(copy, {"b.scales": mx.zeros((2, 4), mx.bfloat16)})
+    with pytest.raises(MintError, match=r"b\.scales .* is not what was written"):
+        verify_copy(copy, folder, hashes_of(new))
