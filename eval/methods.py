@@ -17,6 +17,7 @@ from ..base.report import Report
 from ..base.units import both, parse_budget
 from ..checkpoint.source import Source
 from ..converters.output import write
+from ..converters.output.conversion import Conversion
 from ..converters.quantizers.memory_estimate import check_room
 from ..converters.quantizers.registry import find_quantizer, needs_inputs
 from ..jobs import measurements
@@ -218,7 +219,7 @@ def _write(
     if refine and not can_refine(job.inventory, plan.choice):
         report.note(NO_ROOM)
         refine = False
-    conversion = write.Conversion(
+    conversion = Conversion(
         job.source,
         job.inventory,
         plan,

@@ -28,8 +28,9 @@ from ..base.side_files import code_files
 from ..checkpoint.layers import Inventory
 from ..checkpoint.source import Source, open_model
 from ..checkpoint.tokenizer import encode, load_tokenizer
+from ..converters.output.conversion import Conversion
 from ..converters.output.small_files import copy_small_files
-from ..converters.output.write import Conversion, write
+from ..converters.output.write import write
 from ..measure.sensitivity import Sensitivity, TokenWeights
 from ..runtime.cpu_ops import dense_products
 from .protocol import context_of

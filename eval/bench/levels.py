@@ -111,7 +111,8 @@ def _sensitivity_file(model: Path, count: int) -> Path:
 def _feedback(model: Path, count: int) -> dict[str, float]:
     from mint_mlx.allocation.allocate import uniform
     from mint_mlx.base.quant_config import QuantConfig
-    from mint_mlx.converters.output.write import Conversion, write
+    from mint_mlx.converters.output.conversion import Conversion
+    from mint_mlx.converters.output.write import write
     from mint_mlx.jobs.model import prepare
     from mint_mlx.measure.sensitivity_file import load_sensitivity
     from mint_mlx.rules.efforts import EFFORTS

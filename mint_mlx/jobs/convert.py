@@ -22,7 +22,8 @@ from ..checkpoint.cast_change import cast_change
 from ..checkpoint.low_disk import Waves, at_once, shard_by_shard
 from ..checkpoint.source import load_source, read_as
 from ..converters.output.card_facts import guess_base
-from ..converters.output.write import Artifacts, Conversion, write
+from ..converters.output.conversion import Artifacts, Conversion
+from ..converters.output.write import write
 from ..converters.quantizers.distil import NO_ROOM, can_refine
 from ..converters.quantizers.registry import needs_inputs
 from ..measure.grid import describe

@@ -176,8 +176,8 @@ def then_stop(function: Callable[..., Any]) -> Callable[..., None]:
 
 # What is replaced, and by what: stopped before or after it.
 INTERRUPTIONS = {
-    "refining": (f"{DISTIL}.predict", stop),
-    "distilling": (f"{DISTIL}._note", then_stop(distil._note)),
+    "refining": (f"{QUANTIZERS}.predictions.predict", stop),
+    "distilling": (f"{DISTIL}.write_note", then_stop(distil.write_note)),
     "rewriting": (REPLACE, stop),
     "verifying": (REPLACE, then_stop(replace_tensors)),
     "crashed": (REPLACE, then_stop(replace_tensors)),
@@ -218,7 +218,7 @@ def test_an_interruption_at_the_end_of_best_loses_nothing(
 
     if when == "distilling":
         monkeypatch.setattr(f"{DISTIL}.predict", stop)
-        monkeypatch.setattr(f"{DISTIL}._note", record)
+        monkeypatch.setattr(f"{DISTIL}.write_note", record)
 
     convert(folder, "5bpw", tmp_path / "out", effort="best", smoke=False)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]

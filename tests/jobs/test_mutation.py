@@ -28,7 +28,8 @@ from mint_mlx.base.checksum import DamagedFile, if_sound, with_checksum
 from mint_mlx.base.errors import MintError, explain
 from mint_mlx.converters.output.refined import REFINED, read_refined
 from mint_mlx.converters.output.shard_writer import Writer
-from mint_mlx.converters.quantizers import distil
+from mint_mlx.converters.quantizers.distil_note import read_note
+from mint_mlx.converters.quantizers.predictions import read_targets
 from mint_mlx.eval import build, chat, compare
 from mint_mlx.eval.protocol import Windows
 from mint_mlx.eval.reference import About, Predictions, Reference, predict
@@ -269,11 +270,10 @@ def work_targets(sound: Sound) -> dict[str, Target]:
 
     def read_all(path: Path) -> Any:
         tensors = read_refined(path, layout)
-        note = if_sound(
-            path / "scratch-n.safetensors", lambda file: distil._read_note(file, offsets, 9)
-        )
+        note = if_sound(path / "scratch-n.safetensors", lambda file: read_note(file, offsets, 9))
         targets = if_sound(
-            path / "scratch-targets.safetensors", lambda file: distil._read_targets(file, TOKENS)
+            path / "scratch-targets.safetensors",
+            lambda file: read_targets(file, TOKENS),
         )
         return (
             tensors and {n: a.astype(mx.float32).tolist() for n, a in tensors.items()},
