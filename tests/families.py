@@ -83,12 +83,13 @@ YARN = {
     "beta_fast": 32,
     "beta_slow": 1,
 }
+KINDS = ("sliding_attention", "full_attention")
 MAMBA = {"mamba_d_conv": 4, "mamba_d_state": 16, "mamba_expand": 2}
 
 # What a family needs besides.
 FAMILIES: dict[str, dict[str, Any]] = {
     "Klear": {},
-    "afmoe": {"layer_types": SLIDING},
+    "afmoe": {"layer_types": SLIDING, "route_scale": 2.826, "mup_enabled": True},
     "bailing_hybrid": {"layer_group_size": 2, "group_norm_size": 1},
     "bailing_moe": {},
     "bailing_moe_linear": {"layer_group_size": 2, "group_norm_size": 1},
@@ -121,6 +122,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_global_key_value_heads": 2,
         "hidden_size_per_layer_input": 0,
         "num_kv_shared_layers": 0,
+        "final_logit_softcapping": 30.0,
     },
     "gpt_oss": {},
     "granitemoe": {},
@@ -133,6 +135,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "mamba_conv_bias": True,
         **MAMBA,
         "mamba_expand": 1,
+        "position_embedding_type": "rope",
+        "time_step_limit": [0.001, 100.0],
     },
     "hunyuan": {
         "moe_topk": 2,
@@ -159,8 +163,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "short_conv_kernel_size": 4,
         },
         "model_max_length": 128,
+        "num_experts_per_token": 2,
     },
-    "laguna": {},
+    "laguna": {"rope_parameters": {kind: {"rope_theta": 1e4} for kind in KINDS}},
     "lfm2_moe": {
         "use_expert_bias": True,
         "num_dense_layers": 1,
@@ -182,15 +187,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "mellum": {
         "layer_types": SLIDING,
-        "rope_parameters": {
-            kind: {"rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")
-        },
+        "rope_parameters": {kind: {"rope_theta": 1e4} for kind in KINDS},
     },
     "mimo_v2_flash": {
         "hybrid_layer_pattern": [0, 1, 0, 1],
         "add_swa_attention_sink_bias": True,
         "add_full_attention_sink_bias": False,
         "sliding_window_size": 32,
+        "attention_value_scale": 0.707,
         "layernorm_epsilon": 1e-5,
         "swa_rope_theta": 1e4,
         "swa_num_attention_heads": 4,
@@ -302,6 +306,14 @@ SCALED: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
         "head_dim": 16,
         "tie_word_embeddings": False,
+        "attention_out_multiplier": 0.9375,
+        "key_multiplier": 0.390625,
+        "lm_head_multiplier": 0.0390625,
+        "mamba_norm_before_gate": False,
+        "mlp_multipliers": [0.88, 0.586],
+        "ssm_in_multiplier": 1.25,
+        "ssm_multipliers": [0.354, 0.25, 0.354, 0.5, 0.354],
+        "ssm_out_multiplier": 0.236,
     },
     "cohere2": {"sliding_window_pattern": 2, "logit_scale": 1.0},
 }

@@ -19,7 +19,9 @@ from typing import Any
 
 from ..base.errors import MintError
 from ..base.hf_config import edit_text_config, text_config
+from .family_defaults import family_defaults
 from .family_keys import family_keys
+from .key_names import ALIASES
 from .layer_types import layer_type_keys
 from .model_classes import REQUIRED, ModelClass, is_known, model_class, text_class
 from .rope_keys import rope_keys
@@ -30,32 +32,6 @@ TAGGED = "__float__"  # how transformers writes numbers that JSON has no words f
 
 # The exceptions that values of unexpected types lead to.
 MALFORMED = (TypeError, ValueError, AttributeError, KeyError, ArithmeticError)
-
-# Names of the same quantity in the configs of different families and releases.
-ALIASES = (
-    ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
-    (
-        "num_experts_per_tok",
-        "num_experts_per_token",
-        "moe_topk",
-        "moe_top_k",
-        "moe_k",
-        "top_k_experts",
-    ),
-    ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts"),
-    ("n_group", "num_expert_group"),
-    ("norm_topk_prob", "moe_renormalize", "norm_expert_weight", "route_norm"),
-    ("routed_scaling_factor", "moe_router_scaling_factor"),
-    (
-        "scoring_func",
-        "score_function",
-        "score_func",
-        "moe_router_activation_func",
-        "moe_router_score_func",
-    ),
-    ("rms_norm_eps", "layernorm_epsilon", "layer_norm_epsilon", "layer_norm_eps", "norm_eps"),
-    ("num_hidden_layers", "num_layers", "n_layers", "n_layer"),
-)
 
 
 def adapt(config: Table) -> Table:
@@ -83,16 +59,23 @@ class Brought:
         value: that it has now.
         otherwise: what the class would have taken; REQUIRED where it couldn't have been made.
         reader: the class's name.
+        left_out: whether config.json doesn't say it, and transformers fills it in.
     """
 
     key: str
     value: Any
     otherwise: Any
     reader: str
+    left_out: bool = False
 
     def __str__(self) -> str:
         if self.key == "model_type":
             return f"says another model_type than {self.value}, which mlx-lm has a class for"
+        if self.left_out:
+            return (
+                f"leaves out {self.key}, which is {_short(self.value)} in transformers and "
+                f"{_short(self.otherwise)} in mlx-lm's class {self.reader}"
+            )
         stand_in = "can't do without"
         if self.otherwise is None:
             stand_in = "would take none"
@@ -113,8 +96,11 @@ def brought(config: Table) -> tuple[Brought, ...]:
     if adapted.get("model_type") != config.get("model_type"):
         return (Brought("model_type", adapted["model_type"], REQUIRED, reader.name),)
     before, after = text_config(config), text_config(adapted)
+    filled_in = family_defaults(before, reader)
     changes = [
-        Brought(key, value, before.get(key, reader.defaults.get(key)), reader.name)
+        Brought(
+            key, value, before.get(key, reader.defaults.get(key)), reader.name, key in filled_in
+        )
         for key, value in after.items()
         if value != before.get(key, reader.defaults.get(key))
     ]
@@ -192,6 +178,7 @@ RULES: tuple[Callable[[Table, ModelClass], Table], ...] = (
     rope_keys,
     layer_type_keys,
     family_keys,
+    family_defaults,
 )
 
 

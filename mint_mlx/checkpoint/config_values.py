@@ -11,7 +11,7 @@ from typing import Any
 
 from ..base.errors import MintError
 from ..base.hf_config import config_tables, text_config
-from .config_keys import ALIASES
+from .key_names import ALIASES
 from .model_classes import text_class
 
 Table = dict[str, Any]

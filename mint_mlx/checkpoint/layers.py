@@ -105,7 +105,8 @@ class Layer:
             return f"only codes that a source holds stay {config}: mint-mlx makes none"
         if self.keep:
             return self.keep
-        if config.bits < self.floor:
+        # What a source stores below the floor has lost it already: more bits bring nothing back.
+        if config.bits < self.floor and config != self.stored:
             return f"a {self.role.replace('_', ' ')} needs {self.floor} bits or more"
         return None
 

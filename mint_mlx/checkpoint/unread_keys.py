@@ -14,8 +14,9 @@ from typing import Any
 
 from ..base.errors import MintError
 from ..base.hf_config import text_config
-from .config_keys import ALIASES, MALFORMED
+from .config_keys import MALFORMED
 from .family_keys import full_attention_heads
+from .key_names import ALIASES
 from .layer_types import period
 from .model_classes import ModelClass, text_class
 from .rope_keys import FACTOR, LOCAL_THETA, THETA

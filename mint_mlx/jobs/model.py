@@ -103,12 +103,16 @@ def note_source(job: Job, report: Report) -> None:
         report.note(text)
     name = job.source.name
     changes = brought_keys(job.source)
-    if changes:
+    elsewhere = [change.key for change in changes if not change.left_out]
+    if elsewhere:
         report.note(
-            f"config.json of {name} says {', '.join(change.key for change in changes)} where "
-            f"mlx-lm's class {changes[0].reader} does not look (transformers 5 writes it so): the "
-            "result's config.json says it where both do"
+            f"config.json of {name} says {', '.join(elsewhere)} where mlx-lm's class "
+            f"{changes[0].reader} does not look (transformers 5 writes it so): the result's "
+            "config.json says it where both do"
         )
+    for change in changes:
+        if change.left_out:
+            report.note(f"config.json of {name} {change}: the result's says it")
     for difference in known_differences(job.source.config):
         report.note(f"known difference: {difference}")
     source = job.source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,6 +13,7 @@ from helpers import Maker, llama, mixtral, qwen3_moe
 from mint_mlx.base.quant_config import KEEP, QuantConfig
 from mint_mlx.checkpoint.layers import Inventory, Layer, list_layers
 from mint_mlx.checkpoint.source import load_source, open_model
+from mint_mlx.rules.recipes import candidates, find_recipe
 
 
 def inventory(folder: Path) -> Inventory:
@@ -43,6 +45,11 @@ def test_a_router_is_never_below_8_bits_even_where_its_class_does_not_care(make:
     assert (router.role, router.floor) == ("router", 8)
     assert router.objection(QuantConfig(6, 64))
     assert not router.objection(QuantConfig(8, 128))
+
+    # What the source stores with fewer stays: more bits bring nothing back.
+    poor = replace(router, stored=QuantConfig(3, 64))
+    assert candidates(poor, find_recipe("mixtral", {})) == (QuantConfig(3, 64),)
+    assert poor.objection(QuantConfig(3, 32))
 
 
 def test_a_gate_whose_outputs_are_not_a_multiple_of_8_stays(make: Maker) -> None:

@@ -1,0 +1,154 @@
+"""Keys that a config leaves out mean what transformers' class of the family fills in."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from families import config_of
+from helpers import OLD_MLX_LM
+
+from mint_mlx.base.errors import MintError
+from mint_mlx.base.hf_config import text_config
+from mint_mlx.checkpoint.config_keys import adapt, brought
+from mint_mlx.checkpoint.family_defaults import DEFAULTS, UNSETTLED_THETA
+from mint_mlx.checkpoint.model_classes import REQUIRED, is_known, model_class
+from mint_mlx.checkpoint.unread_keys import COUNTED, HARMLESS, check_keys
+
+pytestmark = pytest.mark.skipif(OLD_MLX_LM, reason="its classes have other defaults")
+# Keys that count without a word that says so, and keys that the shapes of tensors tell.
+MORE = {"mup_enabled", "mamba_norm_before_gate", "time_step_limit"}
+SHAPES = {
+    "attention_bias",
+    "moe_num_shared_experts",
+    "moe_shared_expert_intermediate_size",
+    "n_routed_experts",
+    "n_shared_experts",
+    "num_experts",
+    "num_local_experts",
+    "num_shared_experts",
+}
+# What a class derives itself where the key is left out, or never reads.
+DERIVED = {
+    ("deepseek_v2", "topk_method"),
+    ("glm_moe_dsa", "rope_theta"),
+    ("mistral4", "rope_interleave"),
+    ("nemotron_h", "time_step_limit"),
+    ("smollm3", "no_rope_layers"),
+}
+# mlx-lm fails without them, or has the default of the release's own class.
+OTHERS = {
+    ("granitemoehybrid", "num_experts_per_tok"),
+    *(("nemotron_h", key) for key in ("n_group", "topk_group", "num_experts_per_tok")),
+    *(("nemotron_h", key) for key in ("norm_topk_prob", "routed_scaling_factor")),
+    ("step3p5", "moe_router_scaling_factor"),
+}
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 96,
+}
+
+
+def in_transformers(family: str) -> dict[str, Any]:
+    """The defaults of transformers' class of a text model, by mlx-lm's keys."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    stated = CONFIG_MAPPING[family]().to_dict()
+    stated = stated.get("text_config", stated) | {"model_type": family}
+    positions = stated.get("rope_parameters") or {}
+    adapted = text_config(adapt(stated))
+    if "full_attention" not in positions:
+        apart = ("rope_theta", "partial_rotary_factor")
+        stated |= {key: positions[key] for key in apart if key in positions}
+        stated["rope_scaling"] = {k: v for k, v in positions.items() if k != "rope_theta"}
+    return stated | adapted
+
+
+@pytest.mark.parametrize("family", DEFAULTS)
+def test_the_defaults_are_those_of_transformers(family: str) -> None:
+    if family == "gemma4_unified_text":
+        pytest.importorskip("transformers.models.gemma4_unified")
+    theirs = in_transformers(family)
+    for key, value in DEFAULTS[family].items():
+        if (family, key) == ("granitemoehybrid", "position_embedding_type"):
+            assert theirs[key] != "rope"  # none at all
+        elif (family, key) == ("llama4_text", "attn_temperature_tuning"):
+            assert bool(theirs[key]) is bool(value)
+        else:
+            assert theirs[key] == value, key
+
+
+def test_what_is_left_out_is_filled_in_and_told() -> None:
+    config = SMALL | {"model_type": "qwen2"}
+    assert adapt(config) == config | {"rope_theta": 10000.0}
+    (change,) = brought(config)
+    assert str(change) == (
+        "leaves out rope_theta, which is 10000.0 in transformers and 1000000 in mlx-lm's class "
+        "qwen2"
+    )
+
+    # Stated by any name, in any table: nothing to fill in.
+    assert brought(config | {"rope_theta": 1e6}) == ()
+    assert "rope_theta" not in json.dumps(adapt(SMALL | {"model_type": "llama"}))
+    theta = {"rope_type": "default", "rope_theta": 5e4}
+    assert adapt(config | {"rope_parameters": theta})["rope_theta"] == 5e4
+
+
+def test_text_models_inside_larger_ones_say_what_differs_only() -> None:
+    text = {"model_type": "gemma3_text", "hidden_size": 64}
+    adapted = text_config(adapt({"model_type": "gemma3", "text_config": text}))
+    assert adapted["sliding_window"] == 4096
+
+
+def test_positions_are_filled_in_beside_what_is_said() -> None:
+    text = {"model_type": "qwen3_5_text", "rope_theta": 5e6}
+    adapted = text_config(adapt({"model_type": "qwen3_5", "text_config": text}))
+    assert adapted["rope_parameters"] == {
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 5e6,
+        "rope_type": "default",
+    }
+    laguna = config_of("laguna")
+    assert adapt(laguna) == laguna
+    del laguna["rope_parameters"]
+    assert adapt(laguna)["rope_parameters"]["full_attention"]["partial_rotary_factor"] == 0.5
+
+
+def test_half_a_head_that_the_class_rotates_whole_is_refused_where_it_is_left_out_too() -> None:
+    config = SMALL | {"model_type": "glm", "head_dim": 16}
+    with pytest.raises(MintError, match=r"partial_rotary_factor is 0\.5, .* class glm"):
+        check_keys(adapt(config))
+    check_keys(adapt(config | {"partial_rotary_factor": 1.0}))
+
+
+def test_a_theta_that_versions_of_transformers_differ_in_is_asked_for() -> None:
+    with pytest.raises(MintError, match="no rope_theta"):
+        adapt(SMALL | {"model_type": "cohere"})
+    adapt(SMALL | {"model_type": "cohere", "rope_theta": 8e6})
+
+
+def test_no_other_default_differs() -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    differ = set()
+    for family in CONFIG_MAPPING:
+        reader = model_class({"model_type": family}) if is_known(family) else None
+        if reader is None or reader.nested or family in UNSETTLED_THETA:
+            continue
+        theirs = in_transformers(family)
+        differ |= {
+            (family, key)
+            for key, value in reader.defaults.items()
+            if (COUNTED.search(key) or key in MORE)
+            and key not in HARMLESS | SHAPES
+            and value is not REQUIRED
+            and theirs.get(key, value) not in (value, None)
+            and key not in DEFAULTS.get(family, {})
+        }
+    assert sorted(differ - DERIVED - OTHERS) == []
