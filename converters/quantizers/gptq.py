@@ -82,17 +82,12 @@ def find_codes(
 
     def work(place: Place, exact: np.ndarray) -> None:
         moment = shared if shared is not None else moments[place[0]]
-        piece = mx.array(exact).astype(weight.dtype)
-        grids = _grids(piece, config, moment if searched else None)
-        scale, bias = (np.array(array.astype(mx.float32)) for array in grids)
+        grids = _grids(exact, weight.dtype, config, moment if searched else None)
         column_orders, factors = shared_factors or _factors(moment)
-        codes[place] = _feed_back(exact, scale, bias, column_orders, factors, config)
+        codes[place] = _feed_back(exact, *grids, column_orders, factors, config)
         if searched:
-            rounded = search.unshrink(piece, Codes(config, codes[place], *grids), moment)
-            scale, bias = (
-                np.array(array.astype(mx.float32)) for array in (rounded.scales, rounded.biases)
-            )
-        scales[place], biases[place] = scale, bias
+            grids = _stretched(exact, (codes[place], *grids), moment)
+        scales[place], biases[place] = grids
 
     _in_threads(
         work,
@@ -110,24 +105,45 @@ def find_codes(
 
 
 def _grids(
-    piece: mx.array, config: QuantConfig, moments: np.ndarray | None
-) -> tuple[mx.array, mx.array]:
-    """Scales and biases (experts, rows, groups) of some rows of some experts.
+    exact: np.ndarray, dtype: mx.Dtype, config: QuantConfig, moments: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and biases, float32 (experts, rows, groups), of some rows of some experts.
 
     Columns count by the roots of the moments' diagonal, which itself is noisy for rare experts.
 
     Args:
-        piece: (experts, rows, columns) in the type that they shall have.
+        exact: float32 (experts, rows, columns).
+        dtype: that scales and biases are stored in.
         config: affine.
-        moments: float32 (experts, columns, columns) to search ranges with; those of `mx.quantize`
-            by default.
+        moments: float32 (experts, columns, columns) to search ranges with; the grids of
+            `mx.quantize` by default.
     """
-    if moments is None:
-        nearest = rtn.quantize(piece, config)
-        return nearest["scales"], nearest["biases"]
-    importance = np.sqrt(np.maximum(np.diagonal(moments, axis1=1, axis2=2), 0))
-    searched = search.find_codes(piece, config, importance, alone=False)
-    return searched.scales, searched.biases
+    nearest = rtn.quantize(mx.array(exact).astype(dtype), config)
+    scales, biases = (np.array(nearest[name].astype(mx.float32)) for name in ("scales", "biases"))
+    if moments is not None:
+        for weight, moment, scale, bias in zip(exact, moments, scales, biases, strict=True):
+            importance = np.sqrt(np.maximum(np.diagonal(moment), 0))
+            start = scale, bias
+            scale[:], bias[:] = search.find_grids(weight, start, config, dtype, importance)
+    return scales, biases
+
+
+def _stretched(
+    exact: np.ndarray, grids: search.Grid, moments: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and biases whose rows are as large as the weights, as their inputs see them.
+
+    Args:
+        exact: float32 (experts, rows, columns).
+        grids: codes, scales and biases, by expert.
+        moments: float32 (experts, columns, columns).
+    """
+    scales, biases = np.empty_like(grids[1]), np.empty_like(grids[2])
+    for expert, (weight, moment) in enumerate(zip(exact, moments, strict=True)):
+        codes, scale, bias = (array[expert] for array in grids)
+        stretched = search.stretch(weight, (codes, scale, bias), weight @ moment)
+        _, scales[expert], biases[expert] = stretched
+    return scales, biases
 
 
 def held(layer: Layer) -> int:

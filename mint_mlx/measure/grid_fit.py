@@ -120,7 +120,7 @@ def _fit_affine(groups: np.ndarray, bits: int, dtype: mx.Dtype) -> Fitted:
         dtype: of scales and biases.
     """
     codes, fits = affine_codes(groups, bits)
-    rounded = _rounder(dtype)
+    rounded = rounder(dtype)
     rising = codes.astype(np.float32)
     spread = np.square(rising - rising.mean(axis=1, keepdims=True)).sum(axis=1)
     scale, _ = least_squares(rising, groups)
@@ -190,7 +190,7 @@ def _bias(groups: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> np.ndarra
     return np.asarray(mean - scale * codes.mean(axis=1, keepdims=True))
 
 
-def _rounder(dtype: mx.Dtype) -> Callable[[np.ndarray], np.ndarray]:
+def rounder(dtype: mx.Dtype) -> Callable[[np.ndarray], np.ndarray]:
     """The function that rounds float32 numbers to a type; they stay float32."""
     if dtype == mx.bfloat16:
         return _to_bfloat16

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mint_mlx.base.quant_config import QuantConfig, mx_mode
 from mint_mlx.converters.quantizers import gptq, rtn, search
+from mint_mlx.converters.quantizers.codes import Codes
 
 
 def random(*shape: int, seed: int = 1) -> mx.array:
@@ -27,6 +28,26 @@ def restored(packed: dict[str, mx.array], config: QuantConfig) -> np.ndarray:
     return np.array(weight.astype(mx.float32), dtype=np.float64)
 
 
+def searched(
+    weight: mx.array,
+    config: QuantConfig,
+    importance: np.ndarray | None = None,
+    stretched: bool = False,
+) -> dict[str, mx.array]:
+    """What a search alone gives, and with its rows as large as they were."""
+    exact = np.array(weight.astype(mx.float32)).reshape(-1, weight.shape[-1])
+    nearest = rtn.quantize(weight, config)
+    start = tuple(
+        np.array(nearest[name].astype(mx.float32)).reshape(len(exact), -1)
+        for name in ("scales", "biases")
+    )
+    grid = search.find_grid(exact, start, config, weight.dtype, importance)
+    codes, *numbers = search.stretch(exact, grid) if stretched else grid
+    shape = nearest["scales"].shape
+    stored = (mx.array(array).reshape(shape).astype(weight.dtype) for array in numbers)
+    return Codes(config, codes.reshape(weight.shape), *stored).packed()
+
+
 def as_numbers(weight: mx.array) -> np.ndarray:
     return np.array(weight.astype(mx.float32), dtype=np.float64)
 
@@ -37,7 +58,7 @@ def test_searched_grids_lose_less(bits: int, group: int, most: float) -> None:
     exact = as_numbers(weight)
     errors = [
         np.square(restored(packed, config) - exact).sum()
-        for packed in (search.find_codes(weight, config).packed(), rtn.quantize(weight, config))
+        for packed in (searched(weight, config), rtn.quantize(weight, config))
     ]
     assert errors[0] < most * errors[1]
 
@@ -45,22 +66,21 @@ def test_searched_grids_lose_less(bits: int, group: int, most: float) -> None:
 def test_no_group_loses_more_than_by_rounding() -> None:
     weight, config = random(64, 128), QuantConfig(4, 32)
     exact = as_numbers(weight)
-    searched, nearest = (
+    best, nearest = (
         np.square(restored(packed, config) - exact).reshape(-1, 32).sum(axis=1)
-        for packed in (search.find_codes(weight, config).packed(), rtn.quantize(weight, config))
+        for packed in (searched(weight, config), rtn.quantize(weight, config))
     )
-    assert (searched <= 1.02 * nearest).all()  # `mx.dequantize` rounds to 16 bits
+    assert (best <= 1.02 * nearest).all()  # `mx.dequantize` rounds to 16 bits
 
 
 def test_columns_that_count_more_lose_less() -> None:
     weight, config = random(1, 32, 64), QuantConfig(2, 32)
-    importance = np.ones((1, 64), dtype=np.float32)
-    importance[:, ::2] = 25
+    importance = np.ones(64, dtype=np.float32)
+    importance[::2] = 25
     errors = [
-        np.square(
-            restored(search.find_codes(weight, config, counts).packed(), config)
-            - as_numbers(weight)
-        )[..., ::2].sum()
+        np.square(restored(searched(weight, config, counts), config) - as_numbers(weight))[
+            ..., ::2
+        ].sum()
         for counts in (importance, None)
     ]
     assert errors[0] < 0.9 * errors[1]
@@ -70,30 +90,31 @@ def test_each_row_is_as_large_as_it_was() -> None:
     weight, config = random(2, 16, 256), QuantConfig(2, 64)
     exact = as_numbers(weight)
 
-    def shrinkage(codes: search.Codes) -> np.ndarray:
-        product = (restored(codes.packed(), config) * exact).sum(axis=-1)
+    def shrinkage(packed: dict[str, mx.array]) -> np.ndarray:
+        product = (restored(packed, config) * exact).sum(axis=-1)
         return 1 - product / np.square(exact).sum(axis=-1)
 
-    shrunk = search.find_codes(weight, config)
-    assert (shrinkage(shrunk) > 0.03).all()
-    stretched = search.find_codes(weight, config, stretched=True)
+    assert (shrinkage(searched(weight, config)) > 0.03).all()
+    stretched = searched(weight, config, stretched=True)
     np.testing.assert_allclose(shrinkage(stretched), 0, atol=3e-3)
+    for name, array in search.quantize(weight, config).items():
+        assert mx.array_equal(array, stretched[name])
 
 
 def test_rows_are_stretched_as_their_inputs_see_them() -> None:
     weight, config = random(1, 16, 128), QuantConfig(2, 32)
     inputs = np.random.default_rng(2).normal(size=(512, 128)) * np.linspace(0.2, 2, 128)
     moment = (inputs.T @ inputs).astype(np.float32)
-    codes = gptq.find_codes(weight, config, moment[None], searched=True)
+    packed = gptq.quantize(weight, config, moment[None], searched=True)
     exact = as_numbers(weight)[0]
     energy = ((exact @ moment) * exact).sum(axis=-1)
-    product = ((exact @ moment) * restored(codes.packed(), config)[0]).sum(axis=-1)
+    product = ((exact @ moment) * restored(packed, config)[0]).sum(axis=-1)
     np.testing.assert_allclose(product / energy, 1, atol=5e-3)
 
     # Error feedback on searched grids costs less than on those of `mx.quantize`.
     costs = []
-    for searched in (True, False):
-        packed = gptq.quantize(weight, config, moment[None], searched)
+    for ranges in (True, False):
+        packed = gptq.quantize(weight, config, moment[None], ranges)
         error = restored(packed, config)[0] - exact
         costs.append(((error @ moment) * error).sum())
     assert costs[0] < 0.9 * costs[1]
