@@ -72,9 +72,10 @@ class Brought:
         if self.key == "model_type":
             return f"says another model_type than {self.value}, which mlx-lm has a class for"
         if self.left_out:
+            other = "none" if self.otherwise is REQUIRED else _short(self.otherwise)
             return (
                 f"leaves out {self.key}, which is {_short(self.value)} in transformers and "
-                f"{_short(self.otherwise)} in mlx-lm's class {self.reader}"
+                f"{other} in mlx-lm's class {self.reader}"
             )
         stand_in = "can't do without"
         if self.otherwise is None:

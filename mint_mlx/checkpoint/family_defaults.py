@@ -121,7 +121,9 @@ DEFAULTS: dict[str, Table] = {
     "qwen3": {"rope_theta": 10000.0},
     "qwen3_5_moe_text": _QWEN3_5 | {"num_experts_per_tok": 8},
     "qwen3_5_text": _QWEN3_5,
+    "qwen3_moe": {"norm_topk_prob": False},
     "qwen3_next": {"norm_topk_prob": True},
+    "qwen3_vl_moe_text": {"norm_topk_prob": True},  # its class has no such key
     "smollm3": {"rope_theta": 2000000.0},
     "starcoder2": {"rope_theta": 10000.0},
 }
@@ -135,7 +137,7 @@ def family_defaults(table: Table, reader: ModelClass) -> Table:
     Raises:
         MintError: what is left out means another model in each version of transformers.
     """
-    family = str(table.get("model_type", reader.name))
+    family = str(table.get("model_type"))
     if family in UNSETTLED_THETA and not _says(table, "rope_theta"):
         raise MintError(
             f"config.json says no rope_theta, and versions of transformers take different ones for "

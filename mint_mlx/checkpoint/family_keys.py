@@ -28,7 +28,6 @@ CONSTANTS: dict[str, Table] = {
         "add_full_attention_sink_bias": False,
     },
     "minimax": {"shared_intermediate_size": 0},
-    "qwen3_moe": {"norm_topk_prob": True},  # inside Qwen3-VL, whose config doesn't say it
     "solar_open": {"first_k_dense_replace": 0},
 }
 # Keys that a class requires, and the key that holds the same number.

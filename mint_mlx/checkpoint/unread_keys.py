@@ -97,6 +97,14 @@ DOES: dict[str, dict[str, Any]] = {
     "swiglu_alpha": {"gpt_oss": 1.702},
     "swiglu_limit": {"gpt_oss": 7.0},
 }
+ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation")
+# Words in a class's code for the kinds of functions that these name.
+KINDS = {
+    "silu": ("silu", "swiglu", "swish"),
+    "swish": ("silu", "swiglu", "swish"),
+    "gelu": ("gelu", "geglu"),
+    "relu": ("relu",),
+}
 # Classes without linear attention, of a type that models with it have too (MiniMax-Text-01).
 FULL_ALONE = {"minimax"}
 # Epsilons that differ by what no logit shows.
@@ -155,6 +163,7 @@ def unread_keys(config: Table) -> list[Unread]:
     ]
     unread += [Unread(key, value, reader.name) for key, value in unread_positions(table, reader)]
     unread += [Unread(key, value, reader.name) for key, value in not_gone_by(table, reader)]
+    unread += _activations(table, reader) + _both_ways(table, reader)
     return unread + _layer_types(table, reader) + _layers_apart(table, reader)
 
 
@@ -182,6 +191,29 @@ def _says_nothing(key: str, value: Any, table: Table, reader: ModelClass) -> boo
         return bool(value == table.get("head_dim"))
     in_positions = key in (*THETA, *FACTOR, *LOCAL_THETA)
     return in_positions and says_nothing_new(key, value, table, reader)
+
+
+def _activations(table: Table, reader: ModelClass) -> list[Unread]:
+    """A function between two products of another kind than any in the class's code."""
+    code = reader.code.lower()
+    unread = []
+    for key in ACTIVATIONS:
+        name = table.get(key)
+        if not isinstance(name, str) or f".{key}" in code:
+            continue
+        words = next((words for kind, words in KINDS.items() if name.startswith(kind)), None)
+        others = any(word in code for kind in KINDS.values() for word in kind)
+        if words and others and not any(word in code for word in words):
+            unread.append(Unread(key, name, reader.name))
+    return unread
+
+
+def _both_ways(table: Table, reader: ModelClass) -> list[Unread]:
+    """Attention to later tokens, as embedding models have it: mlx-lm's classes write text."""
+    values = {"use_bidirectional_attention": True, "is_causal": False}
+    return [
+        Unread(key, value, reader.name) for key, value in values.items() if table.get(key) is value
+    ]
 
 
 def _layer_types(table: Table, reader: ModelClass) -> list[Unread]:

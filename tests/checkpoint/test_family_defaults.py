@@ -57,9 +57,7 @@ SMALL = {
 
 def in_transformers(family: str) -> dict[str, Any]:
     """The defaults of transformers' class of a text model, by mlx-lm's keys."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    stated = CONFIG_MAPPING[family]().to_dict()
+    stated = stated_by(family)
     stated = stated.get("text_config", stated) | {"model_type": family}
     positions = stated.get("rope_parameters") or {}
     adapted = text_config(adapt(stated))
@@ -70,6 +68,13 @@ def in_transformers(family: str) -> dict[str, Any]:
     return stated | adapted
 
 
+def stated_by(family: str) -> dict[str, Any]:
+    """What transformers' class of a family writes."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return dict(CONFIG_MAPPING[family]().to_dict())
+
+
 @pytest.mark.parametrize("family", DEFAULTS)
 def test_the_defaults_are_those_of_transformers(family: str) -> None:
     if family == "gemma4_unified_text":
@@ -78,10 +83,18 @@ def test_the_defaults_are_those_of_transformers(family: str) -> None:
     for key, value in DEFAULTS[family].items():
         if (family, key) == ("granitemoehybrid", "position_embedding_type"):
             assert theirs[key] != "rope"  # none at all
+        elif (family, key) == ("qwen3_vl_moe_text", "norm_topk_prob"):
+            assert key not in stated_by(family)
         elif (family, key) == ("llama4_text", "attn_temperature_tuning"):
             assert bool(theirs[key]) is bool(value)
         else:
             assert theirs[key] == value, key
+
+
+def config_at_qwen3_moe() -> dict[str, Any]:
+    config = config_of("qwen3_moe")
+    del config["norm_topk_prob"]
+    return config
 
 
 def test_what_is_left_out_is_filled_in_and_told() -> None:
@@ -92,6 +105,10 @@ def test_what_is_left_out_is_filled_in_and_told() -> None:
         "leaves out rope_theta, which is 10000.0 in transformers and 1000000 in mlx-lm's class "
         "qwen2"
     )
+
+    # One that the class can't do without; inside Qwen3-VL, whose class has no such key, it is yes.
+    (change,) = brought(config_at_qwen3_moe())
+    assert str(change).startswith("leaves out norm_topk_prob, which is false in transformers")
 
     # Stated by any name, in any table: nothing to fill in.
     assert brought(config | {"rope_theta": 1e6}) == ()

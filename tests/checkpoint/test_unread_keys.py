@@ -194,3 +194,16 @@ def test_an_indexer_that_takes_the_choice_of_another_layer_is_refused() -> None:
     config = config_at("drawn_5/glm_moe_dsa")
     assert unread(config) == []
     assert "indexer_types" in unread(config | {"indexer_types": ["full", "shared"]})[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("hidden_act", "gelu"), ("use_bidirectional_attention", True), ("is_causal", False)],
+)
+def test_another_function_between_products_and_attention_both_ways_are_refused(
+    key: str, value: object
+) -> None:
+    config = config_at("llama")
+    check_keys(adapt(config))
+    with pytest.raises(MintError, match=rf"{key} is .* class llama does not read"):
+        check_keys(adapt(config | {key: value}))
