@@ -162,6 +162,10 @@ def _damaged(name: str, why: str) -> MintError:
     return MintError(f"{name} is damaged ({why}): download it again")
 
 
+WHOLE = "model.safetensors"
+COMPARED = 1024  # bytes of each tensor
+
+
 def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
     """Headers of all weight files of a checkpoint by file name: each tensor once.
 
@@ -169,8 +173,8 @@ def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
     tensor the index decides; a file of which no tensor is used is left out.
 
     Raises:
-        MintError: no weights, a shard is missing, or two copies of a tensor of which no index says
-            which one counts.
+        MintError: no weights, a shard is missing, two copies of a tensor of which no index says
+            which one counts, or other weights in `model.safetensors` than in the index's shards.
     """
     listed = read_index(folder)
     files = {file.name for file in folder.glob("model*.safetensors")}
@@ -206,6 +210,7 @@ def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
                 f"{folder.name} holds two copies of its weights ({tensor} is in {names[0]} and "
                 f"{names[1]}), and no index says which one counts: delete one of them"
             )
+    _refuse_another_whole(folder, headers, listed)
     used = {
         name: {
             tensor: info
@@ -215,6 +220,39 @@ def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
         for name, tensors in headers.items()
     }
     return {name: tensors for name, tensors in used.items() if tensors}
+
+
+def _refuse_another_whole(
+    folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]], listed: Mapping[str, str]
+) -> None:
+    """Refuse a `model.safetensors` beside shards of other weights, as saving twice leaves it.
+
+    transformers reads the file that is whole, other programs go by the index. A few bytes of each
+    tensor are compared. Zeros may be a file of which the data isn't downloaded yet.
+
+    Raises:
+        MintError: they differ.
+    """
+    for tensor, info in headers.get(WHOLE, {}).items():
+        shard = listed.get(tensor, WHOLE)
+        other = headers.get(shard, {}).get(tensor)
+        if shard == WHOLE or other is None:
+            continue
+        first, second = _middle(folder / WHOLE, info), _middle(folder / shard, other)
+        if any(first) and any(second) and first != second:
+            raise MintError(
+                f"{folder.name} holds two models: {tensor} in {WHOLE} is another than in {shard}, "
+                f"which {INDEX} names: delete {WHOLE}, or the index and its shards"
+            )
+
+
+def _middle(path: Path, info: TensorInfo) -> bytes:
+    """The bytes in the middle of a tensor."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        size = min(COMPARED, info.end - info.start)
+        file.seek(8 + length + info.start + (info.end - info.start - size) // 2)
+        return file.read(size)
 
 
 def _refuse_renamed(folder: Path, files: set[str], tensors: set[str], absent: str) -> None:

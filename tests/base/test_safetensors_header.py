@@ -177,6 +177,18 @@ def test_of_two_copies_the_index_decides(make: Maker) -> None:
     assert "model-old.safetensors holds a second copy" in note
 
 
+def test_a_whole_file_beside_shards_of_other_weights_is_refused(make: Maker) -> None:
+    folder = make(llama(1), shards=2)
+    arrays = {k: v for file in folder.glob("*.safetensors") for k, v in mx.load(str(file)).items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), arrays)
+    assert "model.safetensors" not in read_folder(folder)  # the same weights twice
+
+    arrays["model.norm.weight"] = arrays["model.norm.weight"] * 2
+    mx.save_safetensors(str(folder / "model.safetensors"), arrays)
+    with pytest.raises(MintError, match=r"two models: model\.norm\.weight .* delete"):
+        read_folder(folder)
+
+
 def test_two_copies_of_the_weights_are_refused(make: Maker) -> None:
     folder = make(llama(1))
     (folder / "model-copy.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
