@@ -37,6 +37,12 @@ def load_tokenizer(folder: Path) -> Any:
         return load(folder, eos_token_ids=config.get("eos_token_id"))
     # transformers and tokenizers raise many types, and a bare Exception, for a damaged file.
     except Exception as error:
+        # It reads config.json for the tokenizer's class, and checks every value there.
+        if "Validation error for field" in str(error):
+            raise MintError(
+                f"config.json of {folder.name} holds a value that transformers refuses "
+                f"({first_line(error)}): correct it, or download it again"
+            ) from error
         raise MintError(
             f"the tokenizer of {folder.name} cannot be read ({first_line(error)}): download its "
             "files again"

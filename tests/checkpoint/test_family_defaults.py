@@ -113,6 +113,7 @@ def test_what_is_left_out_is_filled_in_and_told() -> None:
     # Stated by any name, in any table: nothing to fill in.
     assert brought(config | {"rope_theta": 1e6}) == ()
     assert "rope_theta" not in json.dumps(adapt(SMALL | {"model_type": "llama"}))
+    assert adapt(config | {"rope_theta": None}) == config | {"rope_theta": 10000.0}
     theta = {"rope_type": "default", "rope_theta": 5e4}
     assert adapt(config | {"rope_parameters": theta})["rope_theta"] == 5e4
 

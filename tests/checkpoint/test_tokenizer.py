@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import Maker, Notes, edit_config, llama, qwen3_moe
+from helpers import OLD_MLX_LM, Maker, Notes, edit_config, llama, qwen3_moe
 
+from mint_mlx.base.errors import MintError
 from mint_mlx.base.side_files import code_files
 from mint_mlx.checkpoint.chat_template import TemplateProblem
-from mint_mlx.checkpoint.tokenizer import PROMPT, tokenizer_is_code
+from mint_mlx.checkpoint.tokenizer import PROMPT, load_tokenizer, tokenizer_is_code
 from mint_mlx.converters.output.small_files import copy_small_files
 from mint_mlx.jobs.convert import convert
 from mint_mlx.jobs.request import Request, check_request
@@ -72,3 +73,11 @@ def test_a_tokenizer_that_is_code_is_known_in_both_forms(table: str, tmp_path: P
     (tmp_path / "tokenizer_config.json").write_text(f'{{"auto_map": {table}}}')
     assert tokenizer_is_code(tmp_path)
     assert code_files(tmp_path) == {"own.py"}
+
+
+@pytest.mark.skipif(OLD_MLX_LM, reason="transformers 4 checks no values")
+def test_a_value_that_transformers_refuses_is_not_the_tokenizers_fault(make: Maker) -> None:
+    folder = make(llama(1))
+    edit_config(folder, hidden_act=None)
+    with pytest.raises(MintError, match=r"^config\.json of .* 'hidden_act' expected str"):
+        load_tokenizer(folder)
