@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Maker, llama, qwen3_moe
+from helpers import Maker, Notes, llama, qwen3_moe
 
 from mint_mlx.jobs import convert, steps
+from mint_mlx.jobs.measurements import get_profile
+from mint_mlx.jobs.model import Job
 from mint_mlx.measure import fisher
 from mint_mlx.measure.sensitivity import Sensitivity
 from mint_mlx.measure.sensitivity_file import load_sensitivity
@@ -54,3 +56,14 @@ def test_what_cannot_be_kept_is_measured_once(
     monkeypatch.setattr("mint_mlx.jobs.measurements.save_sensitivity", full)
     convert.convert(str(make(llama(1))), "5bpw", tmp_path / "out", effort="balanced", smoke=False)
     assert measured == [1]
+
+
+def test_a_cache_that_cannot_be_written_costs_a_note_and_no_result(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "file" / "cache"))
+    notes = Notes()
+    assert get_profile(job, notes).curves
+    (said,) = notes.said
+    assert "could not be written to the cache" in said
