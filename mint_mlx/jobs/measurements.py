@@ -53,12 +53,13 @@ def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> 
 
     report = report or Silent()
     count = count or efforts.EFFORTS[efforts.DEFAULT].tokens
+    place = cache.sensitivity_path(job.source, count)
     cached = cache.cached_sensitivity(job.source, job.inventory, count)
     if cached is not None:
+        resume.clear_surplus(place)
         return cached
 
     # The model is tried before it writes text, which takes as long as measuring on it.
-    place = cache.sensitivity_path(job.source, count)
     try:
         check_chain(job.source, job.inventory)
         tokens, how = get_tokens(job, count, report)
@@ -149,6 +150,7 @@ def get_profile(
     candidates = profile_candidates(job)
     cached = known_profile(job, sample)
     if all(ranks().gather(cached is not None)) and cached is not None:
+        resume.clear_surplus(cache.profile_path(job.source, candidates, sample))
         return cached
 
     # A profile in the cache would hide from the next run what was allowed in this one.

@@ -91,6 +91,12 @@ def clear(target: Path) -> None:
         remove_file(file)
 
 
+def clear_surplus(target: Path) -> None:
+    """Delete the notes of a run that was killed after it had made the file."""
+    with suppress(OSError):  # in a folder that is only read, they stay
+        clear(target)
+
+
 def _tokens_file(target: Path, kind: str) -> Path:
     return target.with_name(f"{target.name}.begun-{stamp()}-{kind}")
 

@@ -12,7 +12,7 @@ from helpers import Maker, Notes, llama, qwen3_moe
 from mint_mlx.jobs import convert, steps
 from mint_mlx.jobs.measurements import get_profile
 from mint_mlx.jobs.model import Job
-from mint_mlx.measure import fisher
+from mint_mlx.measure import fisher, resume
 from mint_mlx.measure.sensitivity import Sensitivity
 from mint_mlx.measure.sensitivity_file import load_sensitivity
 
@@ -67,3 +67,21 @@ def test_a_cache_that_cannot_be_written_costs_a_note_and_no_result(
     assert get_profile(job, notes).curves
     (said,) = notes.said
     assert "could not be written to the cache" in said
+
+
+def test_notes_of_a_run_that_was_killed_once_it_was_done_go_with_the_next(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = get_profile(job)
+    (file,) = (tmp_path / "cache" / "profiles").iterdir()
+    resume.append_curve(file, "layer", {})
+    assert get_profile(job).curves.keys() == profile.curves.keys()
+    assert list(file.parent.iterdir()) == [file]
+
+    # Where the cache is only read, they stay.
+    def refuse(path: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    resume.append_curve(file, "layer", {})
+    monkeypatch.setattr(resume, "remove_file", refuse)
+    assert get_profile(job).curves.keys() == profile.curves.keys()
