@@ -77,6 +77,7 @@ OTHERS_NESTED: dict[str, tuple[str, dict[str, Any]]] = {
             "num_kv_shared_layers": 0,
             "global_head_dim": 16,
             "num_global_key_value_heads": 2,
+            "final_logit_softcapping": 30.0,
         },
     ),
     "kimi_k25": ("kimi_k2", {}),

@@ -105,12 +105,6 @@ DEFAULTS: dict[str, Table] = {
             },
         }
     },
-    "llama4_text": {
-        "attention_chunk_size": 8192,
-        "attn_scale": 0.1,
-        "attn_temperature_tuning": 4,  # as released, for yes
-        "floor_scale": 8192,
-    },
     "mimo_v2_flash": {"attention_value_scale": 0.707},
     "minicpm3": {"rope_theta": 10000.0},
     "muse_glimmer": {"rope_theta": 10000.0},
