@@ -8,7 +8,7 @@ import pytest
 from helpers import Maker, qwen3_moe, spoil_weight
 
 from mint_mlx.base.errors import MintError
-from mint_mlx.converters.output import rowwise, write
+from mint_mlx.converters.output import rowwise, write_layers
 from mint_mlx.jobs.convert import convert
 
 
@@ -27,10 +27,10 @@ def test_the_bytes_are_those_of_layers_that_are_read_whole(
 
     # A few rows at a time, and no layer that can be cut at all.
     monkeypatch.setattr(rowwise, "CHUNK", 1 << 10)
-    monkeypatch.setattr(write.rowwise, "quantized_pieces", counted)
+    monkeypatch.setattr(write_layers.rowwise, "quantized_pieces", counted)
     convert(folder, uniform=config, out=tmp_path / "rows", smoke=False)
     assert max(counts) > 4
-    monkeypatch.setattr(write.rowwise, "is_possible", lambda *_: False)
+    monkeypatch.setattr(write_layers.rowwise, "is_possible", lambda *_: False)
     convert(folder, uniform=config, out=tmp_path / "whole", smoke=False)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("rows", "whole")]
     assert files[0] == files[1]
