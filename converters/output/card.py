@@ -79,9 +79,9 @@ def model_card(
     revision = f" at revision `{plan.origin.revision}`" if plan.origin.revision else ""
     saw_text = needs_sensitivity(plan.objective) or needs_inputs(plan.quantizer)
     seen = EFFORTS["balanced" if saw_text else "fast"].sees
-    made = f"quantized with mint-mlx without calibration data: it saw {seen}"
+    done = f"quantized with mint-mlx without calibration data: it saw {seen}"
     if not quantized:
-        made = "written in 16 bits by mint-mlx"
+        done = "written in 16 bits by mint-mlx"
 
     bits = total * 8 / inventory.parameters
     active = inventory.active_bytes(plan.choice)
@@ -102,11 +102,11 @@ def model_card(
 
 # {name}
 
-{link}{revision}, {made}.
+{link}{revision}, {done}.
 
 - size: {both(total)}, {bits:.2f} bits per weight over {count(inventory.parameters)} parameters
 - read per token when decoding: {both(active)}, {ratio:.2f}x of uniform 4bit-g64
-- made with: {how}, quantizer `{plan.quantizer}` ({tools}); the whole plan is in `mint-plan.yaml`
+- done with: {how}, quantizer `{plan.quantizer}` ({tools}); the whole plan is in `mint-plan.yaml`
 {differences}
 | configuration | layers | weights | bytes |
 |---|---|---|---|
