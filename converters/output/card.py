@@ -106,7 +106,7 @@ def model_card(
 
 - size: {both(total)}, {bits:.2f} bits per weight over {count(inventory.parameters)} parameters
 - read per token when decoding: {both(active)}, {ratio:.2f}x of uniform 4bit-g64
-- done with: {how}, quantizer `{plan.quantizer}` ({tools}); the whole plan is in `mint-plan.yaml`
+- made with: {how}, quantizer `{plan.quantizer}` ({tools}); the whole plan is in `mint-plan.yaml`
 {differences}
 | configuration | layers | weights | bytes |
 |---|---|---|---|
