@@ -121,6 +121,8 @@ DEFAULTS: dict[str, Table] = {
     "smollm3": {"rope_theta": 2000000.0},
     "starcoder2": {"rope_theta": 10000.0},
 }
+# The same of families whose models need not have experts, where they have some.
+WITH_EXPERTS: dict[str, Table] = {"nemotron_h": {"norm_topk_prob": True}}
 # Families whose default theta versions 4 and 5 of transformers don't agree on.
 UNSETTLED_THETA = {"cohere", "falcon_h1", "qwen3_vl_text"}
 
@@ -138,6 +140,8 @@ def family_defaults(table: Table, reader: ModelClass) -> Table:
             f"{family}: add the one that the model was trained with"
         )
     defaults = DEFAULTS.get(family, {})
+    if table.get("n_routed_experts"):
+        defaults = defaults | WITH_EXPERTS.get(family, {})
     added = {
         key: value
         for key, value in defaults.items()

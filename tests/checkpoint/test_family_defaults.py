@@ -143,6 +143,14 @@ def test_half_a_head_that_the_class_rotates_whole_is_refused_where_it_is_left_ou
     check_keys(adapt(config | {"partial_rotary_factor": 1.0}))
 
 
+def test_a_router_of_nemotron_h_normalizes_where_there_is_one() -> None:
+    config = config_of("nemotron_h")
+    del config["norm_topk_prob"]
+    assert adapt(config)["norm_topk_prob"] is True
+    del config["n_routed_experts"]
+    assert "norm_topk_prob" not in adapt(config)
+
+
 def test_a_theta_that_versions_of_transformers_differ_in_is_asked_for() -> None:
     with pytest.raises(MintError, match="no rope_theta"):
         adapt(SMALL | {"model_type": "cohere"})

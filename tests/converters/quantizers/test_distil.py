@@ -18,10 +18,10 @@ from mint_mlx.jobs.refine import refine
 def test_refining_keeps_codes_and_bytes_and_comes_closer(
     demo_model: Path, demo_text: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mint_mlx.rules.efforts.TOKENS", 2048)
+    monkeypatch.setattr("mint_mlx.rules.efforts.TOKENS", 1024)
     uniform = tmp_path / "uniform"
     convert.convert(str(demo_model), uniform="4bit-g64", out=uniform, smoke=False)
-    result = refine(str(uniform), str(demo_model), tmp_path / "refined", steps=40)
+    result = refine(str(uniform), str(demo_model), tmp_path / "refined", steps=30)
     refined = result.path
     assert result.kl_after < 0.9 * result.kl_before
     assert kl(demo_model, refined, demo_text) < 0.9 * kl(demo_model, uniform, demo_text)
