@@ -41,6 +41,8 @@ FUSED_ITSELF = {
 NOT_RENAMED = ("gpt_oss", "muse_spark")
 # The types of whole models beside Llama-4 whose `sanitize` expects a prefix on text models too.
 SAVED_ALONE = ("gemma4_unified",)
+# What a model with a head puts before the names of all but the head.
+BASE, EMBEDDING = "model.", "embed_tokens.weight"
 # What distributed training, torch.compile and adapters put before every name.
 WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
 # Classes whose `sanitize` does the rest of its work only where it finds single experts.
@@ -131,6 +133,13 @@ def _unwrapped(model: _Model, weights: Weights) -> Weights:
         if weights and all(name.startswith(prefix) for name in weights):
             return {name.removeprefix(prefix): array for name, array in weights.items()}
     return weights
+
+
+def _with_base(model: _Model, weights: Weights) -> Weights:
+    """The tensors of a model that was saved without its head, as part of one that has one."""
+    if EMBEDDING not in weights or BASE + EMBEDDING not in model.names:
+        return weights
+    return {name if name in model.names else BASE + name: array for name, array in weights.items()}
 
 
 def _by_family(model: _Model, weights: Weights) -> Weights:
@@ -364,6 +373,7 @@ def _alternatives(rest: str) -> Iterator[str]:
 
 STEPS = (
     _unwrapped,
+    _with_base,
     _by_family,
     _prefixed,
     _without_zero_experts,

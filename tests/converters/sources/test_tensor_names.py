@@ -78,6 +78,7 @@ CASES: list[tuple[str, Callable[[Weights], Weights]]] = [
     ("qwen3_moe", fused),
     ("qwen3_moe", lambda w: fused(w, turned=True)),
     ("qwen3_moe", lambda w: renamed((r"^", "_orig_mod."))(single(w))),
+    ("qwen3_moe", lambda w: renamed((r"^model\.", ""))(single(w))),
     ("qwen2_moe", fused),
     ("olmoe", fused),
     ("glm4_moe", fused),
