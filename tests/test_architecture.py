@@ -148,3 +148,26 @@ def test_one_file_computes_divergences() -> None:
                 ) if p == first:
                     computing.add(module)
     assert computing == {"runtime.divergence"}
+
+
+# One module deletes.
+
+DELETING = {"rmtree", "unlink", "rmdir", "removedirs", "rename", "renames", "move"}
+SCRATCH = {"TemporaryDirectory", "mkdtemp"}
+
+
+def test_nothing_else_deletes_or_renames() -> None:
+    """`x.replace(y)` with one argument renames a file: a text's `replace` has two."""
+    calls = set()
+    for path in modules().values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Attribute(attr=name) if name in DELETING | SCRATCH:
+                    calls.add((path.relative_to(ROOT).as_posix(), name))
+                case (
+                    ast.Call(func=ast.Attribute(attr="replace"), args=[_], keywords=[])
+                    | ast.Attribute(value=ast.Name(id="os"), attr="replace" | "remove")
+                ):
+                    calls.add((path.relative_to(ROOT).as_posix(), "replace"))
+    others = {call for call in calls if call[0] != "mint_mlx/base/remove.py"}
+    assert others == {("mint_mlx/checkpoint/hub.py", "mkdtemp")}  # removed by `discard` at exit

@@ -10,11 +10,7 @@ group size. The experts of a layer are treated apart; one that was rarely chosen
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from collections.abc import Iterator
 from typing import Protocol
 
 import mlx.core as mx
@@ -26,11 +22,11 @@ from ...checkpoint.layers import Layer
 from ...measure.moments import factor
 from . import rtn, search
 from .codes import Codes
+from .threads import cores, in_threads
 
 WIDE = 8192  # rows, of one expert or of several, whose columns are rounded together
 WORKERS = 4  # threads at most: each holds the second moments and factors of WIDE rows' experts
 Place = tuple[slice, slice]  # experts and rows of a layer
-Piece = tuple[Place, np.ndarray]  # with the weights in there, float32
 
 
 class SecondMoments(Protocol):
@@ -89,13 +85,11 @@ def find_codes(
             grids = _stretched(exact, (codes[place], *grids), moment)
         scales[place], biases[place] = grids
 
-    _in_threads(
-        work,
-        (
-            (place, np.array(weight_3d[place].astype(mx.float32)))
-            for place in _places(experts, rows)
-        ),
+    pieces = (
+        (place, np.array(weight_3d[place].astype(mx.float32))) for place in _places(experts, rows)
     )
+    with threadpool_limits(1, "blas"):  # several threads would wait for a BLAS of several
+        in_threads(work, pieces, WORKERS)
     shape = (*weight.shape[:-1], columns // config.group_size)
     return Codes(
         config,
@@ -155,7 +149,7 @@ def held(layer: Layer) -> int:
 
     # A moment and a factor, or one more while that is computed; weights, shifted ones and errors.
     square = 4 * columns**2
-    return _cores() * together * (3 * square + 4 * 4 * wide * columns)
+    return cores(WORKERS) * together * (3 * square + 4 * 4 * wide * columns)
 
 
 def _places(experts: int, rows: int) -> list[Place]:
@@ -170,31 +164,6 @@ def _places(experts: int, rows: int) -> list[Place]:
 
 def _cut(count: int, step: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, count, step)]
-
-
-def _cores() -> int:
-    return min(WORKERS, os.cpu_count() or 1)
-
-
-def _in_threads(work: Callable[..., None], pieces: Iterable[Piece]) -> None:
-    """Do the work on each piece in threads, of which each calls a BLAS of one thread.
-
-    Several threads would wait for a BLAS of several.
-    """
-    pool = _pool()
-    running = deque[Future[None]]()
-    with threadpool_limits(1, "blas"):
-        for piece in pieces:
-            running.append(pool.submit(work, *piece))
-            if len(running) > _cores():
-                running.popleft().result()
-        for rest in running:
-            rest.result()
-
-
-@lru_cache(maxsize=1)
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_cores())  # kept, as MLX makes a stream for each thread
 
 
 def _factors(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,11 +16,7 @@ codes. Arrays of groups have one column for each group: sums over a group are th
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
@@ -29,6 +25,7 @@ from ...base.quant_config import QuantConfig
 from ...measure.grid_fit import rounder
 from . import rtn
 from .codes import Codes
+from .threads import in_threads
 
 # Codes (rows, columns), scales and biases (rows, groups).
 Grid = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -77,14 +74,8 @@ def quantize(weight: mx.array, config: QuantConfig) -> dict[str, mx.array]:
         grid = stretch(exact, find_grid(exact, start, config, weight.dtype))
         codes[rows], scales[rows], biases[rows] = grid
 
-    running = deque[Future[None]]()
-    for rows in _pieces(*by_row.shape):
-        exact = np.array(by_row[rows].astype(mx.float32))
-        running.append(_pool().submit(work, rows, exact))
-        if len(running) > 2 * _cores():
-            running.popleft().result()
-    for rest in running:
-        rest.result()
+    pieces = ((rows, np.array(by_row[rows].astype(mx.float32))) for rows in _pieces(*by_row.shape))
+    in_threads(work, pieces, WORKERS)
 
     shape = nearest["scales"].shape
     stored = (mx.array(array).reshape(shape).astype(weight.dtype) for array in (scales, biases))
@@ -260,12 +251,3 @@ def _pieces(rows: int, columns: int) -> Iterator[slice]:
     step = max(1, CHUNK // columns)
     for start in range(0, rows, step):
         yield slice(start, start + step)
-
-
-def _cores() -> int:
-    return min(WORKERS, os.cpu_count() or 1)
-
-
-@lru_cache(maxsize=1)
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_cores())
