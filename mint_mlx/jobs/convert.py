@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..allocation.allocate import allocate, measured_errors, safe_candidates
+from ..allocation.allocate import measured_errors, safe_candidates
 from ..allocation.plan import Plan
 from ..allocation.uniform import active_ratio
 from ..base.errors import TAKE_BFLOAT16, MintError
@@ -30,10 +30,10 @@ from ..measure.grid import describe
 from ..measure.profile import Profile, without_grids
 from ..measure.sensitivity import Sensitivity
 from ..rules import efforts
-from ..rules.efforts import EFFORTS
 from ..rules.objectives import needs_sensitivity
 from ..runtime.machine import CONTEXT
 from ..runtime.memory import fits_here
+from .choose import choose_plan, settle_plan
 from .measurements import assumed_profile, get_profile, get_sensitivity, known_profile
 from .model import Job
 from .order import Order, default_target, place_order
@@ -329,65 +329,6 @@ def open_weights(order: Order, report: Report) -> tuple[Order, Waves]:
     source = load_source(order.request.model)
     source = read_as(source, job.source.keep_nvfp4, job.source.dtype)
     return replace(order, job=replace(job, source=source)), at_once
-
-
-def choose_plan(
-    order: Order,
-    profile: Profile | None,
-    sensitivity: Sensitivity | None = None,
-    measured_later: bool = False,
-) -> Plan:
-    """The plan that carries an order out: the fixed one, or the budget allocated on a profile.
-
-    Args:
-        order: what is asked for.
-        profile: needed where no plan is fixed.
-        sensitivity: used where the objective needs one; without one the objective of
-            `--effort fast` takes its place.
-        measured_later: a sensitivity will be measured before the conversion: experts have the lower
-            floor that goes with it.
-
-    Raises:
-        MintError: the safety floor forbids the budget.
-    """
-    plan = order.fixed_plan
-    if plan is None:
-        assert order.budget is not None and profile is not None
-        weighs_errors = needs_sensitivity(order.objective)
-        unweighed = weighs_errors and sensitivity is None
-        plan = allocate(
-            profile if order.uses_grids else without_grids(profile),
-            order.budget,
-            order.space,
-            EFFORTS["fast"].objective if unweighed else order.objective,
-            sensitivity if weighs_errors else None,
-            weighs_errors and (measured_later or not unweighed),
-        )
-        plan = replace(plan, parts=order.job.parts, effort=order.checked.effort)
-    return replace(plan, quantizer=order.quantizer)
-
-
-def settle_plan(plan: Plan, job: Job, sensitivity: Sensitivity | None, report: Report) -> Plan:
-    """The plan as it can be carried out, with a note where that is less than was asked for."""
-    # Without a sensitivity there are no tokens to measure a layer's inputs on.
-    if needs_inputs(plan.quantizer) and sensitivity is None:
-        plan = replace(plan, quantizer=EFFORTS["fast"].quantizer)
-    if not needs_inputs(plan.quantizer):
-        weights_only = plan.objective is not None and not needs_sensitivity(plan.objective)
-        return replace(plan, effort="fast") if weights_only else plan
-
-    if plain := _without_feedback(job, plan):
-        report.note(
-            "layers in a mode that error feedback doesn't know (mxfp4 and its like) are rounded "
-            f"to nearest: {plain}"
-        )
-    return plan
-
-
-def _without_feedback(job: Job, plan: Plan) -> int:
-    """How many layers are quantized anew to something else than affine codes."""
-    chosen = [(layer, plan.choice[layer.path]) for layer in job.inventory.layers]
-    return sum(c.quantized and c.mode != "affine" and c != layer.stored for layer, c in chosen)
 
 
 def _refines(job: Job, plan: Plan, report: Report) -> bool:

@@ -24,7 +24,7 @@ from ..measure.sensitivity import Sensitivity
 from ..rules import efforts
 from ..rules.objectives import needs_sensitivity
 from ..runtime.device import on_cpu
-from .convert import choose_plan
+from .choose import choose_plan
 from .measurements import assumed_profile, known_profile, profile_candidates
 from .model import Job
 from .order import Order

@@ -11,7 +11,7 @@ from ..base.units import Budget, parse_budget
 from ..checkpoint.origin import Origin
 from ..rules import efforts
 from ..runtime.memory import Needs, smallest_mac
-from .convert import choose_plan
+from .choose import choose_plan
 from .dry_run import known_sensitivity
 from .measurements import assumed_profile, known_profile
 from .model import Job

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import Maker, order_for, qwen3_moe
 
-from mint_mlx.jobs import convert, dry_run, measurements
+from mint_mlx.jobs import choose, convert, dry_run, measurements
 from mint_mlx.jobs.model import prepare
 from mint_mlx.jobs.request import Request, check_request
 from mint_mlx.jobs.sizes import size_table
@@ -35,7 +35,7 @@ def test_what_is_said_before_a_sensitivity_is_what_comes_after_it(
         assert ("(exact)" in text) == (budget == "smallest")
 
         # The plan that a sensitivity gives has the smallest size too, and is settled.
-        chosen = convert.choose_plan(order, profile, sensitivity)
+        chosen = choose.choose_plan(order, profile, sensitivity)
         assert budget != "smallest" or said.bytes == chosen.layout(profile.inventory).total
         fixed = order_for(Request(model, plan=chosen, out=tmp_path / "out"))
         assert dry_run.dry_run(fixed)[1].settled
