@@ -13,13 +13,13 @@ from typing import Any
 from ..base import schema
 from ..base.checksum import Damaged, if_sound, read_checked, with_checksum
 from ..base.errors import MintError, explain
-from ..base.files import MARK, exclusive, write_text
+from ..base.files import MARK, MARK_FILE, exclusive, write_text
 from ..base.folders import UNMARKED
 from ..base.remove import discard, move, remove_folder
 from ..base.report import Report
 from ..base.versions import versions
 from ..measure import cache
-from ..measure.cache_files import BUILT, MADE, MARK_FILE
+from ..measure.cache_files import BUILT, MADE
 
 
 @dataclass(frozen=True)

@@ -170,4 +170,4 @@ def test_nothing_else_deletes_or_renames() -> None:
                 ):
                     calls.add((path.relative_to(ROOT).as_posix(), "replace"))
     others = {call for call in calls if call[0] != "mint_mlx/base/remove.py"}
-    assert others == {("mint_mlx/checkpoint/hub.py", "mkdtemp")}  # removed by `discard` at exit
+    assert others == {("mint_mlx/base/scratch.py", "mkdtemp")}  # whose folders `discard` deletes

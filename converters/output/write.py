@@ -19,7 +19,8 @@ from ...allocation.plan_file import plan_text
 from ...base.distributed import ranks
 from ...base.files import LOCK, PLAN_FILE
 from ...base.folders import JOURNALS, SCRATCH_FILES, UNMARKED
-from ...base.remove import UNFINISHED, remove_file, scratch_folder
+from ...base.remove import UNFINISHED, remove_file
+from ...base.scratch import scratch_folder
 from ...base.side_files import matches
 from ...base.targets import check_space, put_in_place
 from ...base.versions import versions

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from mint_mlx.base.folders import UNMARKED
-from mint_mlx.base.remove import UNFINISHED, Kind, discard, scratch_folder
+from mint_mlx.base.remove import UNFINISHED, Kind, discard
+from mint_mlx.base.scratch import scratch_folder
 from mint_mlx.eval.bench.process import Run, last_json, machine, python, run
 from mint_mlx.eval.bench.shapes import SHAPES
 

@@ -24,8 +24,9 @@ import numpy as np
 
 from mint_mlx.base.blas import use_fast_blas
 from mint_mlx.base.folders import UNMARKED
-from mint_mlx.base.remove import Kind, scratch_folder
+from mint_mlx.base.remove import Kind
 from mint_mlx.base.report import Silent
+from mint_mlx.base.scratch import scratch_folder
 
 use_fast_blas()  # before anything imports mlx
 

@@ -20,6 +20,7 @@ REFINED_FILE = "mint-refined.json"  # in every checkpoint that we refined
 BASE_MODEL = ".base_model"
 LOCK = "lock"  # in a folder that a process works in
 MARK = "A folder of mint-mlx.\n"  # in that file: the folder may be emptied
+MARK_FILE = ".mint-mlx"  # holds the mark in a folder whose files have names of others
 
 
 @contextmanager
@@ -34,12 +35,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{key}{uuid4().hex[:16]}{PARTIAL}{path.suffix}")
     try:
         with partial.open("a") as file:
-            _lock(file)
+            lock_file(file)
             yield partial
 
         # Some writers put a new file in its place, which is not locked yet.
         with partial.open("a") as file:
-            _lock(file)
+            lock_file(file)
 
             # safetensors makes its files readable by their owner only: apply the user's umask.
             mask = os.umask(0o022)
@@ -55,19 +56,31 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def _remove_abandoned(path: Path, key: str) -> None:
     """Delete temporary files for `path`, whose names begin with `key`, that no process has open."""
     for other in path.parent.iterdir():
-        name = other.name
-        if name.startswith(f".{key}") and matches(name, (UNFINISHED,)) and _is_abandoned(other):
-            remove_file(other)
+        if other.name.startswith(f".{key}") and matches(other.name, (UNFINISHED,)):
+            with lock_abandoned(other) as abandoned:
+                if abandoned:
+                    remove_file(other)
 
 
-def _is_abandoned(partial: Path) -> bool:
-    """Whether the process that wrote a temporary file has ended, as far as a lock can tell."""
+@contextmanager
+def lock_abandoned(path: Path) -> Iterator[bool]:
+    """Lock a file where the process that had it locked has ended, as far as a lock can tell.
+
+    False where it is locked, was deleted meanwhile, is another user's, or on a system without
+    locks.
+    """
     try:
-        with partial.open("r+b") as file:
+        file = path.open("r+b")
+    except OSError:
+        yield False
+        return
+    with file:
+        try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # locked, finished meanwhile, another user's, or on a system without locks
-        return False
-    return True
+        except OSError:
+            yield False
+            return
+        yield path.exists()
 
 
 @contextmanager
@@ -80,7 +93,7 @@ def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("a") as file:
-        if not _lock(file):
+        if not lock_file(file):
             on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -99,7 +112,7 @@ def lock_folder(folder: Path) -> IO[str] | None:
     The lock marks the folder as ours, so the caller has checked that it is.
     """
     file = (folder / LOCK).open("a")
-    if _lock(file):
+    if lock_file(file):
         if not os.fstat(file.fileno()).st_size:
             file.write(MARK)
             file.flush()
@@ -108,7 +121,7 @@ def lock_folder(folder: Path) -> IO[str] | None:
     return None
 
 
-def _lock(file: IO[str]) -> bool:
+def lock_file(file: IO[str]) -> bool:
     """Lock a file until it is closed; False where another process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

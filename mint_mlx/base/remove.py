@@ -8,9 +8,8 @@ and the refusal names the stranger. (macOS puts `.DS_Store` everywhere: it is no
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -147,9 +146,10 @@ def discard(folder: Path, kind: Kind) -> None:
 
     For folders that this process made itself, and for those that were checked.
     """
-    _delete(folder, kind)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    with suppress(FileNotFoundError):  # another run deletes it too
+        _delete(folder, kind)
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _delete(folder: Path, kind: Kind, keep: str = "") -> None:
@@ -175,21 +175,6 @@ def remove_file(path: Path) -> None:
     """
     if not path.is_symlink() and path.is_file():
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def scratch_folder(kind: Kind, beside: Path | None = None) -> Iterator[Path]:
-    """A new folder that is deleted at the end; what someone else puts into it stays.
-
-    Args:
-        kind: what will be written there.
-        beside: the folder to make it in; the system's for temporary files by default.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="mint-mlx-", dir=beside))
-    try:
-        yield folder
-    finally:
-        discard(folder, kind)
 
 
 def move(path: Path, target: Path) -> None:

@@ -13,16 +13,16 @@ import re
 import shutil
 import struct
 import sys
-import tempfile
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..base.errors import MintError, naming
 from ..base.files import BASE_MODEL, PLAN_FILE
 from ..base.remove import Kind, discard, move
 from ..base.safetensors_header import INDEX, parse_header, read_header, read_index
+from ..base.scratch import note_name, noted_names, open_scratch, scratch_kind
 from ..base.side_files import SIDE_FILES, TEMPLATES
 from .tokenizer import has_tokenizer
 
@@ -172,23 +172,22 @@ def fetch_skeleton(repo: RepoId) -> Skeleton:
     info = api.model_info(repo.name, revision=repo.revision, files_metadata=True)
     commit = info.sha or repo.revision or "main"
     siblings = {s.rfilename: s for s in info.siblings or []}
-    folder = Path(tempfile.mkdtemp(prefix="mint-mlx-"))
-    written: set[str] = set()
-    atexit.register(discard, folder, _skeleton_kind(written))
+    folder, mark = open_scratch(SKELETON)
+    atexit.register(_discard_skeleton, folder, mark)
 
     base = _base_model(info)
     if base is not None:
+        note_name(folder, BASE_MODEL)
         (folder / BASE_MODEL).write_text(base, encoding="utf-8")
-        written.add(BASE_MODEL)
 
     for name in siblings:
         place, _, text = name.rpartition("/")
         template = place == TEMPLATES and text.endswith(".jinja")
         if template or (not place and (Path(text).suffix in _TEXTS or text == PLAN_FILE)):
             local = hf_hub_download(repo.name, name, revision=commit)
+            note_name(folder, text)
             (folder / place).mkdir(exist_ok=True)
             shutil.copyfile(local, folder / name)
-            written.add(text)
 
     # mlx-lm would also read a shard that the index doesn't name.
     shards = [name for name in siblings if re.fullmatch(r"model[^/]*\.safetensors", name)]
@@ -207,22 +206,34 @@ def fetch_skeleton(repo: RepoId) -> Skeleton:
                 f"{repo.name} names the shard {name!r}, which is not a plain file name: refused, "
                 "get the checkpoint from a source that you trust"
             )
-        written.add(name)
+        note_name(folder, name)
         weight_bytes += _write_sparse_shard(folder / name, file)
         lfs = siblings[name].lfs if name in siblings else None
         hashes[name] = lfs.sha256 if lfs else ""
     return Skeleton(folder, commit, hashes, weight_bytes)
 
 
-def _skeleton_kind(names: Collection[str]) -> Kind:
-    """A skeleton's folder: the files of these names, and what huggingface_hub downloads through."""
+def _discard_skeleton(folder: Path, mark: IO[str]) -> None:
+    """Delete a skeleton's folder, whose mark is open and locked until then."""
+    with mark:
+        discard(folder, scratch_kind(SKELETON))
+
+
+def _skeleton_kind() -> Kind:
+    """A skeleton's folder: the files that it notes, and what huggingface_hub downloads through."""
     noted = Kind("a folder", ("*.metadata", "*.lock", "*.incomplete"))
     notes = (".gitignore", ".gitignore.lock", "CACHEDIR.TAG")
     hub_cache = Kind("a folder", (), {"huggingface": Kind("a folder", notes, {"download": noted})})
-    download = Kind("a folder", (), {".cache": hub_cache}, named=lambda folder: names)
-    templates = Kind("a folder", (), named=lambda folder: names)
-    folders = {DOWNLOAD: download, TEMPLATES: templates}
-    return Kind("a skeleton", (), folders, named=lambda folder: names)
+
+    def names_above(folder: Path) -> Collection[str]:
+        return noted_names(folder.parent)
+
+    download = Kind("a folder", (), {".cache": hub_cache}, named=names_above)
+    templates = Kind("a folder", (), named=names_above)
+    return Kind("a skeleton", (), {DOWNLOAD: download, TEMPLATES: templates}, named=noted_names)
+
+
+SKELETON = _skeleton_kind()
 
 
 def _write_sparse_shard(path: Path, file: Any) -> int:
@@ -301,15 +312,13 @@ def fetch_small_files(name: str, commit: str | None, folder: Path) -> None:
     from huggingface_hub import snapshot_download
 
     snapshot = Path(snapshot_download(name, revision=commit, allow_patterns=SMALL_FILES))
-    written: set[str] = set()
-    atexit.register(discard, folder, _skeleton_kind(written))
     for pattern in SMALL_FILES:
         for file in snapshot.glob(pattern):
             target = folder / file.relative_to(snapshot)
             if file.name != INDEX and not target.exists():
+                note_name(folder, file.name)
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, target)
-                written.add(file.name)
 
 
 def _base_model(info: Any) -> str | None:

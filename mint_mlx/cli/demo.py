@@ -37,7 +37,8 @@ def run(output: Output, out: Path | None = None) -> None:
         out: the folder to write; the result is deleted otherwise.
     """
     from ..base.folders import UNMARKED
-    from ..base.remove import Kind, scratch_folder
+    from ..base.remove import Kind
+    from ..base.scratch import scratch_folder
     from ..base.units import both, duration
     from ..checkpoint.run_command import run_command
     from ..jobs.convert import convert

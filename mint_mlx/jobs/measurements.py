@@ -12,8 +12,8 @@ from ..base.distributed import ranks
 from ..base.folders import UNMARKED
 from ..base.hf_config import text_config
 from ..base.quant_config import QuantConfig
-from ..base.remove import scratch_folder
 from ..base.report import Report, Silent
+from ..base.scratch import scratch_folder
 from ..base.versions import versions
 from ..checkpoint.low_disk import Waves, at_once
 from ..checkpoint.source import check_unchanged

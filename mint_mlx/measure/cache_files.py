@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ..base.files import MARK
+from ..base.files import MARK, MARK_FILE
 from ..base.folders import CHECKPOINT, UNMARKED, WORK, is_checkpoint, is_work_folder
 from ..base.remove import UNFINISHED, Kind, remove_file, remove_folder
 from ..base.side_files import matches
@@ -19,7 +19,6 @@ from .resume import is_notes
 from .sensitivity_file import is_sensitivity
 
 MADE = "made.json"  # beside a checkpoint that `compare` built, or in its place
-MARK_FILE = ".mint-mlx"  # in the folder of one that it is building
 _HEX = "[0-9a-f]"
 _FINGERPRINT = rf".*{_HEX}{{16}}-{_HEX}{{16}}"
 

@@ -22,7 +22,8 @@ from ..base import schema
 from ..base.array_files import read_npz, read_tensors, write_npz, write_tensors
 from ..base.checksum import Damaged, if_sound
 from ..base.files import LOCK, lock_folder
-from ..base.remove import UNFINISHED, Kind, discard, find_stranger, remove_file, scratch_folder
+from ..base.remove import UNFINISHED, Kind, discard, find_stranger, remove_file
+from ..base.scratch import scratch_folder
 
 NAME = "mint-mlx-walk-"  # how the folders' names begin
 ARRAY = "array"  # the one array of a file of hidden states or gradients

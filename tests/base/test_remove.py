@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from helpers import Cli, Notes
 
 from mint_mlx.base.errors import MintError
-from mint_mlx.base.files import MARK
+from mint_mlx.base.files import MARK, MARK_FILE
 from mint_mlx.base.folders import CHECKPOINT, UNMARKED, WORK
 from mint_mlx.base.pictures import is_picture
 from mint_mlx.base.remove import (
@@ -21,8 +23,8 @@ from mint_mlx.base.remove import (
     empty_folder,
     remove_file,
     remove_folder,
-    scratch_folder,
 )
+from mint_mlx.base.scratch import open_scratch, scratch_folder, scratch_kind
 from mint_mlx.base.targets import (
     check_file,
     check_picture,
@@ -30,7 +32,7 @@ from mint_mlx.base.targets import (
     check_target,
     put_in_place,
 )
-from mint_mlx.checkpoint.hub import _skeleton_kind
+from mint_mlx.checkpoint.hub import SKELETON
 from mint_mlx.converters.output.shard_writer import check_work
 from mint_mlx.eval.reference_file import IS_OURS
 from mint_mlx.jobs.steps import PLAN_MARKER, PROFILE_MARKER
@@ -103,10 +105,11 @@ def skeleton(folder: Path) -> Path:
     (noted.parent / ".gitignore").write_text("*")
     for name in ("x.safetensors", "config.json", "download/x.safetensors"):
         (folder / name).write_text("")
+    (folder / MARK_FILE).write_text(f"{MARK}{SKELETON.what}\nx.safetensors\nconfig.json\n")
     return folder
 
 
-SKELETON = _skeleton_kind({"x.safetensors", "config.json"})
+LEFT = f"mint-mlx-{os.getpid()}-0123abcd"  # how a temporary folder of this process is called
 FOLDERS: dict[str, tuple[Callable[[Path], Path], Kind, tuple[str, ...]]] = {
     "out": (checkpoint, CHECKPOINT, ("", "additional_chat_templates")),
     "out.partial": (work, WORK, ("",)),
@@ -114,7 +117,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], Path], Kind, tuple[str, ...]]] = {
     "mint-mlx-walk-k": (walk, WALK, ("",)),
     "built": (built, BUILT, ("", "checkpoint", "unfinished.partial")),
     FINGERPRINT: (compared, COMPARED, ("", f"nmse-{'0' * 12}")),
-    "skeleton": (skeleton, SKELETON, ("", "download", "download/.cache/huggingface")),
+    LEFT: (skeleton, scratch_kind(SKELETON), ("", "download", "download/.cache/huggingface")),
 }
 
 
@@ -172,12 +175,12 @@ def test_a_folder_of_ours_is_deleted_and_one_with_a_stranger_is_not(
             assert folder.is_dir(), (place, decoy)
 
 
-@pytest.mark.parametrize("name", [name for name in FOLDERS if name not in ("scratch", "skeleton")])
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name != "scratch"])
 def test_a_folder_without_a_mark_is_nobody_s(name: str, tmp_path: Path) -> None:
     """Files of our names alone prove nothing."""
     make, kind, _ = FOLDERS[name]
     folder = make(tmp_path / name)
-    for mark in ("lock", "mint-plan.yaml", "mint-refined.json", "made.json"):
+    for mark in ("lock", "mint-plan.yaml", "mint-refined.json", "made.json", MARK_FILE):
         for path in folder.rglob(mark):
             path.write_text("mint-mlx")
     if name == "mint-mlx-walk-k":
@@ -210,6 +213,36 @@ def test_what_appears_in_a_scratch_folder_stays(tmp_path: Path) -> None:
         (folder / "config.json").write_text("{}")
         (folder / "thesis.txt").write_text("")
     assert snapshot(folder) == {"thesis.txt"}
+
+
+def test_what_a_killed_process_left_goes_with_the_next_folder_of_its_kind(tmp_path: Path) -> None:
+    killed, mark = open_scratch(UNMARKED, tmp_path)
+    (killed / "config.json").write_text("{}")
+    with scratch_folder(UNMARKED, tmp_path):  # its process lives
+        assert killed.is_dir()
+    mark.close()
+    other = Kind("a walk", ("config.json",))
+    with scratch_folder(other, tmp_path):
+        assert killed.is_dir()
+    (killed / "thesis.txt").write_text("precious")
+    with scratch_folder(UNMARKED, tmp_path):
+        assert snapshot(killed) == {MARK_FILE, "config.json", "thesis.txt"}
+    (killed / "thesis.txt").unlink()
+    with scratch_folder(UNMARKED, tmp_path):
+        assert not killed.exists()
+
+
+def test_a_temporary_folder_without_a_mark_goes_once_its_process_has_ended(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    names = {"living": LEFT, "ended": f"mint-mlx-{ended.pid}-0123abcd", "walk": "mint-mlx-walk-k"}
+    for name in names.values():
+        (tmp_path / name).mkdir()
+    (tmp_path / names["ended"] / MARK_FILE).write_text("")
+    (tmp_path / f"{names['ended']}e").symlink_to(tmp_path / names["ended"])
+    with scratch_folder(UNMARKED, tmp_path):
+        pass
+    assert snapshot(tmp_path) == {names["living"], names["walk"], f"{names['ended']}e"}
 
 
 def test_force_names_the_stranger_and_deletes_nothing(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from mint_mlx.jobs.convert import convert
 
 POINTS = int(os.environ.get("KILLS", "20"))  # of each command
 
-# Counts every call that changes the disk, in whichever thread, and stops the process before number
-# `argv[3]` with the signal `argv[4]`; of several ranks only the one that KILLED_RANK names.
+# Counts every call that changes the disk, in whichever thread, and stops the process (or STOPPED,
+# the launcher of several ranks) before number `argv[3]` with the signal `argv[4]`; of several ranks
+# only the one that KILLED_RANK names.
 COUNTED = """
 import os, signal, sys, threading
 calls, last, signal_number, lock = 0, int(sys.argv[3]), int(sys.argv[4]), threading.Lock()
@@ -36,7 +39,8 @@ def counted(function):
         with lock:
             calls += 1
             if calls == last and os.environ.get("MLX_RANK") == os.environ.get("KILLED_RANK"):
-                os.kill(os.getpid(), signal_number)
+                os.write(2, b"stopped. ")
+                os.kill(int(os.environ.get("STOPPED") or os.getpid()), signal_number)
         return function(*args, **more)
     return call
 
@@ -199,49 +203,85 @@ def test_every_command_ends_as_undisturbed_after_a_kill(
         assert again.returncode == 0, (point, stop, again.stderr)
         assert outcome(name, place) == expected, (point, stop)
 
-        # Only a kill without warning leaves something: among the system's temporary files.
-        left = {path.name for path in place.iterdir()} - {"cache", "tmp"}
-        left -= {Path(file).parts[0] for file in WRITES[name][1]}
-        if stop != signal.SIGKILL:
-            left |= {path.name for path in (place / "tmp").glob("mint-mlx-*")}
-        assert not left, (point, stop, left)
+        names = {path.name for path in place.iterdir()} - {"cache", "tmp"}
+        names -= {Path(file).parts[0] for file in WRITES[name][1]}
+        names |= {path.name for path in (place / "tmp").glob("mint-mlx-*")}
+        assert not names, (point, stop, names)
 
 
-def run_ranks(source: Path, out: Path, rank: int, point: int, stop: int) -> str:
+def run_ranks(
+    source: Path, out: Path, effort: str, rank: int, point: int, stop: int, launcher: bool = False
+) -> str:
     """Convert with two ranks, one of which is stopped before its change number `point`.
+
+    Args:
+        source: a checkpoint.
+        out: the output, in a folder with a cache and temporary files of its own.
+        effort: the level.
+        rank: that counts its changes.
+        point: the change, 0 for none.
+        stop: the signal.
+        launcher: whether `mlx.launch` gets the signal in its place.
 
     Returns:
         The numbers of changes and what else the ranks said on stderr.
     """
     script = out.with_name("ranks.py")
     script.write_text(COMMAND)
+    out.with_name("tmp").mkdir(exist_ok=True)
     port = str(random.randrange(20_000, 60_000))
     words = [str(Path(sys.executable).parent / "mlx.launch"), "-n", "2", "--backend", "ring"]
     words += ["-p", port, "--env", f"MINT_MLX_CACHE={out.with_name('cache')}"]
-    words += ["--env", f"KILLED_RANK={rank}", "--", sys.executable, str(script), "-", "-"]
-    words += [str(point), str(stop), "convert", str(source), "--budget", "5bpw", "--no-smoke"]
-    words += ["--effort", "fast", "--force", "-o", str(out)]
-    ran = subprocess.run(words, check=False, capture_output=True, text=True, timeout=240)
-    return ran.stdout + ran.stderr
+    words += ["--env", f"KILLED_RANK={rank}", "--env", f"TMPDIR={out.with_name('tmp')}"]
+    line = shlex.join(words) + (" --env STOPPED=$$" if launcher else "")
+    words = ["--", sys.executable, str(script), "-", "-", str(point), str(stop), "convert"]
+    words += [str(source), "--budget", "5bpw", "--no-smoke", "--effort", effort, "--force"]
+    line = f"exec {line} {shlex.join([*words, '-o', str(out)])}"
+    with out.with_name("said").open("w+") as said:  # a pipe would stay open in ranks that go on
+        subprocess.run(line, check=False, shell=True, stdout=said, stderr=said, timeout=240)
+        _wait_for_ranks(script)
+        said.seek(0)
+        return said.read()
+
+
+def _wait_for_ranks(script: Path) -> None:
+    """Wait for ranks that go on without their launcher (Linux)."""
+    until = time.monotonic() + 120
+    while any(_runs(process, script) for process in Path("/proc").glob("[0-9]*")):
+        assert time.monotonic() < until, "ranks go on"
+        time.sleep(0.2)
+
+
+def _runs(process: Path, script: Path) -> bool:
+    """Whether a process of this machine runs a script."""
+    try:
+        return os.fsencode(script) in (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:  # it has ended
+        return False
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
+@pytest.mark.parametrize("stopped", ["rank 0", "rank 1", "launcher"])
 def test_two_ranks_end_as_undisturbed_after_a_kill_of_one(
-    make: Maker, tmp_path: Path, rank: int
+    make: Maker, tmp_path: Path, stopped: str, effort: str
 ) -> None:
     source = make(qwen3_moe(2), shards=2)
     (tmp_path / "whole").mkdir()
-    said = run_ranks(source, tmp_path / "whole" / "out", rank, 0, 9)
+    rank, launcher = int(stopped == "rank 1"), stopped == "launcher"
+    said = run_ranks(source, tmp_path / "whole" / "out", effort, rank, 0, 9)
     expected = weights(tmp_path / "whole" / "out")
     calls = min(map(int, re.findall(r"changes: (\d+)", said)))
 
-    rng = random.Random(rank)
+    rng = random.Random(f"{rank}{launcher}")
     for i in range(POINTS // 2):
         point, stop, out = rng.randint(1, calls), SIGNALS[i % len(SIGNALS)], tmp_path / f"{i}/out"
         out.parent.mkdir()
-        said = run_ranks(source, out, rank, point, stop)
+        said = run_ranks(source, out, effort, rank, point, stop, launcher)
+        assert "stopped" in said, (point, stop, said)
         assert not out.exists() or weights(out) == expected, (point, stop, said)
-        said = run_ranks(source, out, rank, 0, 9)
+        said = run_ranks(source, out, effort, rank, 0, 9)
         assert weights(out) == expected, (point, stop, said)
-        assert {path.name for path in out.parent.iterdir()} == {"out", "cache", "ranks.py"}, point
+        names = {path.name for path in out.parent.iterdir()}
+        assert names == {"out", "cache", "ranks.py", "said", "tmp"}, (point, stop)
+        assert not list(out.with_name("tmp").glob("mint-mlx-*")), (point, stop)
