@@ -77,6 +77,7 @@ def replies(
     return windows, is_control
 
 
+@cache.using("replies")
 def _greedy(source: Source, prompts: list[list[int]], report: Report) -> list[list[int]]:
     """The replies, generated once: another run might break ties otherwise."""
     key = hashlib.blake2b(json.dumps([prompts, REPLY]).encode(), digest_size=6).hexdigest()

@@ -104,6 +104,7 @@ class Bench:
         return build(task, self.cache_folder, self.report)
 
 
+@cache.using("compare")
 def compare(
     model: str,
     budgets: Sequence[str],

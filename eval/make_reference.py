@@ -29,6 +29,7 @@ from .settings import Settings
 from .text import tokenizer_key
 
 
+@cache.using("references")
 def get_reference(
     source: Source,
     text: list[Windows],

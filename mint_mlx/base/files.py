@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -119,6 +119,16 @@ def lock_folder(folder: Path) -> IO[str] | None:
         return file
     file.close()
     return None
+
+
+@contextmanager
+def shared(path: Path) -> Iterator[None]:
+    """Keep others from locking a file; where it can't be made, they can't change what is beside."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context(path.open("a")), fcntl.LOCK_SH)
+        yield
 
 
 def lock_file(file: IO[str]) -> bool:

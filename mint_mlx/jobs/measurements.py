@@ -46,6 +46,7 @@ def get_sensitivity(
     return _first_rank_measures(job, report, count)
 
 
+@cache.using("sensitivities")
 def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> Sensitivity | None:
     """As `get_sensitivity`, in this process."""
     from ..measure.fisher import check_chain, measure
@@ -128,6 +129,7 @@ def first_token(job: Job) -> int | None:
     return int(ids[0]) if len(ids) else None
 
 
+@cache.using("profiles")
 def get_profile(
     job: Job,
     report: Report | None = None,

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.checksum import Damaged, if_sound
-from ..base.errors import UsageError
+from ..base.errors import MintError, UsageError
+from ..base.files import lock_file, shared
 from ..base.quant_config import QuantConfig
 from ..base.remove import DESKTOP, Stranger
 from ..base.report import Report
@@ -88,6 +89,27 @@ def report_write_errors(what: str, report: Report) -> Iterator[None]:
             f"the {what} could not be written to the cache {cache_dir()} ({error.strerror}): set "
             "MINT_MLX_CACHE to another folder"
         )
+
+
+@contextmanager
+def using(kind: str) -> Iterator[None]:
+    """Keep `clear` from deleting files of one kind, while something is made of them or read."""
+    with shared(_lock_path(kind)):
+        yield
+
+
+@contextmanager
+def _unused(kind: str) -> Iterator[bool]:
+    """Keep others from using files of one kind; False where a run uses them already."""
+    if kind == "walks":  # each has a lock of its own
+        yield True
+        return
+    with _lock_path(kind).open("a") as file:
+        yield lock_file(file)
+
+
+def _lock_path(kind: str) -> Path:
+    return cache_dir() / f".{kind}.lock"
 
 
 def sensitivity_path(source: Source, tokens: int) -> Path:
@@ -175,22 +197,32 @@ def clear(kinds: Sequence[str] = ()) -> int:
 
     Raises:
         UsageError: there is no such kind.
-        Stranger: a checkpoint in the cache holds something that isn't ours, and stays; all others
-            are deleted.
+        MintError: another run uses what a kind holds, or a checkpoint in the cache holds something
+            that isn't ours; that stays, and all others are deleted.
     """
     for kind in kinds:
         if kind not in KINDS:
             raise UsageError(f"the cache has no {kind!r}: there are {', '.join(KINDS)}")
     freed = 0
-    refused: Stranger | None = None
-    for entry in entries():
-        if kinds and entry.kind not in kinds:
+    refused: MintError | None = None
+    listed = entries()
+    for kind in kinds or KINDS:
+        chosen = [entry for entry in listed if entry.kind == kind]
+        if not chosen:
             continue
-        try:
-            cache_files.remove(entry.kind, entry.path)
-            freed += entry.bytes
-        except Stranger as error:
-            refused = refused or error
+        with _unused(kind) as unused:
+            if not unused:
+                refused = refused or MintError(
+                    f"another run uses `{kind}` of the cache, which stays: run the same command "
+                    "again once it has ended"
+                )
+                continue
+            for entry in chosen:
+                try:
+                    cache_files.remove(kind, entry.path)
+                    freed += entry.bytes
+                except Stranger as error:
+                    refused = refused or error
     if refused is not None:
         raise refused
     return freed

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ..base.files import MARK, MARK_FILE
+from ..base.files import MARK, MARK_FILE, lock_folder
 from ..base.folders import CHECKPOINT, UNMARKED, WORK, is_checkpoint, is_work_folder
 from ..base.remove import UNFINISHED, Kind, remove_file, remove_folder
 from ..base.side_files import matches
@@ -78,7 +78,10 @@ def remove(kind: str, path: Path) -> None:
     if kind == "compare":
         remove_folder(path, COMPARED)
     elif kind == "walks":
-        remove_folder(path, WALK)
+        lock = lock_folder(path)
+        if lock is not None:  # else a run has gone on with it
+            with lock:
+                remove_folder(path, WALK)
     else:
         remove_file(path)
 

@@ -9,6 +9,7 @@ import pytest
 from helpers import Cli, Maker, llama
 
 from mint_mlx.base.files import MARK, lock_folder
+from mint_mlx.measure import cache
 
 
 def test_the_cache_is_listed_and_dropped(
@@ -52,3 +53,22 @@ def test_what_interrupted_walks_left_is_listed_and_dropped(
         assert entry == {"name": "mint-mlx-walk-left", "kind": "walks", "bytes": 1000 + len(MARK)}
         assert cli("cache", "clear", "walks", "--work-dir", tmp_path).code == 0
     assert [path.name for path in tmp_path.glob("mint-*")] == ["mint-mlx-walk-busy"]
+
+
+def test_what_a_run_uses_stays(
+    cli: Cli, make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kind alone: the others are deleted."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    cli("profile", make(llama(1)), "-o", tmp_path / "p.json")
+    replies = cache.cache_dir() / "replies" / f"x-{'0' * 16}-{'1' * 16}-{'2' * 12}.json"
+    replies.parent.mkdir()
+    replies.write_text("[[1]]")
+    with cache.using("profiles"):
+        cleared = cli("cache", "clear")
+        assert (cleared.code, cleared.err.count("\n")) == (1, 1)
+        assert "another run uses `profiles` of the cache, which stays" in cleared.err
+        (entry,) = cli("cache", "--json").json["entries"]
+        assert entry["kind"] == "profiles"
+    assert cli("cache", "clear").code == 0
+    assert cli("cache", "--json").json["entries"] == []

@@ -36,6 +36,8 @@ def test_chat_scores_the_sources_own_replies(
     assert figures["same_top1"] == 1
 
     assert cache.strangers() == []
+    assert (cache.cache_dir() / ".replies.lock").is_file()  # held, so that no one clears it
+    assert (cache.cache_dir() / ".references.lock").is_file()
     assert "replies" in {entry.kind for entry in cache.entries()}
     monkeypatch.setenv("MINT_MLX_CACHE", str(source.parent / "empty"))
     monkeypatch.setattr(chat, "fits", lambda folder: False)

@@ -12,7 +12,7 @@ from helpers import Maker, Notes, llama, qwen3_moe
 from mint_mlx.jobs import convert, steps
 from mint_mlx.jobs.measurements import get_profile
 from mint_mlx.jobs.model import Job
-from mint_mlx.measure import fisher, resume
+from mint_mlx.measure import cache, fisher, resume
 from mint_mlx.measure.sensitivity import Sensitivity
 from mint_mlx.measure.sensitivity_file import load_sensitivity
 
@@ -27,6 +27,7 @@ def test_a_sensitivity_is_measured_once(
     assert first.plan.choice == again.plan.choice
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert files[0] == files[1]
+    assert (cache.cache_dir() / ".sensitivities.lock").is_file()  # held, so that no one clears it
 
 
 def test_fewer_tokens_are_what_is_looked_at(make: Maker, tmp_path: Path) -> None:
