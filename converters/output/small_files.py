@@ -20,6 +20,7 @@ from ...checkpoint.roles import TOWER
 from ...checkpoint.source import Source
 from ...checkpoint.tokenizer import tokenizer_settings
 from ...checkpoint.towers import has_mtp, text_only, without_mtp
+from ..sources.multipliers import folded
 
 
 def copy_small_files(source: Path, work: Path, parts: str) -> None:
@@ -69,6 +70,7 @@ def config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
         reader = model_class(config)
         assert reader is not None  # a source of which mlx-lm has no class is refused
         config = text_only(config, reader.required)
+    config = folded(config)
     if not has_mtp((f"{path}." for path in inventory.order), config):
         config = without_mtp(config)
 

@@ -10,9 +10,11 @@ import math
 from typing import Any
 
 from ..base.hf_config import text_config
+from ..converters.sources.multipliers import is_left_out
 from .config_keys import MALFORMED
 from .model_classes import ModelClass, text_class
 from .rope_keys import by_layer, is_scaled, rope_type
+from .router_keys import SUMS
 
 Table = dict[str, Any]
 # Classes that attend to everything where their family's layers have sliding windows.
@@ -20,6 +22,7 @@ WITHOUT_WINDOWS = {
     "dots1",
     "gemma2",
     "llama",
+    "ministral3",  # unless its config has layer_types, which transformers doesn't read
     "mixtral",
     "phi3",
     "phimoe",
@@ -29,6 +32,22 @@ WITHOUT_WINDOWS = {
     "qwen3_moe",
     "starcoder2",
 }
+# Classes that leave the weight of a single chosen expert as it is, where transformers makes it 1.
+ONE_EXPERT_WEIGHS = {
+    "afmoe",
+    "deepseek_v3",
+    "deepseek_v32",
+    "dots1",
+    "exaone_moe",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "glm_moe_dsa",
+    "kimi_linear",
+    "mimo_v2_flash",
+    "nemotron_h",
+    "solar_open",
+}
+EXPERTS_CHOSEN = ("num_experts_per_tok", "num_experts_per_token")
 
 
 def known_differences(config: Table) -> list[str]:
@@ -50,6 +69,11 @@ def _differences(table: Table, reader: ModelClass) -> list[str]:
     """The sentences for a text model's table."""
     sentences = [*_positions(table, reader), *_experts(table, reader), *_windows(table, reader)]
     sentences += _logits(table, reader)
+    if is_left_out(table):
+        sentences.append(
+            "mlx-lm's own conversions of Falcon-H1 leave out key_multiplier and, in values, "
+            "attention_in_multiplier: another model; convert the original"
+        )
     if reader.name == "mimo_v2_flash":
         sentences.append("mlx-lm's sliding windows of MiMo are one token shorter")
     shortest = table.get("time_step_min")
@@ -134,6 +158,13 @@ def _experts(table: Table, reader: ModelClass) -> list[str]:
             "mlx-lm lets the weights of Jamba's chosen experts add up to 1, transformers takes "
             "them as they are: its expert layers count for more"
         ]
+    sums = any(table.get(key) for key in SUMS)
+    alone = any(table.get(key) == 1 for key in EXPERTS_CHOSEN)
+    if reader.name in ONE_EXPERT_WEIGHS and sums and alone:
+        return [
+            "mlx-lm leaves the weight of the one expert that each token goes to as it is, "
+            "transformers makes it 1: another model, unless it was trained as mlx-lm runs it"
+        ]
     return []
 
 
@@ -159,8 +190,8 @@ def _windows(table: Table, reader: ModelClass) -> list[str]:
     if not _uses_windows(table, reader) or window >= table.get("max_position_embeddings", math.inf):
         return []
     return [
-        f"mlx-lm's class {reader.name} has no sliding windows: beyond {window:,} tokens it attends "
-        "to more than transformers does"
+        f"mlx-lm's class {reader.name} runs no sliding windows: beyond {window:,} tokens it "
+        "attends to more than transformers does"
     ]
 
 

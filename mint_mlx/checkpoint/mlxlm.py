@@ -179,13 +179,14 @@ def _why_not_built(folder: Path, config: dict[str, Any], error: BaseException) -
 
 def _prepared(model_class: type, config: dict[str, Any]) -> type:
     """A model class whose `sanitize` gets the tensors as mlx-lm expects them."""
+    from ..converters.sources.multipliers import fold_multipliers
     from ..converters.sources.tensor_names import rename
 
     def prepare(
         model: Any, weights: dict[str, Any], stock: Callable[[dict[str, Any]], dict[str, Any]]
     ) -> dict[str, Any]:
         renamed = rename(model, config, drop_copy(model, config, weights))
-        return stock(drop_unused(model, renamed))
+        return stock(fold_multipliers(config, drop_unused(model, renamed)))
 
     return wrap_sanitize(model_class, prepare)
 

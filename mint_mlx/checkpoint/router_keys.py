@@ -129,8 +129,13 @@ def says_what_is_done(key: str, value: Any, reader: ModelClass) -> bool:
 
 def not_gone_by(table: Table, reader: ModelClass) -> list[tuple[str, Any]]:
     """Keys with values that the class reads, but doesn't go by."""
-    return [
+    unread = [
         (key, table[key])
         for key, classes in _FIXED.items()
         if table.get(key) is not None and table[key] not in classes.get(reader.name, {table[key]})
     ]
+    experts = table.get("ffn_config")
+    if reader.name == "dbrx" and isinstance(experts, dict):
+        power = experts.get("moe_normalize_expert_weights", 1)
+        unread += [] if power == 1 else [("ffn_config.moe_normalize_expert_weights", power)]
+    return unread

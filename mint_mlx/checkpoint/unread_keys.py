@@ -30,7 +30,7 @@ COUNTED = re.compile(
     # positions
     r"rope|rotary|theta|alibi|yarn|(^|_)ntk|^(?!.*(max|num|n)_position).*position|base_freq"
     # attention
-    r"|window|softcap|query_pre_attn|qk_(layer_?)?norm|clip_qkv|attn_(scale|temperature)"
+    r"|window|softcap|query_pre_attn|qk_(layer_?)?norm|clip_qkv|attn_(scale|temperature)|^scale_attn_"
     r"|attention_(multiplier|bias|chunk|sink|scale)|qkv_bias|value_scale"
     # experts
     r"|expert|(^|_)moe(_|$)|routed|router|^route_|topk|top_k(_|$)|n_group$|scor(e_func|ing)"
@@ -94,17 +94,23 @@ DOES: dict[str, dict[str, Any]] = {
     "qk_norm_type": {"minimax": "per_layer"},
     "qkv_bias": {"qwen2_moe": True},
     "rope_interleave": {"*": True},
+    "scale_attn_weights": {"*": True},
     "swiglu_alpha": {"gpt_oss": 1.702},
     "swiglu_limit": {"gpt_oss": 7.0},
 }
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "activation")
-# Words in a class's code for the kinds of functions that these name.
+# By the names of functions: words in the code of a class that computes them.
 KINDS = {
-    "silu": ("silu", "swiglu", "swish"),
-    "swish": ("silu", "swiglu", "swish"),
-    "gelu": ("gelu", "geglu"),
-    "relu": ("relu",),
+    "silu": r"silu|swiglu|swish|switchglu",
+    "swish": r"silu|swiglu|swish|switchglu",
+    "gelu": r"gelu|geglu",
+    "relu2": r"relu2|relu_squared",
+    "relu": r"relu(?!2|_squared|\(x\)\.square)",
 }
+# What a class without such words computes, by code that it takes from another.
+UNSAID = "silu"
+# Functions of single kinds of layers, which no class reads.
+IN_LAYERS = {"mlp_hidden_act": "relu2", "mamba_hidden_act": "silu"}
 # Classes without linear attention, of a type that models with it have too (MiniMax-Text-01).
 FULL_ALONE = {"minimax"}
 # Epsilons that differ by what no logit shows.
@@ -195,15 +201,19 @@ def _says_nothing(key: str, value: Any, table: Table, reader: ModelClass) -> boo
 
 def _activations(table: Table, reader: ModelClass) -> list[Unread]:
     """A function between two products of another kind than any in the class's code."""
-    code = reader.code.lower()
-    unread = []
+    code = re.sub(r"#.*", "", reader.code).lower()
+    computed = {kind for kind, words in KINDS.items() if re.search(words, code)} or {UNSAID}
+    unread = [
+        Unread(key, table[key], reader.name)
+        for key, function in IN_LAYERS.items()
+        if key in table and key not in reader.keys and table[key] != function
+    ]
     for key in ACTIVATIONS:
         name = table.get(key)
         if not isinstance(name, str) or f".{key}" in code:
             continue
-        words = next((words for kind, words in KINDS.items() if name.startswith(kind)), None)
-        others = any(word in code for kind in KINDS.values() for word in kind)
-        if words and others and not any(word in code for word in words):
+        kind = next((kind for kind in KINDS if name.startswith(kind)), None)
+        if kind is not None and kind not in computed:
             unread.append(Unread(key, name, reader.name))
     return unread
 

@@ -53,7 +53,7 @@ def unread_positions(table: Table, reader: ModelClass) -> Iterator[tuple[str, An
         return
     if isinstance(parameters, dict) and parameters:
         if "rope_parameters" in reader.keys:
-            yield from _half_read(parameters, reader)
+            yield from _half_read(table, parameters, reader)
         else:
             yield from _brought(table, parameters, reader)
         full = by_layer(parameters)[0]
@@ -79,13 +79,18 @@ def says_nothing_new(key: str, value: Any, table: Table, reader: ModelClass) -> 
     return value in read or (key in THETA and value == DEFAULT_THETA)
 
 
-def _half_read(parameters: Table, reader: ModelClass) -> Iterator[tuple[str, Any]]:
+def _half_read(table: Table, parameters: Table, reader: ModelClass) -> Iterator[tuple[str, Any]]:
     """Of `rope_parameters` that the class reads, what it doesn't use."""
     full, _ = by_layer(parameters)
     if reader.name in THETA_ALONE and is_scaled(full):
         yield "rope_parameters.rope_type", rope_type(full)
     share = full.get("partial_rotary_factor")
     if reader.name in THETA_ALONE | {"qwen3", "exaone_moe"} and share not in (None, 1.0):
+        yield "rope_parameters.partial_rotary_factor", share
+
+    # A class that reads the number of rotated channels takes it before the share.
+    rotated = table.get("rotary_dim") if "rotary_dim" in reader.keys else None
+    if rotated and share is not None and rotated != int(table["head_dim"] * share):
         yield "rope_parameters.partial_rotary_factor", share
 
 
@@ -107,6 +112,9 @@ def _brought(table: Table, parameters: Table, reader: ModelClass) -> Iterator[tu
     share = full.get("partial_rotary_factor", DEFAULT_SHARE.get(reader.name))
     if not reader.keys & {*FACTOR, "rotary_dim"} and share not in (None, SHARE.get(reader.name, 1)):
         yield "rope_parameters.partial_rotary_factor", share
+    local_share = (local or full).get("partial_rotary_factor", share)
+    if local_share != share:
+        yield "rope_parameters.sliding_attention.partial_rotary_factor", local_share
     if is_scaled(full):
         yield from _scaling("rope_parameters", full, reader)
 

@@ -86,6 +86,9 @@ def check_configs(source: Path, out: Path, family: str) -> None:
     # Of the rest only what is written of the file itself, and what isn't in it.
     for key in ("_name_or_path", "architectures", "dtype", "num_nextn_predict_layers"):
         was.pop(key, None)
+    if family == "falcon_h1":  # they are in the weights
+        for key in ("key_multiplier", "attention_in_multiplier"):
+            assert (was.pop(key) != 1, now[key]) == (True, 1)
     if family == "exaone4":  # the same in letters
         assert (was.pop("sliding_window_pattern"), now["sliding_window_pattern"]) == (2, "LG")
     assert {key: now.get(key) for key in was} == was

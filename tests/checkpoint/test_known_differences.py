@@ -12,6 +12,7 @@ from helpers import OLD_MLX_LM, Cli, Notes, write_tokenizer
 
 from mint_mlx.checkpoint.config_keys import adapt
 from mint_mlx.checkpoint.known_differences import known_differences
+from mint_mlx.converters.sources.multipliers import folded
 from mint_mlx.eval.evaluate import evaluate
 from mint_mlx.eval.settings import Settings
 from mint_mlx.jobs.convert import convert
@@ -57,6 +58,16 @@ def test_each_of_the_list_is_told() -> None:
     assert "0.001" in differences({"model_type": "nemotron_h", "time_step_min": 0.001})[0]
     assert not differences({"model_type": "nemotron_h", "time_step_min": 0.0})
     assert "one token" in differences({"model_type": "mimo_v2_flash"})[0]
+    glm = config_of("glm4_moe")
+    assert not differences(glm)
+    assert "one expert" in differences(glm | {"num_experts_per_tok": 1, "norm_topk_prob": True})[0]
+    assert not differences(glm | {"num_experts_per_tok": 1, "norm_topk_prob": False})
+
+    # Conversions of mlx-lm leave out what ours have in the weights.
+    falcon = config_of("falcon_h1")
+    assert not differences(falcon)
+    assert "key_multiplier" in differences(falcon | {"quantization": {"bits": 4}})[0]
+    assert not differences(folded(falcon) | {"quantization": {"bits": 4}})
 
     minicpm = {"model_type": "minicpm3", "hidden_size": 2560, "dim_model_base": 256}
     tied = minicpm | {"tie_word_embeddings": True}

@@ -197,6 +197,42 @@ def test_an_indexer_that_takes_the_choice_of_another_layer_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fixture", "key", "other"),
+    [
+        ("mixtral", "hidden_act", "gelu"),
+        ("t5/olmoe", "hidden_act", "relu"),
+        ("t5/smollm3", "hidden_act", "gelu_pytorch_tanh"),
+        ("t5/nemotron", "hidden_act", "relu"),
+        ("drawn_5/nanochat", "hidden_act", "gelu"),
+        ("drawn_5/nemotron_h", "mlp_hidden_act", "silu"),
+        ("drawn_5/nemotron_h", "mamba_hidden_act", "gelu"),
+        ("drawn_5/gpt2", "scale_attn_weights", False),
+        ("drawn_5/gpt2", "scale_attn_by_inverse_layer_idx", True),
+        ("drawn_5/minimax_m3_vl_text", "rotary_dim", 12),
+    ],
+)
+def test_what_was_seen_to_compute_another_model_in_transformers_is_refused(
+    fixture: str, key: str, other: Any
+) -> None:
+    config = config_at(fixture)
+    assert unread(config) == []
+    assert unread(config | {key: other})
+
+
+def test_a_share_and_a_power_of_their_own_are_refused() -> None:
+    mimo = config_at("drawn_5/mimo_v2_flash")
+    windows = mimo["rope_parameters"]["sliding_attention"] | {"partial_rotary_factor": 0.75}
+    apart = {"rope_parameters": mimo["rope_parameters"] | {"sliding_attention": windows}}
+    assert "sliding_attention.partial_rotary_factor" in unread(mimo | apart)[0]
+
+    dbrx = config_at("drawn_5/dbrx")
+    assert unread(dbrx) == []
+    for power in (2.0, None):
+        experts = dbrx["ffn_config"] | {"moe_normalize_expert_weights": power}
+        assert "moe_normalize_expert_weights" in unread(dbrx | {"ffn_config": experts})[0]
+
+
+@pytest.mark.parametrize(
     ("key", "value"),
     [("hidden_act", "gelu"), ("use_bidirectional_attention", True), ("is_causal", False)],
 )
