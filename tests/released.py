@@ -21,6 +21,7 @@ REFUSED = {
     "minimax": "layer_types is .* mlx-lm's class minimax does not read",
     "olmo": "needs a package",
 }
+METAL = ("muse_spark",)  # what mlx-lm runs on a Mac alone
 TYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
 FAMILIES = sorted(
     folder.name for folder in RELEASED.iterdir() if (folder / "config.json").is_file()

@@ -37,7 +37,14 @@ _RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "gpt2": ((r"^transformer\.", ""),),
     "gpt_neox": ((r"^lm_head\.", "embed_out."),),
     "kimi_linear": ((r"\.self_attn\.forget_gate\.", ".self_attn."),),
+    # transformers 5 writes the text model's layers under the name of the tower's.
+    "kimi_k25": (
+        (r"^language_model\.model\.blocks\.", "language_model.model.layers."),
+        (r"^model\.language_model\.", "language_model.model."),
+        (r"^lm_head\.", "language_model.lm_head."),
+    ),
     "laguna": ((r"\.mlp\.shared_experts\.", ".mlp.shared_expert."),),
+    "lfm2": ((r"^model\.language_model\.", "model."),),
     "mimo_v2_flash": ((r"\.self_attn\.sinks$", ".self_attn.attention_sink_bias"),),
     "minimax_m3_vl": (
         (r"^(?=(lm_head|model)\.)", "language_model."),
@@ -56,6 +63,12 @@ _RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
         (r"^model\.", "backbone."),
         (r"\.mixer\.experts\.up_proj$", ".mixer.switch_mlp.fc1.weight"),
         (r"\.mixer\.experts\.down_proj$", ".mixer.switch_mlp.fc2.weight"),
+    ),
+    "step3p5": (
+        (r"^model\.language_model\.", "model."),
+        (r"\.mlp\.gate\.weight$", ".moe.gate.weight"),
+        (r"\.mlp\.gate\.e_score_correction_bias$", ".moe.router_bias"),
+        (r"\.mlp\.shared_experts\.", ".share_expert."),
     ),
     # transformers writes these names for the norms of every layer.
     "olmo_hybrid": (

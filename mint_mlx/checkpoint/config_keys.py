@@ -120,7 +120,7 @@ def _short(value: Any) -> str:
 
 def _adapted(config: Table) -> Table:
     """`adapt` without its checks of types; the config is the caller's copy."""
-    config = _by_architecture(_wrapped(config))
+    config = _by_architecture(_flattened(_wrapped(config)))
     outer, text = model_class(config), text_class(config)
     if outer is None or text is None:
         return config
@@ -203,6 +203,23 @@ def _wrapped(config: Table) -> Table:
     return outside | {"model_type": whole_type, "text_config": text}
 
 
+def is_flattened(stated: Table) -> bool:
+    """Whether `adapt` takes the text model out of the larger one that a config describes."""
+    model_type = stated.get("model_type")
+    inside = text_config(stated) is not stated
+    return inside and model_type in ALONE and not is_known(str(model_type))
+
+
+def _flattened(config: Table) -> Table:
+    """The config of the text model inside a larger one for which mlx-lm has no class itself."""
+    if not is_flattened(config):
+        return config
+    outside = {key: config[key] for key in OUTSIDE if key in config}
+    model_type, architecture = ALONE[config["model_type"]]
+    named = {"model_type": model_type, "architectures": [architecture]}
+    return outside | text_config(config) | _tied(config) | named
+
+
 def _by_architecture(config: Table) -> Table:
     """Bailing's config with the architecture by which mlx-lm finds the class with delta attention.
 
@@ -223,6 +240,11 @@ def _has_experts(config: Table) -> bool:
     return bool(config.get("interleave_moe_layer_step"))
 
 
+# Larger models of which mlx-lm has the text model alone: its type, and its class in transformers.
+ALONE = {
+    "lfm2_vl": ("lfm2", "Lfm2ForCausalLM"),
+    "step3p7": ("step3p5", "Step3p5ForCausalLM"),
+}
 # What a config says of the whole checkpoint, and not of its text model.
 NOT_INSIDE = ("architectures", "quantization", "quantization_config", "transformers_version")
 OUTSIDE = (

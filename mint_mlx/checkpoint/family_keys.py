@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .model_classes import ModelClass
+from .rope_keys import is_scaled, scaling_alone
 
 Table = dict[str, Any]
 
@@ -40,6 +41,7 @@ EQUAL: dict[str, dict[str, str]] = {
         "swa_v_head_dim": "v_head_dim",
     },
     "solar_open": {"intermediate_size": "moe_intermediate_size"},
+    "step3p5": {"num_attention_groups": "num_key_value_heads"},
 }
 
 
@@ -84,6 +86,16 @@ def full_attention_heads(table: Table) -> Table | None:
     first: Table = next(iter(layers.values()))
     alike = sorted(layers) == full and all(heads == first for heads in layers.values())
     return first if alike and first.keys() <= {"head_dim", "num_key_value_heads"} else None
+
+
+def has_known_heads(table: Table) -> bool:
+    """Whether `per_layer_config` only repeats how many heads Step 3.5's sliding windows have."""
+    types = table.get("layer_types") or []
+    heads = {"num_attention_heads": table.get("num_sliding_attention_heads")}
+    return all(
+        types[int(number)] == "sliding_attention" and config == heads
+        for number, config in table["per_layer_config"].items()
+    )
 
 
 def _exaone4(table: Table) -> Table:
@@ -152,6 +164,32 @@ def _mimo(table: Table) -> Table:
     return added
 
 
+def _step3p5(table: Table) -> Table:
+    """Positions layer by layer, the heads of windows, and which layers have experts."""
+    types, positions = table.get("layer_types"), table.get("rope_parameters")
+    if not types or not isinstance(positions, dict):
+        return {}
+    layers = [positions.get(name) or {} for name in types]
+    added: Table = {"rope_theta": [layer.get("rope_theta", 10000.0) for layer in layers]}
+    shares = [layer.get("partial_rotary_factor", 1.0) for layer in layers]
+    added["partial_rotary_factors"] = shares
+
+    # One scaling serves the types of layers that have any.
+    scaled = sorted(name for name, layer in positions.items() if is_scaled(layer))
+    if scaled:
+        scaling = scaling_alone(positions[scaled[0]])
+        added |= {"rope_scaling": scaling, "yarn_only_types": scaled}
+    heads, groups = table.get("num_sliding_attention_heads"), table.get("num_key_value_heads")
+    if heads and "attention_other_setting" not in table:
+        other = {"num_attention_heads": heads, "num_attention_groups": groups}
+        added["attention_other_setting"] = other
+    kinds = table.get("mlp_layer_types") or []
+    if "moe_layers_enum" not in table and "sparse" in kinds:
+        sparse = [str(layer) for layer, kind in enumerate(kinds) if kind == "sparse"]
+        added["moe_layers_enum"] = ",".join(sparse)
+    return added
+
+
 def _scaling_by_one(table: Table) -> Table:
     """A scaling by 1, for classes that can't do without one. (transformers goes by its type.)"""
     if table.get("rope_scaling") is not None or "rope_parameters" not in table:
@@ -180,4 +218,5 @@ FAMILY_RULES: dict[str, Callable[[Table], Table]] = {
     "mamba2": _mamba2,
     "minicpm3": _scaling_by_one,
     "mimo_v2_flash": _mimo,
+    "step3p5": _step3p5,
 }

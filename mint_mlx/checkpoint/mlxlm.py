@@ -38,6 +38,7 @@ from ..base.hf_config import text_config
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
 from ..converters.sources.restore import drop_unused
 from ..converters.sources.sanitize import wrap_sanitize
+from .class_towers import without_towers
 from .config_keys import adapt
 from .model_classes import text_class
 from .tied_head import drop_copy, with_own_head
@@ -186,7 +187,8 @@ def _prepared(model_class: type, config: dict[str, Any]) -> type:
         model: Any, weights: dict[str, Any], stock: Callable[[dict[str, Any]], dict[str, Any]]
     ) -> dict[str, Any]:
         renamed = rename(model, config, drop_copy(model, config, weights))
-        return stock(fold_multipliers(config, drop_unused(model, renamed)))
+        folded = fold_multipliers(config, drop_unused(model, renamed))
+        return without_towers(model, stock(folded))
 
     return wrap_sanitize(model_class, prepare)
 

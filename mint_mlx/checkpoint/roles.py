@@ -32,7 +32,7 @@ DOWN = ("down_proj", "fc2", "w2")  # the last projection of an MLP or of an expe
 WRITES = (*DOWN, "o_proj", "out_proj", "wo", "dense", "c_proj")
 TOWER = re.compile(  # of images or sounds
     r"(^|\.)(\w*vision\w*|visual|\w*image\w*|\w*audio\w*|\w*speech\w*|multi_?modal_projector"
-    r"|(pre_)?mm_projector\w*|patch_merger|patch_merge_mlp|aligner)(\.|$)"
+    r"|(pre_)?mm_projector\w*|patch_merger|patch_merge_mlp|aligner|vit_\w+)(\.|$)"
 )
 
 _SHARED_GATE = re.compile(r"(^|\.)shared_?experts?_gate(\.|$)")

@@ -69,6 +69,11 @@ def is_scaled(parameters: Table) -> bool:
     return rope_type(parameters) != "default"
 
 
+def scaling_alone(parameters: Table) -> Table:
+    """Positions without theta and the rotated share."""
+    return {k: v for k, v in parameters.items() if k not in ("rope_theta", "partial_rotary_factor")}
+
+
 def rope_type(parameters: Table) -> str:
     """The kind of scaling, `default` for none."""
     return str(parameters.get("rope_type") or parameters.get("type") or "default")

@@ -15,7 +15,7 @@ from typing import Any
 from ..base.errors import MintError
 from ..base.hf_config import text_config
 from .config_keys import MALFORMED
-from .family_keys import full_attention_heads
+from .family_keys import full_attention_heads, has_known_heads
 from .key_names import ALIASES
 from .layer_types import period
 from .model_classes import ModelClass, text_class
@@ -244,4 +244,5 @@ def _layers_apart(table: Table, reader: ModelClass) -> list[Unread]:
     if not table.get(key) or key in reader.keys:
         return []
     fits = reader.name == "gemma4_text" and full_attention_heads(table) is not None
+    fits |= reader.name == "step3p5" and has_known_heads(table)
     return [] if fits else [Unread(key, table[key], reader.name)]

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from .model_classes import ModelClass
-from .rope_keys import DEFAULT_SHARE, FACTOR, LOCAL_THETA, THETA, by_layer, is_scaled, rope_type
+from .rope_keys import (
+    DEFAULT_SHARE,
+    FACTOR,
+    LOCAL_THETA,
+    THETA,
+    by_layer,
+    is_scaled,
+    rope_type,
+    scaling_alone,
+)
 
 Table = dict[str, Any]
 DEFAULT_THETA = 10000.0
@@ -40,6 +49,8 @@ NO_ROPE = {
 SHARE = {"recurrent_gemma": 0.5}
 # Families in which a share outside of `rope_parameters` never had a meaning.
 WHOLE = {"llama4", "muse_spark", "qwen3_moe"}
+# Classes that take theta and the share of each layer from lists (family_keys.py).
+BY_LAYER = {"step3p5"}
 # A class that reads theta and takes 10000.
 FIXED_THETA = {"recurrent_gemma"}
 TOLERANCE = 1e-3  # of an attention factor that is written out with few digits
@@ -97,6 +108,12 @@ def _half_read(table: Table, parameters: Table, reader: ModelClass) -> Iterator[
 def _brought(table: Table, parameters: Table, reader: ModelClass) -> Iterator[tuple[str, Any]]:
     """Of `rope_parameters` that the class doesn't read, what has no place elsewhere."""
     full, local = by_layer(parameters)
+    if reader.name in BY_LAYER:
+        tables = [value for value in parameters.values() if isinstance(value, dict)]
+        scalings = [scaling_alone(table) for table in tables if is_scaled(table)]
+        if any(scaling != scalings[0] for scaling in scalings):
+            yield "rope_parameters.sliding_attention.rope_type", rope_type(local or full)
+        return
     theta = full.get("rope_theta")
     fixed = reader.name in FIXED_THETA
     if (fixed or not reader.keys & {*THETA, "attn_config"}) and theta not in (None, DEFAULT_THETA):

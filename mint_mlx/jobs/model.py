@@ -10,8 +10,12 @@ from ..base.one_line import listed
 from ..base.report import Report
 from ..base.safetensors_header import index_notes
 from ..base.side_files import VOCABULARIES, matches, side_files
+from ..checkpoint.class_towers import drops_towers
+from ..checkpoint.config_file import read_config
+from ..checkpoint.config_keys import is_flattened
 from ..checkpoint.known_differences import known_differences
 from ..checkpoint.layers import Inventory, list_layers
+from ..checkpoint.mlxlm import bare_model
 from ..checkpoint.source import (
     Source,
     brought_keys,
@@ -69,8 +73,25 @@ def prepare(
     inventory = list_layers(open_model(source), source.config)
     unused = find_unused(source.headers.values(), source.config, inventory)
     if parts == "all":
+        _check_towers(source, unused)
         inventory = with_towers(inventory, unused.towers, HALVES.get(dtype or ""))
     return Job(source, inventory, chosen, parts, unused)
+
+
+def _check_towers(source: Source, unused: UnusedTensors) -> None:
+    """Refuse to carry along a tower with which stock mlx-lm wouldn't load the result.
+
+    Raises:
+        MintError: naming the model's type.
+    """
+    stated = read_config(source.path)
+    if not unused.towers:
+        return
+    if is_flattened(stated) or not drops_towers(bare_model(source.config), unused.towers):
+        raise MintError(
+            f"mlx-lm cannot load a model of type {stated['model_type']!r} with its tower: leave "
+            "--parts all out"
+        )
 
 
 def note_side_files(job: Job, report: Report) -> None:

@@ -1,0 +1,46 @@
+"""Tensors of towers that a class of mlx-lm doesn't drop, so that stock loading fails."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from .roles import TOWER
+
+
+def without_towers(model: Any, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The tensors without those of towers that a model has no parameters for.
+
+    Args:
+        model: of mlx-lm.
+        weights: the tensors by name, as its `sanitize` returns them.
+    """
+    rest = set(_unused_towers(model, weights))
+    return {name: array for name, array in weights.items() if name not in rest}
+
+
+def drops_towers(model: Any, towers: Collection[str]) -> bool:
+    """Whether stock mlx-lm loads a checkpoint that holds these tensors of towers too.
+
+    Args:
+        model: of mlx-lm.
+        towers: the tensors' names.
+    """
+    arrays = {name: mx.zeros(1) for name in towers}
+    sanitize = getattr(model, "sanitize", lambda weights: weights)
+    try:
+        with mx.stream(mx.cpu):
+            return not any(_unused_towers(model, sanitize(arrays)))
+    except (KeyError, ValueError, AttributeError, IndexError, TypeError):
+        return True  # it looks for tensors of the text model: verifying the result will tell
+
+
+def _unused_towers(model: Any, names: Iterable[str]) -> list[str]:
+    towers = [name for name in names if TOWER.search(name)]
+    if not towers:
+        return []
+    parameters = {name for name, _ in tree_flatten(model.parameters())}
+    return [name for name in towers if name not in parameters]
