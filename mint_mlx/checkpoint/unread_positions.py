@@ -110,9 +110,8 @@ def says_nothing_new(key: str, value: Any, table: Table, reader: ModelClass) -> 
 def _half_read(table: Table, parameters: Table, reader: ModelClass) -> Iterator[tuple[str, Any]]:
     """Of `rope_parameters` that the class reads, what it doesn't use."""
     full, local = by_layer(parameters)
-    if reader.name in THETA_ALONE and is_scaled(full):
-        yield "rope_parameters.rope_type", rope_type(full)
-    elif is_scaled(full) and not _is_done(rope_type(full), reader):
+    done = reader.name not in THETA_ALONE and _is_done(rope_type(full), reader)
+    if is_scaled(full) and not done:
         yield "rope_parameters.rope_type", rope_type(full)
     if local is not None and is_scaled(local) and not _is_done(rope_type(local), reader):
         yield "rope_parameters.sliding_attention.rope_type", rope_type(local)
@@ -194,7 +193,7 @@ def _attention_factor(table: Table, scaling: Table) -> Iterator[tuple[str, Any]]
 
 
 def _longrope_factor(table: Table, scaling: Table) -> Iterator[tuple[str, Any]]:
-    """The factor of longrope where it isn't the one that mlx-lm computes, from the lengths alone."""
+    """The factor of longrope, unless it is what mlx-lm computes from the two lengths."""
     longest = table.get("max_position_embeddings")
     original = scaling.get("original_max_position_embeddings") or table.get(
         "original_max_position_embeddings"
