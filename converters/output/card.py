@@ -23,6 +23,8 @@ from ..quantizers.registry import needs_inputs
 
 RESULTS = "<!-- results -->"  # before and after a card's table of what was measured
 RESULTS_END = "<!-- end -->"
+_SECTION = re.compile(f"{re.escape(RESULTS)}.*?{re.escape(RESULTS_END)}\n\n", re.DOTALL)
+_PICTURE = re.compile(r"!\[[^\]\n]*\]\([\w.-]+\.png\)\n\n")
 
 
 def config_table(plan: Plan, inventory: Inventory) -> list[tuple[str, int, int, int]]:
@@ -134,7 +136,8 @@ def refined_card(text: str, name: str, before: float, after: float) -> str:
     """
     if not is_ours(text):
         return text
-    text = renamed(text, name)
+    # What was measured and drawn of the one before doesn't hold for the refined one.
+    text = _SECTION.sub("", _PICTURE.sub("", renamed(text, name)))
     gain = (
         f"- then refined: scales and biases distilled, KL from the source {before:.4g} -> "
         f"{after:.4g} nats a token\n"
@@ -163,14 +166,16 @@ def renamed(text: str, name: str) -> str:
     return text
 
 
-def with_pictures(text: str, names: Sequence[str]) -> str:
+def with_pictures(text: str, pictures: Mapping[str, str]) -> str:
     """A card of ours that shows pictures, before its commands; any other card stays as it is.
 
     Args:
         text: the card.
-        names: files beside it; those that it shows already aren't shown twice.
+        pictures: by their files' names, what they show; those that it has aren't shown twice.
     """
-    lines = "".join(f"![{name}]({name})\n\n" for name in names if f"({name})" not in text)
+    lines = "".join(
+        f"![{alt}]({name})\n\n" for name, alt in pictures.items() if f"({name})" not in text
+    )
     return text.replace("```bash\n", f"{lines}```bash\n", 1) if is_ours(text) else text
 
 
@@ -184,9 +189,8 @@ def with_results(text: str, lines: Sequence[str]) -> str:
     if not is_ours(text):
         return text
     section = "\n".join([RESULTS, "", *lines, "", RESULTS_END, "", ""])
-    older = re.compile(f"{re.escape(RESULTS)}.*?{re.escape(RESULTS_END)}\n\n", re.DOTALL)
-    if older.search(text):
-        return older.sub(lambda _: section, text, count=1)
+    if _SECTION.search(text):
+        return _SECTION.sub(lambda _: section, text, count=1)
     return text.replace("```bash\n", f"{section}```bash\n", 1)
 
 

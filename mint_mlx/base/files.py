@@ -16,6 +16,8 @@ from .side_files import matches
 
 PLAN_FILE = "mint-plan.yaml"  # in every checkpoint that we wrote
 REFINED_FILE = "mint-refined.json"  # in every checkpoint that we refined
+MEASURED_FILE = "mint-measured.json"  # what was measured of a checkpoint, for its report
+PAGE_FILE = "report.html"
 # Names the base model of a repository of which only the headers are on this machine.
 BASE_MODEL = ".base_model"
 LOCK = "lock"  # in a folder that a process works in

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MintError
-from .files import LOCK, MARK, PLAN_FILE, REFINED_FILE
-from .pictures import is_picture
+from .files import LOCK, MARK, MEASURED_FILE, PAGE_FILE, PLAN_FILE, REFINED_FILE
+from .pictures import is_page, is_picture
 from .remove import DESKTOP, PARTIAL, UNFINISHED, Kind
 from .safetensors_header import INDEX
 from .side_files import SIDE_FILES, TEMPLATES, code_files
@@ -95,10 +95,11 @@ def is_report(folder: Path) -> bool:
 
 
 def _named(folder: Path) -> set[str]:
-    """Files of a checkpoint known by content: its code, shards of any name, reports, pictures."""
+    """Files of a checkpoint known by content: code, shards of any name, reports, pictures."""
     reports = set(REPORT) if is_report(folder) else set()
     pictures = {path.name for path in folder.iterdir() if is_picture(path)}
-    return code_files(folder) | _indexed(folder) | reports | pictures
+    pages = {PAGE_FILE} if is_page(folder / PAGE_FILE) else set()
+    return code_files(folder) | _indexed(folder) | reports | pictures | pages
 
 
 def _indexed(folder: Path) -> set[str]:
@@ -122,6 +123,7 @@ _FILES = (
     "README.md",
     PLAN_FILE,
     REFINED_FILE,
+    MEASURED_FILE,
     "mint-profile.json",
     "mint-sensitivity.npz",
     LOCK,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import MintError
+from .files import PAGE_FILE
 from .folders import CHECKPOINT, REPORT, is_report
-from .pictures import is_picture
+from .pictures import is_page, is_picture
 from .remove import Stranger, check_removable, discard, find_stranger, move, remove_folder
 from .report import Report, Silent
 from .units import both
@@ -219,3 +221,26 @@ def check_report_folder(folder: Path) -> None:
             f"{folder} holds a {(links or present)[0]} that `mint-mlx compare` did not write: "
             "choose another folder with -o"
         )
+
+
+def check_page_folder(folder: Path, pictures: Iterable[str] = ()) -> None:
+    """Refuse a folder in which a page and its pictures would be written over someone else's.
+
+    Args:
+        folder: where they go.
+        pictures: names of their files.
+
+    Raises:
+        MintError: the folder can't be written to, or naming the file.
+    """
+    if not folder.is_dir():
+        raise MintError(f"{folder} is no folder: make it, or choose another with -o")
+    check_writable(folder)
+    files = [(PAGE_FILE, is_page), *((name, is_picture) for name in pictures)]
+    for name, is_ours in files:
+        path = folder / name
+        if path.is_symlink() or (path.exists() and not is_ours(path)):
+            raise MintError(
+                f"{folder} holds a {name} that mint-mlx did not write: move it away, or choose "
+                "another folder with -o"
+            )

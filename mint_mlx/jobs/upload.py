@@ -105,6 +105,6 @@ def name_card(folder: Path, repo: str) -> None:
         return
     text = card.read_text(encoding="utf-8", errors="replace")
     pictures = sorted(path.name for path in folder.glob("*.png") if is_picture(path))
-    new = with_pictures(renamed(text, repo), pictures)
+    new = with_pictures(renamed(text, repo), {name: name for name in pictures})
     if new != text:
         write_text(card, new)

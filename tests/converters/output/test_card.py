@@ -51,11 +51,11 @@ def test_results_and_pictures_stand_in_the_card_once() -> None:
     once = with_results(card, ["| a |"])
     assert with_results(once, ["| b |"]) == once.replace("| a |", "| b |")
     assert once.index("| a |") < once.index("```bash")
-    shown = with_pictures(once, ["curve.png"])
-    assert shown.count("![curve.png](curve.png)") == 1
-    assert with_pictures(shown, ["curve.png"]) == shown
+    shown = with_pictures(once, {"curve.png": "a curve"})
+    assert shown.count("![a curve](curve.png)") == 1
+    assert with_pictures(shown, {"curve.png": "a curve"}) == shown
     others = "# of others\n```bash\n"
-    assert with_pictures(with_results(others, ["| a |"]), ["curve.png"]) == others
+    assert with_pictures(with_results(others, ["| a |"]), {"curve.png": "a curve"}) == others
 
 
 def test_figures_are_written_into_a_card_of_ours_alone(tmp_path: Path) -> None:
