@@ -9,6 +9,7 @@ from ..base.one_line import one_line
 from ..base.report import Report
 from . import evaluate as scoring
 from .card import find_card, write_card
+from .make_report import make_report
 from .settings import Settings
 
 
@@ -64,3 +65,34 @@ def evaluate(
     if card and not figures["interrupted"]:
         write_card(model, figures)
     return Evaluation(figures)
+
+
+def report(
+    checkpoint: str | Path,
+    source: str | None = None,
+    *,
+    out: str | Path | None = None,
+    windows: int | None = None,
+    text: str | None = None,
+    report: Report | None = None,
+) -> list[Path]:
+    """Write a page about a checkpoint, and the pictures that its model card shows.
+
+    Args:
+        checkpoint: its folder.
+        source: the model it was made from: what is missing is measured. Without one the page shows
+            what is known.
+        out: the folder for it; the checkpoint's by default.
+        windows: number of windows to score; None takes all.
+        text: a file to score; None takes WikiText-2's test split.
+        report: receives progress.
+
+    Returns:
+        The paths of `report.html` and of the pictures.
+
+    Raises:
+        MintError: there is no such checkpoint, the report can't be written, or something can't be
+            measured.
+    """
+    settings = Settings(windows=windows, text=text)
+    return make_report(checkpoint, source, settings, Path(out) if out else None, report)

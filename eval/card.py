@@ -9,7 +9,7 @@ from typing import Any
 from ..base.errors import MintError
 from ..base.files import write_text
 from ..base.side_files import MAX_BYTES
-from ..converters.output.card import is_ours, with_results
+from ..converters.output.card import is_ours, with_pictures, with_results
 
 
 def find_card(model: str) -> Path:
@@ -39,6 +39,27 @@ def write_card(model: str, figures: Mapping[str, Any]) -> Path:
     text = card.read_text(encoding="utf-8", errors="replace")
     write_text(card, with_results(text, result_lines(figures)))
     return card
+
+
+def show_in_card(
+    folder: Path, pictures: Mapping[str, str], figures: Mapping[str, Any] | None
+) -> None:
+    """Show pictures and figures in the card of a checkpoint, where mint-mlx wrote it.
+
+    Args:
+        folder: the checkpoint.
+        pictures: by their files' names, what they show.
+        figures: of `evaluate`, or None.
+    """
+    try:
+        card = find_card(str(folder))
+    except MintError:
+        return
+    old = card.read_text(encoding="utf-8", errors="replace")
+    text = old if figures is None else with_results(old, result_lines(figures))
+    text = with_pictures(text, pictures)
+    if text != old:
+        write_text(card, text)
 
 
 def result_lines(figures: Mapping[str, Any]) -> list[str]:

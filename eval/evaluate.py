@@ -31,6 +31,7 @@ from .reference_file import check_reference_file, load_reference, save_reference
 from .score import Score, score
 from .settings import Settings
 from .text import check_same_tokenizer, read_text, tokenizer_key
+from .token_spread import token_spread
 
 
 def evaluate(
@@ -39,6 +40,7 @@ def evaluate(
     source: str | None = None,
     save: Path | None = None,
     report: Report | None = None,
+    with_spread: bool = False,
 ) -> dict[str, Any]:
     """Score a checkpoint.
 
@@ -49,6 +51,7 @@ def evaluate(
             alone.
         save: write the source's predictions to this file.
         report: receives progress.
+        with_spread: add `spread`, how the divergence is spread over tokens (token_spread.py).
 
     Returns:
         The figures by name (see `mint-mlx eval --json`).
@@ -82,7 +85,7 @@ def evaluate(
 
     if save is not None and reference is not None:
         save_reference(reference, save)
-    return score_model(candidate, text, reference, settings, report)
+    return score_model(candidate, text, reference, settings, report, with_spread)
 
 
 def check_read_alike(source: Source) -> None:
@@ -185,6 +188,7 @@ def score_model(
     reference: Reference | None,
     settings: Settings,
     report: Report,
+    with_spread: bool = False,
 ) -> dict[str, Any]:
     """Load a checkpoint, score it on windows, and gather the figures.
 
@@ -220,6 +224,8 @@ def score_model(
             float(x) for s in scores if s.kl is not None for x in s.kl.mean(axis=1)
         ]
         figures["noise_floor"] = reference.about.noise_floor
+        if with_spread:
+            figures["spread"] = token_spread(scores, scored, load_tokenizer(source.path))
 
     finished = sum(score.finished for score in scores)
     return figures | {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .allocation.plan_file import read_plan
     from .allocation.sweep import sweep
-    from .eval.api import evaluate
+    from .eval.api import evaluate, report
     from .jobs.convert import convert
     from .jobs.doctor import doctor
     from .jobs.inspect import inspect
@@ -36,6 +36,7 @@ __all__ = [
     "load_profile",
     "read_plan",
     "refine",
+    "report",
     "sweep",
     "upload",
 ]
@@ -49,6 +50,7 @@ _MODULES = {
     "load_profile": "measure.profile_file",
     "read_plan": "allocation.plan_file",
     "refine": "jobs.refine",
+    "report": "eval.api",
     "sweep": "allocation.sweep",
     "upload": "jobs.upload",
 }

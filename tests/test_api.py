@@ -27,6 +27,7 @@ FUNCTIONS = (
     "load_profile",
     "read_plan",
     "refine",
+    "report",
     "sweep",
     "upload",
 )

@@ -46,6 +46,7 @@ def test_a_wheel_holds_one_package_with_its_data(wheel: Path) -> None:
         "demo/LICENSE.md",
         "eval/data/wiki.test.raw.gz",
         "eval/data/LICENSE.md",
+        "eval/report_page.html",
     )
     assert {f"mint_mlx/{name}" for name in wanted} <= set(names)
 

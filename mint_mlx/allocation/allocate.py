@@ -161,7 +161,7 @@ def allocate(
         np.array([layer.bytes(config) for config in options[layer.path]], dtype=np.int64)
         for layer in inventory.layers
     ]
-    context = _context(profile, space, options, sensitivity)
+    context = loss_context(profile, space, options, sensitivity)
     losses = [
         _losses(layer, options[layer.path], profile.curves[layer.path], entry, context)
         for layer in inventory.layers
@@ -189,7 +189,7 @@ def allocate(
     )
 
 
-def _context(
+def loss_context(
     profile: Profile, space: SearchSpace, options: Candidates, sensitivity: Sensitivity | None
 ) -> Context:
     """What an objective may know beyond a layer."""

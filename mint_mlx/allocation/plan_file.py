@@ -176,6 +176,7 @@ def read_plan(path: Path | str) -> Plan:
         loss=loss if isinstance(loss, float) else None,
         gap=float(gap) if type(gap) in (int, float) else None,
         errors={} if edited else errors,
+        versions=_versions(data.get("versions")),
         edited=edited,
         first_budget=stated if edited else None,
         recipe=str(data.get("recipe") or Plan.recipe),
@@ -246,6 +247,11 @@ def _read_layers(
         if isinstance(mean, float) and isinstance(worst, float):
             errors[path] = LayerError(mean, worst)
     return choice, errors
+
+
+def _versions(value: Any) -> dict[str, str]:
+    """Versions of packages; none where the file states none."""
+    return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
 
 
 def _text(value: Any) -> str | None:

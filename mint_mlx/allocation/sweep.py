@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..base.errors import UsageError
 from ..base.one_line import one_line
-from ..base.pictures import write_picture
 from ..base.units import Budget, human, parse_budget
 from ..checkpoint.layers import Inventory
+from ..measure.profile import Profile
 from ..measure.profile_file import load_profile
-from ..rules.efforts import EFFORTS, SPREAD, band, band_text, expected_kl, level_with
+from ..measure.sensitivity import Sensitivity
+from ..rules.efforts import EFFORTS, band, band_text, expected_kl, level_with
 from ..rules.objectives import needs_sensitivity
 from ..runtime.memory import GIB, MAC_SIZES, RESERVE, gpu_limit
 from .allocate import allocate
@@ -118,26 +119,54 @@ def sweep(
     # Words are checked before a profile is read, which may be downloaded.
     given = [parse_measured(text) for text in measured]
     curves = load_profile(find_artifact(profile, PROFILE_FILE))
-    weights = find_sensitivity(profile, sensitivity)
-    objective = curves.recipe.objective or EFFORTS[level_with(weights is not None)].objective
+    curve = sweep_profile(curves, find_sensitivity(profile, sensitivity))
 
-    # One plan for each size.
-    space = SearchSpace(curves.inventory, curves.recipe)
-    smallest = allocate(curves, SMALLEST, space, objective, weights)
-    plans = [smallest]
-    for size in _sizes(smallest.layout(curves.inventory).total, space):
-        plans.append(allocate(curves, parse_budget(f"{size}B"), space, objective, weights))
-    points = [_point(plan, curves.inventory) for plan in plans]
-
-    # What people know of these sizes: their Mac, and figures of their own.
-    limits = [(gib, gpu_limit(gib * GIB) - RESERVE) for gib in MAC_SIZES]
-    macs = [(gib, size) for gib, size in limits if points[0].bytes <= size <= points[-1].bytes]
     known = []
     for budget, perplexity in given:
         limit = budget.resolve(curves.inventory.parameters)
         assert limit is not None
         known.append(Measured(limit, perplexity))
-    return Sweep(curves.origin.source, objective, points, knee(points), macs, known)
+    return replace(curve, measured=known)
+
+
+def sweep_profile(
+    profile: Profile,
+    sensitivity: Sensitivity | None = None,
+    objective: str | None = None,
+    quantizer: str = EFFORTS["balanced"].quantizer,
+    with_sensitivity: bool | None = None,
+) -> Sweep:
+    """The curve of a profile, without figures of the user.
+
+    Args:
+        profile: the measured errors.
+        sensitivity: what they cost.
+        objective: what plans minimise; by default the recipe's, else that of the level of effort.
+        quantizer: whose expected KL the curve tells.
+        with_sensitivity: whether experts have the lower floor that goes with a sensitivity, as for
+            `allocate`.
+
+    Raises:
+        MintError: the files don't belong together.
+    """
+    level = EFFORTS[level_with(sensitivity is not None)]
+    objective = objective or profile.recipe.objective or level.objective
+
+    # One plan for each size.
+    space = SearchSpace(profile.inventory, profile.recipe)
+
+    def plan(budget: Budget) -> Plan:
+        return allocate(profile, budget, space, objective, sensitivity, with_sensitivity)
+
+    smallest = plan(SMALLEST)
+    sizes = _sizes(smallest.layout(profile.inventory).total, space)
+    plans = [smallest, *(plan(Budget(f"{size}B", bytes=size)) for size in sizes)]
+    points = [_point(plan, profile.inventory, quantizer) for plan in plans]
+
+    # What people know of these sizes is their Mac.
+    limits = [(gib, gpu_limit(gib * GIB) - RESERVE) for gib in MAC_SIZES]
+    macs = [(gib, size) for gib, size in limits if points[0].bytes <= size <= points[-1].bytes]
+    return Sweep(profile.origin.source, objective, points, knee(points), macs, [])
 
 
 def _sizes(smallest: int, space: SearchSpace) -> list[int]:
@@ -152,10 +181,10 @@ def _sizes(smallest: int, space: SearchSpace) -> list[int]:
     return sizes[1:]
 
 
-def _point(plan: Plan, inventory: Inventory) -> Point:
+def _point(plan: Plan, inventory: Inventory, quantizer: str) -> Point:
     """A plan as a point of the curve."""
     total = plan.layout(inventory).total
-    expected = expected_kl(plan.objective, EFFORTS["balanced"].quantizer, plan.loss)
+    expected = expected_kl(plan.objective, quantizer, plan.loss)
     loss = expected or plan.loss or 0.0
     return Point(total, total * 8 / inventory.parameters, loss, band(expected))
 
@@ -197,63 +226,3 @@ def sweep_lines(curve: Sweep) -> tuple[list[str], list[list[str]]]:
         lines.append([*line, ", ".join(marks)])
     predicted = needs_sensitivity(curve.objective)
     return ["size", "bpw", "predicted KL" if predicted else "loss", "note"], lines
-
-
-def draw(curve: Sweep, path: Path) -> None:
-    """Draw predicted loss against bytes, the knee, the limits of Macs, and measured perplexities.
-
-    The file's ending says the format."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
-
-    # The curve and its knee.
-    figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    sizes = [point.bytes for point in curve.points]
-    losses = [point.loss for point in curve.points]
-    predicted = needs_sensitivity(curve.objective)
-    label = "predicted KL from the source, --effort balanced" if predicted else "loss"
-    axis.plot(sizes, losses, marker="o", markersize=4, color="tab:blue", label=label)
-    bands = [point.band for point in curve.points if point.band is not None]
-    if len(bands) == len(sizes):
-        lows, highs = zip(*bands, strict=True)
-        label = f"true KL on other models, {SPREAD[0]} to {SPREAD[1]} times that"
-        axis.fill_between(sizes, lows, highs, alpha=0.15, color="tab:blue", label=label)
-    at = curve.points[curve.knee]
-    label = f"knee: {at.bits_per_weight:.2f} bpw"
-    axis.plot([at.bytes], [at.loss], "D", color="tab:red", label=label)
-
-    # Where each Mac's memory ends.
-    for gib, size in curve.macs:
-        axis.axvline(size, color="grey", linestyle=":")
-        place = (size, losses[0])
-        axis.annotate(f"{gib} GiB Mac", place, rotation=90, fontsize=8, ha="right", va="top")
-
-    # Both axes span orders of magnitude; sizes are read in their units.
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_xlabel("bytes of all safetensors files")
-    axis.set_ylabel("predicted KL (nats per token)" if predicted else "loss (`prior`)")
-    axis.xaxis.set_major_locator(MaxNLocator(7))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
-    axis.tick_params(axis="x", rotation=30)
-    axis.grid(True, which="both", alpha=0.25)
-
-    # Perplexities have another scale.
-    handles, names = axis.get_legend_handles_labels()
-    if curve.measured:
-        other = axis.twinx()
-        other.set_ylabel("measured perplexity")
-        sizes = [known.bytes for known in curve.measured]
-        perplexities = [known.perplexity for known in curve.measured]
-        (drawn,) = other.plot(sizes, perplexities, "s", color="tab:green")
-        handles = [*handles, drawn]
-        names = [*names, "measured perplexity"]
-    axis.legend(handles, names, fontsize=8)
-    axis.set_title(curve.source)
-
-    write_picture(figure, path)
-    pyplot.close(figure)

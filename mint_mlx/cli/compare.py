@@ -22,6 +22,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..eval.compare import Comparison
     from ..eval.settings import Settings
     from ..eval.suite import Entry
     from .output import Output
@@ -57,6 +58,9 @@ def compare(
         Path | None, typer.Option(metavar="FILE", help="Several comparisons from a YAML file.")
     ] = None,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Don't measure generation.")] = False,
+    page: Annotated[
+        bool, typer.Option("--report", help="Write report.html beside the results too.")
+    ] = False,
     protocol: ProtocolOpt = "windows",
     length: LengthOpt = None,
     windows: WindowsOpt = None,
@@ -94,14 +98,15 @@ def compare(
         check_methods(entry.methods, baseline_text)
         for size in entry.budgets:
             parse_budget(size)
-    folders = _folders(entries, out, suite is not None)
+    folders = _folders(entries, out, suite is not None, page)
 
     # Of a suite, one that fails leaves the others their results.
     results = []
     failed = False
     for entry, folder in zip(entries, folders, strict=True):
         try:
-            results.append(_compare(output, entry, baseline_text, settings, not no_speed, folder))
+            comparison = _compare(output, entry, baseline_text, settings, not no_speed)
+            results.append(_save(output, comparison, folder, page))
         except Exception as error:
             if suite is None or explain(error) is None:
                 raise
@@ -112,13 +117,13 @@ def compare(
         raise typer.Exit(1)
 
 
-def _folders(entries: Sequence[Entry], out: Path | None, suite: bool) -> list[Path]:
+def _folders(entries: Sequence[Entry], out: Path | None, suite: bool, page: bool) -> list[Path]:
     """Where each comparison's results go.
 
     Raises:
         MintError: a file is in the way, or one that isn't ours would be replaced.
     """
-    from ..base.targets import check_report_folder
+    from ..base.targets import check_page_folder, check_report_folder
 
     names = [Path(entry.model).name for entry in entries]
     folders = []
@@ -131,6 +136,8 @@ def _folders(entries: Sequence[Entry], out: Path | None, suite: bool) -> list[Pa
             if place.exists() and not place.is_dir():
                 raise MintError(f"{place} is a file: give a folder with -o")
         check_report_folder(folder)
+        if page and folder.is_dir():
+            check_page_folder(folder)
         folders.append(folder)
     return folders
 
@@ -141,15 +148,11 @@ def _compare(
     baseline_text: str | None,
     settings: Settings,
     speed: bool,
-    folder: Path,
-) -> dict[str, Any]:
-    """One comparison: its files in a folder, its tables, and the same as a JSON object."""
-    import shlex
-
-    from ..eval import report
+) -> Comparison:
+    """One comparison."""
     from ..eval.compare import compare
 
-    comparison = compare(
+    return compare(
         entry.model,
         entry.budgets,
         entry.methods,
@@ -159,8 +162,20 @@ def _compare(
         speed=speed,
         report=output,
     )
+
+
+def _save(output: Output, comparison: Comparison, folder: Path, page: bool) -> dict[str, Any]:
+    """A comparison's files in a folder, its tables, and the same as a JSON object."""
+    import shlex
+
+    from ..eval import report
+    from ..eval.compare_page import compare_page
+    from ..eval.page import write_page
+
     command = shlex.join(["mint-mlx", *sys.argv[1:]])
     paths = report.save(comparison, folder, command)
+    if page:
+        paths.append(write_page(compare_page(comparison, command), folder)[0])
     output.close()
 
     for title, table in report.tables(comparison):

@@ -137,6 +137,16 @@ def convert(
             "--keep-nvfp4", help="Leave experts of NVFP4 packed; MLX runs these on a GPU only."
         ),
     ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Without a size: draw the curve of all sizes."),
+    ] = None,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report", help="Write report.html and pictures into the result, unmeasured."
+        ),
+    ] = False,
     no_smoke: Annotated[
         bool, typer.Option("--no-smoke", help="Don't let the result write a sentence at the end.")
     ] = False,
@@ -203,8 +213,10 @@ def convert(
         base_model=base_model,
         measurements=not no_measurements,
     )
-    if not (budget or fit or plan or uniform or dequantize):
-        _print_sizes(check_request(replace(request, budget="smallest")), output)
+    has_size = bool(budget or fit or plan or uniform or dequantize)
+    _check_pictures(has_size, plot, report, dry_run)
+    if not has_size:
+        _print_sizes(check_request(replace(request, budget="smallest")), plot, output)
         raise typer.Exit(2)
     checked = check_request(request)
 
@@ -227,11 +239,37 @@ def convert(
     result = carry_out(order, smoke=not no_smoke, report=output)
     output.close()
     data = _print_result(result, budget, output)
+    if report and ranks().first:
+        _write_report(result, model, output)
     if upload_repo and ranks().first:
         source = order.job.source.name
         data["uploaded"] = upload_result(result.path, upload_repo, source, public, output)
     output.result(data)
     _print_next(result, kv_bits, output)
+
+
+def _check_pictures(has_size: bool, plot: Path | None, report: bool, dry_run: bool) -> None:
+    """Refuse pictures where they can't be drawn (a MintError)."""
+    from ..base.errors import UsageError
+    from ..base.targets import check_picture
+
+    if has_size and plot is not None:
+        raise UsageError(
+            "--plot draws the curve of all sizes: leave the size out, or give --report, which "
+            "draws the result"
+        )
+    if plot is not None:
+        check_picture(plot)
+    if report and (dry_run or not has_size):
+        raise UsageError("--report is of a result: give a size, without --dry-run")
+
+
+def _write_report(result: Result, model: str, output: Output) -> None:
+    """The result's report, of what is known without measuring."""
+    from ..eval.make_report import write_report
+    from .report import tell_report
+
+    tell_report(write_report(result.path, model), output)
 
 
 def _print_fit(order: Order, output: Output) -> None:
@@ -286,8 +324,8 @@ def _print_next(result: Result, kv_bits: int | None, output: Output) -> None:
     output.line(run_command(result.path, str(result.path), carried, kv_bits))
 
 
-def _print_sizes(checked: CheckedRequest, output: Output) -> None:
-    """The sizes that a model can have, and the command that takes one."""
+def _print_sizes(checked: CheckedRequest, plot: Path | None, output: Output) -> None:
+    """The sizes that a model can have, their curve, and the command that takes one."""
     from ..base.units import both, count
     from ..jobs.sizes import size_table
     from . import tables
@@ -318,6 +356,9 @@ def _print_sizes(checked: CheckedRequest, output: Output) -> None:
             "predicts it; on other models the true one lay in such a band."
         )
 
+    if plot is not None:
+        _draw_sizes(checked, plot, output)
+
     # The next command has what decided about these sizes.
     options = {
         "--parts": request.parts,
@@ -337,3 +378,16 @@ def _print_sizes(checked: CheckedRequest, output: Output) -> None:
             "sizes": [asdict(size) for size in sizes],
         }
     )
+
+
+def _draw_sizes(checked: CheckedRequest, plot: Path, output: Output) -> None:
+    """Draw the curve of a model's sizes."""
+    from ..eval.pictures.size_curve import size_curve as picture
+    from ..eval.pictures.style import draw_to
+    from ..jobs.sizes import size_curve
+
+    curve, measured = size_curve(checked)
+    if not measured:
+        curve = replace(curve, source=f"{curve.source}, if its weights were Gaussian")
+    draw_to(picture(curve), plot)
+    output.line(f"{plot}: drawn")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..base.distributed import ranks
 from .options import (
     INTERRUPTED,
     BatchOpt,
@@ -49,6 +50,12 @@ def evaluate(
     card: Annotated[
         bool, typer.Option("--card", help="Write the figures into the checkpoint's model card.")
     ] = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report", help="Write report.html and pictures into the checkpoint's folder."
+        ),
+    ] = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Score a model: perplexity on WikiText-2, and its divergence from its source.
@@ -63,16 +70,34 @@ def evaluate(
     settings = Settings(protocol, length, windows, seed, batch, text, chat)
     if card:
         find_card(model)
-    figures = evaluate(model, settings, source, save_reference, output)
+    if report:
+        _check_report(model, source)
+    figures = evaluate(model, settings, source, save_reference, output, with_spread=report)
     output.close()
     for line in _lines(figures):
         output.line(line)
-    output.result({key: value for key, value in figures.items() if not key.startswith("window_")})
+    hidden = ("window_nll", "window_kl", "spread")
+    output.result({key: value for key, value in figures.items() if key not in hidden})
     if card and not figures["interrupted"]:
         output.line(f"{write_card(model, figures)}: written")
+    if report and not figures["interrupted"] and ranks().first:
+        from ..eval.make_report import report_figures
+        from .report import tell_report
+
+        tell_report(report_figures(Path(model).expanduser(), figures, str(source)), output)
     if figures["interrupted"]:
         output.note("interrupted: these are the figures of the windows that were finished")
         sys.exit(INTERRUPTED)
+
+
+def _check_report(model: str, source: str | None) -> None:
+    """Refuse --report where there is nothing to show, or no folder to write into (a MintError)."""
+    from ..base.errors import UsageError
+    from ..eval.make_report import check_report
+
+    if source is None:
+        raise UsageError("--report shows divergences from the source: give it with --source")
+    check_report(model)
 
 
 def _lines(f: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,11 +17,23 @@ def inspect(
             metavar="MODEL|PROFILE|PLAN", help="A model, a profile (.json) or a plan (.yaml)."
         ),
     ],
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw a model or a plan: bits of every layer."),
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Show every layer of a model, a profile or a plan: role, bits, bytes and error."""
     output = start(as_json)
+    from ..base.targets import check_picture
     from ..jobs.inspect import inspect as read
-    from .inspect_report import show
+    from .inspect_report import draw, show
 
-    show(read(target), output)
+    if plot is not None:
+        check_picture(plot)
+    inspected = read(target)
+    if plot is not None:
+        draw(inspected, plot)
+    show(inspected, output)
+    if plot is not None:
+        output.line(f"{plot}: drawn")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from ..base.errors import UsageError
 from ..base.quant_config import QuantConfig
 from ..base.units import both, count, human
 from ..jobs.inspect import InspectedModel, InspectedPlan, InspectedProfile
@@ -23,6 +25,26 @@ def show(inspected: InspectedModel | InspectedPlan | InspectedProfile, output: O
     else:
         _show_profile(inspected, output)
     output.result(inspected.data())
+
+
+def draw(inspected: InspectedModel | InspectedPlan | InspectedProfile, path: Path) -> None:
+    """Draw the layers of a model or a plan.
+
+    Raises:
+        UsageError: a profile has many candidates a layer, and no choice to draw.
+    """
+    from ..eval.pictures.heat_map import heat_map
+    from ..eval.pictures.style import draw_to
+
+    if isinstance(inspected, InspectedProfile):
+        raise UsageError("--plot draws a model or a plan: `mint-mlx sweep --plot` draws a profile")
+    size = sum(layer.bytes for layer in inspected.layers)
+    weights = sum(layer.weights for layer in inspected.layers)
+    name = inspected.plan.origin.source or "a plan"
+    if isinstance(inspected, InspectedModel):
+        name, size, weights = inspected.name, inspected.bytes, inspected.parameters
+    bits = f", {size * 8 / weights:.2f} bpw" if weights else ""
+    draw_to(heat_map(inspected.layers, f"{name}: {human(size)}{bits}"), path)
 
 
 def _show_model(model: InspectedModel, output: Output) -> None:

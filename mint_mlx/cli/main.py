@@ -28,13 +28,14 @@ from .options import INTERRUPTED, app
 from .profile import profile
 from .recipes import recipes
 from .refine import refine
+from .report import report
 from .sensitivity import sensitivity
 from .sweep import sweep
 from .upload import upload
 
 COMMANDS = {  # as --help lists them
     "Everyday": (convert, upload, inspect, doctor, recipes, demo),
-    "Proof": (evaluate, compare),
+    "Proof": (evaluate, compare, report),
     "Steps of a conversion, one by one": (profile, sensitivity, allocate, sweep, refine),
 }
 

@@ -37,8 +37,10 @@ def sweep(
     See docs/guides/choose-a-size.md.
     """
     output = start(as_json)
-    from ..allocation.sweep import draw, sweep, sweep_lines
+    from ..allocation.sweep import sweep, sweep_lines
     from ..base.targets import check_picture
+    from ..eval.pictures.size_curve import size_curve
+    from ..eval.pictures.style import draw_to
 
     if plot is not None:
         check_picture(plot)
@@ -50,6 +52,6 @@ def sweep(
             "that too."
         )
     if plot is not None:
-        draw(curve, plot)
+        draw_to(size_curve(curve), plot)
         output.line(f"{plot}: drawn")
     output.result(asdict(curve))

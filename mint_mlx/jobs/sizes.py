@@ -6,10 +6,13 @@ from dataclasses import dataclass, replace
 
 from ..allocation.plan import Plan
 from ..allocation.search_space import list_candidates, size_range
+from ..allocation.sweep import Sweep, sweep_profile
 from ..base.quant_config import KEEP
 from ..base.units import Budget, parse_budget
 from ..checkpoint.origin import Origin
+from ..measure.profile import without_grids
 from ..rules import efforts
+from ..rules.objectives import needs_sensitivity
 from ..runtime.memory import Needs, smallest_mac
 from .choose import choose_plan
 from .dry_run import known_sensitivity
@@ -85,6 +88,29 @@ def size_table(checked: CheckedRequest) -> tuple[Job, list[Size]]:
         Origin(profile.origin.source), {layer.path: KEEP for layer in job.inventory.layers}
     )
     return job, [*table, _size(job, "(unquantized)", unquantized, False, running)]
+
+
+def size_curve(checked: CheckedRequest) -> tuple[Sweep, bool]:
+    """The curve of a model's sizes, and whether errors were measured.
+
+    Without a cached profile it is that of Gaussian weights, by the objective of `--effort fast`.
+
+    Args:
+        checked: a request for the smallest size.
+    """
+    order = place_order(checked)
+    measured = known_profile(order.job, order.sample)
+    sensitivity = known_sensitivity(order) if measured else None
+    weighs_errors = needs_sensitivity(order.objective)
+    objective = order.objective
+    if weighs_errors and sensitivity is None:
+        objective = efforts.EFFORTS["fast"].objective
+    profile = measured or assumed_profile(order.job)
+    if not order.uses_grids:
+        profile = without_grids(profile)
+    used = sensitivity if weighs_errors else None
+    curve = sweep_profile(profile, used, objective, order.quantizer, weighs_errors)
+    return curve, measured is not None
 
 
 def _size(job: Job, label: str, plan: Plan, known: bool, running: Needs | None) -> Size:

@@ -26,7 +26,8 @@ def test_a_suite_gives_models_of_one_name_a_folder_each(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders: list[str] = []
-    monkeypatch.setattr(command, "_compare", lambda *args: folders.append(args[-1].name) or {})
+    monkeypatch.setattr(command, "_compare", lambda *args: None)
+    monkeypatch.setattr(command, "_save", lambda *args: folders.append(args[2].name) or {})
     suite = tmp_path / "s.yaml"
     models = ("org/tiny", "mirror/tiny", "org/other")
     suite.write_text("".join(f"- {{model: {model}, budgets: [5bpw]}}\n" for model in models))
