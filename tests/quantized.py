@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from helpers import rewrite_shards, write_checkpoint
+from signs import products as products
 
 from mint_mlx.base.safetensors_header import TensorInfo
 from mint_mlx.converters.sources.packed import Group, Packed, Stated, dequantize
@@ -89,16 +90,6 @@ def truth(name: str) -> dict[str, np.ndarray]:
     """The products (2, rows) of a fixture's weights as its tool dequantizes them, by name."""
     file = FOLDER / name / "truth.npz"
     return dict(np.load(file)) if file.is_file() else {}
-
-
-def products(weight: np.ndarray) -> np.ndarray:
-    """The products (2, rows) of a weight (rows, columns) with two fixed vectors of signs."""
-    choices = np.array([-1.0, 1.0], dtype=np.float32)
-    signs = [
-        np.random.Generator(np.random.PCG64(seed)).choice(choices, size=weight.shape[-1])
-        for seed in (7, 11)
-    ]
-    return np.stack([weight @ sign for sign in signs])
 
 
 def difference(products: np.ndarray, expected: np.ndarray) -> float:

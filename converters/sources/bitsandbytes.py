@@ -83,7 +83,7 @@ def _absmax(tensors: Mapping[str, mx.array], state: dict[str, Any]) -> mx.array:
 def _int8(group: Group, stated: Stated) -> Packed:
     """A weight of LLM.int8: code x largest of the row / 127."""
     if group.dtype("") != "I8" or group.shape("SCB") != group.shape("")[:1]:
-        raise Unread("is int8 of bitsandbytes, but with no such number for each row")
+        raise Unread("is int8 of bitsandbytes, but its SCB has no number for each row")
     if "weight_format" in group.infos and stated.values(group.names["weight_format"]).any():
         raise Unread("is int8 of bitsandbytes in an order of columns that only a GPU kernel knows")
 

@@ -3,7 +3,8 @@
 | layout | how it is read |
 |---|---|
 | MLX's own (affine, mxfp4, mxfp8, nvfp4) | layers stay as they are, or are dequantized one by one |
-| integers (compressed-tensors, GPTQ, AWQ, AutoRound), MXFP4, MXFP8 | the same: MLX has the codes |
+| integers (compressed-tensors, GPTQ, AWQ, AutoRound, metal, gemma) | the same: MLX has the codes |
+| MXFP4, MXFP8 | the same |
 | FP8, NVFP4, int8, bitsandbytes, torchao | dequantized to the model's 16-bit type |
 | gpt-oss, DeepSeek-V4.1, Muse | as mlx-lm's class reads them |
 
@@ -32,9 +33,11 @@ from . import (
     awq,
     bitsandbytes,
     fp8,
+    gemma,
     gpt_oss,
     gptq,
     int8,
+    metal,
     microscaling,
     nvfp4,
     pack_quantized,
@@ -49,6 +52,8 @@ Headers = Mapping[str, Mapping[str, TensorInfo]]  # tensors by file and name
 # The first that knows a weight's tensors reads it (or says why it can't be read).
 FORMATS = (
     refused,
+    gemma,
+    metal,
     microscaling,
     nvfp4,
     fp8,
@@ -76,7 +81,8 @@ BESIDE = {
 }
 # What mlx-lm wants at the top of a quantization table, whatever its entries are.
 DEFAULTS = {"group_size": 64, "bits": 4, "mode": "affine"}
-RANKS = {"qweight": 2, "qzeros": 2, "scales": 2, "g_idx": 1}  # of GPTQ's and AWQ's tensors
+# Of tensors that are no stacks of experts.
+RANKS = {"embedding": 2, "g_idx": 1, "qbiases": 2, "qweight": 2, "qzeros": 2, "scales": 2}
 # NumPy's types of the small tensors whose numbers decide how a weight is read; else they are bytes.
 _NUMBERS = {"I64": "<i8", "I32": "<i4", "F32": "<f4", "F16": "<f2"}
 
@@ -151,8 +157,6 @@ def find_packed(
     stated = Stated(layout or {}, _value_reader(folder, headers), keep_nvfp4)
     packed = []
     for group in group_tensors(tensors).values():
-        if group.roles == {""} and group.dtype("") in REALS:
-            continue
         try:
             weight = _match(group, stated)
             if weight is not None and layout is None:
@@ -186,8 +190,8 @@ def _match(group: Group, stated: Stated) -> Packed | None:
         return None  # a buffer, such as the positions
     if not stated.table:
         raise _unstated(group)
-    method = refused.NAMES.get(stated.method, repr(stated.method))
-    question = "; is the checkpoint complete?" if stated.method in refused.NAMES else ""
+    method = refused.READ.get(stated.method, repr(stated.method))
+    question = "; is the checkpoint complete?" if stated.method in refused.READ else ""
     raise Unread(
         f"is packed as {_code_type(group)}, but not as mint-mlx reads {method} "
         f"(it has {', '.join(_names(group))}{question})"

@@ -25,7 +25,8 @@ def match(group: Group, stated: Stated) -> Packed | None:
         return None
     codes = "packed" if "packed" in group.infos else ""
     if group.roles - {"shape"} != {codes, "scale", whole}:
-        raise Unread("is NVFP4, but not with the tensors that NVFP4 has")
+        names = ", ".join(sorted(name.rpartition(".")[2] for name in group.names.values()))
+        raise Unread(f"is NVFP4, but with other tensors than NVFP4 has ({names})")
     *rows, width = group.shape(codes)
     columns = 2 * width
     per_group = (*rows, columns // GROUP)

@@ -38,9 +38,16 @@ _IN_MODULE = {
     "_weight_qdata": "qdata",
     "_weight_scale": "scale",
     "_weight_zero_point": "zero_point",
+    "embedding_quantized": "embedding",
+    "embedding_scale": "embedding_scale",
 }
 # Those that mean something only beside another tensor of the module.
-_BESIDE = {"scales": "qweight", "g_idx": "qweight", "scale": "weight"}
+_BESIDE = {
+    "g_idx": ("qweight",),
+    "qbiases": ("weight",),
+    "scale": ("weight",),
+    "scales": ("qweight", "weight"),
+}
 
 
 class Unread(Exception):
@@ -188,8 +195,8 @@ def _belongs_to(name: str, tensors: Mapping[str, TensorInfo]) -> tuple[str, str]
     weight = f"{module}.weight"
     if leaf in _IN_MODULE:
         return weight, _IN_MODULE[leaf]
-    beside = _BESIDE.get(leaf)
-    if beside and f"{module}.{beside}" in tensors and _is_packed(tensors[f"{module}.{beside}"]):
+    beside = (tensors.get(f"{module}.{other}") for other in _BESIDE.get(leaf, ()))
+    if any(info is not None and _is_packed(info) for info in beside):
         return weight, leaf
 
     for pattern in (_STATE, _COMPANION):

@@ -10,28 +10,36 @@ import yaml
 from ...base.files import BASE_MODEL
 from .packed import BYTES, REALS, Group, Packed, Stated, Unread
 
-# Methods by the `quant_method` of config.json.
-NAMES = {
-    "aqlm": "AQLM",
+# Methods that are read and ones that aren't, by the `quant_method` of config.json.
+READ = {
+    "auto-round": "AutoRound",
     "awq": "AWQ",
-    "bitnet": "BitNet's own packing",
     "bitsandbytes": "bitsandbytes",
     "compressed-tensors": "compressed-tensors",
+    "fbgemm_fp8": "FBGEMM FP8",
+    "fp8": "FP8",
+    "gptq": "GPTQ",
+    "modelopt": "ModelOpt",
+    "quark": "Quark",
+    "torchao": "torchao",
+}
+UNREAD = {
+    "aqlm": "AQLM",
+    "bitnet": "BitNet's own packing",
     "eetq": "EETQ",
     "exl2": "EXL2",
     "exl3": "EXL3",
-    "fbgemm_fp8": "FBGEMM FP8",
+    "fouroversix": "Four Over Six",
     "fp_quant": "FP-Quant",
-    "gptq": "GPTQ",
     "higgs": "HIGGS",
     "hqq": "HQQ",
-    "modelopt": "ModelOpt",
     "quanto": "quanto",
-    "quark": "Quark",
+    "sinq": "SINQ",
     "spqr": "SpQR",
-    "torchao": "torchao",
     "vptq": "VPTQ",
 }
+# Types of tensors that are no codes of weights: numbers, positions, masks.
+_NO_CODES = (*REALS, "I64", "BOOL")
 # The last parts of names that only one tool gives to its tensors.
 _TOOLS = {
     "W_q": "HQQ",
@@ -69,7 +77,10 @@ def match(group: Group, stated: Stated) -> Packed | None:
         )
     leaf = group.stem.rpartition(".")[2]
     if leaf in _TOOLS:
-        raise Unread(f"is a tensor of {_TOOLS[leaf]}")
+        raise Unread(f"is a tensor of {_TOOLS[leaf]}, which mint-mlx does not read")
+    codes = any(info.dtype not in _NO_CODES for info in group.infos.values())
+    if codes and stated.method in UNREAD:
+        raise Unread(f"is packed by {UNREAD[stated.method]}, which mint-mlx does not read")
     return None
 
 

@@ -24,7 +24,7 @@ from .packed import Codes, Packed, dequantize
 Stacks = Mapping[int, Sequence[int]]
 # What serving programs need at run time, and the language model doesn't.
 UNUSED = re.compile(
-    r"(.*[._])?([kvq]_(scale|global_scale|zero_point)|kv_scale|prob_scale|input_scale(_ub)?|"
+    r"(.*[._])?([kv]_cache_scale|[kvq]_(scale|global_scale|zero_point)|kv_scale|prob_scale|input_scale(_ub)?|"
     r"output_scale|input_global_scale|input_zero_point|output_zero_point|activation_scale|"
     r"input_activation_scale|(input|output|weight|[kvq]_bmm)_quantizer\._amax|rotary_emb\.inv_freq)"
 )

@@ -17,8 +17,8 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from ..base.errors import MintError
 from ..base.hf_config import edit_text_config, text_config
+from .bad_value import MALFORMED, bad_value
 from .family_defaults import family_defaults
 from .family_keys import family_keys
 from .key_names import ALIASES
@@ -28,10 +28,8 @@ from .rope_keys import rope_keys
 
 Table = dict[str, Any]
 BAILING_DELTA = "BailingMoeV3ForCausalLM"
+LISTS = ("mlp_only_layers",)
 TAGGED = "__float__"  # how transformers writes numbers that JSON has no words for
-
-# The exceptions that values of unexpected types lead to.
-MALFORMED = (TypeError, ValueError, AttributeError, KeyError, ArithmeticError)
 
 
 def adapt(config: Table) -> Table:
@@ -45,9 +43,7 @@ def adapt(config: Table) -> Table:
     try:
         return _adapted(decoded(config))
     except MALFORMED as error:
-        raise MintError(
-            f"config.json holds a value that no model has ({error}): download it again"
-        ) from error
+        raise bad_value(config, lambda changed: _adapted(decoded(changed)), error) from error
 
 
 @dataclass(frozen=True)
@@ -173,7 +169,13 @@ def _head_dim(table: Table, reader: ModelClass) -> Table:
     return {"head_dim": hidden // heads} if heads and hidden else {}
 
 
+def _empty(table: Table, reader: ModelClass) -> Table:
+    """Empty lists that are stated as null, which transformers takes for the same."""
+    return {key: [] for key in LISTS if key in reader.keys and key in table and table[key] is None}
+
+
 RULES: tuple[Callable[[Table, ModelClass], Table], ...] = (
+    _empty,
     _aliases,
     _head_dim,
     rope_keys,

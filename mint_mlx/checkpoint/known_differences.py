@@ -11,7 +11,7 @@ from typing import Any
 
 from ..base.hf_config import text_config
 from ..converters.sources.multipliers import is_left_out
-from .config_keys import MALFORMED
+from .bad_value import MALFORMED
 from .model_classes import ModelClass, text_class
 from .rope_keys import by_layer, is_scaled, rope_type
 from .router_keys import SUMS

@@ -305,11 +305,6 @@ def _make_layer(
             f"{path} has weights of type {weight.dtype}, which no quantizer reads: give the "
             "checkpoint in bf16"
         )
-    if "global_scale" in owned and kind != "experts":
-        raise MintError(
-            f"{path} has one scale for the whole tensor besides those of its groups, which "
-            "mint-mlx cannot write: give the checkpoint in bf16"
-        )
 
     # A quantized module's weight holds packed codes: its true shape and type follow from them.
     shape = weight.shape

@@ -33,7 +33,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..base.errors import MintError
+from ..base.errors import NO_METAL, MintError
 from ..base.hf_config import text_config
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
 from ..converters.sources.restore import drop_unused
@@ -143,19 +143,30 @@ def build_model(
             config = adapt(load_config(folder))
             model, _ = load_model(folder, lazy=True, model_config=config, get_model_classes=classes)
     except _BUILD_ERRORS as error:
-        raise MintError(_why_not_built(folder, config, error)) from error
+        raise MintError(_why_not_built(folder.name, config, error)) from error
     return model
 
 
-def _why_not_built(folder: Path, config: dict[str, Any], error: BaseException) -> str:
+def _why_not_built(name: str, config: dict[str, Any], error: BaseException) -> str:
     """Why mlx-lm fails on a checkpoint, and what to look at, where tensors are missing."""
     reader = text_class(config)
     lacking = reader.required - text_config(config).keys() if reader else set()
     if reader and lacking and isinstance(error, TypeError):
         return (
-            f"mlx-lm cannot build a model from {folder.name}: config.json lacks "
+            f"mlx-lm cannot build a model from {name}: config.json lacks "
             f"{', '.join(sorted(lacking))}, which the class {reader.name} needs: update mlx-lm and "
             "mint-mlx, or give the model as it was released"
+        )
+
+    empty = sorted(
+        key
+        for key, value in text_config(config).items()
+        if value is None and reader and reader.defaults.get(key) is not None
+    )
+    if empty and isinstance(error, (TypeError, AttributeError, ValueError)):
+        return (
+            f"mlx-lm cannot build a model from {name}: config.json says null for "
+            f"{', '.join(empty)}: leave the keys out, or give their values"
         )
 
     # sanitize fails with the name of a tensor that it looks for, load_weights with a count.
@@ -165,7 +176,7 @@ def _why_not_built(folder: Path, config: dict[str, Any], error: BaseException) -
         reason = f"Missing {error.args[0]}"
     if not reason.endswith(".."):
         reason = reason.removesuffix(".")
-    text = f"mlx-lm cannot build a model from {folder.name}: {reason}"
+    text = f"mlx-lm cannot build a model from {name}: {reason}"
     if reason.startswith("Missing "):
         return f"{text} (is the checkpoint complete, and does its config.json belong to it?)"
     if str(error).startswith("Received "):
@@ -325,10 +336,8 @@ def bare_model(config: dict[str, Any]) -> Any:
             # Some classes write into the tables that they read.
             return model_class(args_class.from_dict(deepcopy(config)))
     except _BUILD_ERRORS as error:
-        raise MintError(
-            f"mlx-lm cannot build a model from this config.json ({first_line(error)}): check its "
-            "values"
-        ) from error
+        text = _why_not_built("this config.json", config, error)
+        raise MintError(text) from error
 
 
 def two_token_cache(config: dict[str, Any], kv_bits: int | None = None) -> list[Any]:
@@ -354,6 +363,8 @@ def two_token_cache(config: dict[str, Any], kv_bits: int | None = None) -> list[
             caches: list[Any] = make_prompt_cache(model)
             model(tokens, cache=caches)
     except _BUILD_ERRORS as error:
+        if NO_METAL in str(error):
+            raise  # it isn't the config's fault (errors.explain has the sentence)
         raise MintError(
             f"mlx-lm cannot run this model to measure its cache ({first_line(error)}): check that "
             "its config.json belongs to it"

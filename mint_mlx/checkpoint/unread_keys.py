@@ -14,7 +14,7 @@ from typing import Any
 
 from ..base.errors import MintError
 from ..base.hf_config import text_config
-from .config_keys import MALFORMED
+from .bad_value import MALFORMED, bad_value
 from .family_keys import full_attention_heads, has_known_heads
 from .key_names import ALIASES
 from .layer_types import period
@@ -111,6 +111,8 @@ KINDS = {
 UNSAID = "silu"
 # Functions of single kinds of layers, which no class reads.
 IN_LAYERS = {"mlp_hidden_act": "relu2", "mamba_hidden_act": "silu"}
+# What an embedding model says.
+BOTH_WAYS = {"use_bidirectional_attention": True, "is_causal": False}
 # Classes without linear attention, of a type that models with it have too (MiniMax-Text-01).
 FULL_ALONE = {"minimax"}
 # Epsilons that differ by what no logit shows.
@@ -143,14 +145,18 @@ def check_keys(config: Table) -> None:
     try:
         unread = unread_keys(config)
     except MALFORMED as error:
+        raise bad_value(config, unread_keys, error) from error
+    if not unread:
+        return
+    if unread[0].key in BOTH_WAYS:
         raise MintError(
-            f"config.json holds a value that no model has ({error}): download it again"
-        ) from error
-    if unread:
-        raise MintError(
-            f"config.json says {unread[0]}, so that mlx-lm would run another model: update mlx-lm "
-            "and mint-mlx, or rename the key where the class reads it by another name"
+            f"config.json says {unread[0]}: attention to later tokens is an embedding model's, and "
+            "mlx-lm's classes have none; give a model that writes text"
         )
+    raise MintError(
+        f"config.json says {unread[0]}, so that mlx-lm would run another model: update mlx-lm "
+        "and mint-mlx, or rename the key where the class reads it by another name"
+    )
 
 
 def unread_keys(config: Table) -> list[Unread]:
@@ -220,9 +226,10 @@ def _activations(table: Table, reader: ModelClass) -> list[Unread]:
 
 def _both_ways(table: Table, reader: ModelClass) -> list[Unread]:
     """Attention to later tokens, as embedding models have it: mlx-lm's classes write text."""
-    values = {"use_bidirectional_attention": True, "is_causal": False}
     return [
-        Unread(key, value, reader.name) for key, value in values.items() if table.get(key) is value
+        Unread(key, value, reader.name)
+        for key, value in BOTH_WAYS.items()
+        if table.get(key) is value
     ]
 
 

@@ -91,7 +91,7 @@ def test_nvfp4_of_modelopt_is_multiplied_with_its_number(lead: tuple[int, ...]) 
     [
         ({"scale": ("F8_E4M3", np.ones((8, 2), np.uint8))}, "not one for each 16 columns"),
         ({"global_scale": ("F32", np.ones(8, np.float32))}, "instead of one number"),
-        ({"zero_point": ("U8", np.ones((8, 4), np.uint8))}, "not with the tensors"),
+        ({"zero_point": ("U8", np.ones((8, 4), np.uint8))}, "with other tensors than NVFP4 has"),
     ],
 )
 def test_other_nvfp4_is_refused(change: Arrays, reason: str) -> None:

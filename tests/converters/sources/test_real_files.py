@@ -45,6 +45,8 @@ STAY = {
     "ct-W4A16": {"4bit-g128"},
     "ct-W4A16_ASYM": {"4bit-g128"},
     "ct-W8A16": {"8bit-g128"},
+    "hf-gemma": {"2bit-g128", "4bit-g128", "8bit-g128"},
+    "hf-metal": {"4bit-g64"},
     "mo-mxfp8": {"mxfp8"},
 }
 
