@@ -31,6 +31,7 @@ OUTSIDE = (  # what others do to files while this program runs, and what paths c
     *(errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EEXIST, errno.ENOTEMPTY),
     *(errno.EIO, errno.ESTALE, errno.EPIPE, errno.ENXIO, errno.ENODEV, errno.EBUSY),
 )
+FOR_METAL = "mlx-lm has parts of this model for Metal only: run this on a Mac"
 NO_METAL = "No Metal back-end"  # in MLX's message about a kernel that exists for Metal only
 
 UNREACHABLE = {  # what huggingface_hub and its transports raise without a network
@@ -140,7 +141,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and "Unable to write" in str(error):  # by MLX
         return FULL.format("")
     if isinstance(error, RuntimeError) and NO_METAL in str(error):
-        return "mlx-lm has parts of this model for Metal only: run this on a Mac"
+        return FOR_METAL
     return _explain_hub(error)
 
 

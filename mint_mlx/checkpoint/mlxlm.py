@@ -33,7 +33,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..base.errors import NO_METAL, MintError
+from ..base.errors import FOR_METAL, NO_METAL, MintError
 from ..base.hf_config import text_config
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
 from ..converters.sources.restore import drop_unused
@@ -364,7 +364,7 @@ def two_token_cache(config: dict[str, Any], kv_bits: int | None = None) -> list[
             model(tokens, cache=caches)
     except _BUILD_ERRORS as error:
         if NO_METAL in str(error):
-            raise  # it isn't the config's fault (errors.explain has the sentence)
+            raise MintError(FOR_METAL) from error
         raise MintError(
             f"mlx-lm cannot run this model to measure its cache ({first_line(error)}): check that "
             "its config.json belongs to it"
