@@ -104,7 +104,9 @@ def _exaone4(table: Table) -> Table:
     if not types or not pattern or isinstance(pattern, str):
         return {}
     letters = "".join("L" if name == "sliding_attention" else "G" for name in types)
-    return {"sliding_window_pattern": letters if "L" in letters else None}
+    # Layers of full attention have no positions, in a model that has windows.
+    windows = "L" in letters or table.get("sliding_window")
+    return {"sliding_window_pattern": letters if windows else None}
 
 
 def _exaone_moe(table: Table) -> Table:

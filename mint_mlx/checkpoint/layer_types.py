@@ -28,7 +28,8 @@ def _attention(table: Table, reader: ModelClass) -> Table:
     added: Table = {}
     every = period(types)
     for key in ("sliding_window_pattern", "full_attention_interval"):
-        if key in reader.keys and key not in table and every not in (None, reader.defaults[key]):
+        stated = table.get(key, reader.defaults.get(key))
+        if key in reader.keys and not isinstance(stated, str) and every not in (None, stated):
             added[key] = every
     return added
 

@@ -115,6 +115,8 @@ IN_LAYERS = {"mlp_hidden_act": "relu2", "mamba_hidden_act": "silu"}
 BOTH_WAYS = {"use_bidirectional_attention": True, "is_causal": False}
 # Classes without linear attention, of a type that models with it have too (MiniMax-Text-01).
 FULL_ALONE = {"minimax"}
+# Classes that look for a layer of full attention, and fail where there is none.
+FULL_NEEDED = {"cohere2", "gemma3_text", "mellum"}
 # Epsilons that differ by what no logit shows.
 NEAR = {"nanochat": {"rms_norm_eps"}, "mamba": {"layer_norm_epsilon"}}
 
@@ -236,10 +238,19 @@ def _both_ways(table: Table, reader: ModelClass) -> list[Unread]:
 def _layer_types(table: Table, reader: ModelClass) -> list[Unread]:
     """Types of layers that no period expresses, for a class that reads only a period."""
     types = table.get("layer_types")
-    if isinstance(types, list) and "linear_attention" in types and reader.name in FULL_ALONE:
+    if not isinstance(types, list):
+        return []
+    alone = "linear_attention" in types and reader.name in FULL_ALONE
+    no_full = "full_attention" not in types and reader.name in FULL_NEEDED
+    apart = reader.name == "llama4" and types != [
+        "full_attention" if (i + 1) % 4 == 0 else "chunked_attention" for i in range(len(types))
+    ]
+    # A model with windows has no positions in full attention; this class goes by the types alone.
+    unseen = reader.name == "exaone_moe" and bool(table.get("sliding_window"))
+    if alone or no_full or apart or (unseen and "sliding_attention" not in types):
         return [Unread("layer_types", types, reader.name)]
     periods = {"sliding_window_pattern", "full_attention_interval"} & reader.keys
-    if not isinstance(types, list) or "layer_types" in reader.keys or not periods:
+    if "layer_types" in reader.keys or not periods:
         return []
     fits = period(types) is not None or isinstance(table.get("sliding_window_pattern"), str)
     return [] if fits else [Unread("layer_types", types, reader.name)]

@@ -27,6 +27,11 @@ THETA_ALONE = {"granitemoehybrid", "lfm2", "lfm2_moe", "muse_glimmer", "muse_spa
 # Classes that know these kinds of scaling only, and treat any other as none.
 KINDS = {
     "deepseek": {"linear"},
+    "deepseek_v2": {"yarn"},
+    "glm_moe_dsa": {"linear", "yarn"},
+    "gpt_oss": {"linear", "llama3", "yarn"},
+    "mellum": {"llama3", "longrope", "yarn"},
+    "olmo_hybrid": set(),
     "hunyuan": {"dynamic"},
     "hunyuan_v1_dense": {"dynamic"},
     "minicpm3": {"longrope", "su"},
@@ -34,6 +39,20 @@ KINDS = {
     "phi3": {"longrope", "su", "linear"},
     "phimoe": {"longrope", "su"},
 }
+# Classes that rotate neighbouring channels, which mlx-lm's longrope does not.
+INTERLEAVED = {
+    "bailing_hybrid",
+    "deepseek_v3",
+    "deepseek_v32",
+    "glm4_moe_lite",
+    "glm_moe_dsa",
+    "llama4",
+    "longcat_flash",
+    "longcat_flash_ngram",
+    "mistral4",
+}
+# Kinds of scaling that only these classes do.
+ALONE = {"proportional": ("gemma4",)}
 # Classes without rotary positions, and ones that rotate another share of a head than all of it.
 NO_ROPE = {
     "gpt2",
@@ -67,14 +86,12 @@ def unread_positions(table: Table, reader: ModelClass) -> Iterator[tuple[str, An
             yield from _half_read(table, parameters, reader)
         else:
             yield from _brought(table, parameters, reader)
-        full = by_layer(parameters)[0]
+        for each in {id(each): each for each in by_layer(parameters) if each}.values():
+            yield from _attention_factor(table, each)
     elif isinstance(scaling, dict) and scaling:
         if is_scaled(scaling):
             yield from _scaling("rope_scaling", scaling, reader)
-        full = scaling
-    else:
-        return
-    yield from _attention_factor(full)
+        yield from _attention_factor(table, scaling)
 
 
 def says_nothing_new(key: str, value: Any, table: Table, reader: ModelClass) -> bool:
@@ -92,9 +109,12 @@ def says_nothing_new(key: str, value: Any, table: Table, reader: ModelClass) -> 
 
 def _half_read(table: Table, parameters: Table, reader: ModelClass) -> Iterator[tuple[str, Any]]:
     """Of `rope_parameters` that the class reads, what it doesn't use."""
-    full, _ = by_layer(parameters)
-    if reader.name in THETA_ALONE and is_scaled(full):
+    full, local = by_layer(parameters)
+    done = reader.name not in THETA_ALONE and _is_done(rope_type(full), reader)
+    if is_scaled(full) and not done:
         yield "rope_parameters.rope_type", rope_type(full)
+    if local is not None and is_scaled(local) and not _is_done(rope_type(local), reader):
+        yield "rope_parameters.sliding_attention.rope_type", rope_type(local)
     share = full.get("partial_rotary_factor")
     if reader.name in THETA_ALONE | {"qwen3", "exaone_moe"} and share not in (None, 1.0):
         yield "rope_parameters.partial_rotary_factor", share
@@ -140,12 +160,24 @@ def _scaling(key: str, scaling: Table, reader: ModelClass) -> Iterator[tuple[str
     """A kind of scaling that the class doesn't do."""
     kind = rope_type(scaling)
     known = "rope_scaling" in reader.keys and reader.name not in UNSCALED
-    if not known or kind not in KINDS.get(reader.name, {kind}):
+    if not known or not _is_done(kind, reader):
         yield f"{key}.rope_type", kind
 
 
-def _attention_factor(scaling: Table) -> Iterator[tuple[str, Any]]:
+def _is_done(kind: str, reader: ModelClass) -> bool:
+    """Whether a class that scales positions does this kind of it."""
+    if kind in ("longrope", "su") and reader.name in INTERLEAVED:
+        return False
+    if not reader.name.startswith(ALONE.get(kind, "")):
+        return False
+    return kind in KINDS.get(reader.name, {kind})
+
+
+def _attention_factor(table: Table, scaling: Table) -> Iterator[tuple[str, Any]]:
     """A factor on queries and keys other than the one that follows from the scaling."""
+    if rope_type(scaling) in ("longrope", "su"):
+        yield from _longrope_factor(table, scaling)
+        return
     stated, factor = scaling.get("attention_factor"), scaling.get("factor")
     if not isinstance(stated, (int, float)) or not isinstance(factor, (int, float)):
         return
@@ -157,4 +189,23 @@ def _attention_factor(scaling: Table) -> Iterator[tuple[str, Any]]:
     if grown and kept_in_scale:
         follows = (grown * log + 1) / (kept_in_scale * log + 1)
     if abs(stated - follows) > TOLERANCE:
+        yield "attention_factor of the positions", stated
+
+
+def _longrope_factor(table: Table, scaling: Table) -> Iterator[tuple[str, Any]]:
+    """The factor of longrope, unless it is what mlx-lm computes from the two lengths."""
+    longest = table.get("max_position_embeddings")
+    original = scaling.get("original_max_position_embeddings") or table.get(
+        "original_max_position_embeddings"
+    )
+    if not isinstance(longest, int) or not isinstance(original, int) or original <= 1:
+        return
+    factor = scaling.get("factor") or longest / original
+    follows, computed = (
+        math.sqrt(1 + math.log(max(grown, 1)) / math.log(original))
+        for grown in (factor, longest / original)
+    )
+    stated = scaling.get("attention_factor")
+    stated = follows if stated is None else stated
+    if abs(stated - computed) > TOLERANCE:
         yield "attention_factor of the positions", stated

@@ -144,6 +144,36 @@ def test_positions_that_a_class_can_not_do_are_refused() -> None:
     assert unread(config_at("t5/gemma3_text") | {"rope_parameters": apart})
 
 
+LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 16, "factor": 8.0} | {
+    key: [2.5] * 8 for key in ("short_factor", "long_factor")
+}
+
+
+def test_scalings_that_were_seen_to_compute_other_positions_are_refused() -> None:
+    linear = {"rope_type": "linear", "factor": 2.0}
+    assert unread(positions("deepseek_v2", **linear))
+    assert not unread(positions("deepseek_v2", **YARN))
+    for family in ("deepseek_v3", "llama4_text"):  # neighbouring channels are rotated
+        assert unread(positions(family, **LONGROPE))
+    assert unread(positions("qwen3_next", rope_type="proportional", partial_rotary_factor=0.5))
+
+    # A class that reads `rope_parameters` needn't do all that they say, nor in every layer.
+    for kind in ("full_attention", "sliding_attention"):
+        mellum = config_at("drawn_5/mellum")
+        tables = mellum["rope_parameters"]
+        scaled = tables | {kind: tables[kind] | linear}
+        assert unread(mellum | {"rope_parameters": scaled}), kind
+    laguna = config_at("drawn_5/laguna")
+    tables = laguna["rope_parameters"]
+    windows = tables["sliding_attention"] | YARN | {"attention_factor": 1.5}
+    assert unread(laguna | {"rope_parameters": tables | {"sliding_attention": windows}})
+
+    # mlx-lm takes longrope's factor on queries and keys from the two lengths.
+    assert not unread(positions("llama", **LONGROPE))
+    assert unread(positions("llama", **(LONGROPE | {"factor": 4.0})))
+    assert unread(positions("llama", **LONGROPE, attention_factor=1.3))
+
+
 def test_a_scaling_of_transformers_4_that_the_class_ignores_is_refused(make: Maker) -> None:
     folder = make(qwen3_moe(1))
     edit_config(folder, rope_scaling=YARN)
@@ -156,6 +186,17 @@ def test_types_of_layers_without_a_period_are_refused() -> None:
     assert unread(config_at("t5/gemma3_text") | {"layer_types": types})
     assert not unread(config_at("t5/exaone4") | {"layer_types": types})
     assert not unread(config_at("t5/qwen2") | {"layer_types": types})
+    assert unread(config_at("t5/cohere2") | {"layer_types": ["sliding_attention"] * 2})
+    llama4 = config_at("t5/llama4_text")
+    assert unread(llama4) == []
+    assert unread(llama4 | {"layer_types": llama4["layer_types"][::-1]})
+
+
+def test_types_of_layers_count_more_than_a_period_beside_them() -> None:
+    exaone = config_at("t5/exaone4") | {"layer_types": ["full_attention"] * 2}
+    assert adapt(exaone)["sliding_window_pattern"] == "GG"
+    assert adapt(exaone | {"sliding_window": None})["sliding_window_pattern"] is None
+    assert unread(config_at("drawn_5/exaone_moe") | {"layer_types": ["full_attention"] * 2})
 
 
 def test_what_a_class_reads_without_going_by_it_counts_too() -> None:
