@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .jobs.doctor import doctor
     from .jobs.inspect import inspect
     from .jobs.refine import refine
+    from .jobs.speed import speed
     from .jobs.steps import allocate
     from .jobs.upload import upload
     from .measure.profile_file import load_profile
@@ -37,6 +38,7 @@ __all__ = [
     "read_plan",
     "refine",
     "report",
+    "speed",
     "sweep",
     "upload",
 ]
@@ -51,6 +53,7 @@ _MODULES = {
     "read_plan": "allocation.plan_file",
     "refine": "jobs.refine",
     "report": "eval.api",
+    "speed": "jobs.speed",
     "sweep": "allocation.sweep",
     "upload": "jobs.upload",
 }

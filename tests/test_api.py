@@ -28,6 +28,7 @@ FUNCTIONS = (
     "read_plan",
     "refine",
     "report",
+    "speed",
     "sweep",
     "upload",
 )

@@ -19,6 +19,7 @@ from ...checkpoint.run_command import pipeline_tag, python_lines, run_command
 from ...checkpoint.source import Source
 from ...rules.efforts import EFFORTS
 from ...rules.objectives import needs_sensitivity
+from ...runtime.speed_table import describe_speed
 from ..quantizers.registry import needs_inputs
 
 RESULTS = "<!-- results -->"  # before and after a card's table of what was measured
@@ -92,6 +93,7 @@ def model_card(
     if plan.objective:
         how = f"objective `{plan.objective}`, {how}"
     tools = ", ".join(f"{tool} {number}" for tool, number in plan.versions.items())
+    pace = _speed_line(plan)
     rows = "\n".join(
         f"| {config} | {layers} | {count(weights)} | {both(size)} |"
         for config, layers, weights, size in config_table(plan, inventory)
@@ -107,7 +109,7 @@ def model_card(
 {link}{revision}, {done}.
 
 - size: {both(total)}, {bits:.2f} bits per weight over {count(inventory.parameters)} parameters
-- read per token when decoding: {both(active)}, {ratio:.2f}x of uniform 4bit-g64
+- read per token when decoding: {both(active)}, {ratio:.2f}x of uniform 4bit-g64{pace}
 - made with: {how}, quantizer `{plan.quantizer}` ({tools}); the whole plan is in `mint-plan.yaml`
 {differences}
 | configuration | layers | weights | bytes |
@@ -123,6 +125,14 @@ pip install {"mlx-lm mlx-vlm" if inventory.carried else "mlx-lm"}
 {python_lines(folder, name)}
 ```
 """
+
+
+def _speed_line(plan: Plan) -> str:
+    """The line of the predicted speed, where there is one."""
+    if plan.speed is None:
+        return ""
+    goal = f" (planned for {plan.speed_goal})" if plan.speed_goal else ""
+    return f"\n- decodes: {describe_speed(plan.speed)}{goal}"
 
 
 def refined_card(text: str, name: str, before: float, after: float) -> str:

@@ -73,29 +73,19 @@ def machine() -> dict[str, Any]:
     from ...base.blas import use_fast_blas
 
     blas = use_fast_blas()
+    from ...runtime.machine_name import cpu_name
+
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "date": date.today().isoformat(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "memory_gb": round(memory / 1e9),
         "blas": str(blas) if blas else "MLX's own",
         "mlx": version("mlx"),
         "mlx_lm": version("mlx-lm"),
     }
-
-
-def _cpu() -> str:
-    """The processor's name, on Linux or a Mac."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        return result.stdout.strip()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "unknown")
 
 
 def last_json(log: Path) -> Any:

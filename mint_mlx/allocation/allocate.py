@@ -14,7 +14,6 @@ from ..base.quant_config import KEEP, QuantConfig
 from ..base.units import Budget
 from ..base.versions import versions
 from ..checkpoint.layers import Inventory, Layer
-from ..checkpoint.layout import SHARD_BYTES
 from ..checkpoint.roles import EXPERTS
 from ..checkpoint.source import Source
 from ..converters.sources.layouts import is_symmetric
@@ -25,7 +24,7 @@ from ..measure.sensitivity_file import check_sensitivity
 from ..rules.efforts import EFFORTS
 from ..rules.objectives import Context, Objective, find_objective
 from .counted import counted_errors, describe_veto
-from .knapsack import solve
+from .pace import Pace, predicted, timed_candidates
 from .plan import LayerError, Plan
 from .search_space import (
     Candidates,
@@ -34,6 +33,7 @@ from .search_space import (
     list_candidates,
     size_range,
 )
+from .solvers import fit_layout, make_solver
 from .uniform import uniform_choice
 
 
@@ -125,6 +125,7 @@ def allocate(
     objective: str | None = None,
     sensitivity: Sensitivity | None = None,
     with_sensitivity: bool | None = None,
+    pace: Pace | None = None,
 ) -> Plan:
     """Choose each layer's configuration: the whole checkpoint fits the budget at the least loss.
 
@@ -137,9 +138,10 @@ def allocate(
         sensitivity: what objectives that need one weigh errors with.
         with_sensitivity: whether experts have the lower floor that goes with a sensitivity; by
             default as the objective says.
+        pace: how fast choices decode; with a goal, only those that are fast enough are chosen from.
 
     Raises:
-        MintError: the budget can't be met, or the objective is wrong.
+        MintError: the budget or the goal can't be met, or the objective is wrong.
     """
     inventory = space.inventory
     recipe = space.recipe
@@ -150,6 +152,8 @@ def allocate(
     if with_sensitivity is None:
         with_sensitivity = entry.needs_sensitivity
     options = safe_candidates(space, profile, budget, with_sensitivity)
+    if pace is not None and pace.goal is not None:
+        options = timed_candidates(pace, inventory, options)
     if entry.needs_sensitivity and sensitivity is None:
         raise MintError(
             f"the objective {name} weighs errors with a sensitivity: measure one with `mint-mlx "
@@ -163,13 +167,14 @@ def allocate(
     ]
     context = loss_context(profile, space, options, sensitivity)
     losses = [
-        _losses(layer, options[layer.path], profile.curves[layer.path], entry, context)
+        candidate_losses(layer, options[layer.path], profile.curves[layer.path], entry, context)
         for layer in inventory.layers
     ]
     limit = budget.resolve(inventory.parameters)
     if limit is None:
         limit = size_range(inventory, options)[0]
-    picks, loss, gap = _solve(inventory, options, costs, losses, limit)
+    solver = make_solver(inventory, options, costs, losses, pace)
+    picks, loss, gap = fit_layout(inventory, options, costs, limit, solver)
 
     choice = {
         layer.path: options[layer.path][pick]
@@ -186,6 +191,8 @@ def allocate(
         gap=gap,
         errors=measured_errors(choice, profile.curves),
         versions=profile.versions or {},
+        speed=predicted(pace, inventory, choice),
+        speed_goal=pace.goal.text if pace is not None and pace.goal is not None else None,
     )
 
 
@@ -208,7 +215,7 @@ def loss_context(
     )
 
 
-def _losses(
+def candidate_losses(
     layer: Layer,
     configs: Sequence[QuantConfig],
     curve: RateDistortion,
@@ -275,37 +282,6 @@ def feedback_leaves(
         share = sensitivity.remaining.get(layer.path, 1.0)
     takes = [config.mode == "affine" and config not in on_grid for config in configs]
     return np.array([share if taken else 1.0 for taken in takes])
-
-
-def _solve(
-    inventory: Inventory,
-    options: Candidates,
-    costs: list[np.ndarray],
-    losses: list[np.ndarray],
-    limit: int,
-) -> tuple[list[int], float, float]:
-    """The knapsack's choice with its loss and gap.
-
-    How many shards there are follows from the choice, so what they cost is reserved, and more of it
-    until the whole checkpoint fits."""
-    reserve = SHARD_BYTES
-    while True:
-        solution = solve(costs, losses, limit - inventory.other_bytes - reserve)
-
-        # The smallest size fits (that was checked before), but not with this reserve.
-        if solution is None:
-            picks = [int(np.argmin(cost)) for cost in costs]
-            loss = sum(float(values[k]) for values, k in zip(losses, picks, strict=True))
-            return picks, loss, 0.0
-
-        choice = {
-            layer.path: options[layer.path][pick]
-            for layer, pick in zip(inventory.layers, solution.choice, strict=True)
-        }
-        excess = inventory.layout(choice).total - limit
-        if excess <= 0:
-            return list(solution.choice), solution.loss, solution.gap
-        reserve += excess
 
 
 def measured_errors(

@@ -45,7 +45,7 @@ class Solution:
 
 
 @dataclass(frozen=True)
-class _Hull:
+class Hull:
     """Corners of one layer's lower convex hull, cheapest first: option indices, bytes, losses."""
 
     index: np.ndarray
@@ -60,7 +60,8 @@ def _frontier(cost: np.ndarray, loss: np.ndarray) -> np.ndarray:
     return order[loss[order] < best]
 
 
-def _hull(cost: np.ndarray, loss: np.ndarray) -> _Hull:
+def lower_hull(cost: np.ndarray, loss: np.ndarray) -> Hull:
+    """The corners of one layer's lower convex hull."""
     keep: list[int] = []
     points = [int(i) for i in _frontier(cost, loss)]
     for i in points:
@@ -74,10 +75,10 @@ def _hull(cost: np.ndarray, loss: np.ndarray) -> _Hull:
             keep.pop()
         keep.append(i)
     index = np.array(keep)
-    return _Hull(index, cost[index], loss[index])
+    return Hull(index, cost[index], loss[index])
 
 
-def _segments(hulls: Sequence[_Hull]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _segments(hulls: Sequence[Hull]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All steps between neighbouring corners, steepest first: layer, extra bytes, loss saved."""
     layer = np.repeat(np.arange(len(hulls)), [len(h.index) - 1 for h in hulls])
     cost = np.concatenate([np.zeros(0, dtype=np.int64), *(np.diff(h.cost) for h in hulls)])
@@ -90,7 +91,7 @@ def _segments(hulls: Sequence[_Hull]) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def solve(
-    costs: Sequence[np.ndarray], losses: Sequence[np.ndarray], budget: int
+    costs: Sequence[np.ndarray], losses: Sequence[np.ndarray], budget: int, exact: bool = True
 ) -> Solution | None:
     """Choose one option per layer.
 
@@ -98,11 +99,12 @@ def solve(
         costs: int64 (options,) bytes, by layer.
         losses: float64 (options,), by layer.
         budget: bytes in all.
+        exact: let an exact search follow where the problem is small enough for one.
 
     Returns:
         The choice, or None where even the cheapest options don't fit.
     """
-    hulls = [_hull(c, v) for c, v in zip(costs, losses, strict=True)]
+    hulls = [lower_hull(c, v) for c, v in zip(costs, losses, strict=True)]
     position = np.zeros(len(hulls), dtype=np.int64)
     loss = sum(float(h.loss[0]) for h in hulls)
     remaining = budget - sum(int(h.cost[0]) for h in hulls)
@@ -134,7 +136,7 @@ def solve(
     choice = np.array([h.index[p] for h, p in zip(hulls, position, strict=True)], dtype=np.int64)
     _fill(costs, losses, choice, remaining)
     best = _solution(costs, losses, choice, bound, fits == len(cost))
-    if not best.optimal and best.gap > TOLERANCE and len(costs) <= EXACT_LAYERS:
+    if exact and not best.optimal and best.gap > TOLERANCE and len(costs) <= EXACT_LAYERS:
         better = _exact(costs, losses, hulls, budget, best.loss)
         if better is not None:
             return _solution(costs, losses, better if len(better) else choice, bound, True)
@@ -176,7 +178,7 @@ def _fill(
 def _exact(
     costs: Sequence[np.ndarray],
     losses: Sequence[np.ndarray],
-    hulls: Sequence[_Hull],
+    hulls: Sequence[Hull],
     budget: int,
     incumbent: float,
 ) -> np.ndarray | None:
@@ -190,7 +192,7 @@ def _exact(
     order = sorted(
         range(len(costs)), key=lambda i: (float(hulls[i].loss[-1] - hulls[i].loss[0]), i)
     )
-    bounds = _suffix_bounds([hulls[i] for i in order])
+    bounds = suffix_bounds([hulls[i] for i in order])
     state_cost = np.zeros(1, dtype=np.int64)
     state_loss = np.zeros(1)
     trail: list[tuple[np.ndarray, np.ndarray]] = []
@@ -224,7 +226,7 @@ def _exact(
     return choice
 
 
-def _suffix_bounds(hulls: Sequence[_Hull]) -> list[tuple[np.ndarray, np.ndarray]]:
+def suffix_bounds(hulls: Sequence[Hull]) -> list[tuple[np.ndarray, np.ndarray]]:
     """The relaxation's least loss for each suffix of the layers.
 
     Returns:

@@ -13,6 +13,7 @@ from ..base.quant_config import QuantConfig
 from ..checkpoint.layers import Inventory, Layer
 from ..checkpoint.layout import Layout
 from ..checkpoint.origin import Origin
+from ..runtime.speed_table import Speed
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Plan:
         edited: whether its file was changed by hand: what was said of the choice (budget, loss,
             errors) is left out.
         first_budget: bytes of the budget that an edited one was made for before, if any.
+        speed: how fast it is predicted to decode, where a speed table was used.
+        speed_goal: the least that was asked for, as the user wrote it, or None.
     """
 
     origin: Origin
@@ -61,6 +64,8 @@ class Plan:
     versions: dict[str, str] = field(default_factory=dict)
     edited: bool = False
     first_budget: int | None = None
+    speed: Speed | None = None
+    speed_goal: str | None = None
 
     def __repr__(self) -> str:
         facts = [self.origin.source or "any source", f"{len(self.choice)} layers"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..base.quant_config import QuantConfig, parse_config
 from ..base.yamlfile import line_of, read_yaml
 from ..checkpoint.layers import Inventory
 from ..checkpoint.origin import Origin
+from ..runtime.speed_table import Speed
 from .plan import LayerError, Plan
 from .uniform import active_ratio
 
@@ -53,6 +55,7 @@ def plan_text(plan: Plan, inventory: Inventory) -> str:
         f"parts: {_scalar(plan.parts)}",
         f"loss: {_scalar(plan.loss)}",
         f"gap: {_scalar(plan.gap)}",
+        *_speed_lines(plan),
         f"bytes: {size}",
         f"parameters: {inventory.parameters}",
         f"bits_per_weight: {size * 8 / inventory.parameters:.4f}",
@@ -80,6 +83,24 @@ def plan_text(plan: Plan, inventory: Inventory) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _speed_lines(plan: Plan) -> list[str]:
+    """The line of the predicted speed, where there is one."""
+    speed = plan.speed
+    if speed is None:
+        return []
+    low, high = speed.band
+    entry = _flow(
+        tokens_per_second=_round(speed.tokens_per_second),
+        low=_round(low),
+        high=_round(high),
+        context=speed.context,
+        machine=speed.machine,
+        estimated=speed.estimated,
+        goal=plan.speed_goal,
+    )
+    return [f"speed: {entry}  # of decoding, as predicted"]
+
+
 HEADER = (
     "mint_mlx_plan",
     "source",
@@ -92,6 +113,7 @@ HEADER = (
     "parts",
     "loss",
     "gap",
+    "speed",
     "bytes",
     "parameters",
     "bits_per_weight",
@@ -124,6 +146,8 @@ def _scalar(value: Any) -> str:
     """A value as YAML."""
     if value is None:
         return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float):
         return f"{value:.6g}" if "e" not in f"{value:.6g}" else f"{value:.5e}"
     if isinstance(value, int):
@@ -179,6 +203,8 @@ def read_plan(path: Path | str) -> Plan:
         versions=_versions(data.get("versions")),
         edited=edited,
         first_budget=stated if edited else None,
+        speed=_speed(figures.get("speed")),
+        speed_goal=_speed_goal(figures.get("speed")),
         recipe=str(data.get("recipe") or Plan.recipe),
         quantizer=str(data.get("quantizer") or Plan.quantizer),
         effort=str(data.get("effort") or Plan.effort),
@@ -252,6 +278,24 @@ def _read_layers(
 def _versions(value: Any) -> dict[str, str]:
     """Versions of packages; none where the file states none."""
     return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
+
+
+def _speed(entry: Any) -> Speed | None:
+    """The predicted speed that a plan states; None where it states none that makes sense."""
+    if not isinstance(entry, dict):
+        return None
+    names = ("tokens_per_second", "low", "high", "context")
+    numbers: list[Any] = [entry.get(name) for name in names]
+    if not all(type(n) in (int, float) and 0 < n < math.inf for n in numbers):
+        return None
+    middle, low, high, context = map(float, numbers)
+    machine = str(entry.get("machine"))
+    return Speed(middle, (low, high), int(context), machine, entry.get("estimated") is True)
+
+
+def _speed_goal(entry: Any) -> str | None:
+    """The least speed that a plan was made for."""
+    return _text(entry.get("goal")) if isinstance(entry, dict) else None
 
 
 def _text(value: Any) -> str | None:

@@ -18,11 +18,17 @@ from ..measure.profile_file import load_profile
 from ..measure.sensitivity import Sensitivity
 from ..rules.efforts import EFFORTS, band, band_text, expected_kl, level_with
 from ..rules.objectives import needs_sensitivity
+from ..runtime.machine import CONTEXT, check_context
 from ..runtime.memory import GIB, MAC_SIZES, RESERVE, gpu_limit
+from ..runtime.speed_table import Speed
+from ..runtime.table_names import check_table_name
 from .allocate import allocate
 from .artifacts import PROFILE_FILE, find_artifact, find_sensitivity
+from .pace import Pace
+from .pace_source import pace_from
 from .plan import Plan
 from .search_space import SearchSpace, list_candidates, size_range
+from .speed_map import MapPoint, speed_map
 
 POINTS = 24
 SMALLEST = Budget("smallest")
@@ -38,12 +44,14 @@ class Point:
         loss: expected KL in nats per token with a sensitivity, else the objective's value.
         band: the lowest and the highest true KL that an expected one stands for; None without a
             sensitivity.
+        speed: how fast it is predicted to decode; None without a speed table.
     """
 
     bytes: int
     bits_per_weight: float
     loss: float
     band: tuple[float, float] | None = None
+    speed: Speed | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class Sweep:
         macs: memory in GiB of the Macs whose GPU limit, less a reserve, lies on the curve, with
             that size in bytes.
         measured: perplexities given by the user.
+        map: plans of several sizes and speeds; empty without a speed table.
     """
 
     source: str
@@ -74,6 +83,7 @@ class Sweep:
     knee: int
     macs: list[tuple[int, int]]
     measured: list[Measured]
+    map: tuple[MapPoint, ...] = ()
 
     def __repr__(self) -> str:
         sizes = f"{human(self.points[0].bytes)} to {human(self.points[-1].bytes)}"
@@ -104,6 +114,8 @@ def sweep(
     profile: str | Path,
     sensitivity: str | Path | None = None,
     measured: Sequence[str] = (),
+    speed_table: str | None = None,
+    context: int = CONTEXT,
 ) -> Sweep:
     """Allocate a profile at sizes from the smallest to the largest.
 
@@ -112,14 +124,20 @@ def sweep(
         sensitivity: the same of a sensitivity; by default the one that the checkpoint or repository
             holds, if any.
         measured: `SIZE:PPL`, perplexities that somebody measured.
+        speed_table: whose speed is told: a file, or an Apple chip; this machine's from the cache by
+            default.
+        context: tokens in the cache while a token is decoded.
 
     Raises:
         MintError: a file or a size is wrong.
     """
     # Words are checked before a profile is read, which may be downloaded.
     given = [parse_measured(text) for text in measured]
+    check_table_name(speed_table)
+    check_context(context, None)
     curves = load_profile(find_artifact(profile, PROFILE_FILE))
-    curve = sweep_profile(curves, find_sensitivity(profile, sensitivity))
+    pace = pace_from(curves.inventory, curves.origin.source, speed_table, context)
+    curve = sweep_profile(curves, find_sensitivity(profile, sensitivity), pace=pace)
 
     known = []
     for budget, perplexity in given:
@@ -135,6 +153,7 @@ def sweep_profile(
     objective: str | None = None,
     quantizer: str = EFFORTS["balanced"].quantizer,
     with_sensitivity: bool | None = None,
+    pace: Pace | None = None,
 ) -> Sweep:
     """The curve of a profile, without figures of the user.
 
@@ -145,6 +164,7 @@ def sweep_profile(
         quantizer: whose expected KL the curve tells.
         with_sensitivity: whether experts have the lower floor that goes with a sensitivity, as for
             `allocate`.
+        pace: what predicts speeds, if anything.
 
     Raises:
         MintError: the files don't belong together.
@@ -155,8 +175,8 @@ def sweep_profile(
     # One plan for each size.
     space = SearchSpace(profile.inventory, profile.recipe)
 
-    def plan(budget: Budget) -> Plan:
-        return allocate(profile, budget, space, objective, sensitivity, with_sensitivity)
+    def plan(budget: Budget, pace: Pace | None = pace) -> Plan:
+        return allocate(profile, budget, space, objective, sensitivity, with_sensitivity, pace)
 
     smallest = plan(SMALLEST)
     sizes = _sizes(smallest.layout(profile.inventory).total, space)
@@ -166,7 +186,8 @@ def sweep_profile(
     # What people know of these sizes is their Mac.
     limits = [(gib, gpu_limit(gib * GIB) - RESERVE) for gib in MAC_SIZES]
     macs = [(gib, size) for gib, size in limits if points[0].bytes <= size <= points[-1].bytes]
-    return Sweep(profile.origin.source, objective, points, knee(points), macs, [])
+    by_speed = speed_map(sizes, profile.inventory, pace, plan) if pace is not None else []
+    return Sweep(profile.origin.source, objective, points, knee(points), macs, [], tuple(by_speed))
 
 
 def _sizes(smallest: int, space: SearchSpace) -> list[int]:
@@ -186,7 +207,7 @@ def _point(plan: Plan, inventory: Inventory, quantizer: str) -> Point:
     total = plan.layout(inventory).total
     expected = expected_kl(plan.objective, quantizer, plan.loss)
     loss = expected or plan.loss or 0.0
-    return Point(total, total * 8 / inventory.parameters, loss, band(expected))
+    return Point(total, total * 8 / inventory.parameters, loss, band(expected), plan.speed)
 
 
 def knee(points: list[Point]) -> int:
@@ -212,6 +233,7 @@ def sweep_lines(curve: Sweep) -> tuple[list[str], list[list[str]]]:
         for known in curve.measured
     }
     lines = []
+    timed = any(point.speed is not None for point in curve.points)
     for i, point in enumerate(curve.points):
         after = curve.points[i + 1].bytes if i + 1 < len(curve.points) else math.inf
         marks = ["knee"] if i == curve.knee else []
@@ -223,6 +245,7 @@ def sweep_lines(curve: Sweep) -> tuple[list[str], list[list[str]]]:
         ]
         loss = band_text(point.loss) if point.band else f"{point.loss:.3g}"
         line = [human(point.bytes), f"{point.bits_per_weight:.2f}", loss]
+        line += [str(point.speed or "-")] if timed else []
         lines.append([*line, ", ".join(marks)])
     predicted = needs_sensitivity(curve.objective)
     return ["size", "bpw", "predicted KL" if predicted else "loss", "note"], lines

@@ -29,15 +29,24 @@ def uniform_choice(
     return {layer.path: pick(layer) for layer in inventory.layers}
 
 
+def comparable_choice(inventory: Inventory, config: QuantConfig) -> dict[str, QuantConfig]:
+    """As `uniform_choice`, with rows that the group doesn't divide in groups of 32 where possible.
+
+    What other choices are compared with: unquantized layers would make it another thing.
+    """
+    choice = uniform_choice(inventory, config)
+    finer = QuantConfig(config.bits, 32)
+    for layer in inventory.layers:
+        possible = finer.divides(layer.shape[-1]) and not layer.objection(finer)
+        if possible and not choice[layer.path].quantized:
+            choice[layer.path] = finer
+    return choice
+
+
 def active_ratio(inventory: Inventory, choice: dict[str, QuantConfig]) -> float:
     """Bytes that a decoded token reads, relative to uniform 4bit-g64.
 
     Decoding is slower by about this factor. Rows that groups of 64 don't divide are counted at
     4bit-g32 there, so that the ratio compares like with like."""
-    reference = uniform_choice(inventory, QuantConfig(4, 64))
-    finer = QuantConfig(4, 32)
-    for layer in inventory.layers:
-        possible = finer.divides(layer.shape[-1]) and not layer.objection(finer)
-        if possible and not reference[layer.path].quantized:
-            reference[layer.path] = finer
+    reference = comparable_choice(inventory, QuantConfig(4, 64))
     return inventory.active_bytes(choice) / inventory.active_bytes(reference)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +13,12 @@ from ..base.errors import UsageError
 from .options import (
     GuardsOpt,
     JsonOpt,
+    MinSpeedOpt,
     ObjectiveOpt,
     OverrideOpt,
     RecipeOpt,
+    SpeedOpt,
+    SpeedTableOpt,
     start,
 )
 
@@ -44,6 +48,12 @@ def allocate(
             help="What `mint-mlx sensitivity` wrote, or a checkpoint that holds one.",
         ),
     ] = None,
+    min_speed: MinSpeedOpt = None,
+    speed: SpeedOpt = None,
+    speed_table: SpeedTableOpt = None,
+    context: Annotated[
+        int, typer.Option(metavar="TOKENS", help="Context at which it decodes so fast.")
+    ] = 8192,
     recipe: RecipeOpt = None,
     objective: ObjectiveOpt = None,
     override: OverrideOpt = None,
@@ -85,6 +95,10 @@ def allocate(
         ignore_guards=ignore_guards,
         force=force,
         sensitivity=sensitivity,
+        min_speed=min_speed,
+        speed=speed,
+        speed_table=speed_table,
+        context=context,
     )
     plan = allocation.plan
     if emit == "mlx":
@@ -103,6 +117,7 @@ def allocate(
             "expected_kl": allocation.expected_kl,
             "expected_kl_band": allocation.expected_kl_band,
             "gap": plan.gap,
+            **({"predicted_speed": asdict(plan.speed)} if plan.speed else {}),
             "plan": str(out) if out else None,
             "layers": {path: str(config) for path, config in plan.choice.items()},
         }
@@ -116,6 +131,7 @@ def _print_next(
     from ..base.units import both
     from ..rules.efforts import expectation
     from ..rules.objectives import needs_sensitivity
+    from ..runtime.speed_table import describe_speed
 
     plan = allocation.plan
     output.line(
@@ -123,6 +139,8 @@ def _print_next(
         f"within {plan.gap:.3%} of the best "
         f"possible{expectation(plan.objective, plan.quantizer, plan.loss)}"
     )
+    if plan.speed is not None:
+        output.line(f"decodes {describe_speed(plan.speed)}")
 
     # A sensitivity that wasn't named stood beside the profile.
     used = sensitivity or (profile if needs_sensitivity(plan.objective) else None)

@@ -15,12 +15,15 @@ from .options import (
     BudgetOpt,
     GuardsOpt,
     JsonOpt,
+    MinSpeedOpt,
     ModelArg,
     ObjectiveOpt,
     OverrideOpt,
     PartsOpt,
     RecipeOpt,
     SampleOpt,
+    SpeedOpt,
+    SpeedTableOpt,
     TokensOpt,
     WorkDirOpt,
     named,
@@ -28,6 +31,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..allocation.plan import Plan
     from ..jobs.order import Order
     from ..jobs.request import CheckedRequest
     from ..jobs.result import Result
@@ -82,6 +86,9 @@ def convert(
         ),
     ] = None,
     tokens: TokensOpt = None,
+    min_speed: MinSpeedOpt = None,
+    speed: SpeedOpt = None,
+    speed_table: SpeedTableOpt = None,
     uniform: Annotated[
         str | None,
         typer.Option(
@@ -212,6 +219,9 @@ def convert(
         dtype=dtype,
         base_model=base_model,
         measurements=not no_measurements,
+        min_speed=min_speed,
+        speed=speed,
+        speed_table=speed_table,
     )
     has_size = bool(budget or fit or plan or uniform or dequantize)
     _check_pictures(has_size, plot, report, dry_run)
@@ -241,6 +251,7 @@ def convert(
     data = _print_result(result, budget, output)
     if report and ranks().first:
         _write_report(result, model, output)
+    data |= _print_mac_speeds(order, result.plan, output)
     if upload_repo and ranks().first:
         source = order.job.source.name
         data["uploaded"] = upload_result(result.path, upload_repo, source, public, output)
@@ -292,7 +303,22 @@ def _print_dry_run(order: Order, output: Output) -> None:
     for line in dry_lines(order.job, plan, run):
         output.line(line)
     output.table(*tables.config_lines(plan, order.job.inventory))
-    output.result(asdict(run))
+    speeds = _print_mac_speeds(order, plan, output)
+    output.result(asdict(run) | speeds)
+
+
+def _print_mac_speeds(order: Order, plan: Plan, output: Output) -> dict[str, Any]:
+    """How fast Macs of the size that --fit names decode; returns the same for a JSON object."""
+    from ..jobs.speed_tables import mac_speeds
+    from . import tables
+
+    machine = order.checked.machine
+    if machine is None or machine.memory is None:
+        return {}
+    speeds = mac_speeds(order.job, plan.choice, machine.memory, order.request.context)
+    if speeds:
+        output.table(*tables.mac_lines(speeds), "estimated from bytes and shapes")
+    return {"mac_speeds": [asdict(speed) for speed in speeds]}
 
 
 def _print_result(result: Result, budget: str | None, output: Output) -> dict[str, Any]:

@@ -30,11 +30,12 @@ from .recipes import recipes
 from .refine import refine
 from .report import report
 from .sensitivity import sensitivity
+from .speed import speed
 from .sweep import sweep
 from .upload import upload
 
 COMMANDS = {  # as --help lists them
-    "Everyday": (convert, upload, inspect, doctor, recipes, demo),
+    "Everyday": (convert, upload, inspect, speed, doctor, recipes, demo),
     "Proof": (evaluate, compare, report),
     "Steps of a conversion, one by one": (profile, sensitivity, allocate, sweep, refine),
 }

@@ -115,6 +115,31 @@ BudgetOpt = Annotated[
         help="Size of all safetensors files: 19GB, 17.5GiB, 4.5bpw, smallest. None lists sizes.",
     ),
 ]
+MinSpeedOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--min-speed",
+        metavar="TOKENS/S",
+        help="Decode at least so fast, as predicted at --context (docs/guides/speed.md).",
+    ),
+]
+SpeedOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--speed", metavar="0.95x", help="The same as a multiple of uniform 4bit-g64's speed."
+    ),
+]
+SpeedTableOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--speed-table",
+        metavar="FILE|CHIP",
+        help=(
+            "Predict speeds of another machine: what `mint-mlx speed --save` wrote there, or an "
+            "Apple chip such as M4-Pro for an estimate."
+        ),
+    ),
+]
 TextOpt = Annotated[
     str | None,
     typer.Option("--text", metavar="FILE", help="UTF-8 text; WikiText-2 test otherwise."),

@@ -19,6 +19,7 @@ from ..measure.grid import describe
 from ..measure.profile import sqnr_db
 from ..rules.efforts import band_text
 from ..runtime.memory import RESERVE, Fit
+from ..runtime.speed_table import Speed
 
 Line = list[Any]
 Columns = list[str]
@@ -27,7 +28,9 @@ Columns = list[str]
 def size_lines(table: list[Size]) -> tuple[Columns, list[Line]]:
     """A size table as columns and lines to print."""
     known = any(size.expected_kl is not None for size in table)
-    columns = ["--budget", "size", "bpw", *(["expected KL"] if known else []), "read/token", "Mac"]
+    timed = any(size.speed is not None for size in table)
+    columns = ["--budget", "size", "bpw", *(["expected KL"] if known else []), "read/token"]
+    columns += [*(["tokens/s"] if timed else []), "Mac"]
     lines: list[Line] = []
     for size in table:
         expected = "-" if size.expected_kl is None else band_text(size.expected_kl)
@@ -37,6 +40,7 @@ def size_lines(table: list[Size]) -> tuple[Columns, list[Line]]:
             f"{size.bits_per_weight:.2f}",
             *([expected] if known else []),
             human(size.active_bytes),
+            *([str(size.speed or "-")] if timed else []),
             f"{size.mac} GiB" if size.mac else "-",
         ]
         lines.append(line)
@@ -59,6 +63,13 @@ def fit_lines(fit: Fit) -> tuple[Columns, list[Line]]:
         ["= left for the weights", both(fit.budget)],
     ]
     return ["fit", "bytes"], lines
+
+
+def mac_lines(speeds: list[Speed]) -> tuple[Columns, list[Line]]:
+    """How fast Macs decode."""
+    lines: list[Line] = [[speed.machine, str(speed)] for speed in speeds]
+    context = f"tokens/s at a context of {speeds[0].context}" if speeds else "tokens/s"
+    return ["Mac with", context], lines
 
 
 def raise_hint(order: Order) -> str | None:

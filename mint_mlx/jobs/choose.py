@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..allocation.allocate import allocate
+from ..allocation.pace import Pace, predicted
 from ..allocation.plan import Plan
+from ..allocation.search_space import list_candidates
+from ..base.errors import MintError
 from ..base.report import Report
 from ..converters.quantizers.registry import needs_inputs
 from ..measure.profile import Profile, without_grids
@@ -14,6 +17,7 @@ from ..rules.efforts import EFFORTS
 from ..rules.objectives import needs_sensitivity
 from .model import Job
 from .order import Order
+from .speed_tables import get_table
 
 
 def choose_plan(
@@ -47,9 +51,35 @@ def choose_plan(
             EFFORTS["fast"].objective if unweighed else order.objective,
             sensitivity if weighs_errors else None,
             weighs_errors and (measured_later or not unweighed),
+            order.pace,
         )
         plan = replace(plan, parts=order.job.parts, effort=order.checked.effort)
+    elif order.pace is not None:
+        speed = predicted(order.pace, order.job.inventory, plan.choice)
+        plan = replace(plan, speed=speed, speed_goal=None)
     return replace(plan, quantizer=order.quantizer)
+
+
+def paced(order: Order, report: Report) -> Order:
+    """An order that has a speed to reach with this machine's table, measured where none is known.
+
+    Raises:
+        MintError: the model can't be timed.
+    """
+    goal = order.checked.goal
+    if goal is None or order.pace is not None:
+        return order
+    table = get_table(order.job, list_candidates(order.space), order.request.context, report)
+    return replace(order, pace=Pace(table, order.request.context, goal))
+
+
+def check_pace(order: Order) -> None:
+    """Refuse to plan for a speed where nothing is known of the machine yet (a MintError)."""
+    if order.checked.goal is not None and order.pace is None:
+        raise MintError(
+            f"nothing is known of how fast {order.job.source.name} decodes on this machine: "
+            "`mint-mlx speed MODEL` measures it in two minutes, or give --speed-table"
+        )
 
 
 def settle_plan(plan: Plan, job: Job, sensitivity: Sensitivity | None, report: Report) -> Plan:

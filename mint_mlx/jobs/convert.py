@@ -33,7 +33,7 @@ from ..rules import efforts
 from ..rules.objectives import needs_sensitivity
 from ..runtime.machine import CONTEXT
 from ..runtime.memory import fits_here
-from .choose import choose_plan, settle_plan
+from .choose import choose_plan, paced, settle_plan
 from .measurements import assumed_profile, get_profile, get_sensitivity, known_profile
 from .model import Job
 from .order import Order, default_target, place_order
@@ -71,6 +71,9 @@ def convert(
     dtype: str | None = None,
     base_model: str | None = None,
     measurements: bool = True,
+    min_speed: float | None = None,
+    speed: str | None = None,
+    speed_table: str | None = None,
     smoke: bool = True,
     report: Report | None = None,
 ) -> Result:
@@ -106,6 +109,9 @@ def convert(
         base_model: the Hub's name of a model that is given as a folder, for the card; what its own
             card tells by default.
         measurements: write profile and sensitivity beside the weights.
+        min_speed: tokens per second that the result must be predicted to decode at `context`.
+        speed: the same as a multiple of uniform 4bit-g64's, such as `0.95x`.
+        speed_table: whose speed that is: a file, or an Apple chip; this machine's by default.
         smoke: end with a sentence that the result writes, where it fits in memory.
         report: receives progress and remarks.
 
@@ -141,6 +147,9 @@ def convert(
         dtype=dtype,
         base_model=base_model,
         measurements=measurements,
+        min_speed=min_speed,
+        speed=speed,
+        speed_table=speed_table,
     )
 
     # Words first, then what headers tell, then the work.
@@ -171,6 +180,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     # Up to here only headers were read; from here on weights are needed.
     _warn_of_floor(order, report)
     report.stages(expected_stages(order, smoke))
+    order = paced(order, report)
     order, waves = open_weights(order, report)
     job = order.job
     _tell_cast(job, report)

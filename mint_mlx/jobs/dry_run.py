@@ -24,7 +24,8 @@ from ..measure.sensitivity import Sensitivity
 from ..rules import efforts
 from ..rules.objectives import needs_sensitivity
 from ..runtime.device import on_cpu
-from .choose import choose_plan
+from ..runtime.speed_table import Speed, describe_speed
+from .choose import check_pace, choose_plan
 from .measurements import assumed_profile, known_profile, profile_candidates
 from .model import Job
 from .order import Order
@@ -55,6 +56,7 @@ class DryRun:
         memory: bytes at the peak.
         seconds: by stage.
         profiled: whether the layers' errors are known.
+        speed: how fast it is predicted to decode; None where nothing is known of the machine.
         settled: whether it is known which layer gets what: errors and, where the objective needs
             one, a sensitivity are there. Until then `bytes` may be a little more or less, within
             the budget.
@@ -73,6 +75,7 @@ class DryRun:
     seconds: dict[str, float]
     profiled: bool
     settled: bool
+    speed: Speed | None = None
 
     def __repr__(self) -> str:
         return one_line(
@@ -94,6 +97,7 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
     inventory = job.inventory
 
     # A plan as the conversion would make it, on assumed errors where none are known yet.
+    check_pace(order)
     chooses = order.fixed_plan is None
     known = known_profile(job, order.sample) if chooses else None
     if known is not None and not order.uses_grids:
@@ -138,6 +142,7 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
         seconds=stage_seconds(order, total, needs_profile),
         profiled=known is not None,
         settled=settled,
+        speed=plan.speed,
     )
     return plan, run
 
@@ -277,6 +282,9 @@ def dry_lines(job: Job, plan: Plan, run: DryRun) -> list[str]:
         f"read a token  {both(run.active_bytes)}, {run.active_bytes_ratio:.2f}x of uniform 4bit-g64"
         f"{of_experts}",
     ]
+
+    if run.speed is not None:
+        lines.append(f"decodes       {describe_speed(run.speed)}")
 
     # What it would take.
     spilled = f", temporarily {both(run.spilled)} in --work-dir" if run.spilled else ""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..allocation.allocate import dequantized, uniform
 from ..allocation.artifacts import read_sensitivity, sensitivity_beside
+from ..allocation.pace import Pace
 from ..allocation.plan import Plan, check_plan
 from ..allocation.search_space import (
     SearchSpace,
@@ -35,6 +36,7 @@ from ..rules.objectives import needs_sensitivity
 from ..runtime.memory import Fit, Needs, fit, machine_limit, needs
 from .model import Job, note_side_files, note_source, prepare
 from .request import CheckedRequest, Request
+from .speed_tables import pace_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Order:
         tokens: how many tokens of that it writes.
         sensitivity: the one that was given, or stands beside the given plan.
         can_generate: whether the result can write a sentence.
+        pace: what predicts how fast plans decode, and the least that is asked for; None where
+            nothing is known of the machine yet.
     """
 
     checked: CheckedRequest
@@ -68,6 +72,7 @@ class Order:
     tokens: int
     sensitivity: Sensitivity | None = None
     can_generate: bool = True
+    pace: Pace | None = None
 
     @property
     def request(self) -> Request:
@@ -167,6 +172,7 @@ def place_order(checked: CheckedRequest, report: Report | None = None) -> Order:
         tokens=request.tokens or effort.tokens,
         sensitivity=_sensitivity(checked, job, objective, fixed_plan, runs_model),
         can_generate=no_sentence is None,
+        pace=pace_of(job, request.speed_table, request.context, checked.goal),
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..allocation.artifacts import find_artifact
+from ..allocation.pace import Goal, parse_goal
 from ..allocation.plan import Plan
 from ..allocation.plan_file import read_plan
 from ..allocation.search_space import Override, parse_override
@@ -29,6 +30,7 @@ from ..measure.sample import Sample, parse_sample
 from ..rules.efforts import EFFORTS, check_tokens, effort_name
 from ..rules.objectives import find_objective
 from ..runtime.machine import CONTEXT, Machine, check_context, parse_machine
+from ..runtime.table_names import check_table_name
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Request:
         base_model: the Hub's name of a model that is given as a folder, for the card; what its own
             card tells by default.
         measurements: write profile and sensitivity beside the weights.
+        min_speed: tokens per second that the result must be predicted to decode at a context of
+            `context`, or None.
+        speed: the same as a multiple of uniform 4bit-g64's, such as `0.95x`.
+        speed_table: of the machine that speeds are predicted for: a file, or an Apple chip; this
+            machine's by default.
     """
 
     model: str
@@ -97,6 +104,9 @@ class Request:
     dtype: str | None = None
     base_model: str | None = None
     measurements: bool = True
+    min_speed: float | None = None
+    speed: str | None = None
+    speed_table: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +145,7 @@ class CheckedRequest:
         parts: `text` or `all`.
         sample: None where it follows from the device.
         target: where the result goes.
+        goal: the least speed, where one is given.
     """
 
     request: Request
@@ -148,6 +159,7 @@ class CheckedRequest:
     parts: str
     sample: Sample | None
     target: Target
+    goal: Goal | None = None
 
 
 def check_request(request: Request) -> CheckedRequest:
@@ -173,6 +185,7 @@ def check_request(request: Request) -> CheckedRequest:
     if request.base_model is not None and parse_repo(request.base_model) is None:
         raise UsageError(f"--base-model must be org/name (got {request.base_model})")
     overrides = tuple(parse_override(text) for text in request.overrides)
+    goal = _goal(request)
     _check_choice_is_free(request, uniform)
     effort = effort_name(request.effort)
     if request.objective is not None:
@@ -207,7 +220,18 @@ def check_request(request: Request) -> CheckedRequest:
         parts,
         sample,
         target,
+        goal,
     )
+
+
+def _goal(request: Request) -> Goal | None:
+    """The least speed that is asked for (a UsageError where it can't be one)."""
+    goal = parse_goal(request.min_speed, request.speed)
+    check_table_name(request.speed_table)
+    chosen = request.budget not in (None, "smallest") or request.fit is not None
+    if goal is not None and not chosen:
+        raise UsageError("--min-speed and --speed go with a size: give --budget 4.5bpw or --fit")
+    return goal
 
 
 def _check_choice_is_free(request: Request, uniform: QuantConfig | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from ..base.one_line import one_line
 from ..base.units import both, human
 from ..checkpoint.layers import Inventory
 from ..rules import efforts
+from ..runtime.speed_table import describe_speed
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,6 +74,7 @@ def summary(result: Result) -> dict[str, Any]:
         "expected_kl": expected,
         "expected_kl_band": efforts.band(expected),
         "gap": plan.gap,
+        **({"predicted_speed": asdict(plan.speed)} if plan.speed else {}),
         "sentence": result.sentence,
         "seconds": round(result.seconds, 2),
     }
@@ -86,6 +88,7 @@ def describe(result: Result) -> str:
         f"decoding reads {human(result.active_bytes)} a token, {result.active_ratio:.2f}x of "
         "uniform 4bit-g64"
         f"{efforts.expectation(plan.objective, plan.quantizer, plan.loss)}{_gap(plan)}"
+        f"{f'; {describe_speed(plan.speed)}' if plan.speed else ''}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ..allocation.pace import predicted
 from ..allocation.plan import Plan
 from ..allocation.search_space import list_candidates, size_range
 from ..allocation.sweep import Sweep, sweep_profile
@@ -14,6 +15,7 @@ from ..measure.profile import without_grids
 from ..rules import efforts
 from ..rules.objectives import needs_sensitivity
 from ..runtime.memory import Needs, smallest_mac
+from ..runtime.speed_table import Speed
 from .choose import choose_plan
 from .dry_run import known_sensitivity
 from .measurements import assumed_profile, known_profile
@@ -37,6 +39,7 @@ class Size:
         expected_kl_band: the lowest and the highest that this stands for (efforts.SPREAD).
         active_bytes: that a decoded token reads.
         mac: GiB of the smallest Mac that runs it; None where there is none, or it can't be told.
+        speed: how fast it is predicted to decode; None where nothing is known of the machine.
     """
 
     label: str
@@ -47,6 +50,7 @@ class Size:
     expected_kl_band: tuple[float, float] | None
     active_bytes: int
     mac: int | None
+    speed: Speed | None = None
 
 
 def size_table(checked: CheckedRequest) -> tuple[Job, list[Size]]:
@@ -84,9 +88,9 @@ def size_table(checked: CheckedRequest) -> tuple[Job, list[Size]]:
 
     running = needs_of(job, order.request)
     table = [_size(job, label, plan, measured is not None, running) for label, plan in plans]
-    unquantized = Plan(
-        Origin(profile.origin.source), {layer.path: KEEP for layer in job.inventory.layers}
-    )
+    kept = {layer.path: KEEP for layer in job.inventory.layers}
+    speed = predicted(order.pace, job.inventory, kept)
+    unquantized = Plan(Origin(profile.origin.source), kept, speed=speed)
     return job, [*table, _size(job, "(unquantized)", unquantized, False, running)]
 
 
@@ -127,4 +131,5 @@ def _size(job: Job, label: str, plan: Plan, known: bool, running: Needs | None) 
         expected_kl_band=efforts.band(expected),
         active_bytes=job.inventory.active_bytes(plan.choice),
         mac=smallest_mac(total, running),
+        speed=plan.speed,
     )

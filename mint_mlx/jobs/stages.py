@@ -21,7 +21,7 @@ def expected_stages(order: Order, smoke: bool) -> list[str]:
         smoke: whether the result writes a sentence.
     """
     job = order.job
-    stages = []
+    stages = ["speed"] if order.checked.goal is not None and order.pace is None else []
     if not job.source.has_weights and not order.request.low_disk:
         stages.append("download")
     if job.source.dtype is not None and not order.request.low_disk:

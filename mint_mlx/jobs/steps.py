@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ..allocation import allocate as allocation
 from ..allocation.artifacts import PROFILE_FILE, find_artifact, find_sensitivity
+from ..allocation.pace import parse_goal
+from ..allocation.pace_source import pace_from
 from ..allocation.plan import Plan
 from ..allocation.plan_file import write_plan
 from ..allocation.search_space import parse_override, search_space
@@ -28,6 +30,8 @@ from ..measure.sensitivity_file import is_sensitivity, save_sensitivity
 from ..rules import efforts
 from ..rules.objectives import needs_sensitivity
 from ..rules.recipes import find_recipe
+from ..runtime.machine import CONTEXT, check_context
+from ..runtime.table_names import check_table_name
 from .measurements import get_profile, get_sensitivity
 from .model import note_source, prepare
 
@@ -180,6 +184,10 @@ def allocate(
     ignore_guards: bool = False,
     force: bool = False,
     sensitivity: str | Path | None = None,
+    min_speed: float | None = None,
+    speed: str | None = None,
+    speed_table: str | None = None,
+    context: int = CONTEXT,
 ) -> Allocation:
     """Choose bits and group size of every layer for a budget.
 
@@ -194,6 +202,11 @@ def allocate(
         ignore_guards: allow what the guards forbid, such as 4-bit routers.
         force: replace an existing plan.
         sensitivity: a sensitivity's file, or a checkpoint or repository that holds one.
+        min_speed: tokens per second that the plan must be predicted to decode at `context`.
+        speed: the same as a multiple of uniform 4bit-g64's, such as `0.95x`.
+        speed_table: whose speed that is: a file, or an Apple chip (whose time for the cache isn't
+            counted here); this machine's from the cache by default.
+        context: tokens in the cache.
 
     Raises:
         MintError: the profile, the budget, an override or the file is wrong.
@@ -201,6 +214,9 @@ def allocate(
     # Words and the target are checked before a profile is read, which may be downloaded.
     size = parse_budget(budget)
     parsed = [parse_override(text) for text in overrides]
+    goal = parse_goal(min_speed, speed)
+    check_table_name(speed_table)
+    check_context(context, None)
     plan_file = Path(out) if out is not None else None
     if plan_file is not None:
         check_file(plan_file, PLAN_MARKER, force)
@@ -218,7 +234,8 @@ def allocate(
     objective = objective or efforts.EFFORTS[level].objective
 
     space = search_space(curves.inventory, chosen, parsed, ignore_guards)
-    plan = allocation.allocate(curves, size, space, objective, weights)
+    pace = pace_from(curves.inventory, curves.origin.source, speed_table, context, goal)
+    plan = allocation.allocate(curves, size, space, objective, weights, pace=pace)
     plan = replace(
         plan,
         effort=level,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from ..base.remove import DESKTOP, Stranger
 from ..base.report import Report
 from ..checkpoint.layers import Inventory
 from ..checkpoint.source import Source
+from ..runtime.speed_table import SpeedTable
+from ..runtime.speed_table_file import load_table
 from . import cache_files, pass_state
 from .profile import Profile
 from .profile_file import load_profile
@@ -132,11 +134,39 @@ def cached_sensitivity(source: Source, inventory: Inventory, tokens: int) -> Sen
     return if_sound(sensitivity_path(source, tokens), read)
 
 
+def speed_path(name: str, key: str, machine: str, versions: Mapping[str, str]) -> Path:
+    """The cache's file for the times of a model's layers on a machine.
+
+    Args:
+        name: of the model.
+        key: of its layers (speed_table.model_key).
+        machine: its name.
+        versions: of what ran.
+    """
+    text = f"{machine} {sorted(versions.items())}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return cache_dir() / "speeds" / f"{file_name(name)}-{key}-{digest}.json"
+
+
+def cached_speeds(key: str, machine: str, versions: Mapping[str, str]) -> SpeedTable | None:
+    """The times of a model's layers from an earlier run, whatever the model was called.
+
+    None where there are none, of another version, or damaged ones (with a warning).
+    """
+    place = speed_path("*", key, machine, versions)
+    for path in sorted(place.parent.glob(place.name)):
+        table = if_sound(path, load_table)
+        if table is not None and table.machine == machine and key in table.rests:
+            return table
+    return None
+
+
 # The folders of the cache, and what lies there.
 KINDS = {
     "profiles": "errors of every layer (`profile`)",
     "sensitivities": "text that a model wrote, and which errors it is sensitive to (`sensitivity`)",
     "references": "a source's predictions (`eval --source`)",
+    "speeds": "times of a model's layers on this machine (`speed`)",
     "replies": "a source's replies to prompts (`eval --chat`)",
     "compare": "checkpoints that `compare` built, and their scores",
     "walks": "what an interrupted `sensitivity` resumes from, in the temporary folder",

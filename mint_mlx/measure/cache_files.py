@@ -43,6 +43,10 @@ _FILES: dict[str, tuple[str, Callable[[Path], bool]]] = {
         rf".*-{_HEX}{{16}}-.*\.safetensors",
         lambda path: _begins(path, rb'.{8}\{"__metadata__":.*"mint_mlx_reference"'),
     ),
+    "speeds": (
+        rf"{_FINGERPRINT}\.json",
+        lambda path: _begins(path, _SEAL + b'"mint_mlx_speed"'),
+    ),
     "replies": (
         rf"{_FINGERPRINT}-{_HEX}{{12}}\.json",
         lambda path: _begins(path, rb"\[\[|" + _SEAL + rb'"replies": \[\['),

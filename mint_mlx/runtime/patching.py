@@ -13,7 +13,8 @@ returning             `__call__` of some modules' classes, to leave out what was
 returning_once        `__call__` of the blocks' classes, to run only what comes after the blocks
                       (runner.trunk_output_from).
 blocks_run_by         `__call__` of the blocks' classes, to read, run and drop them one after the
-                      other, for a model larger than memory (blocks.streamed_trunk_output).
+                      other, for a model larger than memory (blocks.streamed_trunk_output); to
+                      leave some out while the others are timed (time_model.time_rest).
 experts_run_by        `__call__` of some expert layers' classes, to learn a few of their experts at
                       a time (converters/quantizers/learn_turns.py).
 routing_seen          `__call__` of SwitchGLU and SwitchMLP, to record which experts each token

@@ -71,7 +71,7 @@ def load_runner(folder: Path, streamed: bool | None = None, dtype: str | None = 
     """
     keep_freed_memory()
     model = mlxlm.build_model(folder)
-    trunk, block_list = _trunk(model)
+    trunk, block_list = find_trunk(model)
     if streamed is None:
         streamed = not _fits(model)
     runner = Runner(model, trunk, block_list, streamed, folder, _instead_of_half(folder, dtype))
@@ -206,7 +206,7 @@ def _bytes_needed(model: nn.Module) -> int:
     return total
 
 
-def _trunk(model: nn.Module) -> tuple[nn.Module, str]:
+def find_trunk(model: nn.Module) -> tuple[nn.Module, str]:
     """The module that holds the longest list of blocks, and that list's name."""
     longest = 0
     trunk: tuple[nn.Module, str] | None = None
