@@ -326,4 +326,4 @@ def _save(source: Source, out: Path, model: Any, quantization: dict[str, Any]) -
     save_model(out, model)
     block = {"mode": "affine"} | quantization
     save_config(dict(source.config) | {"quantization": block}, out / "config.json")
-    copy_small_files(source.path, out, "text")
+    copy_small_files(source, out, "text")

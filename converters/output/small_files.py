@@ -20,24 +20,30 @@ from ...checkpoint.roles import TOWER
 from ...checkpoint.source import Source
 from ...checkpoint.tokenizer import tokenizer_settings
 from ...checkpoint.towers import has_mtp, text_only, without_mtp
+from ...checkpoint.vlm_keys import NEEDS_PROCESSOR, PROCESSOR_CLASS, vision_keys, with_vlm_keys
 from ..sources.multipliers import folded
 
 
-def copy_small_files(source: Path, work: Path, parts: str) -> None:
+def copy_small_files(source: Source, work: Path, parts: str) -> None:
     """Copy the known texts beside weights and config (base/side_files.py).
 
     With `parts` text nothing is copied that a processor of images or sounds reads.
     """
-    for name in side_files(source).copied:
+    for name in side_files(source.path).copied:
         if parts == "text" and matches(name, PROCESSOR):
             continue
         target = work / name
         target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(source / name, target)
+        shutil.copyfile(source.path / name, target)
 
     # The tokenizer's settings name the processor as well.
     settings = tokenizer_settings(work)
-    if parts == "text" and settings.pop("processor_class", None) is not None:
+    if parts != "text" or not settings:
+        return
+    processor = settings.pop("processor_class", None)
+    if source.config.get("model_type") in NEEDS_PROCESSOR:
+        settings["processor_class"] = PROCESSOR_CLASS
+    if processor is not None or "processor_class" in settings:
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         (work / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
@@ -69,10 +75,11 @@ def config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
     if plan.parts == "text" and not runs_tower:
         reader = model_class(config)
         assert reader is not None  # a source of which mlx-lm has no class is refused
-        config = text_only(config, reader.required)
+        config = text_only(config, reader.required | vision_keys(config))
     config = folded(config)
     if not has_mtp((f"{path}." for path in inventory.order), config):
         config = without_mtp(config)
+    config = with_vlm_keys(config)
 
     if "BF16" in {layer.dtype for layer in inventory.layers}:
         config = edit_text_config(_with_bfloat16(config), _with_bfloat16)

@@ -138,7 +138,7 @@ def _open_writer(conversion: Conversion) -> Writer:
 def _finish_files(conversion: Conversion, config: str, licence: Mapping[str, Any]) -> None:
     """Write everything beside the shards; config.json comes last, and makes it a checkpoint."""
     inventory, plan, work = conversion.inventory, conversion.plan, conversion.work
-    copy_small_files(conversion.source.path, work, plan.parts)
+    copy_small_files(conversion.source, work, plan.parts)
     write_index(work, conversion.layout, inventory.parameters)
 
     if conversion.artifacts.profile is not None:

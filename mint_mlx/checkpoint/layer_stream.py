@@ -21,6 +21,7 @@ from .arrays import all_finite, has_nan_codes
 from .layers import MLX_DTYPES, Inventory
 from .mlxlm import build_model
 from .source import Source, open_model
+from .vlm_keys import tower_name
 
 # Bytes that are read ahead at most. A larger layer is read only when it is wanted, since stacking
 # its experts takes twice its size.
@@ -35,13 +36,14 @@ def _carried(source: Source, owners: set[str]) -> dict[str, dict[str, mx.array]]
     """Lazy tensors of modules that mlx-lm's model lacks, straight from the shards."""
     tensors: dict[str, dict[str, mx.array]] = {}
     for file, table in source.headers.items():
-        if not any(name.rpartition(".")[0] in owners for name in table):
+        written = {name: tower_name(source.config, name) for name in table}
+        if not any(name.rpartition(".")[0] in owners for name in written.values()):
             continue
         with mx.stream(reading()):
             loaded: Any = mx.load(str(source.path / file))
         for name, array in loaded.items():
-            owner, _, local = name.rpartition(".")
-            if owner in owners and name in table:
+            owner, _, local = written.get(name, "").rpartition(".")
+            if owner in owners:
                 tensors.setdefault(owner, {})[local] = array
     return tensors
 

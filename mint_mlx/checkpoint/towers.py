@@ -21,6 +21,7 @@ from .block_path import block_of
 from .layers import MLX_DTYPES, Inventory
 from .layout import TensorSpec
 from .roles import TOWER
+from .vlm_keys import tower_name
 
 PARTS = ("text", "all")
 TOWERS = {"vision_config": r"vision|visual|image", "audio_config": r"audio|speech"}
@@ -61,7 +62,10 @@ class UnusedTensors:
 def find_unused(
     headers: Iterable[dict[str, TensorInfo]], config: dict[str, Any], inventory: Inventory
 ) -> UnusedTensors:
-    """The tensors of towers and of multi-token prediction that mlx-lm's model leaves out."""
+    """The tensors of towers and of multi-token prediction that mlx-lm's model leaves out.
+
+    Those of towers have the names that they get in a result.
+    """
     used = set(inventory.order)
     towers: dict[str, TensorInfo] = {}
     mtp: dict[str, TensorInfo] = {}
@@ -70,7 +74,7 @@ def find_unused(
             if name.rpartition(".")[0] in used:
                 continue
             if TOWER.search(name):
-                towers[name] = info
+                towers[tower_name(config, name)] = info
             elif is_mtp(name, config):
                 mtp[name] = info
     return UnusedTensors(towers, mtp)

@@ -69,6 +69,7 @@ HARMLESS = frozenset(
         "position_ids",
         "qk_head_dim",
         "qk_rope_head_dim",
+        "rope_global_base_freq",  # vlm_keys.py
         "rope_parameters",  # unread_positions.py
         "rope_scaling",
         "router_aux_loss_coef",

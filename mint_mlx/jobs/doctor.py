@@ -26,6 +26,7 @@ from ..checkpoint.layers import Inventory, list_layers
 from ..checkpoint.source import find_model
 from ..checkpoint.tokenizer import has_tokenizer
 from ..checkpoint.towers import find_unused, with_towers
+from ..checkpoint.vlm_keys import vlm_limits
 from .findings import (
     Finding,
     claim_findings,
@@ -45,7 +46,8 @@ class Examination:
         bytes: of all safetensors files.
         bits_per_weight: None where the files can't be read.
         findings: in the order of files, config, layers, towers, name.
-        known_differences: what mlx-lm computes otherwise than transformers for this family.
+        known_differences: what mlx-lm computes otherwise than transformers for this family, and
+            what mlx-vlm cannot load.
     """
 
     name: str
@@ -117,7 +119,8 @@ def doctor(model: str) -> Examination:
         *tower_findings(folder, config, inventory, tensors),
         *claim_findings(name, bits),
     ]
-    return Examination(name, size, bits, findings, known_differences(config))
+    limits = vlm_limits(config, bool(inventory.carried), _quantized_embedding(inventory, tensors))
+    return Examination(name, size, bits, findings, [*known_differences(config), *limits])
 
 
 def _loaded_layers(inventory: Inventory, loaded: set[str] | None) -> Inventory:
@@ -126,6 +129,12 @@ def _loaded_layers(inventory: Inventory, loaded: set[str] | None) -> Inventory:
         return inventory
     layers = tuple(layer for layer in inventory.layers if f"{layer.path}.weight" in loaded)
     return replace(inventory, layers=layers)
+
+
+def _quantized_embedding(inventory: Inventory, tensors: dict[str, TensorInfo]) -> bool:
+    """Whether the embedding is quantized."""
+    embeddings = (layer.path for layer in inventory.layers if layer.role == "embedding")
+    return any(f"{path}.scales" in tensors for path in embeddings)
 
 
 def _packed(tensors: dict[str, TensorInfo]) -> bool:

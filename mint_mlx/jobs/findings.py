@@ -18,8 +18,10 @@ from ..base.safetensors_header import TensorInfo
 from ..base.side_files import PROCESSOR
 from ..checkpoint.config_keys import brought
 from ..checkpoint.layers import ROUTER_BITS, Inventory, Layer
+from ..checkpoint.tokenizer import tokenizer_settings
 from ..checkpoint.towers import MTP_KEYS, TOWERS, has_mtp
 from ..checkpoint.unread_keys import unread_keys
+from ..checkpoint.vlm_keys import NEEDS_PROCESSOR, PROCESSOR_CLASS, reads_null, vision_keys
 
 KEYS = {"group_size", "bits", "mode"}
 _CLAIM = re.compile(r"(\d+(?:\.\d+)?)[-_ ]?(bpw|bits?)(?![a-z])", re.IGNORECASE)
@@ -260,8 +262,32 @@ def tower_findings(
     if processors and not promised:
         yield Finding(processors[0], "is for images or sounds, but config.json has no tower")
 
+    # LM Studio loads every model by mlx-vlm's class of its family.
+    needed = vision_keys(config)
+    for key in sorted(needed - {key for key in config if config[key]}):
+        yield Finding(
+            "config.json",
+            f"has no {key}, without which mlx-vlm and LM Studio cannot load this family: copy the "
+            "original's",
+        )
+    for key in TOWERS:
+        if key in config and config[key] is None and key not in needed | reads_null(config):
+            yield Finding(
+                "config.json",
+                f"says null for {key}, which mlx-vlm and LM Studio cannot read: leave the key out",
+            )
+    named = tokenizer_settings(folder).get("processor_class")
+    if config.get("model_type") in NEEDS_PROCESSOR and not processors and named != PROCESSOR_CLASS:
+        yield Finding(
+            "tokenizer_config.json",
+            "mlx-vlm and LM Studio look for a processor of images, and there is none: say "
+            f'"processor_class": "{PROCESSOR_CLASS}" there',
+        )
+
     # What is advertised and not there fails in programs that load it.
     for key, pattern in TOWERS.items():
+        if key in needed:
+            continue
         if config.get(key) and not any(re.search(pattern, name) for name in tensors):
             yield Finding(
                 "config.json", f"advertises a tower ({key}), but no tensor belongs to one"

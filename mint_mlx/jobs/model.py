@@ -25,6 +25,7 @@ from ..checkpoint.source import (
 )
 from ..checkpoint.tokenizer import has_tokenizer
 from ..checkpoint.towers import UnusedTensors, find_unused, remarks, with_towers
+from ..checkpoint.vlm_keys import for_vlm, vlm_limits
 from ..rules.recipes import Recipe, find_recipe
 
 
@@ -75,6 +76,7 @@ def prepare(
     if parts == "all":
         _check_towers(source, unused)
         inventory = with_towers(inventory, unused.towers, HALVES.get(dtype or ""))
+        inventory = for_vlm(inventory, source.config)
     return Job(source, inventory, chosen, parts, unused)
 
 
@@ -136,6 +138,8 @@ def note_source(job: Job, report: Report) -> None:
             report.note(f"config.json of {name} {change}: the result's says it")
     for difference in known_differences(job.source.config):
         report.note(f"known difference: {difference}")
+    for limit in vlm_limits(job.source.config, job.parts == "all", job.parts == "text"):
+        report.note(limit)
     source = job.source
     layout = describe(source.config, source.path, source.headers, source.keep_nvfp4)
     if layout:

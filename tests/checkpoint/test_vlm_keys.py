@@ -1,0 +1,134 @@
+"""Results of families with a tower load in mlx-vlm, as LM Studio's engine loads them, too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm.utils
+import numpy as np
+import pytest
+from helpers import Notes
+from released import RELEASED, known
+from seeing import SEEING, seeing
+
+from mint_mlx.base.safetensors_header import read_folder
+from mint_mlx.checkpoint.config_keys import adapt
+from mint_mlx.checkpoint.vlm_keys import NEEDS_VISION, TEXT_ALONE, vlm_limits, with_vlm_keys
+from mint_mlx.jobs import convert
+from mint_mlx.jobs.doctor import doctor
+
+TOKENS = mx.array(np.random.default_rng(0).integers(9, 90, (1, 24)))
+# Families of which mlx-vlm computes the same products in another order.
+ROUNDING = {"qwen3_5": 1e-4, "qwen3_5_moe": 1e-4} | dict.fromkeys(
+    ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), 1e-5
+)
+
+
+def written(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
+
+
+def converted(family: str, folder: Path, parts: str, notes: Notes | None = None) -> Path:
+    if not known("llama4" if family == "llama4" else f"drawn_5/{family}"):
+        pytest.skip("this mlx-lm has no such family")
+    source = seeing(family, folder / "source")
+    chosen: dict[str, Any] = {"uniform": "8bit-g32", "parts": parts, "smoke": False}
+    if family == "gemma3" and parts == "text":
+        chosen["overrides"] = ["embed_tokens=keep"]
+    convert.convert(str(source), out=folder / parts, report=notes, **chosen)
+    return folder / parts
+
+
+def test_a_text_model_keeps_what_its_class_in_mlx_vlm_cannot_do_without(tmp_path: Path) -> None:
+    notes = Notes()
+    folder = converted("gemma3", tmp_path, "text", notes)
+    source = written(tmp_path / "source")
+    config = written(folder)
+    assert config["vision_config"] == source["vision_config"]
+    assert config["text_config"]["rope_global_base_freq"] == 1e6
+    assert not [name for name in config if name.startswith(("image", "boi", "mm_"))]
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    assert settings["processor_class"] == "AutoTokenizer"
+    assert doctor(str(folder)).findings == []
+    assert any("Gemma 3 with a quantized embedding" in note for note in notes.said)
+
+    # The doctor finds in others' repositories what is amiss.
+    (folder / "config.json").write_text(json.dumps(config | {"vision_config": None}))
+    del settings["processor_class"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    problems = [finding.problem for finding in doctor(str(folder)).findings]
+    assert any(problem.startswith("has no vision_config, without which") for problem in problems)
+    assert any("look for a processor of images" in problem for problem in problems)
+
+
+def test_a_tower_gets_names_that_mlx_lm_drops_and_mlx_vlm_reads(tmp_path: Path) -> None:
+    folder = converted("qwen3_vl", tmp_path, "all")
+    names = {name for table in read_folder(folder).values() for name in table}
+    assert not [name for name in names if "visual" in name]
+    assert "vision_tower.patch_embed.proj.weight" in names
+    loaded, _ = mlx_lm.utils.load_model(folder)
+    assert mx.isfinite(loaded(TOKENS)).all()
+    assert doctor(str(folder)).findings == []
+
+
+def test_null_for_a_tower_is_told(tmp_path: Path) -> None:
+    folder = converted("qwen3_5", tmp_path, "text")
+    config = written(folder)
+    assert "vision_config" not in config
+    (folder / "config.json").write_text(json.dumps(config | {"vision_config": None}))
+    (finding,) = doctor(str(folder)).findings
+    assert finding.problem.startswith("says null for vision_config")
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe"])
+def test_what_transformers_5_wrote_is_said_in_both_words(family: str) -> None:
+    config = adapt(written(RELEASED / "drawn_5" / family))
+    said = with_vlm_keys(config)
+    text = said.get("text_config", said)
+    rope = config["text_config"]["rope_parameters"]
+    if family == "gemma3":
+        assert text["rope_global_base_freq"] == rope["full_attention"]["rope_theta"]
+        return
+    assert text["rope_theta"] == rope["rope_theta"]
+    assert text["rope_scaling"]["mrope_section"] == rope["mrope_section"]
+    assert text["rope_scaling"]["type"] == "default"
+    assert said["vision_config"]["model_type"] == family
+    assert ("text_config" in said) == (family != "qwen2_vl")
+    assert adapt(said) == said
+
+
+def test_limits_are_told() -> None:
+    """What mlx-vlm can't load whatever config.json says."""
+    (limit,) = vlm_limits({"model_type": "gemma3"}, has_tower=False, quantized=True)
+    assert "--override embed_tokens=keep" in limit
+    assert not list(vlm_limits({"model_type": "gemma3"}, has_tower=True, quantized=False))
+    assert list(vlm_limits({"model_type": "gemma3n"}, has_tower=False, quantized=False))
+    assert not TEXT_ALONE.keys() & NEEDS_VISION
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", ["text", "all"])
+@pytest.mark.parametrize("family", SEEING)
+def test_mlx_vlm_computes_the_same(tmp_path: Path, family: str, parts: str) -> None:
+    """As LM Studio's engine does: the model lazily, its caches, and a processor."""
+    vlm = pytest.importorskip(
+        "mlx_vlm.utils", reason="mlx-vlm is not a dependency: install it to run this"
+    )
+    from mlx_vlm.models.cache import make_prompt_cache
+
+    folder = converted(family, tmp_path, parts)
+    model = vlm.load_model(folder, lazy=True)
+    text, _ = mlx_lm.utils.load_model(folder)
+    model.set_dtype(mx.float32)
+    text.set_dtype(mx.float32)
+    logits = model.language_model(TOKENS, cache=make_prompt_cache(model.language_model)).logits
+    cache = text.make_cache() if hasattr(text, "make_cache") else None
+    difference = mx.abs(logits - text(TOKENS, cache=cache))
+    assert difference.max().item() <= ROUNDING.get(family, 0)
+    if parts == "text":
+        vlm.load_image_processor(folder)
+        assert vlm.load_processor(folder, True, eos_token_ids=[0]) is not None
