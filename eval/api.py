@@ -33,6 +33,7 @@ def evaluate(
     batch: int | None = None,
     text: str | None = None,
     chat: bool = False,
+    kinds: bool = False,
     save_reference: str | Path | None = None,
     card: bool = False,
     report: Report | None = None,
@@ -49,6 +50,7 @@ def evaluate(
         batch: windows at once; None takes what suits their length.
         text: a file; None takes WikiText-2's test split.
         chat: score the source's own replies instead of a text.
+        kinds: score its replies to tasks of several kinds, and tell the KL of each kind.
         save_reference: keep the source's predictions in this .safetensors file.
         card: write the figures into the checkpoint's model card.
         report: receives progress.
@@ -57,7 +59,7 @@ def evaluate(
         MintError: an option is impossible, the text is too short, the tokenizers differ, logits
             aren't finite, or a model can't be loaded.
     """
-    settings = Settings(protocol, length, windows, seed, batch, text, chat)
+    settings = Settings(protocol, length, windows, seed, batch, text, chat, kinds)
     reference = Path(save_reference) if save_reference is not None else None
     if card:
         find_card(model)

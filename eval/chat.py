@@ -70,7 +70,8 @@ def replies(
     prompts = chat_prompts(source.path, PROMPTS)
     windows: list[Windows] = []
     is_control: list[np.ndarray] = []
-    for prompt, reply in zip(prompts, _greedy(source, prompts, report), strict=True):
+    generated = greedy_replies(source, prompts, REPLY, "--chat", report)
+    for prompt, reply in zip(prompts, generated, strict=True):
         tokens = np.array([prompt + reply], dtype=np.int32)
         windows.append(Windows(tokens, first=len(prompt)))
         is_control.append(np.isin(np.array(reply), list(control)))
@@ -78,38 +79,53 @@ def replies(
 
 
 @cache.using("replies")
-def _greedy(source: Source, prompts: list[list[int]], report: Report) -> list[list[int]]:
-    """The replies, generated once: another run might break ties otherwise."""
-    key = hashlib.blake2b(json.dumps([prompts, REPLY]).encode(), digest_size=6).hexdigest()
+def greedy_replies(
+    source: Source, prompts: list[list[int]], length: int, option: str, report: Report
+) -> list[list[int]]:
+    """A source's greedy replies, generated once: another run might break ties otherwise.
+
+    Args:
+        source: the model.
+        prompts: token ids.
+        length: tokens of a reply at most.
+        option: that asked for them, for an error's advice.
+        report: is told where they can't be stored.
+
+    Raises:
+        MintError: the source is too large for this machine.
+    """
+    key = hashlib.blake2b(json.dumps([prompts, length]).encode(), digest_size=6).hexdigest()
     path = cache.cache_dir() / "replies" / f"{source.fingerprint}-{key}.json"
-    generated = if_sound(path, lambda path: _read_replies(path, len(prompts)))
+    generated = if_sound(path, lambda path: _read_replies(path, len(prompts), length))
     if generated is None:
         if not fits(source.path):
             raise MintError(
-                f"--chat generates replies with the whole model in memory, and {source.name} is "
-                "too large for this machine: leave --chat out"
+                f"{option} generates replies with the whole model in memory, and {source.name} is "
+                f"too large for this machine: leave {option} out"
             )
-        generated = generate_tokens(source.path, prompts, REPLY)
+        generated = generate_tokens(source.path, prompts, length)
         with cache.report_write_errors("replies", report):
             write_text(path, with_checksum(json.dumps({"replies": generated})))
     return generated
 
 
-def _read_replies(path: Path, count: int) -> list[list[int]]:
-    """The stored replies to so many prompts, as tokens.
+def _read_replies(path: Path, count: int, length: int) -> list[list[int]]:
+    """The stored replies to so many prompts, each of so many tokens at most.
 
     Raises:
         Damaged: they are something else.
     """
     data = read_checked(path, old="[[")
     replies = data.get("replies") if isinstance(data, dict) else data  # a list in older files
-    if not isinstance(replies, list) or len(replies) != count or not all(map(_is_reply, replies)):
+    if not isinstance(replies, list) or len(replies) != count:
+        raise Damaged(f"{path} is damaged")
+    if not all(_is_reply(reply, length) for reply in replies):
         raise Damaged(f"{path} is damaged")
     return replies
 
 
-def _is_reply(reply: Any) -> bool:
-    """Whether it is a list of tokens."""
-    if not isinstance(reply, list) or not 0 < len(reply) <= REPLY:
+def _is_reply(reply: Any, length: int) -> bool:
+    """Whether it is a list of so many tokens at most."""
+    if not isinstance(reply, list) or not 0 < len(reply) <= length:
         return False
     return all(type(token) is int and 0 <= token < 2**31 for token in reply)

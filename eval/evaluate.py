@@ -24,6 +24,7 @@ from ..checkpoint.towers import find_unused
 from ..runtime.overflow import overflow
 from ..runtime.runner import Runner, load_shared
 from . import chat, stats
+from .kinds import Asked, ask, by_kind
 from .make_reference import device, get_reference
 from .protocol import Windows, bos_token, context_of, cut, default_length
 from .reference import Reference
@@ -71,6 +72,7 @@ def evaluate(
     for difference in known_differences(candidate.config):
         report.note(f"known difference: {difference}")
     reference: Reference | None = None
+    asked: Asked | None = None
     if source is None:
         text, _ = cut_text(candidate, settings, report)
     elif from_file:
@@ -80,12 +82,20 @@ def evaluate(
         origin = load_source(source)
         key = tokenizer_key(load_tokenizer(origin.path))
         check_same_tokenizer(origin.name, key, load_tokenizer(candidate.path))
-        text, control = cut_text(origin, settings, report)
+        if settings.kinds:
+            asked = ask(origin, "--kinds", report)
+            text = asked.windows
+            control: list[np.ndarray | None] = [None] * len(text)
+        else:
+            text, control = cut_text(origin, settings, report)
         reference = get_reference(origin, text, control, settings, report)
 
     if save is not None and reference is not None:
         save_reference(reference, save)
-    return score_model(candidate, text, reference, settings, report, with_spread)
+    figures = score_model(candidate, text, reference, settings, report, with_spread)
+    if asked is not None:
+        figures["kinds"] = by_kind(asked.kinds, text, figures["window_kl"])
+    return figures
 
 
 def check_read_alike(source: Source) -> None:
@@ -124,8 +134,9 @@ def _check_call(settings: Settings, source: str | None, save: Path | None, from_
         raise UsageError(
             "a saved reference brings its own text and windows: leave those options out"
         )
-    if source is None and settings.chat:
-        raise UsageError("--chat compares with the source's own replies: give it with --source")
+    if source is None and (settings.chat or settings.kinds):
+        option = "--chat" if settings.chat else "--kinds"
+        raise UsageError(f"{option} compares with the source's own replies: give it with --source")
 
 
 def _load_reference(path: Path, candidate: Source, report: Report) -> Reference:

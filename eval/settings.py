@@ -23,6 +23,7 @@ class Settings:
         batch: windows at once; None takes what suits their length.
         text: a file; None takes WikiText-2's test split.
         chat: score the source's own replies instead of a text.
+        kinds: score them by kind of text, on bundled tasks.
 
     Raises:
         UsageError: a figure or the protocol is impossible, or has no effect on replies.
@@ -35,15 +36,20 @@ class Settings:
     batch: int | None = None
     text: str | None = None
     chat: bool = False
+    kinds: bool = False
 
     def __post_init__(self) -> None:
         check_protocol(self.protocol, self.length, self.windows, self.seed)
         if self.batch is not None and self.batch < 1:
             raise UsageError(f"--batch must be 1 or more (got {self.batch})")
         of_a_text = (self.length, self.windows, self.seed, self.text)
-        if self.chat and (self.protocol != "windows" or any(v is not None for v in of_a_text)):
+        if self.chat and self.kinds:
+            raise UsageError("--chat and --kinds score other replies: give one of them")
+        option = "--kinds" if self.kinds else "--chat"
+        whole = self.chat or self.kinds
+        if whole and (self.protocol != "windows" or any(v is not None for v in of_a_text)):
             raise UsageError(
-                "--chat scores the source's own replies, whole: leave --text, --protocol, "
+                f"{option} scores the source's own replies, whole: leave --text, --protocol, "
                 "--length, --windows and --seed out"
             )
 
@@ -52,6 +58,8 @@ class Settings:
         """The text's name, for people."""
         if self.chat:
             return "its own replies"
+        if self.kinds:
+            return "its own replies by kind"
         return Path(self.text).name if self.text else "WikiText-2 test"
 
     def batch_for(self, windows: Windows) -> int:

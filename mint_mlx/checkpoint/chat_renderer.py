@@ -1,8 +1,9 @@
 """Renders a chat template in a process of its own, which chat_template.py starts and watches.
 
 A chat template is a program of a stranger: it may fail in any way, never end, or grow without
-bound. This process reads {"folder", "texts"} as JSON from stdin, loads the tokenizer, says `ready`,
-and answers with {"tokens"} or {"problem"} in one line.
+bound. This process reads {"folder", "conversations"} as JSON from stdin, loads the tokenizer, says
+`ready`, and answers with {"tokens"} or {"problem"} in one line. In tokens stands the reason, as a
+text, in place of a conversation that the template can't render.
 """
 
 from __future__ import annotations
@@ -32,24 +33,39 @@ def main() -> None:
     _limit()
     print("ready", file=answer, flush=True)
     try:
-        result: dict[str, Any] = {"tokens": [_render(tokenizer, t) for t in request["texts"]]}
+        tokens = [_render_or_tell(tokenizer, c) for c in request["conversations"]]
+        result: dict[str, Any] = {"tokens": tokens}
     except MemoryError:
         result = {"problem": f"it takes more than {GROWTH >> 20} MiB of memory"}
-    # Whatever a stranger's program raises is its failure, not ours.
-    except Exception as error:
-        from .tokenizer import first_line
-
-        result = {"problem": first_line(error)}
     print(json.dumps(result), file=answer, flush=True)
 
 
-def _render(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a user's message, ready for a reply."""
-    message = [{"role": "user", "content": text}]
-    prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+def _render_or_tell(tokenizer: Any, conversation: dict[str, Any]) -> list[int] | str:
+    """Token ids of a conversation, or why the template fails on it."""
+    from .tokenizer import first_line
+
+    # Whatever a stranger's program raises is its failure, not ours.
+    try:
+        return _render(tokenizer, **conversation)
+    except MemoryError:
+        raise
+    except Exception as error:
+        return first_line(error)
+
+
+def _render(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> list[int]:
+    """Token ids of a conversation, ready for a reply.
+
+    Args:
+        tokenizer: with the template.
+        messages: of the conversation.
+        options: what the template is given besides, such as tools.
+    """
+    options["add_generation_prompt"] = True
+    prompt = tokenizer.apply_chat_template(messages, **options, tokenize=False)
     if not isinstance(prompt, str) or len(prompt) > MAX_TEXT:
         raise ValueError(f"it makes more than {MAX_TEXT:,} characters of a message")
-    tokens = tokenizer.apply_chat_template(message, add_generation_prompt=True)
+    tokens = tokenizer.apply_chat_template(messages, **options)
     return [int(token) for token in tokens]
 
 

@@ -24,6 +24,7 @@ RENDERING = 5.0  # seconds for all messages
 GROWTH = 1 << 30  # bytes of memory that rendering may take
 _LOOK = 0.05  # seconds between two looks at the memory
 _MAX_ANSWER = 64_000_000  # bytes
+EMPTY = "it turns a message into an empty prompt"
 
 
 class TemplateProblem(MintError):
@@ -40,17 +41,43 @@ def chat_prompts(folder: Path, texts: Sequence[str]) -> list[list[int]]:
     Raises:
         TemplateProblem: the template can't be used, or makes nothing of a message.
     """
-    request = json.dumps({"folder": str(folder.resolve()), "texts": list(texts)})
+    conversations = [{"messages": [{"role": "user", "content": text}]} for text in texts]
+    rendered = render(folder, conversations)
+    for tokens in rendered:
+        if isinstance(tokens, str):
+            raise _problem(folder, tokens)
+    return [tokens for tokens in rendered if not isinstance(tokens, str)]
+
+
+def render(folder: Path, conversations: Sequence[dict[str, Any]]) -> list[list[int] | str]:
+    """Token ids of conversations through a checkpoint's chat template, each ready for a reply.
+
+    A template may refuse some of them: many know no system prompt, or no tools.
+
+    Args:
+        folder: of the checkpoint, with a tokenizer that has a template.
+        conversations: for each its `messages`, and what else the template is given.
+
+    Returns:
+        For each conversation its tokens, or why the template can't render it.
+
+    Raises:
+        TemplateProblem: the template doesn't end, or grows too large.
+    """
+    request = json.dumps({"folder": str(folder.resolve()), "conversations": list(conversations)})
     try:
         answer = _ask(request)
-        tokens = answer.get("tokens")
-        if isinstance(tokens, list) and len(tokens) == len(texts) and all(tokens):
-            return tokens
-        problem = answer.get("problem", "it turns a message into an empty prompt")
     except _Stopped as stopped:
-        problem = str(stopped)
+        raise _problem(folder, str(stopped)) from None
+    tokens = answer.get("tokens")
+    if not isinstance(tokens, list) or len(tokens) != len(conversations):
+        raise _problem(folder, str(answer.get("problem", EMPTY)))
+    return [prompt or EMPTY for prompt in tokens]
+
+
+def _problem(folder: Path, problem: str) -> TemplateProblem:
     name = folder.name.removesuffix(".partial")
-    raise TemplateProblem(
+    return TemplateProblem(
         f"the chat template of {name} fails ({problem}): check its chat_template.jinja or "
         "tokenizer_config.json"
     )

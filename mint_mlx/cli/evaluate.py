@@ -41,6 +41,12 @@ def evaluate(
     chat: Annotated[
         bool, typer.Option("--chat", help="Score the source's own replies to bundled prompts.")
     ] = False,
+    kinds: Annotated[
+        bool,
+        typer.Option(
+            "--kinds", help="Score its replies to bundled tasks, and tell the KL of each kind."
+        ),
+    ] = False,
     save_reference: Annotated[
         Path | None,
         typer.Option(
@@ -65,9 +71,10 @@ def evaluate(
     output = start(as_json, long=True, shared=True)
     from ..eval.card import find_card, write_card
     from ..eval.evaluate import evaluate
+    from ..eval.kinds import kind_table
     from ..eval.settings import Settings
 
-    settings = Settings(protocol, length, windows, seed, batch, text, chat)
+    settings = Settings(protocol, length, windows, seed, batch, text, chat, kinds)
     if card:
         find_card(model)
     if report:
@@ -76,6 +83,8 @@ def evaluate(
     output.close()
     for line in _lines(figures):
         output.line(line)
+    if "kinds" in figures:
+        output.table(*kind_table(figures["kinds"]))
     hidden = ("window_nll", "window_kl", "spread")
     output.result({key: value for key, value in figures.items() if key not in hidden})
     if card and not figures["interrupted"]:

@@ -17,6 +17,7 @@ from ..base.errors import UsageError, explain
 from ..base.printable import printable
 from .allocate import allocate
 from .cache import cache_app
+from .check import check
 from .compare import compare
 from .convert import convert
 from .demo import demo
@@ -36,7 +37,7 @@ from .upload import upload
 
 COMMANDS = {  # as --help lists them
     "Everyday": (convert, upload, inspect, speed, doctor, recipes, demo),
-    "Proof": (evaluate, compare, report),
+    "Proof": (evaluate, compare, check, report),
     "Steps of a conversion, one by one": (profile, sensitivity, allocate, sweep, refine),
 }
 

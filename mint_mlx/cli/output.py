@@ -175,6 +175,10 @@ class Output:
         """A remark or a warning, on stderr."""
         self._err.print(f"note: {printable(text)}", markup=False)
 
+    def hint(self, text: str) -> None:
+        """What may be done next, on stderr."""
+        self._err.print(printable(text), style="dim", markup=False)
+
     def close(self) -> None:
         """End the stage: its bar goes, and its time stays."""
         if self._progress is not None:

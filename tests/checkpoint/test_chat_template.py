@@ -68,7 +68,7 @@ def test_the_child_limits_the_length_of_a_prompt(
     folder = make(llama(1))
     (folder / "chat_template.jinja").write_text("{{ messages[0].content * 20 }}")
     tokenizer = load_tokenizer(folder)
-    assert len(chat_renderer._render(tokenizer, "abc")) == 60
+    assert len(chat_renderer._render(tokenizer, [{"role": "user", "content": "abc"}])) == 60
     monkeypatch.setattr(chat_renderer, "MAX_TEXT", 50)
     with pytest.raises(ValueError, match="more than 50 characters"):
-        chat_renderer._render(tokenizer, "abc")
+        chat_renderer._render(tokenizer, [{"role": "user", "content": "abc"}])
