@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import shlex
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import JsonOpt, start
+
+if TYPE_CHECKING:
+    from ..jobs.order import Order
+    from ..jobs.result import Result
+    from .output import Output
 
 
 def check(
@@ -33,3 +39,15 @@ def check(
     else:
         output.line("all replies are the same")
     output.result(result)
+
+
+def tell_check(order: Order, result: Result, output: Output) -> None:
+    """The command that asks a result and its source the same, where both fit in memory."""
+    from ..runtime.device import on_cpu
+    from ..runtime.memory import fits_here
+
+    source = order.job.source
+    as_float32 = 4 * result.inventory.parameters if on_cpu() else 0
+    if source.has_weights and fits_here(max(source.weight_bytes, as_float32)):
+        words = ["mint-mlx", "check", str(result.path), "--source", order.request.model]
+        output.hint(f"to see where it answers otherwise than its source: {shlex.join(words)}")

@@ -11,6 +11,7 @@ import typer
 
 from ..base.distributed import ranks
 from ..converters.quantizers.registry import QUANTIZERS
+from .check import tell_check
 from .options import (
     BudgetOpt,
     GuardsOpt,
@@ -256,7 +257,7 @@ def convert(
         source = order.job.source.name
         data["uploaded"] = upload_result(result.path, upload_repo, source, public, output)
     output.result(data)
-    _print_check(order, result, output)
+    tell_check(order, result, output)
     _print_next(result, kv_bits, output)
 
 
@@ -337,19 +338,6 @@ def _print_result(result: Result, budget: str | None, output: Output) -> dict[st
     if result.sentence:
         output.line(f"it writes: {result.sentence}")
     return summary(result)
-
-
-def _print_check(order: Order, result: Result, output: Output) -> None:
-    """The command that asks a result and its source the same, where both fit in memory."""
-    from ..runtime.device import on_cpu
-    from ..runtime.memory import fits_here
-
-    source = order.job.source
-    parameters = result.inventory.parameters
-    needed = max(source.weight_bytes, 4 * parameters if on_cpu() else 0)  # float32 on a CPU
-    if source.has_weights and fits_here(needed):
-        words = ["mint-mlx", "check", str(result.path), "--source", order.checked.request.model]
-        output.hint(f"to see where it answers otherwise than its source: {shlex.join(words)}")
 
 
 def _print_next(result: Result, kv_bits: int | None, output: Output) -> None:

@@ -176,8 +176,9 @@ class Output:
         self._err.print(f"note: {printable(text)}", markup=False)
 
     def hint(self, text: str) -> None:
-        """What may be done next, on stderr."""
-        self._err.print(printable(text), style="dim", markup=False)
+        """What may be done next, on stderr, for people."""
+        if not self.as_json:
+            self._err.print(printable(text), style="dim", markup=False)
 
     def close(self) -> None:
         """End the stage: its bar goes, and its time stays."""
