@@ -81,7 +81,7 @@ def _draw(
     bands = [point.band for point in curve.points if point.band is not None]
     if len(bands) == len(sizes):
         low, high = zip(*bands, strict=True)
-        label = f"where true KLs were, {SPREAD[0]} to {SPREAD[1]} times the expected"
+        label = f"where true KLs were, {SPREAD[0]} to {SPREAD[1]} times the expected (more near 0)"
         axis.fill_between(sizes, low, high, alpha=0.15, color=BLUE, linewidth=0, label=label)
     name = "mint-mlx, expected" if predicted else "mint-mlx"
     axis.plot(sizes, losses, marker="o", markersize=3.5, color=BLUE, label=name)

@@ -58,6 +58,9 @@ DEFAULT = "balanced"
 # On models other than demo-moe the true KL was SPREAD times the expected one
 # (docs/research-log.md).
 SPREAD = (0.2, 5.5)
+# Tokens that go to other experts cost in proportion to the errors, not to their squares as the
+# expectation does: the more beyond it, the less is expected. Nats at an expectation of one.
+SWAPPED = 0.09
 MIN_TOKENS = 1024  # fewest tokens that a sensitivity can be measured on
 TOKENS = 16_384  # that the model writes for its sensitivity
 
@@ -72,12 +75,14 @@ def expected_kl(objective: str | None, quantizer: str, loss: float | None) -> fl
 
 def band(value: float | None) -> tuple[float, float] | None:
     """The lowest and the highest true KL that an expected one stands for; None for None."""
-    return None if value is None else (value * SPREAD[0], value * SPREAD[1])
+    if value is None:
+        return None
+    return value * SPREAD[0], max(value * SPREAD[1], value + SWAPPED * value**0.5)
 
 
 def band_text(value: float) -> str:
     """An expected KL as people read it, e.g. `0.1 to 3`."""
-    low, high = value * SPREAD[0], value * SPREAD[1]
+    low, high = band(value) or (0.0, 0.0)
     return f"{low:.2g} to {high:.2g}"
 
 

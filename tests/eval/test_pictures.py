@@ -104,7 +104,7 @@ def test_a_curve_has_bits_macs_a_band_and_the_checkpoint() -> None:
         "24 GiB Mac",
         "4bit-g64",
         "this checkpoint, measured",
-        "where true KLs were, 0.2 to 5.5 times the expected",
+        "where true KLs were, 0.2 to 5.5 times the expected (more near 0)",
         "org/$name$",
     ):
         assert text in shown

@@ -91,6 +91,10 @@ def test_an_expected_kl_is_told_as_a_band() -> None:
     assert efforts.band_text(0.5) == "0.1 to 2.8"
     assert efforts.band(0.5) == pytest.approx((0.1, 2.75))
     assert efforts.band(None) is None
+
+    # A ternary demo model at 4.44 bits, of which all but the embedding is exact: expected and true.
+    low, high = efforts.band(0.000122) or (0.0, 0.0)
+    assert low < 0.0010 < high
     assert efforts.expectation("fisher", "rtn", 0.5).endswith("0.1 to 2.8 nats a token")
 
 
