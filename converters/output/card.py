@@ -68,7 +68,7 @@ def model_card(
     # The metadata that the Hub shows.
     data: dict[str, Any] = {
         "library_name": "mlx",
-        "pipeline_tag": pipeline_tag(inventory.carried),
+        "pipeline_tag": pipeline_tag(inventory.towers),
         "tags": ["mlx", "mint-mlx"],
         **licence,
     }
@@ -117,8 +117,8 @@ def model_card(
 {rows}
 
 ```bash
-pip install {"mlx-lm mlx-vlm" if inventory.carried else "mlx-lm"}
-{run_command(folder, name, inventory.carried)}
+pip install {"mlx-lm mlx-vlm" if inventory.towers else "mlx-lm"}
+{run_command(folder, name, inventory.towers)}
 ```
 
 ```python

@@ -22,7 +22,7 @@ import mlx.core as mx
 from ...base.checksum import with_checksum
 from ...base.distributed import ALONE, Ranks
 from ...base.errors import MintError
-from ...base.files import LOCK, lock_folder
+from ...base.files import LOCK, MTP_FILE, lock_folder
 from ...base.folders import JOURNAL, JOURNALS, SHARDS, WORK, is_work_folder
 from ...base.remove import DESKTOP, PARTIAL, empty_folder, move, remove_file
 from ...base.side_files import matches
@@ -369,9 +369,13 @@ def _write_all(file: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def write_index(folder: Path, layout: Layout, parameters: int) -> None:
-    """Write model.safetensors.index.json, with the totals that mlx-lm writes too."""
-    weight_map = {name: layout.names[place.shard] for name, place in sorted(layout.tensors.items())}
-    total = sum(place.spec.nbytes for place in layout.tensors.values())
+    """Write model.safetensors.index.json, with the totals that mlx-lm writes too.
+
+    What lies beside the model's shards is not in it (checkpoint/towers.py).
+    """
+    files = {name: layout.names[place.shard] for name, place in sorted(layout.tensors.items())}
+    weight_map = {name: file for name, file in files.items() if file != MTP_FILE}
+    total = sum(layout.tensors[name].spec.nbytes for name in weight_map)
     index = {
         "metadata": {"total_size": total, "total_parameters": parameters},
         "weight_map": weight_map,

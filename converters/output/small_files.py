@@ -9,7 +9,7 @@ from typing import Any
 
 from ...allocation.artifacts import ARTIFACTS
 from ...allocation.plan import Plan
-from ...base.files import REFINED_FILE
+from ...base.files import MTP_FILE, REFINED_FILE
 from ...base.hf_config import edit_text_config
 from ...base.safetensors_header import INDEX, read_folder
 from ...base.side_files import PROCESSOR, matches, may_be_copied, side_files
@@ -27,10 +27,10 @@ from ..sources.multipliers import folded
 def copy_small_files(source: Source, work: Path, parts: str) -> None:
     """Copy the known texts beside weights and config (base/side_files.py).
 
-    With `parts` text nothing is copied that a processor of images or sounds reads.
+    Without a tower nothing is copied that a processor of images or sounds reads.
     """
     for name in side_files(source.path).copied:
-        if parts == "text" and matches(name, PROCESSOR):
+        if parts != "all" and matches(name, PROCESSOR):
             continue
         target = work / name
         target.parent.mkdir(exist_ok=True)
@@ -38,7 +38,7 @@ def copy_small_files(source: Source, work: Path, parts: str) -> None:
 
     # The tokenizer's settings name the processor as well.
     settings = tokenizer_settings(work)
-    if parts != "text" or not settings:
+    if parts == "all" or not settings:
         return
     processor = settings.pop("processor_class", None)
     if source.config.get("model_type") in NEEDS_PROCESSOR:
@@ -53,10 +53,10 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
     Weights may be links to anywhere.
     """
-    names = ("config.json", "README.md", INDEX, REFINED_FILE, *ARTIFACTS)
+    names = ("config.json", "README.md", INDEX, REFINED_FILE, MTP_FILE, *ARTIFACTS)
     texts = [folder / name for name in names if may_be_copied(folder / name, folder)]
     texts += [folder / name for name in side_files(folder).copied]
-    return sorted([*texts, *(folder / name for name in read_folder(folder))])
+    return sorted({*texts, *(folder / name for name in read_folder(folder))})
 
 
 def config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
@@ -72,7 +72,7 @@ def config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
 
     # Without the towers and blocks that are left out. (Some classes run a tower themselves.)
     runs_tower = any(map(TOWER.search, inventory.order))
-    if plan.parts == "text" and not runs_tower:
+    if plan.parts != "all" and not runs_tower:
         reader = model_class(config)
         assert reader is not None  # a source of which mlx-lm has no class is refused
         config = text_only(config, reader.required | vision_keys(config))

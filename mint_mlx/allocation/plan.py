@@ -33,7 +33,7 @@ class Plan:
         choice: configuration by layer path.
         quantizer: a name of registry.QUANTIZERS.
         effort: a name of efforts.EFFORTS.
-        parts: `text`, or `all` where a tower's tensors are carried along.
+        parts: `text`, `mtp` with blocks for multi-token prediction, `all` with a tower too.
         recipe: the recipe's name.
         objective: a name of objectives.OBJECTIVES, or None where nothing was minimised.
         budget: as the user wrote it, or None.

@@ -18,6 +18,7 @@ PLAN_FILE = "mint-plan.yaml"  # in every checkpoint that we wrote
 REFINED_FILE = "mint-refined.json"  # in every checkpoint that we refined
 MEASURED_FILE = "mint-measured.json"  # what was measured of a checkpoint, for its report
 PAGE_FILE = "report.html"
+MTP_FILE = "mtp.safetensors"  # blocks for multi-token prediction, beside the model's shards
 # Names the base model of a repository of which only the headers are on this machine.
 BASE_MODEL = ".base_model"
 LOCK = "lock"  # in a folder that a process works in

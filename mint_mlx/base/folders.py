@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import MintError
-from .files import LOCK, MARK, MEASURED_FILE, PAGE_FILE, PLAN_FILE, REFINED_FILE
+from .files import LOCK, MARK, MEASURED_FILE, MTP_FILE, PAGE_FILE, PLAN_FILE, REFINED_FILE
 from .pictures import is_page, is_picture
 from .remove import DESKTOP, PARTIAL, UNFINISHED, Kind
 from .safetensors_header import INDEX
@@ -20,7 +20,7 @@ SCRATCH = "scratch-"  # prefix of a quantizer's own files in the work folder
 SCRATCH_FILES = tuple(
     f"{SCRATCH}{name}.safetensors" for name in ("hidden-[0-9]*", "targets", "refining", "refined")
 )
-SHARDS = ("model.safetensors", "model-*-of-*.safetensors")
+SHARDS = ("model.safetensors", "model-*-of-*.safetensors", MTP_FILE)
 REPORT = ("results.json", "table.md", "plot.png")  # of `compare`
 _IDENTITY = {"source", "quantizer", "versions", "choice"}  # in a journal's first line
 _PLAN_BYTES = 8_000_000

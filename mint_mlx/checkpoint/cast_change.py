@@ -83,7 +83,7 @@ def _tensors_to_cast(
     }
     for file, table in source.headers.items():
         for name, info in table.items():
-            tower = not inventory.carried and _is_tower(name, owners)
+            tower = not inventory.towers and _is_tower(name, owners)
             if info.dtype in floats and _local(name) not in single and not tower:
                 yield source.path / file, name, info
 

@@ -119,14 +119,27 @@ class Inventory:
         layers: the quantizable modules.
         others: all other tensors, grouped by the module that owns them.
         order: module paths of both, in the order of the model.
-        carried: those of `others` that mlx-lm's model lacks, copied from the source as they are
-            (towers.py).
+        carried: those of `others` that mlx-lm's model lacks, copied from the source as they are:
+            towers, and blocks for multi-token prediction (towers.py).
     """
 
     layers: tuple[Layer, ...]
     others: dict[str, tuple[TensorSpec, ...]]
     order: tuple[str, ...]
     carried: tuple[str, ...] = ()
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Those carried along that belong to a tower."""
+        return tuple(owner for owner in self.carried if self._is_tower(owner))
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Those carried along in a file beside the model's, which stock loaders don't look at."""
+        return tuple(owner for owner in self.carried if not self._is_tower(owner))
+
+    def _is_tower(self, owner: str) -> bool:
+        return any(TOWER.search(spec.name) for spec in self.others[owner])
 
     @property
     def parameters(self) -> int:
@@ -155,17 +168,19 @@ class Inventory:
 
     def layout(self, choice: dict[str, QuantConfig]) -> Layout:
         """Shards, headers and places of a checkpoint with these configurations."""
-        return make_layout(specs for _, specs in self.units(choice))
+        beside = set(self.beside)
+        model = [specs for path, specs in self.units(choice) if path not in beside]
+        return make_layout(model, beside=[self.others[path] for path in self.beside])
 
     def active_bytes(self, choice: dict[str, QuantConfig]) -> int:
         """Bytes that decoding one token reads.
 
-        All dense layers, k of E experts, one row of an untied embedding; nothing of a tower.
+        All dense layers, k of E experts, one row of an untied embedding; nothing that mlx-lm lacks.
         """
         total = 0
-        towers = set(self.carried)
+        carried = set(self.carried)
         for owner, specs in self.others.items():
-            if owner not in towers:
+            if owner not in carried:
                 total += sum(spec.nbytes for spec in specs)
         for layer in self.layers:
             specs = layer.tensors(choice.get(layer.path, KEEP))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+from ..base.files import MTP_FILE
 from ..base.quant_config import QuantConfig
 from ..base.safetensors_header import ITEMSIZE
 
@@ -101,7 +102,11 @@ class Layout:
         return sum(self.sizes)
 
 
-def make_layout(units: Iterable[Sequence[TensorSpec]], max_shard: int | None = None) -> Layout:
+def make_layout(
+    units: Iterable[Sequence[TensorSpec]],
+    max_shard: int | None = None,
+    beside: Iterable[Sequence[TensorSpec]] = (),
+) -> Layout:
     """Place the tensors of modules into shards, in order.
 
     A module is never split; one that is larger than a shard gets a shard of its own. Within a shard
@@ -110,6 +115,7 @@ def make_layout(units: Iterable[Sequence[TensorSpec]], max_shard: int | None = N
     Args:
         units: the tensors of one module each.
         max_shard: bytes of a shard at most; MAX_SHARD by default.
+        beside: the tensors of modules in a file of their own beside the model's shards.
     """
     limit = MAX_SHARD if max_shard is None else max_shard
     shards: list[list[TensorSpec]] = [[]]
@@ -127,6 +133,9 @@ def make_layout(units: Iterable[Sequence[TensorSpec]], max_shard: int | None = N
     names = ["model.safetensors"]
     if total > 1:
         names = [f"model-{i:05d}-of-{total:05d}.safetensors" for i in range(1, total + 1)]
+    if extra := [spec for unit in beside for spec in unit]:
+        shards.append(extra)
+        names.append(MTP_FILE)
 
     headers = []
     sizes = []

@@ -2,7 +2,11 @@
 
 mlx-lm drops both. A text model (`--parts text`) then doesn't declare them in its config.json
 either; `--parts all` copies the tensors of a vision or audio tower as they are, for loaders that
-use them (mlx-vlm); mlx-lm drops them again.
+use them (mlx-vlm); mlx-lm drops them again. `--parts mtp`, and `all` too, copies the blocks for
+multi-token prediction into mtp.safetensors in the source's names, where oMLX and mlx-optiq look for
+them. Stock mlx-lm loads model*.safetensors only; mlx-vlm what the index lists. It must not list
+that file: mlx-vlm's class of Qwen3.5 takes a checkpoint with such tensors for an original, and adds
+1 to all norms.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from math import prod
 from typing import Any
 
 from ..base.errors import MintError, UsageError
+from ..base.files import MTP_FILE
 from ..base.hf_config import HALVES, edit_text_config, text_config
 from ..base.safetensors_header import TensorInfo
 from ..base.units import human
@@ -23,7 +28,7 @@ from .layout import TensorSpec
 from .roles import TOWER
 from .vlm_keys import tower_name
 
-PARTS = ("text", "all")
+PARTS = ("text", "mtp", "all")
 TOWERS = {"vision_config": r"vision|visual|image", "audio_config": r"audio|speech"}
 MTP_KEYS = (
     "num_nextn_predict_layers",
@@ -43,7 +48,7 @@ _TOWER_KEY = re.compile(
 def check_parts(parts: str) -> None:
     """Refuse an unknown value of --parts (a UsageError)."""
     if parts not in PARTS:
-        raise UsageError(f"--parts must be {' or '.join(PARTS)} (got {parts})")
+        raise UsageError(f"--parts must be text, mtp or all (got {parts})")
 
 
 @dataclass(frozen=True)
@@ -93,11 +98,11 @@ def is_mtp(name: str, config: dict[str, Any]) -> bool:
 def with_towers(
     inventory: Inventory, towers: dict[str, TensorInfo], half: str | None = None
 ) -> Inventory:
-    """An inventory with a tower's tensors as they are in the source.
+    """An inventory with tensors that mlx-lm's model lacks, as they are in the source.
 
     Args:
         inventory: of the language model.
-        towers: the tensors.
+        towers: the tensors, of a tower or for multi-token prediction.
         half: the code of the type that 16-bit ones are written in; their own by default.
 
     Raises:
@@ -107,8 +112,8 @@ def with_towers(
     for name, info in towers.items():
         if info.dtype not in MLX_DTYPES:
             raise MintError(
-                f"{name} is of type {info.dtype}, which cannot be copied as it is: leave the tower "
-                "out with --parts text"
+                f"{name} is of type {info.dtype}, which cannot be copied as it is: leave it out "
+                "with --parts text"
             )
         owned.setdefault(name.rpartition(".")[0], []).append(
             TensorSpec(
@@ -117,7 +122,8 @@ def with_towers(
         )
     carried = tuple(owned)
     others = inventory.others | {owner: tuple(specs) for owner, specs in owned.items()}
-    return replace(inventory, others=others, order=inventory.order + carried, carried=carried)
+    order = inventory.order + carried
+    return replace(inventory, others=others, order=order, carried=inventory.carried + carried)
 
 
 def text_only(config: dict[str, Any], needed: Collection[str]) -> dict[str, Any]:
@@ -161,16 +167,25 @@ def remarks(unused: UnusedTensors, parts: str) -> list[str]:
         return f"{len(tensors)} tensors, {human(size)}"
 
     notes = []
-    if unused.towers and parts == "text":
+    if unused.towers and parts != "all":
         notes.append(
             f"the vision or audio tower ({extent(unused.towers)}) is dropped, as mlx-lm does; "
             "--parts all keeps it"
         )
-    if unused.mtp:
+    if unused.mtp and parts == "text":
         notes.append(
             f"the blocks for multi-token prediction ({extent(unused.mtp)}) are dropped, as mlx-lm "
-            "does"
+            "does; --parts mtp keeps them"
         )
-    if parts == "all" and not unused.towers:
+    elif unused.mtp:
+        notes.append(
+            f"the blocks for multi-token prediction ({extent(unused.mtp)}) are copied into "
+            f"{MTP_FILE} as they are: oMLX and mlx-optiq look for them there, mlx-lm doesn't"
+        )
+    if parts == "all" and not unused.towers and not unused.mtp:
         notes.append("this model has no vision or audio tower: --parts all has no effect")
+    if parts == "mtp" and not unused.mtp:
+        notes.append(
+            "this model has no blocks for multi-token prediction: --parts mtp has no effect"
+        )
     return notes

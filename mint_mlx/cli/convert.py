@@ -348,8 +348,8 @@ def _print_next(result: Result, kv_bits: int | None, output: Output) -> None:
         output.note(
             "of mlx-lm's commands only generate has a quantized cache: chat and server keep 16 bits"
         )
-    carried = result.inventory.carried
-    output.line(run_command(result.path, str(result.path), carried, kv_bits))
+    towers = result.inventory.towers
+    output.line(run_command(result.path, str(result.path), towers, kv_bits))
 
 
 def _print_sizes(checked: CheckedRequest, plot: Path | None, output: Output) -> None:

@@ -66,8 +66,8 @@ OverrideOpt = Annotated[
 PartsOpt = Annotated[
     str | None,
     typer.Option(
-        metavar="text|all",
-        help="`all` carries a vision or audio tower along as it is; `text` drops it.",
+        metavar="text|mtp|all",
+        help="`mtp` keeps blocks for multi-token prediction, `all` a vision or audio tower too.",
     ),
 ]
 GuardsOpt = Annotated[

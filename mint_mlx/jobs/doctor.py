@@ -32,6 +32,7 @@ from .findings import (
     claim_findings,
     config_findings,
     key_findings,
+    mtp_findings,
     tensor_findings,
     tower_findings,
 )
@@ -117,6 +118,7 @@ def doctor(model: str) -> Examination:
         *plan_findings,
         *layer_findings,
         *tower_findings(folder, config, inventory, tensors),
+        *mtp_findings(folder, config, tensors),
         *claim_findings(name, bits),
     ]
     limits = vlm_limits(config, bool(inventory.carried), _quantized_embedding(inventory, tensors))

@@ -12,14 +12,15 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from ..base.files import MTP_FILE
 from ..base.hf_config import config_tables
 from ..base.quant_config import AFFINE_BITS, AFFINE_GROUPS, MX_MODES, QuantConfig
-from ..base.safetensors_header import TensorInfo
+from ..base.safetensors_header import INDEX, TensorInfo
 from ..base.side_files import PROCESSOR
 from ..checkpoint.config_keys import brought
 from ..checkpoint.layers import ROUTER_BITS, Inventory, Layer
 from ..checkpoint.tokenizer import tokenizer_settings
-from ..checkpoint.towers import MTP_KEYS, TOWERS, has_mtp
+from ..checkpoint.towers import MTP_KEYS, TOWERS, has_mtp, is_mtp
 from ..checkpoint.unread_keys import unread_keys
 from ..checkpoint.vlm_keys import NEEDS_PROCESSOR, PROCESSOR_CLASS, reads_null, vision_keys
 
@@ -292,14 +293,38 @@ def tower_findings(
             yield Finding(
                 "config.json", f"advertises a tower ({key}), but no tensor belongs to one"
             )
+    has_blocks = has_mtp(tensors, config) or bool(_mtp_files(folder))
     for table in config_tables(config):
         for key in MTP_KEYS:
             count = table.get(key)
-            if isinstance(count, int) and count > 0 and not has_mtp(tensors, config):
+            if isinstance(count, int) and count > 0 and not has_blocks:
                 yield Finding(
                     "config.json",
                     f"advertises multi-token prediction ({key}), but no tensor belongs to it",
                 )
+
+
+def mtp_findings(
+    folder: Path, config: dict[str, Any], tensors: dict[str, TensorInfo]
+) -> Iterator[Finding]:
+    """A file of blocks for multi-token prediction that misleads a loader.
+
+    mlx-vlm 0.7.10 loads what the index lists, without one every file. Its class of Qwen3.5 takes a
+    checkpoint with such tensors for an original.
+    """
+    if not str(config.get("model_type")).startswith("qwen3_5"):
+        return
+    wrong = "so mlx-vlm and LM Studio take the norms for an original's, and compute another model"
+    if any(is_mtp(name, config) for name in tensors):
+        yield Finding(INDEX, f"lists tensors for multi-token prediction, {wrong}")
+    elif (folder / MTP_FILE).is_file() and not (folder / INDEX).is_file():
+        yield Finding(MTP_FILE, f"lies beside weights without an index, {wrong}")
+
+
+def _mtp_files(folder: Path) -> list[Path]:
+    """Files beside the model that hold blocks for multi-token prediction (ours, mlx-optiq's)."""
+    names = (MTP_FILE, f"optiq/{MTP_FILE}")
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def claim_findings(name: str, bits: float) -> Iterator[Finding]:

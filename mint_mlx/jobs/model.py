@@ -37,7 +37,7 @@ class Job:
         source: the checkpoint.
         inventory: its layers and other tensors.
         recipe: the rules for its family.
-        parts: `text` or `all`.
+        parts: `text`, `mtp` or `all`.
         unused: the tensors that the language model doesn't use.
     """
 
@@ -62,7 +62,8 @@ def prepare(
         model: a folder or a Hub id.
         recipe: a recipe's name or file; found by the model's type by default.
         weights: download the weights of a Hub model.
-        parts: `text`, or `all` to carry a tower along.
+        parts: `text`, `mtp` to carry the blocks for multi-token prediction along, or `all` for them
+            and a tower.
         keep_nvfp4: leave experts of NVFP4 packed.
         dtype: the 16-bit type to write in; what the config states by default.
 
@@ -77,6 +78,8 @@ def prepare(
         _check_towers(source, unused)
         inventory = with_towers(inventory, unused.towers, HALVES.get(dtype or ""))
         inventory = for_vlm(inventory, source.config)
+    if parts != "text":
+        inventory = with_towers(inventory, unused.mtp, HALVES.get(dtype or ""))
     return Job(source, inventory, chosen, parts, unused)
 
 
@@ -138,7 +141,7 @@ def note_source(job: Job, report: Report) -> None:
             report.note(f"config.json of {name} {change}: the result's says it")
     for difference in known_differences(job.source.config):
         report.note(f"known difference: {difference}")
-    for limit in vlm_limits(job.source.config, job.parts == "all", job.parts == "text"):
+    for limit in vlm_limits(job.source.config, job.parts == "all", job.parts != "all"):
         report.note(limit)
     source = job.source
     layout = describe(source.config, source.path, source.headers, source.keep_nvfp4)

@@ -53,7 +53,7 @@ def write_profile(
         model: a folder or a Hub id.
         out: the file to write; `NAME.profile.json` by default. An older profile is replaced.
         recipe: a recipe's name or file; found by the model's type by default.
-        parts: `text` or `all`.
+        parts: `text`, `mtp` or `all`.
         report: receives progress.
         sample: how much of each layer is measured, as `--sample`.
 
@@ -240,8 +240,15 @@ def allocate(
         plan,
         effort=level,
         quantizer=efforts.EFFORTS[level].quantizer,
-        parts="all" if curves.inventory.carried else "text",
+        parts=_parts_of(curves.inventory),
     )
     if plan_file is not None:
         write_plan(plan, curves.inventory, plan_file)
     return Allocation(plan, curves.inventory, plan_file)
+
+
+def _parts_of(inventory: Inventory) -> str:
+    """Which parts of a model an inventory holds, as --parts names them."""
+    if inventory.towers:
+        return "all"
+    return "mtp" if inventory.beside else "text"
