@@ -9,6 +9,7 @@ meaningful for models too that solve no task.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..base.errors import MintError
@@ -20,11 +21,13 @@ from ..runtime.runner import fits
 from .evaluate import check_read_alike, score_model
 from .kinds import REPLY, Asked, ask, by_kind, with_error
 from .make_reference import get_reference
+from .measured import MeasuredTable, keep_table
 from .settings import Settings
 from .tasks import is_right
 from .text import check_same_tokenizer, tokenizer_key
 
 SHOWN = 60  # characters of a reply in a table
+TITLE = "Short tasks"
 
 
 def check(model: str, source: str, report: Report | None = None) -> dict[str, Any]:
@@ -139,6 +142,24 @@ def check_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     ]
     totals = [str(sum(kind[key] for kind in result["kinds"])) for key in counts]
     return columns, [*lines, ["all", *totals, with_error(result["kl"], result["kl_se"])]]
+
+
+def keep_result(folder: Path, fingerprint: str, result: dict[str, Any]) -> None:
+    """Keep the table of kinds in a checkpoint's folder, for its report.
+
+    Args:
+        folder: of a checkpoint of ours.
+        fingerprint: of its weights.
+        result: of `check`.
+    """
+    columns, lines = check_table(result)
+    form = "its chat template" if result["form"] == "chat" else "texts to go on with"
+    text = (
+        f"Bundled tasks, put to the checkpoint and to {result['source']} through {form}: how many "
+        "replies were right and how many were the same, and the KL on the source's own replies."
+    )
+    table = MeasuredTable(TITLE, text, tuple(columns), tuple(map(tuple, lines)))
+    keep_table(folder, fingerprint, table)
 
 
 def difference_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

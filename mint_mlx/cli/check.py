@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from ..jobs.order import Order
     from ..jobs.result import Result
     from .output import Output
+
+
+LISTED = 12  # replies that differ
 
 
 def check(
@@ -28,17 +32,27 @@ def check(
     through the chat template, or as texts to go on with where there is none.
     """
     output = start(as_json, long=True)
-    from ..eval.check import check, check_table, difference_table
+    from ..base.folders import is_checkpoint
+    from ..checkpoint.source import load_source
+    from ..eval.check import check, check_table, difference_table, keep_result
 
     result = check(model, source, output)
     output.close()
     output.table(*check_table(result))
     columns, lines = difference_table(result)
     if lines:
-        output.table(columns, lines, "Replies that differ")
+        output.table(columns, lines[:LISTED], "Replies that differ")
     else:
         output.line("all replies are the same")
+    if len(lines) > LISTED:
+        output.line(f"{len(lines) - LISTED} more differ: --json tells all")
     output.result(result)
+
+    # Only into a folder of ours anything is written.
+    folder = Path(model).expanduser()
+    if is_checkpoint(folder):
+        keep_result(folder, load_source(str(folder)).fingerprint, result)
+        output.hint(f"kept for its report: {shlex.join(['mint-mlx', 'report', str(folder)])}")
 
 
 def tell_check(order: Order, result: Result, output: Output) -> None:

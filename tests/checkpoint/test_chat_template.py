@@ -14,7 +14,7 @@ import pytest
 from helpers import Maker, llama
 
 from mint_mlx.checkpoint import chat_renderer, chat_template
-from mint_mlx.checkpoint.chat_template import TemplateProblem, chat_prompts
+from mint_mlx.checkpoint.chat_template import TemplateProblem, chat_prompts, render
 from mint_mlx.checkpoint.tokenizer import load_tokenizer
 
 READY = "import sys, time; sys.stdin.read(); print('ready', flush=True); "
@@ -53,13 +53,24 @@ def test_a_template_that_fails_hangs_or_grows_is_stopped(
 def test_a_child_renders_what_the_tokenizer_does(make: Maker) -> None:
     folder = make(llama(1))
     (folder / "chat_template.jinja").write_text(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system prompts') }}{% endif %}"
+        "{% if tools %}{{ tools[0].function.name }}{% endif %}"
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}<a>{% endif %}"
     )
-    texts = ["abc", "d"]
-    assert chat_prompts(folder, texts) == [
-        load_tokenizer(folder).encode(f"<user>{text}<a>") for text in texts
-    ]
+    encode = load_tokenizer(folder).encode
+    tools = [{"type": "function", "function": {"name": "clock"}}]
+    first, second, refused = render(
+        folder,
+        [
+            {"messages": [{"role": "user", "content": "abc"}]},
+            {"messages": [{"role": "user", "content": "d"}], "tools": tools},
+            {"messages": [{"role": "system", "content": "s"}]},
+        ],
+    )
+    assert first == encode("<user>abc<a>")
+    assert second == encode("clock<user>d<a>")
+    assert "no system prompts" in refused
 
 
 def test_the_child_limits_the_length_of_a_prompt(

@@ -10,9 +10,11 @@ import pytest
 from helpers import Cli, Maker, Notes, llama
 
 from mint_mlx.base.errors import MintError, UsageError
+from mint_mlx.checkpoint.source import load_source
 from mint_mlx.eval import check as checking
 from mint_mlx.eval import kinds
 from mint_mlx.eval.evaluate import evaluate
+from mint_mlx.eval.measured import read_measured
 from mint_mlx.eval.protocol import Windows
 from mint_mlx.eval.settings import Settings
 from mint_mlx.eval.tasks import Task
@@ -55,6 +57,8 @@ def test_a_model_is_checked_against_its_source(
     ran = cli("check", out, "--source", source, "--json")
     assert ran.code == 0
     assert ran.json == result
+    (table,) = read_measured(out, load_source(str(out)).fingerprint).tables
+    assert [line[0] for line in table.lines] == ["letters", "all"]
     same = checking.check(str(source), str(source))
     assert same["kl"] < 1e-5
     assert all(task["first_difference"] is None for task in same["tasks"])
