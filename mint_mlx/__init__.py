@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .allocation.plan_file import read_plan
     from .allocation.sweep import sweep
     from .eval.api import evaluate, report
+    from .eval.check import check
     from .jobs.convert import convert
     from .jobs.doctor import doctor
     from .jobs.inspect import inspect
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "allocate",
+    "check",
     "convert",
     "doctor",
     "evaluate",
@@ -45,6 +47,7 @@ __all__ = [
 
 _MODULES = {
     "allocate": "jobs.steps",
+    "check": "eval.check",
     "convert": "jobs.convert",
     "doctor": "jobs.doctor",
     "evaluate": "eval.api",

@@ -20,6 +20,7 @@ from mint_mlx.jobs.request import Request, check_request
 
 FUNCTIONS = (
     "allocate",
+    "check",
     "convert",
     "doctor",
     "evaluate",

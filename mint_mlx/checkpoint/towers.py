@@ -58,6 +58,19 @@ class UnusedTensors:
     towers: dict[str, TensorInfo]
     mtp: dict[str, TensorInfo]
 
+    def keeps_mtp(self, parts: str) -> bool:
+        """Whether the blocks for multi-token prediction are among these parts of a model.
+
+        With all parts a tower is what is asked for: blocks of a type that can't be copied, as FP8,
+        are left out then.
+        """
+        return parts == "mtp" or (parts == "all" and self.mtp_can_be_copied)
+
+    @property
+    def mtp_can_be_copied(self) -> bool:
+        """Whether MLX has the types of the blocks for multi-token prediction."""
+        return all(info.dtype in MLX_DTYPES for info in self.mtp.values())
+
     @property
     def parameters(self) -> int:
         """How many numbers they hold, for figures that count all bytes of a source."""
@@ -172,10 +185,13 @@ def remarks(unused: UnusedTensors, parts: str) -> list[str]:
             f"the vision or audio tower ({extent(unused.towers)}) is dropped, as mlx-lm does; "
             "--parts all keeps it"
         )
-    if unused.mtp and parts == "text":
+    if unused.mtp and not unused.keeps_mtp(parts):
+        more = "of their type they can't be copied"
+        if unused.mtp_can_be_copied:
+            more = "--parts mtp keeps them"
         notes.append(
             f"the blocks for multi-token prediction ({extent(unused.mtp)}) are dropped, as mlx-lm "
-            "does; --parts mtp keeps them"
+            f"does; {more}"
         )
     elif unused.mtp:
         notes.append(

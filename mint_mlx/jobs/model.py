@@ -78,7 +78,7 @@ def prepare(
         _check_towers(source, unused)
         inventory = with_towers(inventory, unused.towers, HALVES.get(dtype or ""))
         inventory = for_vlm(inventory, source.config)
-    if parts != "text":
+    if unused.keeps_mtp(parts):
         inventory = with_towers(inventory, unused.mtp, HALVES.get(dtype or ""))
     return Job(source, inventory, chosen, parts, unused)
 

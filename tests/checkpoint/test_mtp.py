@@ -19,7 +19,7 @@ from mint_mlx.base.files import MTP_FILE
 from mint_mlx.base.folders import CHECKPOINT
 from mint_mlx.base.remove import known_files
 from mint_mlx.base.safetensors_header import INDEX, TensorInfo, read_folder, read_header
-from mint_mlx.checkpoint.towers import find_unused, with_towers
+from mint_mlx.checkpoint.towers import UnusedTensors, find_unused, remarks, with_towers
 from mint_mlx.converters.output.copied import copied
 from mint_mlx.jobs import convert
 from mint_mlx.jobs.doctor import doctor
@@ -123,6 +123,9 @@ def test_what_has_none_is_told_and_what_cannot_be_copied_refused(tmp_path: Path)
     assert not (tmp_path / "o" / MTP_FILE).exists()
     assert any("--parts mtp has no effect" in note for note in notes.said)
     job = prepare(str(model))
+    unused = UnusedTensors({}, {"mtp.fc.weight": TensorInfo("F8_E4M3", (2, 2), 0, 4)})
+    assert not unused.keeps_mtp("all")  # a tower is what that asks for
+    assert "of their type they can't be copied" in remarks(unused, "all")[0]
     strange = {"mtp.fc.weight": TensorInfo("F8_E5M2", (2, 2), 0, 4)}
     assert find_unused([strange], job.source.config, job.inventory).mtp == strange
     with pytest.raises(MintError, match="leave it out with --parts text"):
