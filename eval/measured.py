@@ -17,8 +17,9 @@ from ..base.checksum import Damaged, if_sound, read_checked, with_checksum
 from ..base.files import MEASURED_FILE, write_text
 
 SCHEMA = 1
-TABLES = 20  # at most that are read
-CELLS = 400  # of one table
+TABLES = 10  # at most that are read
+CELLS = 300  # of one table
+CHARACTERS = 200  # of a cell
 
 _NUMBERS = ("perplexity", "kl", "kl_median", "kl_p90", "kl_p99", "kl_p999", "kl_max", "same_top1")
 _OPTIONAL = ("perplexity_se", "kl_se", "noise_floor")
@@ -146,7 +147,7 @@ def _table(entry: Mapping[str, Any]) -> MeasuredTable:
 
 
 def _line(line: Sequence[Any], count: int) -> tuple[str, ...]:
-    cells = tuple(schema.text(cell) for cell in line)
+    cells = tuple(schema.text(cell)[:CHARACTERS] for cell in line)
     if len(cells) != count:
         raise ValueError("a line of another length")
     return cells

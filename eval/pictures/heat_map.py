@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...base.errors import MintError
 from ...base.quant_config import QuantConfig
 from ...base.units import human
 from ...checkpoint.block_path import block_of
@@ -30,6 +31,7 @@ ON_DARK = (2, 3, 4)  # bits whose colour takes white text
 HATCHES = {16: "||||", 32: "////", 64: "", 128: "\\\\", 0: ""}
 MODES = {"mxfp4": "mx4", "nvfp4": "nv4", "mxfp8": "mx8"}
 LEGEND = 20  # pixels of a line of it
+MOST_BLOCKS, MOST_COLUMNS = 400, 120
 MOST_ROWS = 12  # that an embedding or a head may take
 
 
@@ -104,8 +106,17 @@ def _short_names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def heat_map(layers: Sequence[LayerInfo], title: str) -> Picture:
-    """The picture of a plan's layers."""
+    """The picture of a plan's layers.
+
+    Raises:
+        MintError: there are more than a picture can show.
+    """
     grid = make_grid(layers)
+    if grid.blocks > MOST_BLOCKS or len(grid.columns) > MOST_COLUMNS:
+        raise MintError(
+            f"{grid.blocks} blocks of {len(grid.columns)} projections are more than a picture can "
+            f"show ({MOST_BLOCKS} of {MOST_COLUMNS})"
+        )
     used = Counter(str(layer.config) for layer in layers)
     listed = ", ".join(f"{config} in {number}" for config, number in used.most_common())
     alt = f"Heat map of {title}: {grid.blocks} blocks down, projections across. Layers: {listed}."

@@ -48,7 +48,7 @@ def _carried(source: Source, owners: set[str]) -> dict[str, dict[str, mx.array]]
     return tensors
 
 
-def _written_dtypes(inventory: Inventory) -> dict[str, str]:
+def written_dtypes(inventory: Inventory) -> dict[str, str]:
     """The safetensors code of each parameter as it will be written; none for packed codes."""
     dtypes = {spec.name: spec.dtype for specs in inventory.others.values() for spec in specs}
     for layer in inventory.layers:
@@ -139,7 +139,7 @@ def stream(
     if paths:
         del model, array  # now only `arrays` holds the lazy weights, and frees them one by one
 
-    dtypes = _written_dtypes(inventory)
+    dtypes = written_dtypes(inventory)
     stored = {layer.path: layer.stored for layer in inventory.layers}
 
     def start_reading(path: str) -> dict[str, mx.array]:

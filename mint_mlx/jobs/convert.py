@@ -39,7 +39,7 @@ from .model import Job
 from .order import Order, default_target, place_order
 from .request import Request, check_request
 from .result import Result
-from .stages import expected_stages
+from .stages import CAST, expected_stages
 
 
 def convert(
@@ -184,7 +184,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     order = paced(order, report)
     order, waves = open_weights(order, report)
     job = order.job
-    _tell_cast(job, report)
+    changes = _tell_cast(job, report)
 
     # Errors are measured first: what their safety floor forbids needs no sensitivity, which takes
     # longer.
@@ -203,6 +203,8 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
         sensitivity = order.sensitivity or get_sensitivity(job, report, order.tokens)
     if sensitivity is not None:
         _check_activations(job, sensitivity, report)
+        if changes:
+            _tell_divergence(job, sensitivity, report)
 
     # Every layer gets its configuration, and the plan its final quantizer.
     plan = choose_plan(order, profile, sensitivity)
@@ -263,15 +265,15 @@ def _warn_of_floor(order: Order, report: Report) -> None:
         report.note(f"probably refused once errors are measured: {error} (if weights are Gaussian)")
 
 
-def _tell_cast(job: Job, report: Report) -> None:
-    """Say how much another 16-bit type changes the weights.
+def _tell_cast(job: Job, report: Report) -> bool:
+    """Say how much another 16-bit type changes the weights; returns whether it does.
 
     Raises:
         MintError: one is too large for it.
     """
     dtype = job.source.dtype
     if dtype is None or not job.source.has_weights:
-        return
+        return False
     report.stage(f"cast to {dtype}")
     change = cast_change(job.source, job.inventory, HALVES[dtype], report.step)
     if change is None:
@@ -281,6 +283,21 @@ def _tell_cast(job: Job, report: Report) -> None:
             f"--dtype {dtype} changes {change.name} by {change.relative:.2g} of its norm, all "
             f"other tensors by less; {change.zeros} numbers become zeros"
         )
+    return change is not None
+
+
+def _tell_divergence(job: Job, sensitivity: Sensitivity, report: Report) -> None:
+    """Say what the cast costs in KL, on the text that the model wrote."""
+    from ..checkpoint.layer_stream import written_dtypes
+    from ..runtime.cast_divergence import ROUNDING, cast_divergence
+
+    dtype = job.source.dtype
+    assert dtype is not None
+    report.stage(CAST)
+    written = written_dtypes(job.inventory)
+    divergence = cast_divergence(job.source.path, dtype, written, sensitivity.tokens)
+    figure = f"{divergence:.2g}" if divergence > ROUNDING else f"less than {ROUNDING:.0g}"
+    report.note(f"the cast to {dtype} costs a KL of {figure} nats a token, on the model's own text")
 
 
 def _check_activations(job: Job, sensitivity: Sensitivity, report: Report) -> None:

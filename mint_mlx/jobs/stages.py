@@ -9,6 +9,8 @@ from ..rules import efforts
 from .measurements import known_profile
 from .order import Order
 
+CAST = "divergence of the cast"
+
 
 def expected_stages(order: Order, smoke: bool) -> list[str]:
     """The names of an order's stages, as they are reported one after the other.
@@ -45,4 +47,6 @@ def _of_model(order: Order) -> list[str]:
     stages = [] if known else ["write tokens", "sensitivity"]
     if any(layer.dtype == HALVES["float16"] for layer in job.inventory.layers):
         stages.append("look for overflows of float16")
+    if job.source.dtype is not None:
+        stages.append(CAST)
     return stages

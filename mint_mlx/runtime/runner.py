@@ -11,7 +11,7 @@ The stock model runs; what is patched temporarily stands in patching.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from mlx_lm.models.switch_layers import SwitchLinear
 from ..base.distributed import ranks
 from ..base.hf_config import HALVES, stated_dtype
 from ..checkpoint import mlxlm
+from ..checkpoint.layers import MLX_DTYPES
 from . import patching
 from .cpu_ops import GroupedSwitchLinear
 from .device import keep_freed_memory, on_cpu
@@ -61,16 +62,24 @@ class Runner:
         return list(self.trunk[self.block_list])
 
 
-def load_runner(folder: Path, streamed: bool | None = None, dtype: str | None = None) -> Runner:
+def load_runner(
+    folder: Path,
+    streamed: bool | None = None,
+    dtype: str | None = None,
+    written: Mapping[str, str] | None = None,
+) -> Runner:
     """Load a checkpoint for measuring.
 
     Args:
         folder: the checkpoint.
         streamed: whether blocks stay on disk; by default where the model is larger than memory.
         dtype: the 16-bit type that it will be written in; what its config.json states by default.
+        written: safetensors codes by parameter: these are cast to them before anything runs.
     """
     keep_freed_memory()
     model = mlxlm.build_model(folder)
+    if written is not None:
+        _cast(model, written)
     trunk, block_list = find_trunk(model)
     if streamed is None:
         streamed = not _fits(model)
@@ -80,6 +89,17 @@ def load_runner(folder: Path, streamed: bool | None = None, dtype: str | None = 
     skip = {id(module) for block in on_disk for module in block.modules()}
     _make_ready(model, skip, runner.instead_of_half)
     return runner
+
+
+def _cast(model: nn.Module, written: Mapping[str, str]) -> None:
+    """Cast a lazy model's parameters to the types that they will be written in."""
+    with mx.stream(mx.cpu):
+        arrays = [
+            (name, array.astype(getattr(mx, MLX_DTYPES[written[name]])))
+            for name, array in tree_flatten(model.parameters())
+            if written.get(name) in HALVES.values() and _is_float(array)
+        ]
+    model.update(tree_unflatten(arrays))
 
 
 def _instead_of_half(folder: Path, dtype: str | None) -> mx.Dtype | None:

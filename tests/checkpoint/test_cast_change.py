@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,10 +14,12 @@ from helpers import TOKENS, Maker, Notes, edit_config, kl, llama, spoil_weight
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.hf_config import stated_dtype, with_stated_dtype
 from mint_mlx.checkpoint.cast_change import CastChange, cast_change
+from mint_mlx.checkpoint.layer_stream import written_dtypes
 from mint_mlx.jobs.convert import convert
 from mint_mlx.jobs.model import prepare
 from mint_mlx.jobs.request import Request, check_request
 from mint_mlx.measure import cache
+from mint_mlx.runtime.cast_divergence import cast_divergence
 
 
 def change(folder: Path, code: str) -> CastChange | None:
@@ -78,6 +81,28 @@ def test_a_model_that_overflows_float16_is_written_in_bfloat16(make: Maker, tmp_
     convert(str(folder), out=out, dequantize=True, dtype="bfloat16", smoke=False)
     weights: dict[str, mx.array] = mx.load(str(out / "model.safetensors"))  # type: ignore[assignment]
     assert {array.dtype for array in weights.values()} == {mx.bfloat16}
+
+
+def test_the_divergence_of_a_cast_is_that_of_the_cast_checkpoint(
+    make: Maker, tmp_path: Path
+) -> None:
+    folder, notes = make(llama(1), dtype=mx.float16), Notes()
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"dtype": "bfloat16", "smoke": False, "report": notes}
+    convert(str(folder), out=out, dequantize=True, **options)
+    inventory = prepare(str(folder), dtype="bfloat16").inventory
+    written = written_dtypes(inventory)
+    divergence = cast_divergence(folder, "bfloat16", written, TOKENS)
+    assert divergence == pytest.approx(kl(folder, out, TOKENS[:2]), rel=0.02)
+    assert divergence > 1e-7
+    assert cast_divergence(folder, "float16", dict.fromkeys(written, "F16"), TOKENS) == 0
+
+    # It is told where the model writes text of its own anyway.
+    assert not any("costs a KL" in note for note in notes.said)
+    plan: dict[str, Any] = {"effort": "balanced", "budget": "6bpw", "out": tmp_path / "mixed"}
+    convert(str(folder), **plan, **options)
+    assert any("the cast to bfloat16 costs a KL of" in note for note in notes.said)
+    assert "divergence of the cast" in notes.expected
 
 
 def test_a_type_is_stated_wherever_the_config_states_one() -> None:

@@ -11,6 +11,7 @@ import pytest
 from helpers import Cli, Maker, llama, qwen3_moe
 
 from mint_mlx.allocation.sweep import Measured, Point, Sweep
+from mint_mlx.base.errors import MintError
 from mint_mlx.base.pictures import is_picture
 from mint_mlx.base.quant_config import KEEP, QuantConfig
 from mint_mlx.eval.pictures import heat_map, loss_map, mac_bars, size_curve, style
@@ -85,6 +86,11 @@ def test_many_layers_stay_small_and_readable() -> None:
     width, height = map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
     assert width == style.NARROW and height < 1500
     assert min(map(float, re.findall(r"(?:font|font-size): ([\d.]+)px", svg))) >= 7
+
+
+def test_endless_plans_are_refused() -> None:
+    with pytest.raises(MintError, match="more than a picture can show"):
+        heat_map.heat_map([info("model.layers.99999.q_proj", 1)], "endless")
 
 
 def curve(points: Sequence[tuple[int, float]]) -> Sweep:
