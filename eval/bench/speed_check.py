@@ -55,9 +55,10 @@ from mint_mlx.runtime.speed_table import layer_seconds, merged  # noqa: E402
 from mint_mlx.runtime.speed_table_file import load_table, save_table  # noqa: E402
 
 CONTEXT = 64  # tokens in the cache, about, while mlx-lm generates
-PROMPT = 32
-TOKENS = (8, 64)  # that are generated, at least and at most
-LIMIT = 8.0  # seconds for each plan, in each of two passes
+PROMPT = 4
+TOKENS = (4, 64)  # that are generated, at least and at most
+LIMIT = 8.0  # seconds for each plan, in each pass
+PASSES = 120.0  # seconds that a first pass may have taken for a second one to follow
 RANDOM = 50  # plans within the same limits
 FASTER = 1.1
 RECIPE = """name: speed-check
@@ -222,15 +223,21 @@ def _random_losses(job: Job, profile: Profile, pace: Pace, size: int) -> list[fl
 
 
 def _decode(model: Path, folder: Path, _: float) -> None:
-    """Let mlx-lm generate from each checkpoint, in two passes."""
+    """Let mlx-lm generate from each checkpoint, twice where that takes no minutes."""
     about = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
     runs: dict[str, list[float]] = {name: [] for name in about["plans"]}
-    for _pass in range(2):
+    started = time.monotonic()
+    while not runs["larger"] or (
+        time.monotonic() - started < PASSES and len(runs["larger"]) <= TOKENS[1]
+    ):
         for name, times in runs.items():
             times += _token_times(folder / name.replace(" ", "-").replace(",", ""))
     for name, times in runs.items():
         low, middle, high = np.quantile(times, (0.25, 0.5, 0.75))
-        about["plans"][name] |= {"decoded": 1 / middle, "spread": (high - low) / 2 / middle}
+        about["plans"][name] |= {
+            "decoded": float(1 / middle),
+            "spread": float((high - low) / 2 / middle),
+        }
         print(name, about["plans"][name])
     about["measured"] = machine()
     (folder / "decoded.json").write_text(json.dumps(about, indent=1), encoding="utf-8")

@@ -75,11 +75,13 @@ class Pace:
         table: of the machine.
         context: tokens in the cache.
         goal: None where speeds are only told.
+        thorough: let searches follow that take seconds, for the best choice.
     """
 
     table: SpeedTable
     context: int
     goal: Goal | None = None
+    thorough: bool = True
 
 
 def predicted(

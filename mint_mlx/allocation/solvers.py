@@ -38,7 +38,7 @@ def make_solver(
         limits = Limits(costs, seconds, room, most)
         if fastest(limits) is None:
             limits = Limits(costs, seconds, sum(int(cost.min()) for cost in costs), most)
-        solution = solve_both(limits, losses)
+        solution = solve_both(limits, losses, pace.thorough)
         if solution is None:
             raise too_fast(pace, inventory, limits, inventory.other_bytes + room)
         return _picks(solution, costs, losses)

@@ -49,6 +49,7 @@ def speed_map(
         pace: predicts speeds; its goal doesn't count.
         allocate: makes a plan of a size and a pace.
     """
+    pace = replace(pace, thorough=False)
     chosen = sizes if len(sizes) <= SIZES else [sizes[i] for i in _spread(len(sizes))]
     points = []
     for size in chosen:

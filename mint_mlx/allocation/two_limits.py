@@ -9,6 +9,7 @@ enough, an exact search follows, as in knapsack.py. Deterministic throughout.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from .knapsack import TOLERANCE, Solution, lower_hull, solve, suffix_bounds
 STEPS = 32  # of the bisection
 STATES = 2_000_000  # that the search generates in all, about
 CLOSE = 1e-5  # a gap that is not worth a search
+SOLVES = 200_000  # options that relaxations of branches look at in all, about
+NEAR = (0.25, 0.5, 1.0, 2.0, 4.0)  # weights of a second in a branch, in units of the whole's
 MOVES = 1000  # changes of one layer of which exchanges of two are made
 
 Values = Sequence[np.ndarray]  # by layer: (options,)
@@ -59,12 +62,13 @@ def fastest(limits: Limits) -> Solution | None:
     return solve(limits.bytes, limits.seconds, limits.most_bytes)
 
 
-def solve_both(limits: Limits, losses: Values) -> Solution | None:
+def solve_both(limits: Limits, losses: Values, thorough: bool = True) -> Solution | None:
     """Choose one option per layer within both limits.
 
     Args:
         limits: bytes and seconds of the options, and what they may sum up to.
         losses: float64 (options,), by layer.
+        thorough: let searches follow that take seconds.
 
     Returns:
         The choice, or None where no choice within the bytes was found that is within the seconds.
@@ -99,9 +103,12 @@ def solve_both(limits: Limits, losses: Values) -> Solution | None:
     ]
     best = _exchanged(limits, losses, reduced, best)
     optimal = False
-    if _gap(total(losses, best), bound) > CLOSE:
+    if thorough and _gap(total(losses, best), bound) > CLOSE:
         better, optimal = _search(limits, losses, bound_weight, total(losses, best))
         best = _exchanged(limits, losses, reduced, better) if len(better) else best
+    if thorough and not optimal and _gap(total(losses, best), bound) > CLOSE:
+        best, bound = _branched(limits, losses, reduced, bound_weight, best, bound)
+        optimal = _gap(total(losses, best), bound) <= 0
     loss = total(losses, best)
     size = int(total(limits.bytes, best))
     return Solution(tuple(int(k) for k in best), size, loss, min(bound, loss), optimal)
@@ -234,6 +241,88 @@ def _search(
         choice[i] = option[state]
         state = int(parent[state])
     return choice, complete
+
+
+def _branched(
+    limits: Limits,
+    losses: Values,
+    reduced: Values,
+    weight: float,
+    best: np.ndarray,
+    bound: float,
+) -> tuple[np.ndarray, float]:
+    """A better choice and a higher bound, by fixing the layers that matter most, best node first.
+
+    One large layer (a head) can't be divided between two options as a relaxation does: with each of
+    them fixed, the bounds of the remaining layers are close.
+
+    Args:
+        limits, losses, reduced: of the options.
+        weight: loss for a second, near which those of the nodes lie.
+        best: the best choice so far.
+        bound: below the loss of any choice.
+    """
+    spread = [float(v.max() - v.min()) for v in reduced]
+    order = sorted(range(len(losses)), key=lambda i: (-spread[i], i))
+    remaining = SOLVES // sum(map(len, losses))
+    nodes: list[tuple[float, int, tuple[int, ...]]] = [(bound, 0, ())]
+    count = 0
+    while nodes:
+        lowest, _, fixed = nodes[0]
+        layer = order[len(fixed)] if len(fixed) < len(order) else None
+        options = [] if layer is None else _worthwhile(limits, losses, layer)
+        if lowest >= total(losses, best) or layer is None or remaining < len(options) * len(NEAR):
+            break
+        heapq.heappop(nodes)
+        remaining -= len(options) * len(NEAR)
+        for option in options:
+            choices = dict(zip(order, (*fixed, option), strict=False))
+            reached, choice = _node(limits, losses, choices, weight)
+            if choice is not None:
+                choice = _exchanged(limits, losses, reduced, choice)
+                best = min(best, choice, key=lambda c: total(losses, c))
+            if reached < total(losses, best):
+                count += 1
+                heapq.heappush(nodes, (max(reached, lowest), count, (*fixed, option)))
+    return best, min([total(losses, best), *(node[0] for node in nodes)])
+
+
+def _node(
+    limits: Limits, losses: Values, fixed: dict[int, int], weight: float
+) -> tuple[float, np.ndarray | None]:
+    """The bound where some layers have fixed options, and the best choice met within the limits."""
+    held = {i: slice(k, k + 1) for i, k in fixed.items()}
+    every = slice(None)
+    parts = [
+        [v[held.get(i, every)] for i, v in enumerate(values)]
+        for values in (limits.bytes, limits.seconds, losses)
+    ]
+    inside = Limits(parts[0], parts[1], limits.most_bytes, limits.most_seconds)
+    if sum(int(c.min()) for c in inside.bytes) > limits.most_bytes:
+        return math.inf, None
+    bound, best = -math.inf, None
+    for factor in NEAR:
+        choice, reached = _relaxed(inside, parts[2], weight * factor)
+        bound = max(bound, reached)
+        for i, k in fixed.items():
+            choice[i] = k
+        if limits.in_time(choice) and (best is None or total(losses, choice) < total(losses, best)):
+            best = choice
+    return bound, best
+
+
+def _worthwhile(limits: Limits, losses: Values, layer: int) -> list[int]:
+    """A layer's options that no other one beats in bytes, seconds and loss."""
+    table = np.stack([limits.bytes[layer], limits.seconds[layer], losses[layer]])
+    beaten = [
+        any(
+            (table[:, j] <= table[:, k]).all() and ((table[:, j] < table[:, k]).any() or j < k)
+            for j in range(table.shape[1])
+            if j != k
+        )
+        for k in range(table.shape[1])
+    ]
+    return [k for k, is_beaten in enumerate(beaten) if not is_beaten]
 
 
 def _undominated(size: np.ndarray, seconds: np.ndarray, loss: np.ndarray) -> np.ndarray:
