@@ -54,6 +54,10 @@ def _facts(facts: Facts) -> list[tuple[str, str]]:
         ("parameters", count(model.parameters)),
         ("read per token", human(model.inventory.active_bytes(model.plan.choice))),
     ]
+    speed = model.plan.speed
+    if speed is not None:
+        where = f"predicted tokens per second, {speed.machine}, context of {_tokens(speed.context)}"
+        listed.append((where, str(speed)))
     if facts.expectation is not None and facts.expectation.is_kl:
         listed.append(("expected KL, nats per token", band_text(facts.expectation.loss)))
     figures = facts.measured.figures

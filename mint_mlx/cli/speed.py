@@ -56,6 +56,10 @@ def speed(
         output.table(*batch_lines(report), "milliseconds of so many tokens at once")
     for label, predicted in report.speeds.items():
         output.line(f"{label}: {predicted} tokens/s at a context of {report.context} tokens")
+    if "as stored" not in report.speeds:
+        output.line(
+            "as stored: not predicted, since MLX can't run one of its layers on this device"
+        )
     if report.prompt is not None:
         output.line(
             f"Blocks' layers alone read a prompt at {report.prompt:.3g} tokens/s (uniform 4bit-g64)"

@@ -205,7 +205,9 @@ def _inspect_model(model: str) -> InspectedModel:
     with suppress(MintError):
         written = read_plan(source.path / PLAN_FILE)
         if written.choice == plan.choice:
-            plan = replace(plan, errors=written.errors)
+            plan = replace(
+                plan, errors=written.errors, speed=written.speed, speed_goal=written.speed_goal
+            )
 
     # Weights that are here tell whether they were quantized before.
     inventory = with_towers(job.inventory, job.unused.towers)
