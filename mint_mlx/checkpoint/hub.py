@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..base.errors import MintError, naming
-from ..base.files import BASE_MODEL, PLAN_FILE
+from ..base.files import BASE_MODEL, MTP_FILE, PLAN_FILE
 from ..base.remove import Kind, discard, move
 from ..base.safetensors_header import INDEX, parse_header, read_header, read_index
 from ..base.scratch import note_name, noted_names, open_scratch, scratch_kind
@@ -210,6 +210,12 @@ def fetch_skeleton(repo: RepoId) -> Skeleton:
         weight_bytes += _write_sparse_shard(folder / name, file)
         lfs = siblings[name].lfs if name in siblings else None
         hashes[name] = lfs.sha256 if lfs else ""
+
+    # No part of the model, but the doctor looks for it.
+    if MTP_FILE in siblings and MTP_FILE not in files:
+        note_name(folder, MTP_FILE)
+        beside = api.parse_safetensors_file_metadata(repo.name, MTP_FILE, revision=commit)
+        _write_sparse_shard(folder / MTP_FILE, beside)
     return Skeleton(folder, commit, hashes, weight_bytes)
 
 

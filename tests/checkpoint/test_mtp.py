@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx_lm.utils
 import numpy as np
 import pytest
+from fake_hub import FakeHub
 from helpers import Notes
 from mlx.utils import tree_flatten
 from released import known, released
@@ -164,3 +165,12 @@ def test_mlx_optiq_finds_them(tmp_path: Path) -> None:
     head = dict(tree_flatten(loaded.parameters()))
     assert mx.array_equal(head["language_model.mtp.fc.weight"], stored["mtp.fc.weight"])
     assert mx.allclose(head["language_model.mtp.norm.weight"], stored["mtp.norm.weight"] + 1)
+
+
+def test_the_doctor_sees_them_on_the_hub(hub: FakeHub, tmp_path: Path) -> None:
+    model = source_of("glm4_moe", tmp_path / "glm")
+    hub.folder = convert.convert(
+        str(model), uniform="8bit-g32", out=tmp_path / "q", parts="mtp", smoke=False
+    ).path
+    done = hub.run("doctor", "org/tiny")
+    assert "nothing is wrong" in done.stdout, done.stdout + done.stderr
