@@ -15,14 +15,13 @@ from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from ...base.quant_config import QuantConfig
+from ...base.threads import cores, in_threads, single_blas
 from ...checkpoint.layers import Layer
 from ...measure.moments import factor
 from . import rtn, search
 from .codes import Codes
-from .threads import cores, in_threads
 
 WIDE = 8192  # rows, of one expert or of several, whose columns are rounded together
 WORKERS = 4  # threads at most: each holds the second moments and factors of WIDE rows' experts
@@ -88,7 +87,7 @@ def find_codes(
     pieces = (
         (place, np.array(weight_3d[place].astype(mx.float32))) for place in _places(experts, rows)
     )
-    with threadpool_limits(1, "blas"):  # several threads would wait for a BLAS of several
+    with single_blas():
         in_threads(work, pieces, WORKERS)
     shape = (*weight.shape[:-1], columns // config.group_size)
     return Codes(

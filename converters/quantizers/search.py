@@ -22,10 +22,10 @@ import mlx.core as mx
 import numpy as np
 
 from ...base.quant_config import QuantConfig
+from ...base.threads import in_threads
 from ...measure.grid_fit import rounder
 from . import rtn
 from .codes import Codes
-from .threads import in_threads
 
 # Codes (rows, columns), scales and biases (rows, groups).
 Grid = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -69,15 +69,14 @@ def _tokens(count: int) -> np.ndarray:
 
 
 def _text(model: Path, count: int) -> dict[str, float]:
-    import mlx.core as mx
-
     from mint_mlx.measure.self_text import PASSES, resample
     from mint_mlx.runtime.blocks import forward_blocks
+    from mint_mlx.runtime.draws import uniform_numbers
     from mint_mlx.runtime.runner import load_runner
 
     tokens = _tokens(count)
     clock = Clock()
-    resample(load_runner(model, True), tokens, mx.random.key(0))
+    resample(load_runner(model, True), tokens, uniform_numbers(0, tokens.shape))
     seconds = clock.seconds
 
     # Once more block by block, for the share of the last one.

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..checkpoint.layers import Inventory
 from ..runtime.taps import Activations
-from .moments import WIDE, SampledMoments
+from .moments import WIDE, SampledMoments, gram
 from .pass_state import Contribution, RowWeights
 
 
@@ -105,6 +105,6 @@ class Accumulator:
         """Add rows, float32 (rows, hidden), to the embedding's second moment."""
         if rows.shape[-1] > WIDE:
             return
-        moment: np.ndarray = rows.T @ rows
+        moment = gram(rows)
         known = self._contribution.embedding
         self._contribution.embedding = moment if known is None else known + moment

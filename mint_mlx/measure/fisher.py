@@ -44,7 +44,7 @@ from ..runtime.runner import Runner, load_runner
 from ..runtime.taps import Activations
 from . import pass_state
 from .accumulator import Accumulator, Layers, followed_layers
-from .moments import remaining
+from .moments import gram, remaining
 from .pass_state import Contribution, RowWeights
 from .sensitivity import SCHEMA, Sensitivity, TokenWeights, compacted
 
@@ -169,7 +169,7 @@ def backward(
     contributions, grad = pass_state.read_contributions(folder, depth, tokens.shape, layers.experts)
     if grad is None:
         names = names_of(runner, layers.experts)
-        grad = from_logits(runner, tokens, last, batch, mx.random.key(SEED), accumulator.add, names)
+        grad = from_logits(runner, tokens, last, batch, SEED, accumulator.add, names)
         contributions[depth] = accumulator.finish()
         if not contributions[depth].rows:
             raise NoChain(NO_HEAD)
@@ -275,7 +275,7 @@ def check_chain(source: Source, inventory: Inventory) -> None:
             grad = pull_back(step, mx.zeros(out.shape), 2, lambda _: None, names)
 
         names = names_of(runner, paths)
-        from_logits(runner, tokens, out, 2, mx.random.key(SEED), seen.append, names)
+        from_logits(runner, tokens, out, 2, SEED, seen.append, names)
         if not seen:
             raise NoChain(NO_HEAD)
         first_block = runner.blocks[0]
@@ -311,7 +311,7 @@ def _metric(grad: mx.array) -> np.ndarray:
     rows = rows.reshape(-1, rows.shape[-1])
     if rows.shape[-1] > WHOLE_METRIC:
         return np.asarray(np.square(rows).mean(axis=0))
-    return np.asarray(rows.T @ rows / len(rows))
+    return gram(rows) / np.float32(len(rows))
 
 
 def _by_token(batches: list[RowWeights], count: int) -> TokenWeights:

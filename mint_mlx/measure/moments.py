@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
+from ..base.threads import in_threads, single_blas
 from ..checkpoint.layers import Layer
 
 DAMPING = 0.01  # of the mean diagonal, added to it
 POOL = 1.0  # rows that each expert borrows from all, per column: average ones
 EXPERTS = 8  # of a layer, whose moments tell how much remains
 WIDE = 4096  # columns at most that tell it
+NARROW = 512  # columns below which one thread multiplies
 
 
 def takes_feedback(layer: Layer) -> bool:
@@ -29,6 +31,30 @@ def takes_feedback(layer: Layer) -> bool:
     if layer.role == "embedding":
         return layer.kind == "embedding"
     return layer.kind in ("linear", "experts") and (layer.block is not None or layer.role == "head")
+
+
+def gram(rows: np.ndarray) -> np.ndarray:
+    """rows.T @ rows, float32 (columns, columns), of float32 (rows, columns).
+
+    In threads of one each: a BLAS of several waits for its threads at every product.
+    """
+    columns = rows.shape[1]
+    out = np.empty((columns, columns), dtype=np.float32)
+    middle = columns // 2 if columns >= NARROW else columns
+    halves = slice(0, middle), slice(middle, columns)
+
+    def work(above: slice, below: slice) -> None:
+        np.matmul(rows[:, above].T, rows[:, below], out=out[above, below])
+
+    pieces = [(half, half) for half in halves if half.start < half.stop]
+    pieces += [halves] if len(pieces) > 1 else []
+    with single_blas():
+        if len(pieces) == 1:
+            work(*pieces[0])
+        else:
+            in_threads(work, pieces, len(pieces))
+            out[halves[1], halves[0]] = out[halves[0], halves[1]].T
+    return out
 
 
 def factor(moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -114,12 +140,12 @@ class SampledMoments:
         """
         rows = rows[:, :: -(-rows.shape[1] // WIDE)]
         for index in range(0, experts, -(-experts // EXPERTS)):
-            chosen = slice(None) if expert is None else expert == index
+            chosen = slice(None) if expert is None else np.flatnonzero(expert == index)
             weighted = rows[chosen] * roots[chosen, None]
             if index not in self.by_expert:
                 self.by_expert[index] = np.zeros((rows.shape[1],) * 2, dtype=np.float32)
             if len(weighted):
-                self.by_expert[index] += weighted.T @ weighted
+                self.by_expert[index] += gram(weighted)
                 self.rows += len(weighted)
 
     def remaining(self) -> float:

@@ -21,6 +21,8 @@ from ..base.errors import MintError
 from ..base.report import Progress
 from ..checkpoint.source import Source
 from ..runtime.device import on_cpu
+from ..runtime.draws import draw, uniform_numbers
+from ..runtime.fast_math import fast_math
 from ..runtime.forward import forward
 from ..runtime.kvcache import cache_size
 from ..runtime.memory import RESERVE, room
@@ -90,15 +92,16 @@ def write_tokens(
             resume.write_tokens(resume_file, kind, tokens, done)
 
     if not runner.streamed:
-        key = mx.random.key(seed)
-        tokens = sample(runner, tokens, key, progress, done, note, windows)
+        uniform = uniform_numbers(seed, tokens.shape)
+        tokens = sample(runner, tokens, uniform, progress, done, note, windows)
         return tokens, f"sampled, seed {seed}"
 
     for number in range(done, PASSES):
         progress(f"pass {number + 1}", number, PASSES)
         if number > done:  # a streamed model has dropped its blocks
             runner = load_runner(source.path, True, source.dtype)
-        tokens = resample(runner, tokens, mx.random.key(seed * PASSES + number))
+        uniform = uniform_numbers(seed * PASSES + number, tokens.shape)
+        tokens = resample(runner, tokens, uniform)
         note(tokens, number + 1)
     progress("", PASSES, PASSES)
     return tokens, f"resampled {PASSES} times, seed {seed}"
@@ -127,7 +130,7 @@ def at_once(source: Source, runner: Runner, length: int) -> int:
 def sample(
     runner: Runner,
     tokens: np.ndarray,
-    key: mx.array,
+    uniform: np.ndarray,
     progress: Progress = lambda *_: None,
     done: int = 0,
     note: Callable[[np.ndarray, int], None] = lambda *_: None,
@@ -138,7 +141,7 @@ def sample(
     Args:
         runner: a loaded model.
         tokens: int32 (windows, length).
-        key: of the draws.
+        uniform: float64 (windows, length), from 0 to 1, which decide the draws.
         progress: called with (what, tokens done, tokens in all).
         done: batches of windows that are drawn already.
         note: called after each batch with the tokens so far and the batches done.
@@ -148,39 +151,51 @@ def sample(
     written = tokens.copy()
     for batch, start in enumerate(range(0, len(tokens), windows)):
         if batch < done:
-            for _ in range(1, length):  # what follows is drawn as if this had been
-                key = mx.random.split(key)[0]
             continue
+        some = slice(start, min(start + windows, len(tokens)))
 
-        cache = make_prompt_cache(runner.model)
-        last = mx.array(tokens[start : start + windows, :1])
-        drawn = [last]
-        for position in range(1, length):
-            progress("sample", start * length + position * len(last), tokens.size)
-            key, draw = mx.random.split(key)
-            logits = runner.model(last, cache=cache)[:, -1].astype(mx.float32)
-            last = mx.random.categorical(logits, key=draw)[:, None].astype(mx.int32)
-            mx.eval(last)
-            drawn.append(last)
+        def report(position: int, some: slice = some) -> None:
+            drawn = some.start * length + position * (some.stop - some.start)
+            progress("sample", drawn, tokens.size)
 
-        written[start : start + windows] = np.array(mx.concatenate(drawn, axis=1))
+        written[some] = continued(runner, tokens[some, 0], uniform[some], report)
         note(written, batch + 1)
     return written
 
 
-def resample(runner: Runner, tokens: np.ndarray, key: mx.array) -> np.ndarray:
+def continued(
+    runner: Runner, first: np.ndarray, uniform: np.ndarray, report: Callable[[int], None]
+) -> np.ndarray:
+    """Windows that begin with these tokens, int32 (windows, length).
+
+    Args:
+        runner: a loaded model.
+        first: int (windows,).
+        uniform: float64 (windows, length), from 0 to 1, which decide the draws.
+        report: called with each position before it is drawn.
+    """
+    cache = make_prompt_cache(runner.model)
+    drawn = [first.astype(np.int32)]
+    for position in range(1, uniform.shape[1]):
+        report(position)
+        with fast_math(runner.model):
+            logits = runner.model(mx.array(drawn[-1][:, None]), cache=cache)[:, -1]
+        drawn.append(draw(logits.astype(mx.float32), uniform[:, position]))
+    return np.stack(drawn, axis=1)
+
+
+def resample(runner: Runner, tokens: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     """Every token but each window's first drawn anew, given those before it.
 
     Args:
         runner: a loaded model.
         tokens: int32 (windows, length).
-        key: of the draws.
+        uniform: float64 (windows, length), from 0 to 1, which decide the draws.
     """
     written = tokens.copy()
     batch = max(1, 4096 // tokens.shape[1])
     for piece in forward(runner, tokens, batch):
-        key, draw = mx.random.split(key)
-        drawn = np.asarray(mx.random.categorical(piece.logits, key=draw)).astype(np.int32)
+        drawn = draw(piece.logits, uniform[piece.rows, piece.columns])
 
         # What is predicted at a position is the next one's token; the last has no next one.
         start = piece.columns.start + 1

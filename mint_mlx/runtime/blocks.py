@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -231,7 +231,8 @@ def pull_back(
         (hidden, *args), kwargs = step.arguments(start, batch)
 
         def block(hidden: mx.array, args: Any = args, kwargs: Any = kwargs) -> mx.array:
-            return step.block(hidden, *args, **kwargs)
+            with fast_math(step.block):
+                return step.block(hidden, *args, **kwargs)
 
         cotangent = grad[start : start + batch].astype(hidden.dtype)
         to_hidden, calls = tapped_gradient(block, hidden, cotangent, names)
@@ -259,25 +260,36 @@ def tapped_gradient(
     Raises:
         NoChain: an operation has no gradient.
     """
-    # A first run, of which nothing is computed, tells how many taps there are and their shapes.
-    planned: list[LayerCall] = []
-    with watched(planned, names):
-        function(at)
-    taps = [mx.zeros(call.shape, call.dtype) for call in planned]
-
     calls: list[LayerCall] = []
+    to_outputs: dict[int, mx.array] = {}
 
-    def tapped(at: mx.array, *taps: mx.array) -> mx.array:
-        calls.clear()
-        with watched(calls, names, taps):
+    def tap(number: int, out: mx.array) -> mx.array:
+        @mx.custom_function
+        def passed_on(out: mx.array) -> mx.array:
+            return out
+
+        @passed_on.vjp
+        def _(out: mx.array, grad: mx.array, _: mx.array) -> mx.array:
+            to_outputs[number] = grad
+            return grad
+
+        return cast(mx.array, passed_on(out))
+
+    def tapped(at: mx.array) -> mx.array:
+        with watched(calls, names, tap):
             return function(at)
 
     try:
-        _, (gradient, *to_outputs) = mx.vjp(tapped, [at, *taps], [cotangent])
-        mx.eval(gradient, to_outputs, [call.x for call in calls])
+        _, (gradient,) = mx.vjp(tapped, [at], [cotangent])
+        # An output that nothing depends on has no gradient.
+        grads = [
+            to_outputs[i] if i in to_outputs else mx.zeros(call.shape, call.dtype)
+            for i, call in enumerate(calls)
+        ]
+        mx.eval(gradient, grads, [call.x for call in calls])
     except ValueError as error:  # an operation without a gradient
         raise NoChain(str(error).splitlines()[0]) from error
-    return gradient, list(zip(calls, to_outputs, strict=True))
+    return gradient, list(zip(calls, grads, strict=True))
 
 
 def names_of(runner: Runner, wanted: Collection[str]) -> dict[int, str]:

@@ -6,7 +6,7 @@ embedding's output; blocks.py has what lies between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from . import patching
 from .blocks import NoChain, tapped_gradient
+from .draws import drawn_loss, uniform_numbers
 from .runner import LOGITS, Runner, logits_of, trunk_output, trunk_output_from
 from .taps import Visit
 
@@ -25,7 +26,7 @@ def from_logits(
     tokens: np.ndarray,
     hidden: mx.array,
     batch: int,
-    key: mx.array,
+    seed: int,
     visit: Visit,
     names: dict[int, str],
 ) -> mx.array:
@@ -39,7 +40,7 @@ def from_logits(
         tokens: int (windows, tokens).
         hidden: (windows, tokens, hidden), the last block's output.
         batch: windows at once.
-        key: for the labels.
+        seed: of the labels.
         visit: called with what each of the named layers (the head) reads, and its gradient.
         names: their paths, by the id of the module.
 
@@ -47,15 +48,17 @@ def from_logits(
         NoChain: an operation has no gradient.
     """
     grads = []
+    uniform = uniform_numbers(seed, tokens.shape)
     for start in range(0, len(tokens), batch):
         some_tokens = mx.array(tokens[start : start + batch])
         some_hidden = hidden[start : start + batch]
-        key, draw = mx.random.split(key)
+        some_uniform = uniform[start : start + batch]
 
         to_top = partial(trunk_output_from, runner, some_tokens)
-        top_grad = _head_gradient(
-            runner, some_tokens, to_top(some_hidden), start * hidden.shape[1], draw, visit, names
-        )
+        top = to_top(some_hidden)
+        mx.eval(top)
+        first_token = start * hidden.shape[1]
+        top_grad = _head_gradient(runner, some_tokens, top, first_token, some_uniform, visit, names)
         _, (grad,) = mx.vjp(to_top, [some_hidden], [top_grad])
 
         mx.eval(grad)
@@ -108,7 +111,7 @@ def _head_gradient(
     tokens: mx.array,
     top: mx.array,
     first_token: int,
-    key: mx.array,
+    uniform: np.ndarray,
     visit: Visit,
     names: dict[int, str],
 ) -> mx.array:
@@ -118,29 +121,24 @@ def _head_gradient(
         tokens: int (windows, tokens).
         top: (windows, tokens, hidden), the trunk's output.
         first_token: of these windows, counted through all.
-        runner, key, visit, names: as for `from_logits`.
+        uniform: float64 (windows, tokens), which decide the labels.
+        runner, visit, names: as for `from_logits`.
     """
     length = top.shape[1]
+    width = max(1, LOGITS // (len(tokens) * _vocabulary(runner, tokens, top)))
     pieces = []
-    column = 0
-    step = 1
-    while column < length:
-        columns = slice(column, min(column + step, length))
-        width = columns.stop - columns.start
-        key, draw = mx.random.split(key)
-        loss = _loss(runner, tokens[:, columns], draw)
+    for column in range(0, length, width):
+        columns = slice(column, min(column + width, length))
+        loss = partial(_loss, runner, tokens[:, columns], uniform[:, columns])
         grad, calls = tapped_gradient(loss, top[:, columns], mx.array(1.0), names)
 
         for call, to_output in calls:
-            activations = call.activations(0, (len(tokens), width), to_output)
+            activations = call.activations(0, grad.shape[:2], to_output)
             # Tokens are counted within these columns, by window: count them within all windows.
-            window, offset = np.divmod(activations.token, width)
+            window, offset = np.divmod(activations.token, grad.shape[1])
             token = first_token + window * length + column + offset
             visit(replace(activations, token=token))
-
         pieces.append(grad)
-        column = columns.stop
-        step = max(1, LOGITS // (len(tokens) * _vocabulary(runner, tokens, top)))
     return mx.concatenate(pieces, axis=1)
 
 
@@ -149,16 +147,9 @@ def _vocabulary(runner: Runner, tokens: mx.array, top: mx.array) -> int:
     return int(logits_of(runner, tokens[:1, :1], top[:1, :1]).shape[-1])
 
 
-def _loss(runner: Runner, tokens: mx.array, key: mx.array) -> Callable[[mx.array], mx.array]:
+def _loss(runner: Runner, tokens: mx.array, uniform: np.ndarray, top: mx.array) -> mx.array:
     """The negative log-likelihood of labels drawn from the model, of the trunk's output."""
-
-    def loss(top: mx.array) -> mx.array:
-        logits = logits_of(runner, tokens, top)
-        labels = mx.random.categorical(mx.stop_gradient(logits), key=key)
-        chosen = mx.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-        return mx.sum(mx.logsumexp(logits, axis=-1) - chosen)
-
-    return loss
+    return drawn_loss(logits_of(runner, tokens, top), uniform)
 
 
 def _first_input_with_tap(

@@ -1,7 +1,7 @@
 """What layers read while a model runs, and taps at their outputs for a backward pass.
 
-A "tap" is a zero added to a layer's output: its gradient is the one with respect to that output,
-and no weight's gradient is computed for it.
+A "tap" passes a layer's output on, and takes down the gradient that comes back to it; no weight's
+gradient is computed for it.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Activations:
 
 
 Visit = Callable[[Activations], None]
+Tap = Callable[[int, mx.array], mx.array]  # (number of the call, output) -> the same output
 
 
 @dataclass(frozen=True)
@@ -106,15 +107,14 @@ def _as_rows(grad: mx.array | None) -> mx.array | None:
 
 @contextmanager
 def watched(
-    calls: list[LayerCall], names: dict[int, str], taps: tuple[mx.array, ...] | None = None
+    calls: list[LayerCall], names: dict[int, str], tap: Tap | None = None
 ) -> Iterator[None]:
     """Record the calls of layers, and add taps to their outputs.
 
     Args:
         calls: receives them.
         names: paths of the layers to watch, by the id of the module.
-        taps: an array for each call, in the order of the calls; their sum with the outputs is
-            differentiable in the taps alone (inputs are recorded without gradient).
+        tap: what outputs go through (inputs are recorded without gradient then).
     """
     if not names:
         yield
@@ -125,7 +125,7 @@ def watched(
     def in_float32(x: mx.array) -> mx.array:
         """In float32, once however many layers read it: all stay until the block is done."""
         if id(x) not in as_float:  # the key's array is held too, so that its id stays its own
-            exact = x if taps is None else mx.stop_gradient(x)
+            exact = x if tap is None else mx.stop_gradient(x)
             as_float[id(x)] = x, exact.astype(mx.float32)
         return as_float[id(x)][1]
 
@@ -141,7 +141,7 @@ def watched(
         else:
             call = LayerCall(path, read, out.shape, out.dtype, heads=isinstance(layer, HEADS))
         calls.append(call)
-        return out if taps is None else out + taps[len(calls) - 1]
+        return out if tap is None else tap(len(calls) - 1, out)
 
     with (
         patching.routing_seen(lambda _, indices: routes.append(np.asarray(indices))),

@@ -53,16 +53,15 @@ def test_the_walk_gives_the_whole_models_gradient(
 ) -> None:
     folder = make(llama(3))
     job = prepare(str(folder))
-    calls: list[int] = []
 
-    def fixed(logits: mx.array, key: mx.array) -> mx.array:
-        calls.append(0)  # each position is run twice: for the shapes, then for the gradient
-        position = (len(calls) - 1) // 2
-        return mx.array(LABELS[:, position : position + 1])
+    def labels(_: object, uniform: np.ndarray) -> np.ndarray:
+        return uniform.astype(np.int32)
 
-    # One position at a time, so that labels can be handed out.
-    monkeypatch.setattr("mint_mlx.runtime.gradients.LOGITS", 1)
-    monkeypatch.setattr(mx.random, "categorical", fixed)
+    # The labels stand where the numbers that decide them would.
+    monkeypatch.setattr("mint_mlx.runtime.gradients.uniform_numbers", lambda *_: LABELS)
+    monkeypatch.setattr("mint_mlx.runtime.draws.draw", labels)
+    monkeypatch.setattr("mint_mlx.runtime.draws._labels", labels)
+    monkeypatch.setattr("mint_mlx.runtime.gradients.LOGITS", 1)  # one position at a time
     more = {"batch": len(TOKENS), "streamed": streamed}
     sensitivity = measure(job.source, job.inventory, TOKENS, "random", **more)
 

@@ -8,7 +8,7 @@ import pytest
 
 from mint_mlx.base.quant_config import QuantConfig
 from mint_mlx.converters.quantizers import gptq, learn_block, rtn
-from mint_mlx.measure.moments import EXPERTS, WIDE, SampledMoments, factor, remaining
+from mint_mlx.measure.moments import EXPERTS, NARROW, WIDE, SampledMoments, factor, gram, remaining
 from mint_mlx.measure.sensitivity import compacted
 
 
@@ -78,3 +78,9 @@ def test_moments_are_bounded_and_an_expert_that_nobody_chose_borrows(
 def test_nothing_seen_leaves_everything() -> None:
     assert remaining([np.zeros((4, 4), dtype=np.float32)]) == 1.0
     assert SampledMoments().remaining() == 1.0
+
+
+@pytest.mark.parametrize("columns", [7, NARROW + 1])
+def test_a_gram_matrix_is_that_of_the_rows(columns: int) -> None:
+    rows = np.random.default_rng(0).standard_normal((5, columns), dtype=np.float32)
+    np.testing.assert_allclose(gram(rows), rows.T @ rows, atol=1e-5)

@@ -33,6 +33,30 @@ def test_grouped_experts_equal_mlx_lm(is_sorted: bool, bias: bool) -> None:
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("piece", [1, 1 << 30])  # in threads, and in none
+def test_grouped_experts_have_mlx_lms_gradients(
+    piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_lm.models.switch_layers import SwitchLinear
+
+    monkeypatch.setattr(cpu_ops, "PIECE", piece)
+    stock = SwitchLinear(16, 8, 4, bias=False)
+    grouped = cpu_ops.GroupedSwitchLinear(16, 8, 4, bias=False)
+    indices = mx.array(np.random.default_rng(0).integers(0, 3, (5, 2)))  # expert 3 gets no token
+    x = mx.random.normal((5, 1, 1, 16), key=mx.random.key(0))
+
+    def output(layer: nn.Module, x: mx.array, weight: mx.array) -> mx.array:
+        layer.weight = weight
+        return mx.square(layer(x, indices))
+
+    both = [
+        gradients(lambda x, w, layer=layer: output(layer, x, w), x, stock.weight)
+        for layer in (stock, grouped)
+    ]
+    for expected, actual in zip(*both, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["affine", "mxfp4"])
 def test_dense_products_equal_quantized_ones(mode: str) -> None:
     """Of linear layers, experts, embeddings as heads and latent attention; gradients as well."""

@@ -9,7 +9,8 @@ import pytest
 from mlx_lm.models.mla import MultiLinear
 from mlx_lm.models.switch_layers import SwitchGLU
 
-from mint_mlx.runtime.taps import LayerCall, watched
+from mint_mlx.runtime.blocks import tapped_gradient
+from mint_mlx.runtime.taps import watched
 
 WINDOWS, TOKENS, INPUTS = 2, 3, 4
 X = mx.random.normal((WINDOWS, TOKENS, INPUTS), key=mx.random.key(0))
@@ -59,13 +60,24 @@ def test_a_taps_gradient_is_that_at_the_output() -> None:
     first, second = nn.Linear(INPUTS, 5, bias=False), nn.Linear(5, 2, bias=False)
     names = {id(first): "first", id(second): "second"}
 
-    def loss(*taps: mx.array) -> mx.array:
-        calls: list[LayerCall] = []
-        with watched(calls, names, taps):
-            return mx.sum(mx.square(second(first(X))))
+    def loss(x: mx.array) -> mx.array:
+        return mx.sum(mx.square(second(first(x))), keepdims=True)
 
-    taps = (mx.zeros((WINDOWS, TOKENS, 5)), mx.zeros((WINDOWS, TOKENS, 2)))
-    to_first, to_second = mx.grad(loss, (0, 1))(*taps)
+    _, calls = tapped_gradient(loss, X, mx.ones((1, 1, 1)), names)
+    (_, to_first), (_, to_second) = calls
     out = second(first(X))
     assert mx.allclose(to_second, 2 * out, rtol=1e-4, atol=1e-6)
     assert mx.allclose(to_first, 2 * out @ second.weight, rtol=1e-4, atol=1e-6)
+
+
+def test_an_output_that_nothing_depends_on_has_a_gradient_of_zeros() -> None:
+    unused, used = nn.Linear(INPUTS, 5), nn.Linear(INPUTS, 2)
+    names = {id(unused): "unused", id(used): "used"}
+
+    def run(x: mx.array) -> mx.array:
+        unused(x)
+        return used(x)
+
+    _, ((_, to_unused), _) = tapped_gradient(run, X, mx.ones((WINDOWS, TOKENS, 2)), names)
+    assert to_unused.shape == (WINDOWS, TOKENS, 5)
+    assert not to_unused.any()
