@@ -20,6 +20,9 @@ docs: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(BIN)/python eval/bench/bench.py
+ifdef BASE
+	$(BIN)/python eval/bench/beside.py --base $(BASE) --name $(notdir $(abspath $(BASE))) demo-moe layers
+endif
 
 bench-full: $(VENV)/.installed
 	$(BIN)/python eval/bench/bench.py --full

@@ -193,7 +193,7 @@ def report(results: dict[str, Any]) -> str:
 
         # A part's results are one model, several by name or depth, or the steps of `balanced`.
         measured = results[part]["measured"]
-        lines += [f"## {title}", "", _machine_line(results[part]["machine"]), ""]
+        lines += [f"## {title}", "", machine_line(results[part]["machine"]), ""]
         if part == "quick":
             lines += _table([measured])
         elif part == "slopes":
@@ -206,7 +206,7 @@ def report(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _machine_line(m: dict[str, Any]) -> str:
+def machine_line(m: dict[str, Any]) -> str:
     return (
         f"{m['date']}: {m['cores']} cores of {m['cpu']}, {m['memory_gb']} GB, {m['system']}, BLAS "
         f"{m['blas']}, mlx {m['mlx']}, mlx-lm {m['mlx_lm']}. Files in the page cache."

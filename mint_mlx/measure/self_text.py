@@ -20,6 +20,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from ..base.errors import MintError
 from ..base.report import Progress
 from ..checkpoint.source import Source
+from ..runtime.cpu_ops import whole_experts
 from ..runtime.device import on_cpu
 from ..runtime.draws import draw, uniform_numbers
 from ..runtime.fast_math import fast_math
@@ -31,7 +32,7 @@ from . import resume
 
 PASSES = 4
 LENGTH = 256  # tokens a window
-WINDOWS = 64  # sampled at once
+WINDOWS = 256  # sampled at once at most
 
 
 def random_windows(
@@ -176,11 +177,11 @@ def continued(
     """
     cache = make_prompt_cache(runner.model)
     drawn = [first.astype(np.int32)]
-    for position in range(1, uniform.shape[1]):
-        report(position)
-        with fast_math(runner.model):
+    with fast_math(runner.model), whole_experts():
+        for position in range(1, uniform.shape[1]):
+            report(position)
             logits = runner.model(mx.array(drawn[-1][:, None]), cache=cache)[:, -1]
-        drawn.append(draw(logits.astype(mx.float32), uniform[:, position]))
+            drawn.append(draw(logits.astype(mx.float32), uniform[:, position]))
     return np.stack(drawn, axis=1)
 
 

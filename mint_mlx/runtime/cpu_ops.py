@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.switch_layers import SwitchLinear
+from mlx_lm.models.switch_layers import SwiGLU, SwitchLinear
 
 from ..base.threads import in_threads, single_blas
 from . import patching
 from .device import on_cpu
+from .fast_math import sigmoid
 
 WORKERS = 16  # threads at most
 PIECE = 1 << 22  # products of numbers in a piece of a thread's work
@@ -78,6 +79,64 @@ class GroupedSwitchLinear(SwitchLinear):
         return out.reshape(*lead, 1, -1)
 
 
+def whole_experts() -> AbstractContextManager[None]:
+    """Run groups of experts whole in numpy on a CPU, where nothing watches their layers.
+
+    Without gradients. For a few tokens most of the time goes from one operation to the next.
+    """
+    return patching.experts_computed_by(_whole_or_stock) if on_cpu() else nullcontext()
+
+
+def _whole_or_stock(stock: patching.Call) -> patching.Call:
+    """A group of experts in numpy where it is the usual one, else `stock`."""
+
+    def call(group: Any, x: mx.array, indices: mx.array) -> mx.array:
+        layers = group.up_proj, group.gate_proj, group.down_proj
+        is_usual = type(group.activation) is SwiGLU and x.dtype == mx.float32
+        if not is_usual or any(type(a) is not GroupedSwitchLinear or "bias" in a for a in layers):
+            return cast(mx.array, stock(group, x, indices))
+        chosen = np.asarray(indices)
+        rows = np.asarray(x).reshape(-1, x.shape[-1])
+        out = _swiglu_experts(rows, chosen.reshape(len(rows), -1), *(a.weight for a in layers))
+        return mx.array(out.reshape(*chosen.shape, -1))
+
+    return call
+
+
+def _swiglu_experts(
+    rows: np.ndarray, chosen: np.ndarray, up: mx.array, gate: mx.array, down: mx.array
+) -> np.ndarray:
+    """What each token's experts return.
+
+    Args:
+        rows: float32 (tokens, hidden).
+        chosen: int (tokens, k), experts.
+        up, gate: float32 (experts, inner, hidden).
+        down: float32 (experts, hidden, inner).
+
+    Returns:
+        float32 (tokens * k, hidden).
+    """
+    expert = chosen.reshape(-1)
+    order = np.argsort(expert, kind="stable")
+    present = _present(expert[order], len(up))
+    read = rows[order // chosen.shape[1]]
+    to_gate, to_up, to_down = (np.asarray(a).swapaxes(1, 2) for a in (gate, up, down))
+    inner = _products(read, to_gate, present)
+    inner *= sigmoid(inner)
+    inner *= _products(read, to_up, present)
+
+    out = np.empty_like(read)
+    out[order] = _products(inner, to_down, present)
+    return out
+
+
+def _present(expert: np.ndarray, experts: int) -> list[tuple[int, int, int]]:
+    """(expert, first row, end of its rows) of the experts of sorted rows."""
+    edges = np.searchsorted(expert, np.arange(experts + 1)).tolist()
+    return [(e, start, stop) for e, (start, stop) in enumerate(pairwise(edges)) if start < stop]
+
+
 def _grouped_product(rows: mx.array, weight: mx.array, expert: np.ndarray) -> mx.array:
     """Each row times its expert's weight.
 
@@ -90,8 +149,7 @@ def _grouped_product(rows: mx.array, weight: mx.array, expert: np.ndarray) -> mx
         (n, out). Its gradient is made of the same products; MLX's own of so many slices adds up as
         many arrays of full size.
     """
-    edges = np.searchsorted(expert, np.arange(len(weight) + 1)).tolist()
-    present = [(e, start, stop) for e, (start, stop) in enumerate(pairwise(edges)) if start < stop]
+    present = _present(expert, len(weight))
 
     @mx.custom_function
     def product(rows: mx.array, weight: mx.array) -> mx.array:

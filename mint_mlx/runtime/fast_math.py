@@ -150,7 +150,7 @@ def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
     out = np.empty_like(gates)
 
     def work(out: np.ndarray, gate: np.ndarray, x: np.ndarray) -> None:
-        np.multiply(gate * _sigmoid(gate), x, out=out)
+        np.multiply(gate * sigmoid(gate), x, out=out)
 
     _in_chunks(work, out, gates, _rows(x))
     return mx.array(out.reshape(gate.shape))
@@ -165,16 +165,17 @@ def _(primals: tuple[mx.array, mx.array], grad: mx.array, _: mx.array) -> tuple[
     def work(
         to_gate: np.ndarray, to_x: np.ndarray, gate: np.ndarray, x: np.ndarray, slope: np.ndarray
     ) -> None:
-        sigmoid = _sigmoid(gate)
-        silu = gate * sigmoid
+        share = sigmoid(gate)
+        silu = gate * share
         np.multiply(silu, slope, out=to_x)
-        np.multiply((silu + sigmoid * (1 - silu)) * x, slope, out=to_gate)
+        np.multiply((silu + share * (1 - silu)) * x, slope, out=to_gate)
 
     _in_chunks(work, to_gate, to_x, gate, x, slope)
     return mx.array(to_gate.reshape(grad.shape)), mx.array(to_x.reshape(grad.shape))
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """Of float32 numbers."""
     out = np.negative(x)
     np.minimum(out, LARGEST, out=out)
     np.exp(out, out=out)

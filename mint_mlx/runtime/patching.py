@@ -17,6 +17,8 @@ blocks_run_by         `__call__` of the blocks' classes, to read, run and drop t
                       leave some out while the others are timed (time_model.time_rest).
 experts_run_by        `__call__` of some expert layers' classes, to learn a few of their experts at
                       a time (converters/quantizers/learn_turns.py).
+experts_computed_by   `__call__` of SwitchGLU, to run a group of experts whole in numpy, on a CPU
+                      (cpu_ops.whole_experts).
 routing_seen          `__call__` of SwitchGLU and SwitchMLP, to record which experts each token
                       takes (forward.py, taps.watched).
 outputs_changed       `__call__` of the layers' classes, and `as_linear` of Embedding and
@@ -108,6 +110,11 @@ def blocks_run_by(blocks: Collection[nn.Module], run: Call) -> AbstractContextMa
 def experts_run_by(layers: Collection[nn.Module], run: Call) -> AbstractContextManager[None]:
     """Let a call of an expert layer be `run(layer, x, indices, ...)`, as `blocks_run_by`."""
     return _calls_replaced(layers, run)
+
+
+def experts_computed_by(make: Callable[[Call], Call]) -> AbstractContextManager[None]:
+    """Let a group of experts be what `make` gives for the stock method."""
+    return _patched([(SwitchGLU, "__call__", make)])
 
 
 def routing_seen(

@@ -74,8 +74,8 @@ def test_text_that_was_interrupted_goes_on_after_its_last_pass(
     assert resume.read_tokens(place, "resampled", windows) is not None
     resume.clear(place)
     assert not list(place.parent.iterdir())
-    resume._tokens_file(place, "sampled-64").write_bytes(b"cut short")
-    assert resume.read_tokens(place, "sampled-64", windows) is None
+    resume._tokens_file(place, "sampled-256").write_bytes(b"cut short")
+    assert resume.read_tokens(place, "sampled-256", windows) is None
 
 
 def test_as_many_windows_are_sampled_at_once_as_memory_has_room_for(
@@ -87,7 +87,7 @@ def test_as_many_windows_are_sampled_at_once_as_memory_has_room_for(
     cache = make_prompt_cache(loaded.model)
     mx.eval(loaded.model(mx.zeros((8, 256), dtype=mx.int32), cache=cache))
     eight = sum(array.nbytes for block in cache for array in (block.keys, block.values))
-    for caches, windows in ((200, 64), (1.01, 4), (0, 1)):
+    for caches, windows in ((200, 256), (1.01, 4), (0, 1)):
         room = RESERVE + weights + int(caches * eight)
         monkeypatch.setattr(self_text, "room", lambda room=room: room)
         assert self_text.at_once(source, loaded, 256) == windows

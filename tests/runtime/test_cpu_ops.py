@@ -57,6 +57,27 @@ def test_grouped_experts_have_mlx_lms_gradients(
         np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [3, 40])  # mlx-lm sorts the rows of many
+def test_experts_that_run_whole_equal_mlx_lm(tokens: int) -> None:
+    from mlx_lm.models.switch_layers import SwitchGLU
+
+    stock = SwitchGLU(16, 8, 4)
+    group = SwitchGLU(16, 8, 4)
+    for name, layer in stock.items():
+        if name.endswith("proj"):
+            _, rows, columns = layer.weight.shape
+            group[name] = cpu_ops.GroupedSwitchLinear(columns, rows, 4, bias=False)
+            group[name].weight = layer.weight
+    x = mx.random.normal((2, tokens, 16), key=mx.random.key(0))
+    indices = mx.array(np.random.default_rng(0).integers(0, 3, (2, tokens, 2)))
+    with cpu_ops.whole_experts():
+        actual = group(x, indices)
+        other = stock(x, indices)
+    expected = np.array(stock(x, indices))
+    np.testing.assert_allclose(np.array(actual), expected, atol=1e-5)
+    np.testing.assert_array_equal(np.array(other), expected)  # its layers are not ours
+
+
 @pytest.mark.parametrize("mode", ["affine", "mxfp4"])
 def test_dense_products_equal_quantized_ones(mode: str) -> None:
     """Of linear layers, experts, embeddings as heads and latent attention; gradients as well."""
