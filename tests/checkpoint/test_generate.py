@@ -1,0 +1,38 @@
+"""Replies of several prompts at once are those of each alone."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+from helpers import OLD_MLX_LM, Maker, llama
+
+from mint_mlx.checkpoint import generate
+from mint_mlx.checkpoint.mlxlm import build_model
+from mint_mlx.checkpoint.tokenizer import load_tokenizer
+
+PROMPTS = [[5, 6, 7, 8], [9, 10], [30, 31, 32, 33, 34, 35, 36], [11]]
+
+
+@pytest.mark.skipif(OLD_MLX_LM, reason="it answers prompts one by one")
+def test_a_batch_gives_the_replies_of_single_prompts(make: Maker) -> None:
+    folder = make(llama(1))
+    model, tokenizer = build_model(folder), load_tokenizer(folder)
+    model.set_dtype(mx.float32)
+    alone = generate.one_by_one(model, tokenizer, PROMPTS, 6)
+    assert [len(reply) for reply in alone] == [6] * 4
+    assert generate.together(model, tokenizer, PROMPTS, 6) == alone
+    assert generate.generate_tokens(folder, PROMPTS, 6) == alone
+
+    # The token that ends a reply is in it.
+    tokenizer.eos_token_ids = {alone[0][2]}
+    ended = generate.one_by_one(model, tokenizer, PROMPTS, 6)
+    assert ended[0][-1] == alone[0][2]
+    assert len(ended[0]) < 6
+    assert generate.together(model, tokenizer, PROMPTS, 6) == ended
+
+
+def test_prompts_of_similar_lengths_are_answered_together() -> None:
+    lengths = [1500, 10, 1400, 300, 12, 1600, 5000]
+    batches = generate.groups(lengths)
+    assert batches == [[1, 4, 3], [2, 0], [5], [6]]
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
