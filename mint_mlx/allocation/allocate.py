@@ -17,8 +17,9 @@ from ..checkpoint.layers import Inventory, Layer
 from ..checkpoint.roles import EXPERTS
 from ..checkpoint.source import Source
 from ..converters.sources.layouts import is_symmetric
+from ..measure.curve import RateDistortion, sqnr_db
 from ..measure.moments import takes_feedback
-from ..measure.profile import Profile, RateDistortion, sqnr_db
+from ..measure.profile import Profile
 from ..measure.sensitivity import Sensitivity
 from ..measure.sensitivity_file import check_sensitivity
 from ..rules.efforts import EFFORTS
@@ -226,7 +227,7 @@ def candidate_losses(
     # One candidate leaves no choice, and an override may name what was never measured.
     if len(configs) == 1:
         return np.zeros(1)
-    errors = np.stack([counted_errors(curve, config) for config in configs])
+    errors = np.stack([counted_errors(curve, config, objective.weighted) for config in configs])
     return objective.loss(layer, errors, context)
 
 

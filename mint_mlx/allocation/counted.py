@@ -10,22 +10,29 @@ from __future__ import annotations
 import numpy as np
 
 from ..base.quant_config import QuantConfig
-from ..measure.profile import RateDistortion, sqnr_db
+from ..measure.curve import RateDistortion, sqnr_db
 
 NEGLIGIBLE = 1e-6  # of the peers' sum of squares: weights of a thousandth of theirs
 BROKEN = 1e50  # an NMSE of this size stands for infinite weights, which always count
 
 
-def counted_errors(curve: RateDistortion, config: QuantConfig) -> np.ndarray:
+def counted_errors(
+    curve: RateDistortion, config: QuantConfig, weighted: bool = False
+) -> np.ndarray:
     """NMSE of each expert under a configuration, zero where neither weights nor error matter.
 
     Both are compared with the sum of squares of the layer's other experts: the median of the larger
     half, so that neither one huge expert nor many idle ones make the others negligible.
 
+    Args:
+        curve: of the layer.
+        config: the configuration.
+        weighted: whether the NMSE is the one with weights of the columns.
+
     Returns:
         float64 (experts,).
     """
-    errors = curve.of(config)
+    errors = curve.of(config, weighted)
     energy = np.asarray(curve.energy)
     if len(energy) < 2 or energy.shape != errors.shape:
         return errors

@@ -9,7 +9,7 @@ from ..base.errors import UsageError
 from ..base.quant_config import QuantConfig
 from ..base.units import both, count, human
 from ..jobs.inspect import InspectedModel, InspectedPlan, InspectedProfile
-from ..measure.profile import sqnr_db
+from ..measure.curve import sqnr_db
 from . import tables
 from .output import Output
 

@@ -15,8 +15,8 @@ from ..jobs.findings import Finding
 from ..jobs.inspect import LayerInfo
 from ..jobs.order import Order
 from ..jobs.sizes import Size
+from ..measure.curve import sqnr_db
 from ..measure.grid import describe
-from ..measure.profile import sqnr_db
 from ..rules.efforts import band_text
 from ..runtime.memory import RESERVE, Fit
 from ..runtime.speed_table import Speed

@@ -46,8 +46,8 @@ def profile_path(
     text = "\n".join(
         f"{path} {' '.join(map(str, configs))}" for path, configs in candidates.items()
     )
-    # Profiles of versions that looked for no grids have keys without that word.
-    text += "\ngrids" + ("" if source.dtype is None else f"\n{source.dtype}")
+    # Profiles of versions that looked for no grids, or at no gains, have keys without these words.
+    text += "\ngrids gains" + ("" if source.dtype is None else f"\n{source.dtype}")
     key = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     name = f"{file_name(source.name)}-{source.fingerprint}-{key}"
     suffix = "" if sample == EXACT else f"-{sample}"

@@ -3,12 +3,14 @@
     NMSE = ||W - Q(W)||^2 / ||W||^2
 
 A group never spans two rows, so errors are summed row by row, and a sample of rows estimates the
-error of all (row_sampling.py).
+error of all (row_sampling.py). Where columns have weights, both sums are also taken with each
+square times the weight of its column (column_weights.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +20,23 @@ from ..base.streams import working
 
 # Weights measured at once: small enough for the CPU's cache, large enough for the GPU.
 CHUNK = 1 << 19
+Chunk = tuple[slice, slice]  # over experts and rows
+
+
+class RowErrors(NamedTuple):
+    """Squared errors of rows.
+
+    Attributes:
+        errors: float64 (configs, experts, rows).
+        energy: float64 (experts, rows), the sums of squares of the weights.
+        weighted_errors, weighted_energy: the same with squares times the weights of their columns;
+            None where columns have none.
+    """
+
+    errors: np.ndarray
+    energy: np.ndarray
+    weighted_errors: np.ndarray | None = None
+    weighted_energy: np.ndarray | None = None
 
 
 def measure(weight: mx.array, configs: Sequence[QuantConfig]) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +50,7 @@ def measure(weight: mx.array, configs: Sequence[QuantConfig]) -> tuple[np.ndarra
     Returns:
         float64 (configs, experts) and (experts,).
     """
-    errors, energy = (sums.sum(axis=-1) for sums in row_errors(as_experts(weight), configs))
+    errors, energy = (sums.sum(axis=-1) for sums in row_errors(as_experts(weight), configs)[:2])
     # An expert of zeros is restored exactly: its error is zero, not undefined.
     return errors / np.where(energy > 0, energy, 1), energy
 
@@ -41,28 +60,37 @@ def as_experts(weight: mx.array) -> mx.array:
     return weight.reshape(-1, *weight.shape[-2:])
 
 
-def row_errors(weight: mx.array, configs: Sequence[QuantConfig]) -> tuple[np.ndarray, np.ndarray]:
+def row_errors(
+    weight: mx.array, configs: Sequence[QuantConfig], columns: np.ndarray | None = None
+) -> RowErrors:
     """Squared error of each row under each configuration, and each row's sum of squares.
 
     Args:
         weight: (experts, rows, columns).
         configs: as for `measure`.
-
-    Returns:
-        float64 (configs, experts, rows) and (experts, rows).
+        columns: weights of the columns, (experts, columns), or (1, columns) for all experts.
     """
+    roots = None if columns is None else mx.array(np.sqrt(columns, dtype=np.float32)[:, None])
 
-    def terms(rows: mx.array) -> list[mx.array]:
+    def terms(chunk: Chunk) -> list[mx.array]:
+        rows = weight[chunk]
         exact = rows.astype(mx.float32)
         results = [exact]
         for c in configs:
             packed = mx.quantize(rows, c.group_size, c.bits, mode=c.mode)
             restored = mx.dequantize(*packed, group_size=c.group_size, bits=c.bits, mode=c.mode)
             results.append(exact - restored.astype(mx.float32))
-        return results
+        if roots is None:
+            return results
+        root = roots if len(roots) == 1 else roots[chunk[0]]
+        return results + [result * root for result in results]
 
-    totals = _row_sums(weight, terms, 1 + len(configs))
-    return totals[1:], totals[0]
+    count = 1 + len(configs)
+    if roots is None:
+        totals = _row_sums(weight, terms, count)
+        return RowErrors(totals[1:], totals[0])
+    totals = _row_sums(weight, terms, 2 * count)
+    return RowErrors(totals[1:count], totals[0], totals[count + 1 :], totals[count])
 
 
 def row_ranges(weight: mx.array, group_sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -77,8 +105,8 @@ def row_ranges(weight: mx.array, group_sizes: Sequence[int]) -> tuple[np.ndarray
         (experts, rows), sums of squares.
     """
 
-    def terms(rows: mx.array) -> list[mx.array]:
-        exact = rows.astype(mx.float32)
+    def terms(chunk: Chunk) -> list[mx.array]:
+        exact = weight[chunk].astype(mx.float32)
         groups = exact.reshape(*exact.shape[:-1], -1, group_sizes[0])
         high, low = mx.max(groups, axis=-1), mx.min(groups, axis=-1)
         results = [exact]
@@ -94,14 +122,12 @@ def row_ranges(weight: mx.array, group_sizes: Sequence[int]) -> tuple[np.ndarray
     return totals[1:], totals[0]
 
 
-def _row_sums(
-    weight: mx.array, terms: Callable[[mx.array], list[mx.array]], count: int
-) -> np.ndarray:
+def _row_sums(weight: mx.array, terms: Callable[[Chunk], list[mx.array]], count: int) -> np.ndarray:
     """Sums of squares over the rows of a weight, in chunks, as many at once as there are streams.
 
     Args:
         weight: (experts, rows, columns).
-        terms: from a chunk of the weight to `count` arrays, float32 (experts, rows, n) each, whose
+        terms: from the slices of a chunk to `count` arrays, float32 (experts, rows, n) each, whose
             squares are summed.
         count: how many.
 
@@ -116,13 +142,13 @@ def _row_sums(
         results = []
         for stream, chunk in zip(streams, batch, strict=False):
             with mx.stream(stream):
-                results.append([_squares(array) for array in terms(weight[chunk])])
+                results.append([_squares(array) for array in terms(chunk)])
         mx.eval(results)
         for (experts, rows), result in zip(batch, results, strict=True):
             for index, array in enumerate(result):
                 totals[index, experts, rows] = np.asarray(array)
             if not np.isfinite(totals[0, experts, rows]).all():
-                totals[:, experts, rows] = _exact_sums(terms(weight[experts, rows]))
+                totals[:, experts, rows] = _exact_sums(terms((experts, rows)))
     return totals
 
 
@@ -139,7 +165,7 @@ def _squares(x: mx.array) -> mx.array:
     return mx.sum(mx.square(x), axis=-1)
 
 
-def _chunks(experts: int, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+def _chunks(experts: int, rows: int, columns: int) -> Iterator[Chunk]:
     """Slices over experts and rows that hold about CHUNK weights each."""
     per_expert = max(1, CHUNK // (rows * columns))
     per_row = rows if per_expert > 1 else max(1, CHUNK // columns)

@@ -4,15 +4,16 @@ The error is that of MLX's own quantizer (distortion.py), on all rows or a sampl
 
     NMSE = ||W - Q(W)||^2 / ||W||^2        SQNR = -10 log10(NMSE) dB        NRMSE = sqrt(NMSE)
 
-It is stored for every expert (or head) of a layer, so that the mean and the worst are both known. A
-profile is made once and serves every budget.
+It is stored for every expert (or head) of a layer, so that the mean and the worst are both known,
+and once more with weights for the columns where the file says how large their inputs are
+(column_weights.py). A profile is made once and serves every budget.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..base import schema
 from ..base.checksum import warn
 from ..base.distributed import ranks
 from ..base.errors import NOT_FINITE, MintError, UsageError
-from ..base.quant_config import QuantConfig, parse_config
+from ..base.quant_config import QuantConfig
 from ..base.report import Progress
 from ..checkpoint.arrays import dense
 from ..checkpoint.layer_stream import stream
@@ -34,62 +34,14 @@ from ..checkpoint.origin import Origin
 from ..checkpoint.row_reader import select_rows, straight_layers
 from ..checkpoint.source import Source
 from ..rules.recipes import Recipe
+from .column_weights import column_weights
+from .curve import INFINITE, RateDistortion, check_curve, curve_from_json, curve_to_json
 from .distortion import as_experts
 from .grid import find_grids, grid_for, sample_rows
 from .grid_fit import grid_errors
 from .resume import append_curve, read_curves
 from .row_sampling import SEED, Read, measure_sample
 from .sample import EXACT
-
-INFINITE = 1e100  # the NMSE of a configuration that makes weights infinite
-ERROR_FLOOR = 1e-12  # an NMSE of zero has no SQNR
-
-
-@dataclass(frozen=True)
-class RateDistortion:
-    """Errors of one layer.
-
-    Attributes:
-        path: the layer.
-        configs: the candidates measured.
-        nmse: float64 (candidates, experts); one column for a layer without experts.
-        energy: float64 (experts,), the sum of squares of the weights.
-        share: of the weights that were measured.
-        error: the largest relative standard error of an NMSE; 0 where all weights were measured.
-        grids: that the weights lie on already (grid.py).
-        grid_nmse: float64 (experts,) by candidate that can store a grid: the NMSE of its codes,
-            which take the place of those of `mx.quantize`.
-    """
-
-    path: str
-    configs: tuple[QuantConfig, ...]
-    nmse: np.ndarray
-    energy: np.ndarray
-    share: float = 1.0
-    error: float = 0.0
-    grids: tuple[QuantConfig, ...] = ()
-    grid_nmse: Mapping[QuantConfig, np.ndarray] = field(default_factory=dict)
-
-    def of(self, config: QuantConfig) -> np.ndarray:
-        """NMSE of each expert under a configuration, shape (experts,); zero for `keep`.
-
-        Raises:
-            MintError: the configuration was not measured.
-        """
-        if not config.quantized:
-            return np.zeros(self.nmse.shape[1])
-        if config not in self.configs:
-            raise MintError(
-                f"{self.path} was not profiled at {config}: run `mint-mlx profile` again"
-            )
-        if config in self.grid_nmse:
-            return self.grid_nmse[config]
-        return np.asarray(self.nmse[self.configs.index(config)])
-
-
-def sqnr_db(nmse: float) -> float:
-    """Signal to quantization noise ratio in dB."""
-    return float(-10 * np.log10(max(nmse, ERROR_FLOOR)))
 
 
 @dataclass(frozen=True)
@@ -185,11 +137,14 @@ def measure_curves(
         layer.path: layer for layer in todo if layer.path in share and layer.path not in curves
     }
     done = len(share) - len(unmeasured)
+    weights = column_weights(source, inventory) if unmeasured else {}
     for paths in waves(list(unmeasured)):
         wave = [unmeasured[path] for path in paths]
         for layer, read in _readers(source, inventory, wave, sample, allow_nonfinite):
             progress(layer.path, done, len(share))
-            curve = _measure(layer, read, wanted[layer.path], sample, allow_nonfinite)
+            curve = _measure(
+                layer, read, wanted[layer.path], sample, allow_nonfinite, weights.get(layer.path)
+            )
             curves[layer.path] = curve
             if target is not None:
                 append_curve(target, layer.path, curve_to_json(curve) | {"of": source.identity})
@@ -254,30 +209,41 @@ def _readers(
 
 
 def _measure(
-    layer: Layer, read: Read, configs: tuple[QuantConfig, ...], sample: str, allow_nonfinite: bool
+    layer: Layer,
+    read: Read,
+    configs: tuple[QuantConfig, ...],
+    sample: str,
+    allow_nonfinite: bool,
+    columns: np.ndarray | None,
 ) -> RateDistortion:
     """One layer's curve. The rows that are drawn depend only on the seed and the layer's name."""
     rng = np.random.default_rng([SEED, zlib.crc32(layer.path.encode())])
     others = [c for c in configs if c != layer.stored]
-    measured = measure_sample(read, layer.as_experts, others, sample if others else EXACT, rng)
+    measured = measure_sample(
+        read, layer.as_experts, others, sample if others else EXACT, rng, columns
+    )
     if measured.broken and not allow_nonfinite:
         raise MintError(f"{layer.path}.weight {NOT_FINITE}")
 
     # In the configuration that the source holds it in, a layer loses nothing.
     # (JSON has no infinity, which some modes make of weights near the smallest numbers.)
-    nmse = np.nan_to_num(measured.nmse, nan=INFINITE, posinf=INFINITE)
-    if layer.stored in configs:
-        nmse = np.insert(nmse, configs.index(layer.stored), 0.0, axis=0)
+    def errors(measured: np.ndarray) -> np.ndarray:
+        nmse = np.nan_to_num(measured, nan=INFINITE, posinf=INFINITE)
+        if layer.stored in configs:
+            nmse = np.insert(nmse, configs.index(layer.stored), 0.0, axis=0)
+        return _round_as_in_file(nmse)
+
     grids, grid_nmse = _measure_grids(layer, read, others, measured.share == 1)
     return RateDistortion(
         path=layer.path,
         configs=configs,
-        nmse=_round_as_in_file(nmse),
+        nmse=errors(measured.nmse),
         energy=_round_as_in_file(measured.energy[None])[0],
         share=float(f"{measured.share:.4g}"),
         error=float(f"{measured.error:.4g}"),
         grids=grids,
         grid_nmse=grid_nmse,
+        weighted=None if measured.weighted is None else errors(measured.weighted),
     )
 
 
@@ -330,67 +296,3 @@ def assumed(
             layer.path, configs, np.array(nmse).reshape(-1, 1), np.ones(1)
         )
     return curves
-
-
-def curve_to_json(curve: RateDistortion) -> dict[str, Any]:
-    """A curve as plain data, without its path."""
-    errors = {str(c): row.tolist() for c, row in zip(curve.configs, curve.nmse, strict=True)}
-    data: dict[str, Any] = {
-        "share": curve.share,
-        "error": curve.error,
-        "energy": curve.energy.tolist(),
-        "nmse": errors,
-    }
-    if curve.grids:
-        data["grids"] = [str(grid) for grid in curve.grids]
-        data["grid_nmse"] = {str(c): row.tolist() for c, row in curve.grid_nmse.items()}
-    return data
-
-
-def curve_from_json(path: str, data: dict[str, Any]) -> RateDistortion:
-    """The curve of a layer from `curve_to_json`'s data.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError: the data is
-            damaged.
-    """
-    energy = _numbers(data["energy"])
-    schema.check_array(energy, schema.FLOAT, (None,), 0, INFINITE)
-    configs = tuple(parse_config(c) for c in data["nmse"])
-    nmse = np.array([_numbers(row) for row in data["nmse"].values()])
-    grid_nmse = {
-        parse_config(c): _numbers(row).reshape(len(energy))
-        for c, row in data.get("grid_nmse", {}).items()
-    }
-    return RateDistortion(
-        path=path,
-        configs=configs,
-        nmse=nmse.reshape(len(configs), len(energy)),
-        energy=energy,
-        share=schema.number(data["share"], 0, 1),
-        error=schema.number(data["error"], 0, INFINITE),
-        grids=tuple(parse_config(grid) for grid in data.get("grids", ())),
-        grid_nmse=grid_nmse,
-    )
-
-
-def _numbers(values: Any) -> np.ndarray:
-    """Finite numbers of zero or more, float64 (n,), from a list of them (else a ValueError)."""
-    if not isinstance(values, list):
-        raise ValueError("a list of numbers is missing")
-    return np.array([schema.number(value, 0) for value in values])
-
-
-def check_curve(curve: RateDistortion, layer: Layer) -> None:
-    """Hold a curve that was read against its layer.
-
-    Raises:
-        ValueError: it has another number of experts, or errors that no quantizer makes.
-    """
-    # A layer that nothing is measured of has one column.
-    experts = layer.as_experts[0] if curve.configs else 1
-    if len(curve.energy) != experts or len(set(curve.configs)) != len(curve.configs):
-        raise ValueError(f"{layer.path} has another number of experts")
-    schema.check_array(curve.nmse, schema.FLOAT, (len(curve.configs), experts), 0, INFINITE)
-    if not curve.grid_nmse.keys() <= set(curve.configs):
-        raise ValueError(f"{layer.path} has grids of other configurations")

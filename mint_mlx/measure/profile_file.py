@@ -17,7 +17,8 @@ from ..checkpoint.layers import Inventory, Layer
 from ..checkpoint.layout import TensorSpec
 from ..checkpoint.origin import Origin
 from ..rules.recipes import Recipe
-from .profile import Profile, RateDistortion, check_curve, curve_from_json, curve_to_json
+from .curve import RateDistortion, check_curve, curve_from_json, curve_to_json
+from .profile import Profile
 
 SCHEMA = 3  # a file of another number is made anew
 LARGEST = 2**40  # rows or columns of a tensor
@@ -98,8 +99,8 @@ def _from_json(data: dict[str, Any]) -> Profile:
     curves: dict[str, RateDistortion] = {}
     for entry in data["layers"]:
         curve = {key: entry.pop(key) for key in ("share", "error", "energy", "nmse")}
-        # Only layers whose weights lie on a grid have these.
-        curve |= {key: entry.pop(key) for key in ("grids", "grid_nmse") if key in entry}
+        # Only some layers have these.
+        curve |= {key: entry.pop(key) for key in ("grids", "grid_nmse", "weighted") if key in entry}
         layer = _layer_from_json(entry)
         if layer.path in curves:
             raise ValueError(f"{layer.path} is named twice")

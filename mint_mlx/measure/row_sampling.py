@@ -12,6 +12,9 @@ relative variance is the sum of both, each with the finite-population correction
 it somewhat smaller, which is ignored). Where the squared error over the sum of squares on the fewer
 rows has a smaller standard error, that is the estimate. The sum of squares of the whole layer has
 half the standard error of an NMSE.
+
+What weights of columns change in an NMSE is measured as a factor, on the rows that errors are
+measured on: it varies little from row to row, since the columns are the same in all.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..base.quant_config import QuantConfig
-from .distortion import row_errors, row_ranges
+from .distortion import RowErrors, row_errors, row_ranges
 from .sample import AUTO
 
 SEED = 0
@@ -49,6 +52,7 @@ class Measured:
         share: of the weights that were measured.
         error: the largest relative standard error of an NMSE.
         broken: rows with NaN or infinite weights; they count as zeros.
+        weighted: float64 (configs, experts), the NMSE with weights of the columns; None without.
     """
 
     nmse: np.ndarray
@@ -56,6 +60,7 @@ class Measured:
     share: float
     error: float
     broken: int = 0
+    weighted: np.ndarray | None = None
 
 
 def measure_sample(
@@ -64,6 +69,7 @@ def measure_sample(
     configs: Sequence[QuantConfig],
     sample: str,
     rng: np.random.Generator,
+    columns: np.ndarray | None = None,
 ) -> Measured:
     """Measure a layer's configurations on rows that are drawn as they are needed.
 
@@ -73,12 +79,13 @@ def measure_sample(
         configs: what to measure.
         sample: from `parse_sample`; `auto` draws until every standard error is under TOLERANCE.
         rng: draws.
+        columns: weights of the columns, (experts, columns) or (1, columns), or None.
     """
     experts, rows, _ = shape
     first = _first(shape, sample)
     if first == rows:
-        return _measure_all(read, experts, rows, configs)
-    drawn = _Drawn(read, rows, configs, _strata(rows, first, experts, rng))
+        return _measure_all(read, experts, rows, configs, columns)
+    drawn = _Drawn(read, rows, configs, _strata(rows, first, experts, rng), columns)
 
     # The ranges and sums of squares are cheap: draw rows until these are certain enough.
     while sample == AUTO:
@@ -103,19 +110,27 @@ def measure_sample(
         share=float(drawn.count.mean() / rows),
         error=float(drawn.nmse_error().max(initial=0.0)),
         broken=drawn.broken,
+        weighted=drawn.weighted_nmse(),
     )
 
 
-def _measure_all(read: Read, experts: int, rows: int, configs: Sequence[QuantConfig]) -> Measured:
+def _measure_all(
+    read: Read,
+    experts: int,
+    rows: int,
+    configs: Sequence[QuantConfig],
+    columns: np.ndarray | None,
+) -> Measured:
     """Measure a layer's configurations on all rows."""
     all_rows = np.broadcast_to(np.arange(rows), (experts, rows))
-    errors, energy = row_errors(read(np.arange(experts), all_rows), configs)
-    broken = _zero_broken(errors, energy)
-    total = energy.sum(axis=-1)
-
-    # An expert of zeros is restored exactly: its error is zero, not undefined.
-    nmse = errors.sum(axis=-1) / np.where(total > 0, total, 1)
-    return Measured(nmse, total, 1.0, 0.0, broken)
+    sums = row_errors(read(np.arange(experts), all_rows), configs, columns)
+    broken = _zero_broken(sums)
+    total = sums.energy.sum(axis=-1)
+    nmse = _over(sums.errors.sum(axis=-1), total)
+    weighted = None
+    if sums.weighted_errors is not None and sums.weighted_energy is not None:
+        weighted = _over(sums.weighted_errors.sum(axis=-1), sums.weighted_energy.sum(axis=-1))
+    return Measured(nmse, total, 1.0, 0.0, broken, weighted)
 
 
 class _Drawn:
@@ -129,10 +144,18 @@ class _Drawn:
         errors: float64 (configs, experts, k), squared errors of an expert's first `measured` rows.
         measured: int (configs, experts).
         broken: rows with NaN or infinite weights; they count as zeros.
+        columns: weights of the columns, (experts, columns) or (1, columns), or None.
+        sums: float64 (4, configs, experts), of the rows measured: squared errors and squares, then
+            both with weights of the columns.
     """
 
     def __init__(
-        self, read: Read, rows: int, configs: Sequence[QuantConfig], first: np.ndarray
+        self,
+        read: Read,
+        rows: int,
+        configs: Sequence[QuantConfig],
+        first: np.ndarray,
+        columns: np.ndarray | None,
     ) -> None:
         """Draw the first rows (experts, k) of every expert; `rows` is the number of all."""
         experts = len(first)
@@ -149,6 +172,8 @@ class _Drawn:
         self.energy = np.zeros((experts, 0))
         self.errors = np.zeros((len(configs), experts, 0))
         self.measured = np.zeros((len(configs), experts), dtype=int)
+        self.columns = columns
+        self.sums = np.zeros((4, len(configs), experts))
         self._add(np.arange(experts), first)
 
     def _add(self, experts: np.ndarray, rows: np.ndarray) -> None:
@@ -164,7 +189,7 @@ class _Drawn:
             self.errors = np.pad(self.errors, pad)
 
         ranges, energy = row_ranges(self.read(experts, rows), self.sizes)
-        self.broken += _zero_broken(ranges, energy)
+        self.broken += _zero_broken(RowErrors(ranges, energy))
         self.order[experts, start:end] = rows
         self.ranges[:, experts, start:end] = ranges
         self.energy[experts, start:end] = energy
@@ -189,11 +214,18 @@ class _Drawn:
         """Measure configurations on the first `end` rows of experts, all measured equally far."""
         start = int(self.measured[configs[0], experts[0]])
         weights = self.read(experts, self.order[experts, start:end])
-        errors, energy = row_errors(weights, [self.configs[c] for c in configs])
-        _zero_broken(errors, energy)
+        columns = self.columns
+        if columns is not None and len(columns) > 1:
+            columns = columns[experts]
+        sums = row_errors(weights, [self.configs[c] for c in configs], columns)
+        _zero_broken(sums)
         for index, config in enumerate(configs):
-            self.errors[config, experts, start:end] = errors[index]
+            self.errors[config, experts, start:end] = sums.errors[index]
             self.measured[config, experts] = end
+            if sums.weighted_errors is not None and sums.weighted_energy is not None:
+                rows = (sums.errors[index], sums.energy, sums.weighted_errors[index])
+                for total, values in zip(self.sums, (*rows, sums.weighted_energy), strict=True):
+                    total[config, experts] += values.sum(axis=-1)
 
     def measure_more(self, uncertain: np.ndarray, rng: np.random.Generator) -> None:
         """Measure on twice the rows, drawing more where all drawn rows are measured.
@@ -246,6 +278,15 @@ class _Drawn:
         """Estimates (configs, experts)."""
         return self._estimates()[0]
 
+    def weighted_nmse(self) -> np.ndarray | None:
+        """Estimates (configs, experts) with weights of the columns; None where there are none."""
+        if self.columns is None:
+            return None
+        errors, energy, weighted_errors, weighted_energy = self.sums
+        plain = _over(errors, energy)
+        factor = _over(weighted_errors, weighted_energy) / np.where(plain > 0, plain, 1)
+        return self.nmse() * factor
+
     def nmse_error(self) -> np.ndarray:
         """Relative standard errors of the estimates (configs, experts)."""
         return self._estimates()[1]
@@ -271,12 +312,18 @@ def _first(shape: tuple[int, int, int], sample: str) -> int:
     return rows if 2 * count > rows else count
 
 
-def _zero_broken(sums: np.ndarray, energy: np.ndarray) -> int:
+def _zero_broken(sums: RowErrors) -> int:
     """Zero, in place, the sums of rows with NaN or infinite weights; returns how many there are."""
-    broken = ~np.isfinite(energy)
-    sums[:, broken] = 0
-    energy[broken] = 0
+    broken = ~np.isfinite(sums.energy)
+    for array in sums:
+        if array is not None:
+            array[..., broken] = 0
     return int(broken.sum())
+
+
+def _over(errors: np.ndarray, energy: np.ndarray) -> np.ndarray:
+    """Errors over sums of squares; zero for an expert of zeros, which is restored exactly."""
+    return np.asarray(errors / np.where(energy > 0, energy, 1))
 
 
 def _edges(rows: int, count: int) -> np.ndarray:

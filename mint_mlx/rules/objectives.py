@@ -59,6 +59,8 @@ class Objective:
         expectation: measured KL over the sum of its losses, by quantizer; empty where the sum
             predicts no KL.
         without_feedback: the objective in its place for quantizers without error feedback, or ''.
+        weighted: whether its NMSE weighs columns by how large their inputs are, as far as the file
+            says it (measure/column_weights.py).
     """
 
     name: str
@@ -67,6 +69,7 @@ class Objective:
     needs_sensitivity: bool = False
     expectation: Mapping[str, float] = field(default_factory=dict)
     without_feedback: str = ""
+    weighted: bool = False
 
 
 def nmse(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
@@ -91,6 +94,8 @@ def mint(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
 
 def prior(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarray:
     """Mean NMSE over experts x a prior that needs no data, whatever the layer's size.
+
+    In the NMSE columns weigh as much as the norm before them multiplies their inputs.
 
     All blocks add to one residual stream, so a relative error costs about the same in a small layer
     as in a large one: the Fisher information of trained models varies with a layer's role, hardly
@@ -140,7 +145,7 @@ def fisher_gptq(layer: Layer, errors: np.ndarray, context: Context) -> np.ndarra
 OBJECTIVES = {
     objective.name: objective
     for objective in (
-        Objective("prior", "squared error with a prior for each role", prior),
+        Objective("prior", "squared error with a prior for each role", prior, weighted=True),
         Objective(
             "fisher",
             "KL predicted from a sensitivity",

@@ -13,7 +13,7 @@ from mint_mlx.allocation.counted import BROKEN, counted_errors
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.quant_config import KEEP, QuantConfig
 from mint_mlx.jobs.convert import Result, convert
-from mint_mlx.measure.profile import RateDistortion
+from mint_mlx.measure.curve import RateDistortion
 
 FOUR = QuantConfig(4, 64)
 UP = "model.layers.0.mlp.switch_mlp.up_proj"

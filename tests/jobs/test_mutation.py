@@ -39,7 +39,8 @@ from mint_mlx.jobs import measurements, steps
 from mint_mlx.jobs.convert import convert
 from mint_mlx.jobs.model import Job, prepare
 from mint_mlx.measure import cache, fisher, resume
-from mint_mlx.measure.profile import curve_to_json, measure_curves
+from mint_mlx.measure.curve import curve_to_json
+from mint_mlx.measure.profile import measure_curves
 from mint_mlx.measure.profile_file import save_profile
 from mint_mlx.measure.sample import EXACT
 from mint_mlx.measure.sensitivity_file import save_sensitivity

@@ -12,7 +12,7 @@ from mint_mlx.jobs import measurements
 from mint_mlx.jobs.convert import convert
 from mint_mlx.jobs.model import prepare
 from mint_mlx.measure import profile as profiles
-from mint_mlx.measure.profile import RateDistortion
+from mint_mlx.measure.curve import RateDistortion
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(
