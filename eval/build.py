@@ -20,6 +20,7 @@ from ..base.report import Report
 from ..base.versions import versions
 from ..measure import cache
 from ..measure.cache_files import BUILT, MADE
+from .gguf_file import packed_bytes
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Task:
         size: bytes aimed at.
         key: what else decides the result, for the cache.
         build: writes it into a folder; None for one that exists already, or can't be built.
-        foreign: whether mlx-lm's code builds it, whose failures are rows of the table.
+        foreign: whether others' code builds it, whose failures are rows of the table.
         folder: where it exists already.
         reason: why it can't be built.
     """
@@ -59,9 +60,11 @@ class Built:
         task: what was asked for.
         folder: the checkpoint, or None.
         cache_folder: the task's folder in the cache, which also holds its scores.
-        bytes: of its safetensors files; those aimed at where there are none.
+        bytes: of its safetensors files, or of the GGUF file that they were read from; those aimed
+            at where there are none.
         seconds: that building took.
         reason: why it wasn't built, or None.
+        unpacked: whether the folder holds the unpacked weights of a GGUF file.
     """
 
     task: Task
@@ -70,6 +73,7 @@ class Built:
     bytes: int
     seconds: float
     reason: str | None = None
+    unpacked: bool = False
 
 
 def build(task: Task, cache_folder: Path, report: Report) -> Built:
@@ -81,7 +85,7 @@ def build(task: Task, cache_folder: Path, report: Report) -> Built:
         report: receives progress.
 
     Raises:
-        Exception: a fault of ours, of the disk or the network. What fails in mlx-lm's code, or is
+        Exception: a fault of ours, of the disk or the network. What fails in others' code, or is
             refused with a MintError, is returned with the reason.
     """
     content = f"{task.method}|{task.about}|{task.key}|{versions()}"
@@ -105,7 +109,9 @@ def build(task: Task, cache_folder: Path, report: Report) -> Built:
 
     if note.get("reason"):
         return Built(task, None, folder, task.size, note["seconds"], note["reason"])
-    return Built(task, checkpoint, folder, stored_bytes(checkpoint), note["seconds"])
+    packed = packed_bytes(checkpoint)
+    size = stored_bytes(checkpoint) if packed is None else packed
+    return Built(task, checkpoint, folder, size, note["seconds"], unpacked=packed is not None)
 
 
 def _build_new(task: Task, write: Callable[[Path], Any], folder: Path) -> dict[str, Any]:
@@ -133,7 +139,7 @@ def _build_new(task: Task, write: Callable[[Path], Any], folder: Path) -> dict[s
     except Exception as error:
         if not task.foreign or explain(error):
             raise
-        reason = f"mlx-lm fails here: {type(error).__name__}: {error}"
+        reason = f"it fails here: {type(error).__name__}: {error}"
         # With more memory free it may succeed.
         lasts = not isinstance(error, (MemoryError, RuntimeError))
 

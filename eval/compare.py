@@ -30,8 +30,9 @@ from ..measure import cache
 from . import peers, stats
 from .build import Built, Task, build
 from .evaluate import cut_text, score_model
+from .gguf_file import GGUF, check_gguf
 from .make_reference import device, get_reference
-from .methods import OURS, check_methods, given_tasks, our_tasks, peer_tasks
+from .methods import OURS, check_methods, gguf_tasks, given_tasks, our_tasks, peer_tasks
 from .protocol import Windows
 from .reference import SCHEMA, Reference, text_hash
 from .settings import Settings
@@ -121,7 +122,8 @@ def compare(
         model: the unquantized source.
         budgets: sizes, as for `convert`.
         methods: names of `known_methods()`; all by default.
-        given: MLX checkpoints (folders or Hub ids) to rank as well; each sets a size.
+        given: MLX checkpoints (folders or Hub ids) and GGUF files of the source to rank as well;
+            each sets a size.
         baseline_text: a file that calibrated peers may see.
         settings: what is scored and how.
         speed: measure generation too.
@@ -140,8 +142,10 @@ def compare(
     if not sizes and not given:
         raise UsageError("give a size with --budget, or a checkpoint to compare with --with")
     calibration = baseline(baseline_text, settings) if baseline_text is not None else None
-    existing = [load_source(repo) for repo in dict.fromkeys(given)]
+    files = [Path(name) for name in dict.fromkeys(given) if name.endswith(GGUF)]
+    existing = [load_source(repo) for repo in dict.fromkeys(given) if not repo.endswith(GGUF)]
     job = prepare(model)
+    check_gguf(job.source, files)
     peers.refuse_quantized(job)
 
     text, control = cut_text(job.source, settings, report)
@@ -150,7 +154,11 @@ def compare(
 
     # Peers and given checkpoints have sizes of their own; ours are built to meet them.
     limits = [_limit(job, size) for size in sizes]
-    tasks = [*peer_tasks(job, names, limits, calibration, report), *given_tasks(existing)]
+    tasks = [
+        *peer_tasks(job, names, limits, calibration, report),
+        *gguf_tasks(job.source, files),
+        *given_tasks(existing),
+    ]
     built = [bench.build(task) for task in tasks]
     groups = _group(sorted({b.bytes for b in built if b.folder} | set(limits)))
     ours = [name for name in names if name in OURS]
@@ -321,7 +329,7 @@ def _add_speed(bench: Bench, rows: list[Row], built: Sequence[Built]) -> None:
     measured = [
         (row, _speed(bench, entry.task, entry.folder))
         for row, entry in zip(rows, built, strict=True)
-        if entry.folder is not None and "kl" in row
+        if entry.folder is not None and "kl" in row and not entry.unpacked
     ]
     after = _speed(bench, unit.task, unit.folder)["decode_tokens_per_second"]
     for row, figures in measured:

@@ -28,6 +28,7 @@ from ..rules.efforts import EFFORTS, Effort
 from ..rules.objectives import needs_sensitivity
 from . import peers
 from .build import Task
+from .gguf_file import read_gguf
 
 OURS = {  # the levels of `convert --effort`, and two objectives
     **EFFORTS,
@@ -106,6 +107,15 @@ def peer_tasks(
                     build=peer.build,
                     foreign=True,
                 )
+
+
+def gguf_tasks(source: Source, files: Iterable[Path]) -> Iterator[Task]:
+    """GGUF files of the source, to be read as checkpoints."""
+    for file in files:
+        status = file.stat()
+        key = f"{file.absolute()} {status.st_size} {status.st_mtime_ns}"
+        read = partial(read_gguf, source, file)
+        yield Task(file.name, "given", False, "GGUF as given", status.st_size, key, read)
 
 
 def given_tasks(sources: Iterable[Source]) -> Iterator[Task]:

@@ -1,4 +1,4 @@
-"""The peers: which of mlx-lm's quantizers are built, with which parameters, for a budget."""
+"""The peers: which quantizers of others are built, with which parameters, for a budget."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..checkpoint.layout import weight_tensors
 from ..checkpoint.source import Source, open_model
 from ..converters.sources.layouts import read_layout
 from ..jobs.model import Job
-from . import peer_methods
+from . import peer_gguf, peer_methods
 
 UNIFORM = {f"uniform-g{group}": group for group in AFFINE_GROUPS}
 RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
@@ -64,7 +64,7 @@ def make_peers(
     """A peer at its sizes near a budget: all fixed sizes within NEAR, or the nearest one.
 
     Args:
-        name: a name of UNIFORM, RECIPES or CALIBRATED.
+        name: a name of UNIFORM, RECIPES, peer_gguf.TYPES or CALIBRATED.
         source: the unquantized checkpoint.
         inventory: its layers.
         budget: bytes aimed at.
@@ -88,6 +88,13 @@ def make_peers(
         build_recipe = partial(peer_methods.convert_recipe, source, name)
         return [Peer(name, False, build_recipe, "g64")]
 
+    if name in peer_gguf.TYPES:
+        bits = peer_gguf.TYPES[name][1]
+        if abs(bits - budget * 8 / inventory.parameters) > NEAR:
+            return []
+        about = peer_gguf.about(name, inventory)
+        return [Peer(name, False, partial(peer_gguf.build, source, name), about)]
+
     if name not in CALIBRATED:
         raise MintError(f"no peer is called {name!r}: there are {', '.join(peer_names())}")
     if text is None:
@@ -101,7 +108,7 @@ def make_peers(
 
 def peer_names() -> tuple[str, ...]:
     """All names that `make_peers` takes."""
-    return (*UNIFORM, *RECIPES, *CALIBRATED)
+    return (*UNIFORM, *RECIPES, *peer_gguf.TYPES, *CALIBRATED)
 
 
 # Sizes

@@ -66,6 +66,8 @@ def cells(row: Row, speed: bool) -> list[str]:
 
 def _decode(row: Row) -> str:
     """Decoding beside uniform 4bit-g64, with the spread of its runs where that was measured."""
+    if "decode_ratio" not in row:  # a GGUF file's weights, unpacked
+        return "-"
     text = f"{row['decode_ratio']:.2f}x"
     if "decode_ratio_lowest" in row:
         text += f" ({row['decode_ratio_lowest']:.2f} to {row['decode_ratio_highest']:.2f})"

@@ -1,0 +1,194 @@
+"""GGUF files beside a source: writes its weights as one, and reads one back as a checkpoint.
+
+A GGUF file that was read back is a checkpoint in float32, which is scored like any other; its size
+is that of the tensors in the GGUF file, which the checkpoint's metadata say. (The `gguf` package is
+optional, and imported on use.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from ..base.errors import MintError
+from ..base.hf_config import edit_text_config, text_config
+from ..checkpoint.source import Source, open_model
+from ..converters.output.small_files import copy_small_files
+from .gguf_names import ARCHITECTURES, gguf_name, rotated_heads
+
+GGUF = ".gguf"
+WEIGHTS = "model.safetensors"
+PACKED = "gguf_bytes"  # the key of its metadata
+
+
+def gguf_package() -> Any:
+    """The `gguf` package.
+
+    Raises:
+        MintError: it isn't installed.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise MintError("GGUF files are read by the gguf package: `pip install gguf`") from None
+    return gguf
+
+
+def check_gguf(source: Source, files: Sequence[Path]) -> None:
+    """Refuse GGUF files that can't be read as checkpoints of a source.
+
+    Raises:
+        MintError: one is missing, the package is, or the family is none of those known.
+    """
+    for file in files:
+        if not file.is_file():
+            raise MintError(f"{file} does not exist: check the path")
+    if files:
+        gguf_package()
+        architecture_of(source)
+
+
+def architecture_of(source: Source) -> str:
+    """What GGUF calls a source's architecture.
+
+    Raises:
+        MintError: compare knows no GGUF files of this family.
+    """
+    family = text_config(source.config).get("model_type", "")
+    if family not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise MintError(f"GGUF files of {family} cannot be compared, only those of {known}")
+    return ARCHITECTURES[family]
+
+
+def write_gguf(source: Source, file: Path) -> None:
+    """Write a source's weights as a GGUF file in float32, without its vocabulary.
+
+    Raises:
+        MintError: the package is missing, or the family is none of those known.
+    """
+    gguf = gguf_package()
+    architecture = architecture_of(source)
+    writer = gguf.GGUFWriter(file, architecture)
+    _write_settings(writer, text_config(source.config))
+    for _, name, array, heads in _tensors(source, architecture):
+        values = np.array(array.astype(mx.float32))
+        writer.add_tensor(name, values if heads is None else _reorder(values, heads, 2))
+        mx.clear_cache()
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def read_gguf(source: Source, file: Path, out: Path) -> None:
+    """Write what a GGUF file holds as a checkpoint of the source's layout, in float32.
+
+    Args:
+        source: the model that it was made from.
+        file: the GGUF file.
+        out: the checkpoint's folder, which must not exist.
+
+    Raises:
+        MintError: the package is missing, or the file is of another model.
+    """
+    gguf = gguf_package()
+    architecture = architecture_of(source)
+    try:
+        reader = gguf.GGUFReader(file)
+    except (ValueError, OSError, IndexError, KeyError) as error:
+        raise MintError(f"{file.name} is no GGUF file that can be read ({error})") from None
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+
+    weights: dict[str, mx.array] = {}
+    for parameter, name, array, heads in _tensors(source, architecture):
+        tensor = stored.get(name)
+        if tensor is None:
+            raise MintError(f"{file.name} is of another model than {source.name}: it lacks {name}")
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        if values.size != array.size:
+            raise MintError(
+                f"{file.name} is of another model than {source.name}: {name} has {values.size} "
+                f"weights in place of {array.size}"
+            )
+        values = values.reshape(array.shape)
+        weights[parameter] = mx.array(values if heads is None else _reorder(values, heads, -1))
+
+    out.mkdir(parents=True)
+    metadata = {"format": "mlx", PACKED: str(sum(int(t.n_bytes) for t in reader.tensors))}
+    mx.save_safetensors(str(out / WEIGHTS), weights, metadata=metadata)
+    config = edit_text_config(source.config, lambda text: text | {"torch_dtype": "float32"})
+    config = {key: value for key, value in config.items() if key != "dtype"}
+    (out / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    copy_small_files(source.path, out, "text")
+
+
+def packed_bytes(folder: Path) -> int | None:
+    """Bytes of the GGUF file that a checkpoint was read from; None for all others."""
+    file = folder / WEIGHTS
+    if not file.is_file():
+        return None
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        stated = json.loads(opened.read(size)).get("__metadata__", {}).get(PACKED)
+    return None if stated is None else int(stated)
+
+
+def _tensors(source: Source, architecture: str) -> Iterator[tuple[str, str, mx.array, int | None]]:
+    """Each parameter with GGUF's name of it, its (lazy) array and the heads to be reordered.
+
+    Raises:
+        MintError: GGUF has no name for one.
+    """
+    text = text_config(source.config)
+    heads = text["num_attention_heads"]
+    key_heads = text.get("num_key_value_heads") or heads
+    for parameter, array in tree_flatten(open_model(source).parameters()):
+        name = gguf_name(parameter)
+        if name is None:
+            raise MintError(f"GGUF has no name for {parameter}: it cannot be compared")
+        yield parameter, name, array, rotated_heads(name, architecture, heads, key_heads)
+
+
+def _reorder(values: np.ndarray, heads: int, halves: int) -> np.ndarray:
+    """Rows of queries or keys in the other order of their rotation.
+
+    transformers rotates the first half of a head's rows with the second, llama.cpp rows that are
+    neighbours in pairs.
+
+    Args:
+        values: (rows, ...).
+        heads: of the rows.
+        halves: 2 from transformers' order to llama.cpp's, -1 back.
+    """
+    ways = {2: (heads, 2, -1), -1: (heads, -1, 2)}
+    shape = (*ways[halves], *values.shape[1:])
+    return np.ascontiguousarray(values.reshape(shape).swapaxes(1, 2).reshape(values.shape))
+
+
+def _write_settings(writer: Any, text: dict[str, Any]) -> None:
+    """The settings without which llama.cpp opens no file."""
+    heads = text["num_attention_heads"]
+    head = text.get("head_dim") or text["hidden_size"] // heads
+    writer.add_block_count(text["num_hidden_layers"])
+    writer.add_context_length(text.get("max_position_embeddings", 2048))
+    writer.add_embedding_length(text["hidden_size"])
+    writer.add_feed_forward_length(text["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(text.get("num_key_value_heads") or heads)
+    writer.add_layer_norm_rms_eps(text["rms_norm_eps"])
+    writer.add_rope_freq_base(float(text.get("rope_theta", 1e4)))
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_vocab_size(text["vocab_size"])
+    writer.add_file_type(0)
+    if text.get("num_experts"):
+        writer.add_expert_count(text["num_experts"])
+        writer.add_expert_used_count(text["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(text["moe_intermediate_size"])
