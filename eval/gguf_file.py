@@ -79,7 +79,7 @@ def write_gguf(source: Source, file: Path) -> None:
     _write_settings(writer, text_config(source.config))
     for _, name, array, heads in _tensors(source, architecture):
         values = np.array(array.astype(mx.float32))
-        writer.add_tensor(name, values if heads is None else _reorder(values, heads, 2))
+        writer.add_tensor(name, values if heads is None else _reorder(values, heads, to_pairs=True))
         mx.clear_cache()
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -118,7 +118,9 @@ def read_gguf(source: Source, file: Path, out: Path) -> None:
                 f"weights in place of {array.size}"
             )
         values = values.reshape(array.shape)
-        weights[parameter] = mx.array(values if heads is None else _reorder(values, heads, -1))
+        weights[parameter] = mx.array(
+            values if heads is None else _reorder(values, heads, to_pairs=False)
+        )
 
     out.mkdir(parents=True)
     metadata = {"format": "mlx", PACKED: str(sum(int(t.n_bytes) for t in reader.tensors))}
@@ -156,20 +158,20 @@ def _tensors(source: Source, architecture: str) -> Iterator[tuple[str, str, mx.a
         yield parameter, name, array, rotated_heads(name, architecture, heads, key_heads)
 
 
-def _reorder(values: np.ndarray, heads: int, halves: int) -> np.ndarray:
+def _reorder(values: np.ndarray, heads: int, to_pairs: bool) -> np.ndarray:
     """Rows of queries or keys in the other order of their rotation.
 
     transformers rotates the first half of a head's rows with the second, llama.cpp rows that are
-    neighbours in pairs.
+    neighbours.
 
     Args:
         values: (rows, ...).
         heads: of the rows.
-        halves: 2 from transformers' order to llama.cpp's, -1 back.
+        to_pairs: from transformers' order to llama.cpp's, or back.
     """
-    ways = {2: (heads, 2, -1), -1: (heads, -1, 2)}
-    shape = (*ways[halves], *values.shape[1:])
-    return np.ascontiguousarray(values.reshape(shape).swapaxes(1, 2).reshape(values.shape))
+    shape = (heads, 2, -1) if to_pairs else (heads, -1, 2)
+    by_head = values.reshape(*shape, *values.shape[1:])
+    return np.ascontiguousarray(by_head.swapaxes(1, 2).reshape(values.shape))
 
 
 def _write_settings(writer: Any, text: dict[str, Any]) -> None:
