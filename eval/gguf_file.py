@@ -128,7 +128,7 @@ def read_gguf(source: Source, file: Path, out: Path) -> None:
     config = edit_text_config(source.config, lambda text: text | {"torch_dtype": "float32"})
     config = {key: value for key, value in config.items() if key != "dtype"}
     (out / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-    copy_small_files(source.path, out, "text")
+    copy_small_files(source, out, "text")
 
 
 def packed_bytes(folder: Path) -> int | None:
