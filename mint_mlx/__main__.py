@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 
-MEMORY = 1 << 30  # bytes of address space that importing MLX takes, with some room
+# Bytes of address space that MLX takes, with some room, and those that each core's thread reserves:
+# with less, a fast BLAS would wait for memory without end.
+MEMORY, MEMORY_OF_THREAD = 2 << 30, 128 << 20
 
 
 def _stop(*_: object) -> None:
@@ -39,9 +41,10 @@ def _objection() -> str | None:
     except OSError:
         return "the current folder does not exist any more: change to another one"
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY and limit < MEMORY:
+    needed = MEMORY + MEMORY_OF_THREAD * (os.cpu_count() or 1)
+    if limit != resource.RLIM_INFINITY and limit < needed:
         return (
-            f"this shell allows {limit >> 20} MiB of memory, and MLX needs {MEMORY >> 20} MiB to "
+            f"this shell allows {limit >> 20} MiB of memory, and MLX needs {needed >> 20} MiB to "
             "start: raise the limit with `ulimit -v`"
         )
     return None

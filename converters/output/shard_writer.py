@@ -329,13 +329,14 @@ def check_work(work: Path) -> None:
             "with -o"
         )
 
-    # What is written into a link lands elsewhere.
-    links = sorted(name for name in names if (work / name).is_symlink())
-    if links:
-        raise MintError(
-            f"{work} holds the link {links[0]}, which mint-mlx did not make: move it away, or "
-            "choose another output with -o"
-        )
+    # What is written into a link lands elsewhere; a pipe takes nothing.
+    for path in (work / name for name in sorted(names)):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            what = "link" if path.is_symlink() else "pipe or device"
+            raise MintError(
+                f"{work} holds the {what} {path.name}, which mint-mlx did not make: move it away, "
+                "or choose another output with -o"
+            )
 
 
 def _check_piece(array: mx.array, spec: TensorSpec) -> None:

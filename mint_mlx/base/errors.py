@@ -32,6 +32,11 @@ OUTSIDE = (  # what others do to files while this program runs, and what paths c
     *(errno.EIO, errno.ESTALE, errno.EPIPE, errno.ENXIO, errno.ENODEV, errno.EBUSY),
 )
 FOR_METAL = "mlx-lm has parts of this model for Metal only: run this on a Mac"
+NOT_COMPILED = "[Compile::eval_cpu] Failed"  # how MLX's message begins, without a compiler or room
+COMPILER = (
+    "MLX could not compile for this CPU: it needs g++ (on Debian: apt install g++) and some free "
+    "space in the folder for temporary files (TMPDIR)"
+)
 NO_METAL = "No Metal back-end"  # in MLX's message about a kernel that exists for Metal only
 
 UNREACHABLE = {  # what huggingface_hub and its transports raise without a network
@@ -140,6 +145,8 @@ def explain(error: BaseException) -> str | None:
         return f"the name {error.object!r} is not valid UTF-8: choose another one"
     if isinstance(error, RuntimeError) and "Unable to write" in str(error):  # by MLX
         return FULL.format("")
+    if isinstance(error, RuntimeError) and NOT_COMPILED in str(error):
+        return COMPILER
     if isinstance(error, RuntimeError) and NO_METAL in str(error):
         return FOR_METAL
     return _explain_hub(error)
@@ -160,7 +167,9 @@ def _lacks_memory_beneath(error: BaseException) -> bool:
 def _explain_os(error: OSError) -> str | None:
     """The sentence for a failure of the file system."""
     where = f" ({error.filename})" if error.filename else ""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if error.errno == errno.EFBIG:
+        return f"a file may not become so large here{where}: raise the limit with `ulimit -f`"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "requested and" in str(error):  # numpy's words for a file that was cut short
         return FULL.format(where)
     if error.errno == errno.ENAMETOOLONG:

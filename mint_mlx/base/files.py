@@ -95,7 +95,7 @@ def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         on_wait: called once where another process holds the lock, before waiting for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("a") as file:
+    with open_to_append(path.with_name(f".{path.name}.lock")) as file:
         if not lock_file(file):
             on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -114,7 +114,7 @@ def lock_folder(folder: Path) -> IO[str] | None:
 
     The lock marks the folder as ours, so the caller has checked that it is.
     """
-    file = (folder / LOCK).open("a")
+    file = open_to_append(folder / LOCK)
     if lock_file(file):
         if not os.fstat(file.fileno()).st_size:
             file.write(MARK)
@@ -124,13 +124,25 @@ def lock_folder(folder: Path) -> IO[str] | None:
     return None
 
 
+def open_to_append(path: Path) -> IO[str]:
+    """Open a text file to append to it, as `open` does; a pipe of its name is an OSError.
+
+    Opening a pipe that nobody reads would never end.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK, 0o666)
+
+    return open(path, "a", encoding="utf-8", opener=opener)
+
+
 @contextmanager
 def shared(path: Path) -> Iterator[None]:
     """Keep others from locking a file; where it can't be made, they can't change what is beside."""
     with ExitStack() as stack:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(stack.enter_context(path.open("a")), fcntl.LOCK_SH)
+            fcntl.flock(stack.enter_context(open_to_append(path)), fcntl.LOCK_SH)
         yield
 
 

@@ -234,7 +234,7 @@ def check_unchanged(source: Source) -> None:
 
 
 def _refuse_other_files(path: Path) -> None:
-    """Refuse a file in place of a folder, and GGUF, with the name of the original where it has one.
+    """Refuse a file in place of a folder, GGUF, with the name of its original, pipes and devices.
 
     Raises:
         MintError: saying what to give instead.
@@ -249,6 +249,13 @@ def _refuse_other_files(path: Path) -> None:
         raise MintError(f"{gguf.name} is a GGUF file, which mint-mlx does not read: give {instead}")
     if path.is_file():
         raise MintError(f"{path} is a file: give the folder that holds config.json and the weights")
+
+    # mlx-lm and transformers would wait for a pipe for ever, or read a device without end.
+    strange = [f.name for f in files if f.exists() and not (f.is_file() or f.is_dir())]
+    if strange:
+        raise MintError(
+            f"{path} holds {strange[0]}, which is a pipe or a device and not a file: remove it"
+        )
 
 
 def _read_checked(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, TensorInfo]]]:

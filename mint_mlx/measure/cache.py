@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..base.checksum import Damaged, if_sound
 from ..base.errors import MintError, UsageError
-from ..base.files import lock_file, shared
+from ..base.files import lock_file, open_to_append, shared
 from ..base.quant_config import QuantConfig
 from ..base.remove import DESKTOP, Stranger
 from ..base.report import Report
@@ -106,7 +106,7 @@ def _unused(kind: str) -> Iterator[bool]:
     if kind == "walks":  # each has a lock of its own
         yield True
         return
-    with _lock_path(kind).open("a") as file:
+    with open_to_append(_lock_path(kind)) as file:
         yield lock_file(file)
 
 

@@ -18,6 +18,7 @@ from ..base import schema
 from ..base.array_files import read_npz, write_npz
 from ..base.checksum import Damaged, if_sound, parse_checked, warn, with_checksum
 from ..base.distributed import ranks
+from ..base.files import open_to_append
 from ..base.remove import remove_file
 from ..base.versions import stamp
 
@@ -50,7 +51,7 @@ def append_curve(target: Path, path: str, curve: Any) -> None:
     notes = target.with_name(f"{target.name}.begun-{stamp()}-{ranks().rank}")
     with suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with notes.open("a", encoding="utf-8") as file:
+        with open_to_append(notes) as file:
             # A line that a kill cut short doesn't spoil the one after it.
             file.write("\n" + with_checksum(json.dumps({path: curve})) + "\n")
 

@@ -37,6 +37,8 @@ def test_a_disk_that_is_full_says_so_whoever_writes(
         (ImportError("x.so: failed to map segment from shared object"), "too little memory"),
         (RuntimeError("can't start new thread"), "too little memory"),
         (OSError(24, "Too many open files"), "ulimit -n"),
+        (OSError(27, "File too large", "x"), r"\(x\).*ulimit -f"),
+        (RuntimeError("[Compile::eval_cpu] Failed to compile function C with"), "needs g\\+\\+"),
         (ValueError("not allowed to raise maximum limit"), "ulimit -n"),
         (RuntimeError("Could not determine home directory."), "set HOME"),
         (IsADirectoryError(21, "Is a directory", "x"), r"is a directory \(x\)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from helpers import Maker, llama
 
-from mint_mlx.base.files import atomic_write
+from mint_mlx.base.files import atomic_write, lock_folder, shared
 from mint_mlx.jobs.convert import convert
 
 
@@ -28,7 +29,7 @@ def test_what_is_written_whole_leaves_nothing_when_it_fails(tmp_path: Path) -> N
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from mint_mlx.base.files import atomic_write
+from mint_mlx.base.files import atomic_write, lock_folder, shared
 with atomic_write(Path(sys.argv[1])) as partial:
     partial.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -65,3 +66,12 @@ def test_a_file_system_without_locks_stops_nothing(
     monkeypatch.setattr("fcntl.flock", refuse)
     convert(str(make(llama(1))), "5bpw", tmp_path / "out", smoke=False)
     assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_pipe_in_place_of_a_lock_is_an_error_and_no_endless_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(OSError) as raised:
+        lock_folder(tmp_path)
+    assert raised.value.errno == errno.ENXIO
+    with shared(tmp_path / "lock"):  # whoever can't lock it can't delete beside it either
+        pass

@@ -38,6 +38,10 @@ def broken_link(folder: Path) -> None:
     (folder / "model.safetensors").symlink_to("blobs/gone")
 
 
+def pipe(folder: Path) -> None:
+    os.mkfifo(folder / "generation_config.json")  # which mlx-lm would wait for without end
+
+
 def int8_weights(folder: Path) -> None:
     edit_weights(folder, lambda w: w | {"lm_head.weight": w["lm_head.weight"].astype(mx.int8)})
 
@@ -82,6 +86,7 @@ def code_beside_it(folder: Path) -> None:
         (bad_text_config, "text_config"),
         (gptq, "packed as I32, but not as mint-mlx reads GPTQ"),
         (broken_link, "not a regular file"),
+        (pipe, "generation_config.json, which is a pipe"),
         (int8_weights, "lm_head.weight is of type I8"),
         (extra_tensor, "model.surprise"),
         (half_the_weights, "truncated"),

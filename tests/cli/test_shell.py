@@ -20,7 +20,7 @@ COMMAND = f"{sys.executable} -m mint_mlx recipes"
         (f"exec {COMMAND} >&-", "standard output is closed"),
         (f"mkdir gone; cd gone; rmdir ../gone; exec {COMMAND}", "does not exist any more"),
         pytest.param(
-            f"ulimit -v 400000; exec {COMMAND}",
+            f"ulimit -v 1300000; exec {COMMAND}",
             "ulimit -v",
             marks=pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no such limit"),
         ),
