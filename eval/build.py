@@ -101,7 +101,7 @@ def build(task: Task, cache_folder: Path, report: Report) -> Built:
     with exclusive(folder, lambda: report.stage(wait)):
         note = if_sound(folder / MADE, _read_note)
         if note is None and checkpoint.is_dir():
-            # It has this name, so it is whole; the run ended before it wrote the note.
+            # It has this name, so it is whole, though the note beside it is damaged.
             note = {"seconds": 0.0, "reason": None}
         if note is None or not (checkpoint.is_dir() or note.get("reason")):
             report.stage(f"build {task.method} ({task.about})")
@@ -132,7 +132,6 @@ def _build_new(task: Task, write: Callable[[Path], Any], folder: Path) -> dict[s
     lasts = True
     try:
         write(unfinished)
-        move(unfinished, folder / "checkpoint")
     except MintError as error:
         reason = str(error)
         lasts = False
@@ -148,6 +147,8 @@ def _build_new(task: Task, write: Callable[[Path], Any], folder: Path) -> dict[s
     note = {"seconds": time.monotonic() - started, "reason": reason}
     if lasts:
         write_text(folder / MADE, with_checksum(json.dumps(note)))
+    if reason is None:  # after the note, without which nobody knows how long it took
+        move(unfinished, folder / "checkpoint")
     return note
 
 

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from commands import SHORT, WRITES, make_inputs, outcome
 from helpers import Maker, qwen3_moe
 
 POINTS = 10
 
 # Short texts; and the space that is free is not asked for, so that the disk is full in the middle.
-SCRIPT = """
-import shutil, sys
-from mint_mlx.base.blas import use_fast_blas
-use_fast_blas()
-from mint_mlx.converters.quantizers import distil, learn_block
-from mint_mlx.measure import self_text
-from mint_mlx.rules import efforts
-efforts.TOKENS = 512
-learn_block.STEPS, learn_block.TOKENS = 2, 256
-distil.STEPS, distil.TOKENS = 2, 256
-self_text.LENGTH = 64
+SCRIPT = f"""{SHORT}
+import shutil
 usage = shutil.disk_usage
 shutil.disk_usage = lambda path: usage(path)._replace(free=1 << 50)
 from mint_mlx.cli.main import main
@@ -145,3 +139,127 @@ def test_a_read_only_disk_is_one_sentence_or_no_obstacle(
     ran = run(source, tmp_path / "ran", disk, "ro")
     check(ran, whole)
     assert (ran.codes[0] == 0) == (disk in ("source", "cache"))
+
+
+@dataclass(frozen=True)
+class RanCommand:
+    """A command on a small disk, and again with room.
+
+    Attributes:
+        codes: exit codes; the first alone where that had a result.
+        said: what each wrote to stderr.
+        listing: what lay in the command's folder after the first.
+        out: the command's folder at the end.
+        cache: the cache at the end.
+        work: the folder of temporary files at the end.
+    """
+
+    codes: list[int]
+    said: list[str]
+    listing: set[str]
+    out: Path
+    cache: Path
+    work: Path
+
+
+def run_command(name: str, inputs: Path, place: Path, disk: str, options: str) -> RanCommand:
+    """Run a command with a folder (out, cache, work, source) as a disk of its own, then with room.
+
+    Args:
+        name: of the command.
+        inputs: what it reads.
+        place: a new folder for all of it.
+        disk: which folder is a disk; `source` are the inputs, which are only read then.
+        options: it is mounted with.
+    """
+    place.mkdir()
+    for folder in ("out", "work", "model", "made"):
+        (place / folder).mkdir()
+    shutil.copytree(inputs / "cache", place / "cache")
+    shutil.copyfile(inputs / "t.txt", place / "t.txt")
+    (place / "script.py").write_text(SCRIPT)
+    words = [sys.executable, str(place / "script.py"), name.split()[0], *WRITES[name][0]]
+    line = f"(cd out && {shlex.join(words)})"
+    script = f"""
+for i in model made; do
+  mount --bind {inputs}/$i $i || exit 99
+  [ {disk} != source ] || mount -o remount,ro,bind $i || exit 99
+done
+[ {disk} = source ] || {{
+  cp -r {disk} before && mount -t tmpfs -o size=1g none {disk} && cp -r before/. {disk} || exit 99
+  mount -o remount,{options} {disk} || exit 98
+}}
+{line} 2> first; echo $? > codes
+ls -A out > listing
+[ {disk} = source ] || mount -o remount,rw,size=1g,nr_inodes=9999 {disk} || exit 99
+[ $(cat codes) = 0 ] || {{ {line} 2> second; echo $? >> codes; }}
+for i in out cache work; do cp -r $i $i-end; done
+"""
+    env = os.environ | {"MINT_MLX_CACHE": str(place / "cache"), "TMPDIR": str(place / "work")}
+    subprocess.run(["unshare", "-rm", "sh", "-c", script], env=env, cwd=place, check=True)
+    codes = [int(code) for code in (place / "codes").read_text().split()]
+    said = [path.read_text() for path in (place / "first", place / "second") if path.exists()]
+    listing = set((place / "listing").read_text().split())
+    return RanCommand(
+        codes, said, listing, place / "out-end", place / "cache-end", place / "work-end"
+    )
+
+
+def check_command(name: str, ran: RanCommand, expected: Any) -> None:
+    """What every command on a small disk must have done."""
+    results = {Path(file).parts[0] for file in WRITES[name][1]}
+    if ran.codes[0]:
+        errors = [line for line in ran.said[0].splitlines() if line.startswith("error: ")]
+        assert ran.codes == [1, 0], ran
+        assert len(errors) == 1, ran.said
+        assert ran.listing <= {f"{result}.partial" for result in results}, ran
+    assert "Traceback" not in "".join(ran.said)
+    assert outcome(name, ran.out, ran.cache)[0] == expected, ran
+    assert {path.name for path in ran.out.iterdir()} == results
+    assert not list(ran.work.glob("mint-mlx-*"))
+    assert not list(ran.cache.rglob(".*.part*"))
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the commands read, and an empty cache beside."""
+    (tmp_path / "inputs" / "cache").mkdir(parents=True)
+    make_inputs(tmp_path / "inputs")
+    return tmp_path / "inputs"
+
+
+OTHERS = [name for name in WRITES if not name.startswith(("convert", "cache"))]
+
+
+@pytest.mark.slow
+@needs_mounts
+@pytest.mark.parametrize("disk", ["out", "cache", "work"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_commands_on_a_full_disk(inputs: Path, tmp_path: Path, name: str, disk: str) -> None:
+    whole = run_command(name, inputs, tmp_path / "whole", disk, "size=1g")
+    assert whole.codes == [0], whole.said
+    expected = outcome(name, whole.out, whole.cache)[0]
+
+    # Up to what each disk must hold, roughly.
+    folder = {"out": whole.out, "cache": whole.cache}.get(disk)
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder else 400_000
+    full = 0
+    shares = (f"size={max(4096, int(share * size))}" for share in (0.05, 0.3, 0.6, 0.9))
+    for i, options in enumerate(("nr_inodes=1", *shares)):  # no file at all, at first
+        ran = run_command(name, inputs, tmp_path / str(i), disk, options)
+        check_command(name, ran, expected)
+        full += ran.said[0] != whole.said[0]
+    assert full or disk == "work"  # not all write there
+
+
+@pytest.mark.slow
+@needs_mounts
+@pytest.mark.parametrize("disk", ["source", "out", "cache"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_commands_on_a_read_only_disk(
+    inputs: Path, tmp_path: Path, name: str, disk: str
+) -> None:
+    whole = run_command(name, inputs, tmp_path / "whole", "source", "")
+    ran = run_command(name, inputs, tmp_path / "ran", disk, "ro")
+    check_command(name, ran, outcome(name, whole.out, whole.cache)[0])
+    assert disk == "out" or name == "compare" or ran.codes == [0]
