@@ -7,6 +7,7 @@ wrong in what it says.
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -125,19 +126,28 @@ def damage(file: Path, rng: random.Random) -> None:
     """Change a file's bytes, or put something else in its place."""
     if rng.random() < 0.8:
         file.write_bytes(mutate_bytes(file.read_bytes(), rng))
-        return
-    other = file.with_name(f"moved-{file.name}")
-    how = rng.randrange(5)
+    else:
+        replace_by_other(file, rng)
+
+
+def replace_by_other(file: Path, rng: random.Random, other: Path = Path("/dev/zero")) -> None:
+    """Put something else in a file's place: nothing, a folder, or a link (also to `other`)."""
+    moved = file.with_name(f"moved-{file.name}")
+    how = rng.randrange(7)
     if how == 0:
         file.write_bytes(b"")
         return
-    file.replace(other)
+    file.replace(moved)
     if how == 1:
         file.symlink_to("nowhere")
     elif how == 2:
         file.symlink_to(file.name)  # to itself
     elif how == 3:
         file.symlink_to("/dev/zero")
+    elif how == 4:
+        file.symlink_to(other)
+    elif how == 5:
+        os.mkfifo(file)
     else:
         file.mkdir()
 
