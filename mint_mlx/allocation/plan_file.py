@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from .plan import LayerError, Plan
 from .uniform import active_ratio
 
 SCHEMA = 1
+LARGE = 1e18  # more than any figure that a plan states
 
 
 def write_plan(plan: Plan, inventory: Inventory, path: Path) -> None:
@@ -183,9 +183,7 @@ def read_plan(path: Path | str) -> Plan:
     edited = data.get("choice") not in (None, _digest(choice))
     figures: dict[str, Any] = {} if edited else data
     stated = data.get("budget_bytes")
-    stated = stated if isinstance(stated, int) else None
-    loss = figures.get("loss")
-    gap: Any = figures.get("gap")
+    stated = stated if type(stated) is int and 0 < stated < LARGE else None
     return Plan(
         origin=Origin(
             str(source.get("name") or ""),
@@ -197,8 +195,8 @@ def read_plan(path: Path | str) -> Plan:
         objective=_text(data.get("objective")),
         budget=_text(figures.get("budget")),
         budget_bytes=None if edited else stated,
-        loss=loss if isinstance(loss, float) else None,
-        gap=float(gap) if type(gap) in (int, float) else None,
+        loss=_figure(figures.get("loss")),
+        gap=_figure(figures.get("gap")),
         errors={} if edited else errors,
         versions=_versions(data.get("versions")),
         edited=edited,
@@ -268,9 +266,8 @@ def _read_layers(
             choice[path] = parse_config(str(entry["as"]))
         except UsageError as error:
             raise file.error(str(error), "layers", i) from None
-        mean = entry.get("nmse")
-        worst = entry.get("worst")
-        if isinstance(mean, float) and isinstance(worst, float):
+        mean, worst = _figure(entry.get("nmse")), _figure(entry.get("worst"))
+        if mean is not None and worst is not None:
             errors[path] = LayerError(mean, worst)
     return choice, errors
 
@@ -285,10 +282,10 @@ def _speed(entry: Any) -> Speed | None:
     if not isinstance(entry, dict):
         return None
     names = ("tokens_per_second", "low", "high", "context")
-    numbers: list[Any] = [entry.get(name) for name in names]
-    if not all(type(n) in (int, float) and 0 < n < math.inf for n in numbers):
+    numbers = [figure for name in names if (figure := _figure(entry.get(name)))]
+    if len(numbers) < len(names):
         return None
-    middle, low, high, context = map(float, numbers)
+    middle, low, high, context = numbers
     machine = str(entry.get("machine"))
     return Speed(middle, (low, high), int(context), machine, entry.get("estimated") is True)
 
@@ -296,6 +293,11 @@ def _speed(entry: Any) -> Speed | None:
 def _speed_goal(entry: Any) -> str | None:
     """The least speed that a plan was made for."""
     return _text(entry.get("goal")) if isinstance(entry, dict) else None
+
+
+def _figure(value: Any) -> float | None:
+    """A number of zero or more; None for anything else that a plan may state."""
+    return float(value) if type(value) in (int, float) and 0 <= value < LARGE else None
 
 
 def _text(value: Any) -> str | None:

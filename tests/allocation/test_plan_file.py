@@ -109,3 +109,16 @@ def test_a_binary_file_is_no_plan(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_bytes(bytes(range(256)))
     with pytest.raises(MintError, match="not a readable plan"):
         read_plan(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize("figure", [".inf", ".nan", "-1.0", "9" * 400, "x", "[1]"])
+def test_figures_that_cannot_be_are_none(job: Job, plan: Plan, tmp_path: Path, figure: str) -> None:
+    text = plan_text(plan, job.inventory)
+    for name in ("loss", "gap", "budget_bytes", "worst"):
+        text = re.sub(rf"\b{name}: [\d.e-]+", f"{name}: {figure}", text)
+    text += f"speed: {{tokens_per_second: {figure}, low: 1, high: 1, context: {figure}}}\n"
+    (tmp_path / "plan.yaml").write_text(text)
+    read = read_plan(tmp_path / "plan.yaml")
+    assert (read.loss, read.gap, read.budget_bytes, read.speed) == (None,) * 4
+    assert not read.errors
+    assert read.choice == plan.choice

@@ -8,7 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -70,49 +70,103 @@ for command in json.loads(sys.argv[1]):
 """
 
 
+Commands = list[list[str]]
+Check = Callable[[str, str], None]  # of what two processes said on stdout and stderr
+
+
 def test_two_processes_do_what_one_does(cli: Cli, make: Maker, tmp_path: Path) -> None:
-    source = str(make(qwen3_moe(2), shards=2))
-    sensitivity, _ = steps.write_sensitivity(source, tmp_path / "s.npz", tokens=2048)
+    """They convert and evaluate, all in one start; the second one's cache is another."""
+    source = make(qwen3_moe(2), shards=2)
+    conversions, check_conversions = plan_conversions(source, cli, tmp_path)
+    evaluations, check_evaluations = plan_evaluations(source, cli, tmp_path)
+    other_cache = "os.environ['MINT_MLX_CACHE'] += '-other' * int(os.environ['MLX_RANK'])"
+    script = tmp_path / "several.py"
+    script.write_text(f"import os\n{other_cache}\n{SEVERAL}")
+    said = launch(json.dumps([*conversions, *evaluations]), program=[str(script)])
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("ended with 0") == 2 * 5, said.stdout
+    check_conversions(said.stdout, said.stderr)
+    check_evaluations(said.stdout, said.stderr)
+
+
+def plan_conversions(source: Path, cli: Cli, tmp_path: Path) -> tuple[Commands, Check]:
+    """Two processes measure, carry out plans, upload once, and refuse what isn't shared."""
+    sensitivity, _ = steps.write_sensitivity(str(source), tmp_path / "s.npz", tokens=2048)
     efforts = {"fast": [], "balanced": ["--sensitivity", str(sensitivity)]}
     plans = {effort: tmp_path / f"{effort}.yaml" for effort in efforts}
     for effort, more in efforts.items():
-        out = str(tmp_path / effort)
         command = ["convert", source, *more, "--budget", "5bpw", "--effort", effort]
-        assert cli(*command, "--no-smoke", "-o", out).code == 0
+        assert cli(*command, "--no-smoke", "-o", tmp_path / effort).code == 0
         plans[effort].write_bytes((tmp_path / effort / "mint-plan.yaml").read_bytes())
 
-    # Two processes measure, carry out the same plans, upload once, and refuse what isn't shared.
-    commands = [["profile", source, "-o", str(tmp_path / "two.json"), "--sample", "0.5"]]
+    commands = [["profile", str(source), "-o", str(tmp_path / "two.json"), "--sample", "0.5"]]
     for effort, more in efforts.items():
         out = str(tmp_path / f"{effort}-together")
-        command = ["convert", source, *more, "--plan", str(plans[effort]), "--no-smoke"]
+        command = ["convert", str(source), *more, "--plan", str(plans[effort]), "--no-smoke"]
         commands.append([*command, "-o", out])
     commands[-1] += ["--upload-repo", "me/mine"]
-    best = str(tmp_path / "best")
-    commands.append(["convert", source, "--budget", "5bpw", "--effort", "best", "-o", best])
-    commands.append(["recipes"])
-    script = tmp_path / "several.py"
-    script.write_text(SEVERAL)
-    said = launch(json.dumps(commands), program=[str(script)])
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.count("ended with 0") == 2 * 3, said.stdout
+    best = tmp_path / "best"
+    refused = ["convert", str(source), "--budget", "5bpw", "--effort", "best", "-o", str(best)]
+    commands += [refused, ["recipes"]]
 
-    # The same measurements, the same bytes, and one of them speaks.
-    steps.write_profile(source, tmp_path / "half.json", sample="0.5")
-    assert (tmp_path / "half.json").read_bytes() == (tmp_path / "two.json").read_bytes()
-    assert said.stdout.count("mint-mlx allocate") == 1
-    for effort in efforts:
-        together = tmp_path / f"{effort}-together"
-        tensors = [weights(folder)["model.safetensors"] for folder in (tmp_path / effort, together)]
-        assert tensors[0] == tensors[1]
-        assert not list(together.glob("*journal*"))
-        assert not (together / "lock").exists()
-    assert said.stdout.count("uploaded to page-of-me/mine") == 1, said.stdout
-    assert 'load("me/mine")' in (together / "README.md").read_text()
-    everything = said.stdout + said.stderr
-    assert "--effort balanced" in everything
-    assert not Path(best).exists()
-    assert "leave mlx.launch out" in everything
+    def check(out: str, err: str) -> None:
+        # The same measurements, the same bytes, and one of them speaks.
+        steps.write_profile(str(source), tmp_path / "half.json", sample="0.5")
+        assert (tmp_path / "half.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+        assert out.count("mint-mlx allocate") == 1
+        for effort in efforts:
+            together = tmp_path / f"{effort}-together"
+            folders = (tmp_path / effort, together)
+            tensors = [weights(folder)["model.safetensors"] for folder in folders]
+            assert tensors[0] == tensors[1]
+            assert not list(together.glob("*journal*"))
+            assert not (together / "lock").exists()
+        assert out.count("uploaded to page-of-me/mine") == 1, out
+        assert 'load("me/mine")' in (together / "README.md").read_text()
+        assert "--effort balanced" in out + err
+        assert not best.exists()
+        assert "leave mlx.launch out" in out + err
+
+    return commands, check
+
+
+def plan_evaluations(source: Path, cli: Cli, tmp_path: Path) -> tuple[Commands, Check]:
+    """Two processes split a model between them, and agree with one."""
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 20)
+    split = ["eval", str(source), "--source", str(source), "--text", str(text)]
+    split += ["--windows", "2", "--length", "64", "--json"]
+    alone = cli(*split)
+    assert alone.code == 0
+
+    # Only the first rank's cache holds the source's predictions, under the name for two ranks.
+    (reference,) = (Path(os.environ["MINT_MLX_CACHE"]) / "references").iterdir()
+    reference.rename(reference.with_name(f"{reference.stem}-of2.safetensors"))
+
+    # One key-value head is split by blocks, which takes an index.
+    model = tmp_path / "indexed"
+    shutil.copytree(DEMO, model)
+    with safe_open(model / "model.safetensors", "numpy") as file:
+        index = {"weight_map": dict.fromkeys(file.keys(), "model.safetensors")}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    by_blocks = ["eval", str(model), "--source", str(model)]
+    by_blocks += ["--windows", "2", "--length", "32", "--json"]
+
+    def check(out: str, err: str) -> None:
+        lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        assert len(lines) == 2
+        assert lines[0]["perplexity"] == pytest.approx(alone.json["perplexity"], rel=1e-4)
+        assert lines[0]["kl"] < 1e-5
+        assert lines[0]["same_top1"] == 1
+        assert "run `eval` on one" in out + err
+
+        # Each of two processes sees its own blocks' routers only; one alone, later, sees all.
+        assert "router_changes" not in lines[1]
+        later = cli(*by_blocks)
+        assert later.code == 0
+        assert later.json["router_changes"] == 0
+
+    return [split, by_blocks, ["eval", str(DEMO), "--windows", "2"]], check
 
 
 # Ends rank 1 after four units, as soon as both ranks' journals hold two.
@@ -162,44 +216,3 @@ def test_what_one_rank_wrote_is_kept_when_another_is_lost(
     assert cli(*command, out).code == 0
     assert cli(*command, whole).code == 0
     assert weights(out)["model.safetensors"] == weights(whole)["model.safetensors"]
-
-
-def test_eval_splits_the_model_and_agrees(cli: Cli, make: Maker, tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    source = str(make(qwen3_moe(2)))
-    text.write_text("the quick brown fox jumps over the lazy dog. " * 20)
-    split = ["eval", source, "--source", source, "--text", str(text)]
-    split += ["--windows", "2", "--length", "64", "--json"]
-    alone = cli(*split)
-    assert alone.code == 0
-
-    # Only the first rank's cache holds the source's predictions, under the name for two ranks.
-    (reference,) = (Path(os.environ["MINT_MLX_CACHE"]) / "references").iterdir()
-    reference.rename(reference.with_name(f"{reference.stem}-of2.safetensors"))
-    other_cache = "os.environ['MINT_MLX_CACHE'] += '-other' * int(os.environ['MLX_RANK'])"
-
-    # One key-value head is split by blocks, which takes an index.
-    model = tmp_path / "indexed"
-    shutil.copytree(DEMO, model)
-    with safe_open(model / "model.safetensors", "numpy") as file:
-        index = {"weight_map": dict.fromkeys(file.keys(), "model.safetensors")}
-    (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    by_blocks = ["eval", str(model), "--source", str(model)]
-    by_blocks += ["--windows", "2", "--length", "32", "--json"]
-    script = tmp_path / "several.py"
-    script.write_text(f"import os\n{other_cache}\n{SEVERAL}")
-    commands = [split, by_blocks, ["eval", str(DEMO), "--windows", "2"]]
-    together = launch(json.dumps(commands), program=[str(script)])
-    assert together.returncode == 0, together.stderr
-    lines = [json.loads(line) for line in together.stdout.splitlines() if line.startswith("{")]
-    assert len(lines) == 2
-    assert lines[0]["perplexity"] == pytest.approx(alone.json["perplexity"], rel=1e-4)
-    assert lines[0]["kl"] < 1e-5
-    assert lines[0]["same_top1"] == 1
-    assert "run `eval` on one" in together.stdout + together.stderr
-
-    # Each of two processes sees its own blocks' routers only; one alone, later, sees all.
-    assert "router_changes" not in lines[1]
-    alone = cli(*by_blocks)
-    assert alone.code == 0
-    assert alone.json["router_changes"] == 0
