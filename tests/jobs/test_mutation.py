@@ -199,7 +199,7 @@ def reference_targets(sound: Sound) -> dict[str, Target]:
         "replies": stored(
             "replies.json",
             json.dumps({"replies": [[1, 2], [3]]}),
-            lambda path: chat._read_replies(path, 2),
+            lambda path: chat._read_replies(path, 2, 9),
         ),
     }
 
