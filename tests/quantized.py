@@ -28,6 +28,7 @@ CODES = {
     "U8": np.uint8,
     "I32": np.int32,
     "I64": np.int64,
+    "U32": np.uint32,
     "F32": np.float32,
     "F16": np.float16,
     "F8_E4M3": np.uint8,

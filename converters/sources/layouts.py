@@ -225,6 +225,11 @@ def _code_type(group: Group) -> str:
 
 def _unstated(group: Group) -> Unread:
     """The refusal of packed tensors in a source that doesn't say that it is quantized."""
+    if group.roles == {"", "scales"} and group.dtype("") == "U32":
+        return Unread(
+            "is packed as in MLX checkpoints, but config.json has no `quantization`",
+            "download config.json again",
+        )
     return Unread(f"is of type {_code_type(group)}, of which config.json says nothing")
 
 

@@ -44,7 +44,11 @@ SAVED_ALONE = ("gemma4_unified",)
 # What a model with a head puts before the names of all but the head.
 BASE, EMBEDDING = "model.", "embed_tokens.weight"
 # What distributed training, torch.compile and adapters put before every name.
-WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
+WRAPPERS = ("module.", "base_model.model.")
+# The same, of which every module may have one.
+INNER_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 # Classes whose `sanitize` does the rest of its work only where it finds single experts.
 SINGLE_EXPERTS = ("qwen3_next",)
 
@@ -128,7 +132,8 @@ def rename(model: Any, config: Mapping[str, Any], weights: Weights) -> Weights:
 
 
 def _unwrapped(model: _Model, weights: Weights) -> Weights:
-    """The tensors without a prefix of what a model was wrapped in when it was saved."""
+    """The tensors without the names of what a model was wrapped in when it was saved."""
+    weights = {INNER_WRAPPERS.sub("", name): array for name, array in weights.items()}
     for prefix in WRAPPERS:
         if weights and all(name.startswith(prefix) for name in weights):
             return {name.removeprefix(prefix): array for name, array in weights.items()}

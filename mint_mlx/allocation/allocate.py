@@ -107,16 +107,37 @@ def _veto(
         safe: those above it.
         curves: the measured errors.
     """
-    forbidden = [
+    forbidden = _forbidden(inventory, options, safe)
+    if not forbidden:
+        return ""
+    layer = max(forbidden, key=lambda layer: layer.bytes(KEEP))
+    return describe_veto(curves[layer.path], options[layer.path], layer.kind == "experts")
+
+
+def _forbidden(inventory: Inventory, options: Candidates, safe: Candidates) -> list[Layer]:
+    """The layers of which the floor forbids every quantized candidate."""
+    return [
         layer
         for layer in inventory.layers
         if any(config.quantized for config in options[layer.path])
         and not any(config.quantized for config in safe[layer.path])
     ]
-    if not forbidden:
-        return ""
-    layer = max(forbidden, key=lambda layer: layer.bytes(KEEP))
-    return describe_veto(curves[layer.path], options[layer.path], layer.kind == "experts")
+
+
+def describe_vetoes(space: SearchSpace, profile: Profile, with_sensitivity: bool) -> list[str]:
+    """A sentence for each layer that stays unquantized since the floor forbids all else.
+
+    Args:
+        space: the candidates.
+        profile: measured curves of the layers.
+        with_sensitivity: as of `above_floor`.
+    """
+    options = list_candidates(space)
+    safe = above_floor(space, options, profile.curves, with_sensitivity)
+    return [
+        describe_veto(profile.curves[layer.path], options[layer.path], layer.kind == "experts")
+        for layer in _forbidden(space.inventory, options, safe)
+    ]
 
 
 def allocate(

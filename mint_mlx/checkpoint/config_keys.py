@@ -93,7 +93,7 @@ def brought(config: Table) -> tuple[Brought, ...]:
     if adapted.get("model_type") != config.get("model_type"):
         return (Brought("model_type", adapted["model_type"], REQUIRED, reader.name),)
     before, after = text_config(config), text_config(adapted)
-    filled_in = family_defaults(before, reader)
+    filled_in = family_defaults({"model_type": _type_inside(config)} | before, reader)
     changes = [
         Brought(
             key, value, before.get(key, reader.defaults.get(key)), reader.name, key in filled_in
@@ -124,11 +124,24 @@ def _adapted(config: Table) -> Table:
     if not outer.nested or nested is config:
         return _brought(config, text)
 
-    config = edit_text_config(config, lambda table: _brought(table | _tied(config), text))
+    config = edit_text_config(config, lambda table: _brought_inside(table, config, text))
     vocabulary = nested.get("vocab_size", outer.defaults.get("vocab_size"))
     if "vocab_size" not in config and vocabulary != outer.defaults.get("vocab_size", vocabulary):
         config["vocab_size"] = vocabulary
     return config
+
+
+def _brought_inside(table: Table, config: Table, reader: ModelClass) -> Table:
+    """The table of a text model inside a larger one, brought to what its class reads."""
+    typed = {"model_type": _type_inside(config)} | table | _tied(config)
+    brought_table = _brought(typed, reader)
+    return {k: v for k, v in brought_table.items() if k != "model_type" or k in table}
+
+
+def _type_inside(config: Table) -> str:
+    """What transformers takes a text model for whose table has no `model_type`."""
+    outer = str(config.get("model_type"))
+    return INSIDE.get(outer, f"{outer}_text")
 
 
 def _tied(config: Table) -> Table:
@@ -242,6 +255,8 @@ def _has_experts(config: Table) -> bool:
     return bool(config.get("interleave_moe_layer_step"))
 
 
+# Text models whose type isn't called after the larger model's.
+INSIDE = {"kimi_k25": "deepseek_v3", "llava": "llama", "mistral3": "mistral"}
 # Larger models of which mlx-lm has the text model alone: its type, and its class in transformers.
 ALONE = {
     "lfm2_vl": ("lfm2", "Lfm2ForCausalLM"),

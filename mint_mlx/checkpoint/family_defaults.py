@@ -147,6 +147,8 @@ def family_defaults(table: Table, reader: ModelClass) -> Table:
         for key, value in defaults.items()
         if not _says(table, key) and value != reader.defaults.get(key, REQUIRED)
     }
+    if "quantization" in table:  # told as a known difference: it is scored as everyone runs it
+        added.pop("time_step_limit", None)
     if "rope_parameters" in defaults:
         added |= _positions(table, defaults["rope_parameters"])
     return added

@@ -76,6 +76,12 @@ def _differences(table: Table, reader: ModelClass) -> list[str]:
         )
     if reader.name == "mimo_v2_flash":
         sentences.append("mlx-lm's sliding windows of MiMo are one token shorter")
+    if reader.name == "granitemoehybrid" and _has_mamba(table) and "time_step_limit" not in table:
+        sentences.append(
+            "mlx-lm makes Granite's time steps at least 0.001 and at most 100, transformers lets "
+            "them be as they are: no difference unless a step is shorter, and such a step adds "
+            "next to nothing"
+        )
     shortest = table.get("time_step_min")
     if reader.name == "nemotron_h" and isinstance(shortest, (int, float)) and shortest > 0:
         sentences.append(
@@ -83,6 +89,11 @@ def _differences(table: Table, reader: ModelClass) -> list[str]:
             "makes them that long: no difference unless a step is shorter"
         )
     return sentences
+
+
+def _has_mamba(table: Table) -> bool:
+    """Whether any layer has time steps."""
+    return bool({"mamba", "linear_attention"} & set(table.get("layer_types") or []))
 
 
 def _positions(table: Table, reader: ModelClass) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..allocation.allocate import allocate
+from ..allocation.allocate import allocate, describe_vetoes
 from ..allocation.pace import Pace, predicted
 from ..allocation.plan import Plan
 from ..allocation.search_space import list_candidates
@@ -80,6 +80,17 @@ def check_pace(order: Order) -> None:
             f"nothing is known of how fast {order.job.source.name} decodes on this machine: "
             "`mint-mlx speed MODEL` measures it in two minutes, or give --speed-table"
         )
+
+
+def note_vetoes(order: Order, profile: Profile | None, report: Report) -> None:
+    """Say which layers the safety floor leaves unquantized, whatever the budget."""
+    if order.fixed_plan is not None or profile is None:
+        return
+    usable = profile if order.uses_grids else without_grids(profile)
+    vetoes = describe_vetoes(order.space, usable, needs_sensitivity(order.objective))
+    if vetoes:
+        more = f" ({len(vetoes)} such layers)" if len(vetoes) > 1 else ""
+        report.note(f"{vetoes[0].replace('would stay', 'stays')}{more}")
 
 
 def settle_plan(plan: Plan, job: Job, sensitivity: Sensitivity | None, report: Report) -> Plan:

@@ -33,7 +33,7 @@ from ..rules import efforts
 from ..rules.objectives import needs_sensitivity
 from ..runtime.machine import CONTEXT
 from ..runtime.memory import fits_here
-from .choose import choose_plan, paced, settle_plan
+from .choose import choose_plan, note_vetoes, paced, settle_plan
 from .measurements import assumed_profile, get_profile, get_sensitivity, known_profile
 from .model import Job
 from .order import Order, default_target, place_order
@@ -209,6 +209,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     # Every layer gets its configuration, and the plan its final quantizer.
     plan = choose_plan(order, profile, sensitivity)
     plan = settle_plan(plan, job, sensitivity, report)
+    note_vetoes(order, profile, report)
     if plan.edited and (known := known_profile(job, order.sample)) is not None:
         known = known if order.uses_grids else without_grids(known)
         plan = replace(plan, errors=measured_errors(plan.choice, known.curves))

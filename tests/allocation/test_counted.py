@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers import TOKENS, Maker, Weights, edit_weights, kl, llama, qwen3_moe
+from helpers import TOKENS, Maker, Notes, Weights, edit_weights, kl, llama, qwen3_moe
 
 from mint_mlx.allocation.counted import BROKEN, counted_errors
 from mint_mlx.base.errors import MintError
@@ -76,6 +76,17 @@ def test_a_refusal_names_the_layer_that_the_floor_keeps(make: Maker, tmp_path: P
     pattern = r"floor of 9 dB.*mlp.down_proj reaches .* dB at most, at .*--override 'model"
     with pytest.raises(MintError, match=pattern):
         convert(str(folder), "4.5bpw", tmp_path / "out", smoke=False)
+
+
+def test_a_layer_that_the_floor_keeps_is_told(make: Maker, tmp_path: Path) -> None:
+    folder = scaled(make(llama(2)), "layers.1.mlp.down_proj", 1e-8)
+    notes = Notes()
+    result = convert(str(folder), "10bpw", tmp_path / "out", smoke=False, report=notes)
+    path = "model.layers.1.mlp.down_proj"
+    assert result.plan.choice[path] == KEEP
+    (note,) = [note for note in notes.said if "dB at most" in note]
+    assert note.startswith(f"{path} reaches ")
+    assert f"stays unquantized: --override '{path}=" in note
 
 
 def test_a_refusal_names_the_expert(make: Maker, tmp_path: Path) -> None:

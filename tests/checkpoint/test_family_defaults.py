@@ -11,7 +11,7 @@ from helpers import OLD_MLX_LM
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.hf_config import text_config
-from mint_mlx.checkpoint.config_keys import adapt, brought
+from mint_mlx.checkpoint.config_keys import INSIDE, adapt, brought
 from mint_mlx.checkpoint.family_defaults import DEFAULTS, UNSETTLED_THETA
 from mint_mlx.checkpoint.model_classes import REQUIRED, is_known, model_class
 from mint_mlx.checkpoint.unread_keys import COUNTED, HARMLESS, check_keys
@@ -36,6 +36,7 @@ DERIVED = {
     ("mistral4", "rope_interleave"),
     ("nemotron_h", "time_step_limit"),
     ("smollm3", "no_rope_layers"),
+    *(("step3p5", key) for key in ("rope_theta", "partial_rotary_factors", "moe_layers_enum")),
 }
 # mlx-lm fails without them, or has the default of the release's own class.
 OTHERS = {
@@ -120,6 +121,30 @@ def test_text_models_inside_larger_ones_say_what_differs_only() -> None:
     text = {"model_type": "gemma3_text", "hidden_size": 64}
     adapted = text_config(adapt({"model_type": "gemma3", "text_config": text}))
     assert adapted["sliding_window"] == 4096
+
+    # Nor need they say what they are.
+    stated = {"model_type": "gemma3", "text_config": {"hidden_size": 64}}
+    adapted = text_config(adapt(stated))
+    assert adapted["sliding_window"] == 4096
+    assert "model_type" not in adapted
+    assert [change.left_out for change in brought(stated) if change.key == "sliding_window"] == [
+        True
+    ]
+
+
+def test_text_models_are_taken_for_what_transformers_takes_them() -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    nested = [
+        family
+        for family in CONFIG_MAPPING
+        if is_known(family) and (reader := model_class({"model_type": family})) and reader.nested
+    ]
+    assert len(nested) > 10
+    for family in nested:
+        text = getattr(CONFIG_MAPPING[family](), "text_config", None)
+        if text is not None:
+            assert INSIDE.get(family, f"{family}_text") == text.model_type
 
 
 def test_positions_are_filled_in_beside_what_is_said() -> None:

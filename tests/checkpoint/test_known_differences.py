@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import OLD_MLX_LM, Cli, Notes, write_tokenizer
+from helpers import OLD_MLX_LM, Cli, Notes, edit_config, write_tokenizer
 
 from mint_mlx.checkpoint.config_keys import adapt
 from mint_mlx.checkpoint.known_differences import known_differences
+from mint_mlx.checkpoint.source import load_source
 from mint_mlx.converters.sources.multipliers import folded
-from mint_mlx.eval.evaluate import evaluate
+from mint_mlx.eval.evaluate import check_read_alike, evaluate
 from mint_mlx.eval.settings import Settings
 from mint_mlx.jobs.convert import convert
 from mint_mlx.jobs.doctor import doctor
@@ -89,6 +91,30 @@ def test_windows_that_a_class_does_not_have_are_told_where_they_count() -> None:
     assert differences(qwen2 | {"use_sliding_window": True})
     full = ["full_attention"] * 2
     assert not differences(qwen2 | {"use_sliding_window": True, "layer_types": full})
+
+
+def test_granite_converted_without_a_limit_of_its_time_steps_is_scored(tmp_path: Path) -> None:
+    folder = tmp_path / "granite"
+    shutil.copytree(TWINS / "granitemoehybrid", folder)
+    write_tokenizer(folder)
+    edit_config(folder, time_step_limit=[0.001, 100.0])
+    convert(str(folder), out=tmp_path / "out", uniform="8bit-g32", smoke=False)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    del config["time_step_limit"]
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+
+    # It is read as mlx-lm runs it, which is told.
+    source = load_source(str(tmp_path / "out"))
+    assert "time_step_limit" not in source.config
+    check_read_alike(source)
+    examination = doctor(str(tmp_path / "out"))
+    assert examination.findings == []
+    assert any("at least 0.001" in text for text in examination.known_differences)
+
+    # A release without the key has no limit.
+    del config["quantization"]
+    assert adapt(config)["time_step_limit"] == [0.0, math.inf]
+    assert not any("0.001" in text for text in differences(adapt(config)))
 
 
 def test_values_of_strange_types_tell_nothing() -> None:

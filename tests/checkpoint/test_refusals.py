@@ -132,6 +132,16 @@ CASES: dict[str, tuple[Change, str]] = {
         ),
         f"{Q_PROJ} has weights of type I32, which no quantizer reads: give the checkpoint in bf16",
     ),
+    "an MLX checkpoint that lost its quantization": (
+        holds(
+            {},
+            weight=("U32", np.ones((128, 16))),
+            scales=("F16", np.ones((128, 2))),
+            biases=("F16", np.ones((128, 2))),
+        ),
+        f"{Q_PROJ}.weight is packed as in MLX checkpoints, but config.json has no `quantization`: "
+        "download config.json again",
+    ),
     "groups that don't divide": (
         holds(
             stated(**GPTQ),

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
 import pytest
 from families import FAMILIES, NESTED, SCALED, UNCHAINED, config_of
 from helpers import OLD_MLX_LM, Cli, Maker, edit_config, llama, qwen3_moe
@@ -229,6 +232,15 @@ def test_what_a_router_does_by_itself_is_known(
 
 def test_a_router_key_of_a_model_without_experts_says_nothing() -> None:
     assert unread(config_at("qwen3") | {"norm_topk_prob": True, "scoring_func": "sigmoid"}) == []
+
+
+def test_the_two_forms_of_gelu_differ_by_less_than_a_rounding() -> None:
+    normal = np.random.RandomState(0).randn(20_000)
+    for scale in (0.25, 0.5, 1, 2, 4):
+        inputs = mx.array((scale * normal).astype(np.float32))
+        exact, by_tanh = np.array(nn.gelu(inputs)), np.array(nn.gelu_approx(inputs))
+        assert np.linalg.norm(exact - by_tanh) < 2.5e-4 * np.linalg.norm(exact)
+    assert unread(config_at("t5/gpt_neox") | {"hidden_act": "gelu"}) == []
 
 
 def test_an_indexer_that_takes_the_choice_of_another_layer_is_refused() -> None:

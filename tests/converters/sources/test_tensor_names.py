@@ -78,6 +78,13 @@ CASES: list[tuple[str, Callable[[Weights], Weights]]] = [
     ("qwen3_moe", fused),
     ("qwen3_moe", lambda w: fused(w, turned=True)),
     ("qwen3_moe", lambda w: renamed((r"^", "_orig_mod."))(single(w))),
+    ("qwen3_moe", lambda w: renamed((r"^", "module._fsdp_wrapped_module."))(single(w))),
+    (
+        "qwen3_moe",
+        lambda w: renamed((r"(layers\.\d+\.)", r"\1_checkpoint_wrapped_module._orig_mod."))(
+            single(w)
+        ),
+    ),
     ("qwen3_moe", lambda w: renamed((r"^model\.", ""))(single(w))),
     ("qwen2_moe", fused),
     ("olmoe", fused),
