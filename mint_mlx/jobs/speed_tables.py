@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 
@@ -160,7 +161,7 @@ def this_chip() -> Chip | None:
     """The chip of this Mac; of two that share a name the one that is sold with its memory."""
     name = machine_name()
     memory = round(machine_memory() / GIB)
-    chips = [chip for chip in CHIPS if f"Apple {chip.name}".startswith(name)]
+    chips = [chip for chip in CHIPS if re.sub(r" \d+-core$", "", f"Apple {chip.name}") == name]
     exact = [chip for chip in chips if memory in chip.memory]
     return next(iter(exact or chips), None)
 

@@ -30,7 +30,7 @@ from .speed_table import Rest, SpeedTable, kind_of, layer_seconds, model_key
 
 ROOM = 1_500_000_000  # bytes of weights of the blocks that run
 WARM = 2  # tokens before the clock counts
-TOKENS = (4, 96)  # that are timed, at least and at most
+TOKENS = (2, 96)  # that are timed, at least and at most
 
 Choice = Mapping[str, QuantConfig]
 

@@ -67,7 +67,7 @@ def realistic(layers: int, seed: int, options: int = 12) -> Problem:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_the_reported_gap_holds_against_an_exact_solver(seed: int) -> None:
-    limits, losses = realistic(40, seed, options=8)
+    limits, losses = realistic(25, seed, options=6)
     solution = solve_both(limits, losses)
     assert solution is not None
     assert limits.allow(np.array(solution.choice))

@@ -31,7 +31,7 @@ from mint_mlx.runtime.speed_table import (
     model_key,
     predict,
 )
-from mint_mlx.runtime.speed_table_file import load_table, save_table
+from mint_mlx.runtime.speed_table_file import bundled_tables, load_table, save_table
 
 
 @pytest.fixture
@@ -157,6 +157,31 @@ def test_a_dry_run_and_fit_tell_speeds(model: Path, cli: Cli) -> None:
     assert "Apple M4 " in ran.out and "Apple M5 Max" not in ran.out
     with pytest.raises(MintError, match="nothing is known of how fast"):
         dry_run(order_for(Request(str(model), "6.5bpw", min_speed=1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "gibibytes", "chip"),
+    [
+        ("Apple M4", 24, "M4"),
+        ("Apple M4 Max", 36, "M4 Max 32-core"),
+        ("Apple M4 Max", 64, "M4 Max"),
+        ("Apple M4 Max", 40, "M4 Max 32-core"),
+        ("2 cores of AMD EPYC", 24, None),
+    ],
+)
+def test_the_chip_of_this_mac(
+    monkeypatch: pytest.MonkeyPatch, name: str, gibibytes: int, chip: str | None
+) -> None:
+    monkeypatch.setattr(speed_tables, "machine_name", lambda: name)
+    monkeypatch.setattr(speed_tables, "machine_memory", lambda: gibibytes << 30)
+    known = speed_tables.this_chip()
+    assert (known.name if known else None) == chip
+
+
+def test_the_tables_that_come_with_the_package_are_sound() -> None:
+    tables = [load_table(path) for path in bundled_tables().values()]
+    assert tables
+    assert all(table.machine and table.rests and not table.estimated for table in tables)
 
 
 def test_words_of_speed_are_checked() -> None:
