@@ -268,6 +268,13 @@ def _token_times(checkpoint: Path) -> list[float]:
 def _report(folder: Path) -> str:
     """The results of all models as Markdown."""
     lines = [
+        "# Predicted and true speed",
+        "",
+        "By `python eval/bench/speed_check.py`: tokens per second of decoding as a speed table "
+        "predicts them, and of mlx-lm's own generation. Speeds of this CPU say nothing of a GPU.",
+        "",
+        _machine_line(folder),
+        "",
         "| model | plan | bytes | predicted tokens/s | mlx-lm's | predicted / true | spread |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -284,6 +291,16 @@ def _report(folder: Path) -> str:
             )
         verdicts.append(_verdict(path.parent.name, about))
     return "\n".join([*lines, "", *verdicts])
+
+
+def _machine_line(folder: Path) -> str:
+    """When and where it was measured."""
+    first = min(folder.glob("*/decoded.json"))
+    about = json.loads(first.read_text(encoding="utf-8"))["measured"]
+    return (
+        f"{about['date']}: {about['cores']} cores of {about['cpu']}, {about['memory_gb']} GB, "
+        f"{about['system']}, mlx {about['mlx']}, mlx-lm {about['mlx_lm']}."
+    )
 
 
 def _label(name: str, plan: dict[str, Any]) -> str:

@@ -54,6 +54,7 @@ def _draw(curve: Sweep, narrow: bool) -> Any:
 def _draw_map(figure: Any, axis: Any, curve: Sweep, unit: int) -> None:
     """Loss over size and speed, with the front of plans that no other one beats."""
     from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FuncFormatter
 
     drawn = axis.scatter(
         [point.bytes / unit for point in curve.map],
@@ -65,5 +66,6 @@ def _draw_map(figure: Any, axis: Any, curve: Sweep, unit: int) -> None:
         cmap="viridis",
         s=60,
     )
-    figure.colorbar(drawn, ax=axis, label="loss")
+    plain_figures = FuncFormatter(lambda value, _: f"{value:.3g}")
+    figure.colorbar(drawn, ax=axis, label="loss", format=plain_figures)
     axis.set_title("rings: no plan is as small, as fast and as good")

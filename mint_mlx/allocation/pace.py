@@ -162,9 +162,12 @@ def too_fast(pace: Pace, inventory: Inventory, limits: Limits, size: int) -> Min
     larger = ""
     if best > 1.01 * within:
         larger = f", and {figure(best)} at a larger size"
-    goal = pace.goal.text if pace.goal else ""
+    assert pace.goal is not None
+    goal = pace.goal.text
+    if pace.goal.ratio is not None:
+        goal += f" ({figure(goal_speed(pace, inventory))} tokens/s)"
     return MintError(
-        f"{goal} ({figure(goal_speed(pace, inventory))} tokens/s) at a context of {pace.context} "
+        f"{goal} at a context of {pace.context} "
         f"is more than this model is predicted to decode on {pace.table.machine} in {both(size)}: "
         f"at most {figure(within)} tokens/s are possible there{larger}"
     )

@@ -394,6 +394,7 @@ def _print_sizes(checked: CheckedRequest, plot: Path | None, output: Output) -> 
         "--objective": request.objective,
         "--effort": request.effort,
         "--dtype": request.dtype,
+        "--speed-table": request.speed_table,
     }
     words = [word for name, value in options.items() if value for word in (name, value)]
     usual = "4.5bpw" if "4.5bpw" in [size.label for size in sizes] else sizes[0].label

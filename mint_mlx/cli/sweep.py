@@ -53,7 +53,7 @@ def sweep(
     curve = sweep(profile, sensitivity, measured or (), speed_table, context)
     output.table(*sweep_lines(curve))
     if curve.map:
-        output.table(*map_lines(curve.map), "no other plan is as small, as fast and as good as")
+        output.table(*map_lines(curve.map), "plans that no other one beats in size, speed and loss")
     if curve.macs:
         output.line(
             "Mac: the GPU's limit by default less 1 GiB, without a cache; `convert --fit` counts "
