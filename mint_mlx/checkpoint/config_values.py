@@ -44,6 +44,7 @@ def check_values(config: Table) -> None:
         if isinstance(table[key], str) or (needed and table[key] is None and key in SIZES):
             raise _refusal(key, table[key], "a number")
     _check_layer_types(table)
+    _check_positions(table)
     _check_experts(table)
 
 
@@ -70,6 +71,16 @@ def _check_layer_types(table: Table) -> None:
             f"config.json lists {len(types)} layer_types for {depth} layers: download it again, or "
             "correct it"
         )
+
+
+def _check_positions(table: Table) -> None:
+    """Refuse positions of some types of layers and not of others: transformers has defaults."""
+    parameters, types = table.get("rope_parameters") or {}, table.get("layer_types") or ()
+    apart = {name for name, value in parameters.items() if isinstance(value, dict)}
+    missing = sorted({"full_attention", "sliding_attention"} & set(types) - apart)
+    if apart and missing:
+        expected = f"a table for each type of layer ({missing[0]} has none)"
+        raise _refusal("rope_parameters", parameters, expected)
 
 
 def _check_experts(table: Table) -> None:

@@ -93,6 +93,11 @@ def unread_positions(table: Table, reader: ModelClass) -> Iterator[tuple[str, An
             yield from _scaling("rope_scaling", scaling, reader)
         yield from _attention_factor(table, scaling)
 
+        # transformers takes a theta in there before all others.
+        theta = scaling.get("rope_theta")
+        if theta is not None and theta != table.get("rope_theta"):
+            yield "rope_scaling.rope_theta", theta
+
 
 def says_nothing_new(key: str, value: Any, table: Table, reader: ModelClass) -> bool:
     """Whether a theta or a share that the class doesn't read is what it does all the same."""

@@ -102,6 +102,21 @@ CASES: dict[str, tuple[Change, str]] = {
         r'config\.json holds a value that no model has \(per_layer_config is {"x": {}}\): '
         "download it again, or correct it",
     ),
+    "positions of some layers": (
+        says(
+            layer_types=["full_attention", "sliding_attention"],
+            rope_parameters={"sliding_attention": {"rope_theta": 5.0}},
+        ),
+        r'config\.json says rope_parameters is {"sliding_attention": {"rope_theta": 5.0}}, which '
+        r"is not a table for each type of layer \(full_attention has none\): download it again, or "
+        "correct it",
+    ),
+    "a theta inside the scaling": (
+        says(rope_scaling={"rope_theta": 77.0, "rope_type": "default"}),
+        r"config\.json says rope_scaling\.rope_theta is 77\.0, which mlx-lm's class llama does not "
+        "read, so that mlx-lm would run another model: update mlx-lm and mint-mlx, or rename the "
+        "key where the class reads it by another name",
+    ),
     "null where the class needs a value": (
         says(num_key_value_heads=None, rms_norm_eps=None),
         r"mlx-lm cannot build a model from model: config\.json says null for .*rms_norm_eps: "
