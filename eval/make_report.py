@@ -14,7 +14,8 @@ from ..base.targets import check_page_folder
 from .card import show_in_card
 from .checkpoint_facts import read_facts
 from .evaluate import evaluate
-from .measured import keep_figures
+from .kinds import kind_table, with_error
+from .measured import MeasuredTable, keep_figures, keep_table
 from .page import write_page
 from .report_page import PICTURES, checkpoint_page
 from .settings import Settings
@@ -82,11 +83,28 @@ def make_report(
 
 
 def report_figures(folder: Path, figures: Mapping[str, Any], source: str) -> list[Path]:
-    """Keep figures of `evaluate`, with `spread`, and write the report with them."""
+    """Keep figures of `evaluate`, with `spread`, and write the report with them.
+
+    Those by kind of text stand beside the figures of a text, and take their place in no report.
+    """
     facts = read_facts(folder)
-    keep_figures(folder, facts.fingerprint, figures)
+    if "kinds" in figures:
+        keep_table(folder, facts.fingerprint, _by_kind(figures))
+    else:
+        keep_figures(folder, facts.fingerprint, figures)
     model = None if source.endswith(".safetensors") else source
     return write_report(folder, model)
+
+
+def _by_kind(figures: Mapping[str, Any]) -> MeasuredTable:
+    """KL divergence by kind of text as a table of the report."""
+    columns, lines = kind_table(figures["kinds"])
+    text = (
+        f"KL on replies of {figures['source']} to bundled tasks of several kinds, by `mint-mlx "
+        f"eval --kinds`: {with_error(figures['kl'], figures['kl_se'])} nats per token over all."
+    )
+    title = "Divergence by kind of text"
+    return MeasuredTable(title, text, tuple(columns), tuple(map(tuple, lines)))
 
 
 def write_report(folder: Path, source: str | None = None, out: Path | None = None) -> list[Path]:

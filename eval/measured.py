@@ -142,6 +142,8 @@ def _check_figures(figures: Mapping[str, Any]) -> None:
 def _table(entry: Mapping[str, Any]) -> MeasuredTable:
     """A table of the file."""
     columns = tuple(schema.text(name) for name in entry["columns"])
+    if not columns:
+        raise ValueError("a table without columns")
     lines = tuple(_line(line, len(columns)) for line in entry["lines"][: CELLS // len(columns)])
     return MeasuredTable(schema.text(entry["title"]), schema.text(entry["text"]), columns, lines)
 

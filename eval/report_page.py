@@ -15,6 +15,7 @@ from ..rules.efforts import SPREAD, band_text
 from ..runtime.kvcache import PREFILL
 from ..runtime.memory import GIB, MAC_SIZES, Needs, gpu_limit, needs, smallest_mac
 from .checkpoint_facts import Expectation, Facts
+from .kinds import with_error
 from .measured import MeasuredTable
 from .page import Cell, Page, Passage, Section, Table
 from .pictures.heat_map import column_lines, heat_map
@@ -69,11 +70,6 @@ def _facts(facts: Facts) -> list[tuple[str, str]]:
     if mac is not None:
         listed.append((f"smallest Mac, context of {_tokens(context)}", f"{mac} GiB"))
     return listed
-
-
-def with_error(value: float, error: float | None) -> str:
-    """A figure with its standard error, where there is one."""
-    return f"{value:.4g}" + (f" ± {error:.2g}" if error is not None else "")
 
 
 def _plan_section(facts: Facts) -> Section:

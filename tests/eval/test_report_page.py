@@ -183,6 +183,21 @@ def test_further_tables_become_sections(made: tuple[Path, Path, Path], tmp_path:
     assert sections[-2].tables[0].lines == (("code", "0.2"),)
 
 
+def test_figures_by_kind_stand_beside_those_of_a_text(
+    made: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    out = shutil.copytree(made[1], tmp_path / "copy")
+    facts = read_facts(out)
+    assert facts.measured.figures is not None
+    kind = {"kind": "code", "windows": 2, "tokens": 9, "kl": 0.0123, "kl_se": 0.001}
+    by_kind = {**facts.measured.figures, "kl": 0.5, "text": "replies", "kinds": [kind]}
+    reports.report_figures(out, by_kind, "source.safetensors")
+    later = read_facts(out)
+    assert later.measured.figures == facts.measured.figures
+    assert later.measured.tables[0].lines[0][0] == "code"
+    assert "Divergence by kind of text" in (out / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("kl", "<b>"), ("text", 3), ("spread", {}), ("windows", -1), ("kl_se", [])],
