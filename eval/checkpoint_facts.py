@@ -174,7 +174,7 @@ def _errors_of(
     profile = get_profile(job, report) if measure else known_profile(job)
     if profile is None:
         return None
-    needed = plan is None or needs_sensitivity(plan.objective)
+    needed = plan is None or plan.objective is None or needs_sensitivity(plan.objective)
     return profile, _sensitivity_of(job, plan, measure, report) if needed else None
 
 

@@ -178,8 +178,9 @@ def _size_texts(expectation: Expectation, figures: Mapping[str, Any], size: int)
         texts.append(
             "KL divergence of the source's next-token distribution from the model's, as the "
             f"model's sensitivity predicts it; on other models the true one was {SPREAD[0]} to "
-            f"{SPREAD[1]} times that, more where little is lost. Uniform quantization is "
-            "mlx-lm's, rounded to nearest."
+            f"{SPREAD[1]} times that, more where little is lost. Plans of the curve are rounded by "
+            f"`{expectation.quantizer}`, as this checkpoint is; uniform quantization is mlx-lm's, "
+            "rounded to nearest."
         )
     else:
         texts.append(
