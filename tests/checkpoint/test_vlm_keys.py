@@ -10,8 +10,9 @@ import mlx.core as mx
 import mlx_lm.utils
 import numpy as np
 import pytest
-from helpers import Notes
-from released import RELEASED, known
+from families import write_family
+from helpers import Notes, write_tokenizer
+from released import RELEASED, known, saved
 from seeing import SEEING, seeing
 
 from mint_mlx.base.safetensors_header import read_folder
@@ -108,6 +109,31 @@ def test_limits_are_told() -> None:
     assert not list(vlm_limits({"model_type": "gemma3"}, has_tower=True, quantized=False))
     assert list(vlm_limits({"model_type": "gemma3n"}, has_tower=False, quantized=False))
     assert not TEXT_ALONE.keys() & NEEDS_VISION
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["kimi_k25", "kimi_k3", "muse_glimmer", "pixtral", "kimi_vl"])
+def test_mlx_vlm_loads_the_text_alone_or_is_known_not_to(tmp_path: Path, family: str) -> None:
+    """Families of which there is no whole tiny checkpoint with a tower."""
+    vlm = pytest.importorskip(
+        "mlx_vlm.utils", reason="mlx-vlm is not a dependency: install it to run this"
+    )
+    if family == "muse_glimmer":
+        source = saved(RELEASED / "drawn_5" / family, tmp_path / "source")
+        write_tokenizer(source)
+    else:
+        source = write_family(tmp_path / "source", family)
+    folder = tmp_path / "out"
+    convert.convert(str(source), uniform="8bit-g32", out=folder, smoke=False)
+    if family in TEXT_ALONE:
+        with pytest.raises(ValueError, match="parameters not in model"):
+            vlm.load_model(folder, lazy=True)
+        return
+    model, text = vlm.load_model(folder, lazy=True), mlx_lm.utils.load_model(folder)[0]
+    model.set_dtype(mx.float32)
+    text.set_dtype(mx.float32)
+    difference = mx.abs(model.language_model(TOKENS).logits - text(TOKENS))
+    assert difference.max().item() < 1e-5
 
 
 @pytest.mark.slow
