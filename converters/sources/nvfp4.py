@@ -36,35 +36,44 @@ def match(group: Group, stated: Stated) -> Packed | None:
             f"{list(group.shape('scale'))}, which is not one for each {GROUP} columns"
         )
     _check_whole(group, whole, tuple(rows[:-1]))
+    halved = group.shape(whole) == (*rows[:-1], 2) and len(rows) > 1
 
     def read(tensors: Mapping[str, mx.array]) -> tuple[Codes, mx.array]:
-        """The codes, and the number for the whole weight or each expert."""
+        """The codes, and the number for the whole weight, each expert, or each row of it."""
         packed = mx.contiguous(tensors[codes]).view(mx.uint32)
         factor = tensors[whole].astype(mx.float32)
         factor = 1 / factor if whole == "global_scale" else factor
+        if halved:
+            return Codes(packed, tensors["scale"]), mx.repeat(factor, rows[-1] // 2, axis=-1)
         return Codes(packed, tensors["scale"]), factor.reshape(rows[:-1] if factor.size > 1 else ())
 
     def dense(tensors: Mapping[str, mx.array]) -> mx.array:
         packed, factor = read(tensors)
         values = dequantize(packed, mx_mode("nvfp4"))
+        if halved:
+            return values * factor[..., None]
         return values * (factor[..., None, None] if factor.ndim else factor)
 
     def as_codes(tensors: Mapping[str, mx.array]) -> Codes:
         packed, factor = read(tensors)
         return replace(packed, global_scale=factor * NVFP4_LARGEST)
 
-    if stated.keep_nvfp4:
+    if stated.keep_nvfp4 and not halved:
         return Packed(group, "NVFP4", (*rows, columns), NVFP4_GLOBAL, as_codes)
     return Packed(group, "NVFP4", (*rows, columns), None, dense)
 
 
 def _check_whole(group: Group, whole: str, experts: tuple[int, ...]) -> None:
-    """Refuse a number for the whole weight that is neither one nor one for each expert."""
+    """Refuse a number for the whole weight that is neither one nor one for each expert.
+
+    Experts whose gate and up projections are one tensor have two, for each half of the rows.
+    """
     shape = group.shape(whole)
     size = 1
     for n in shape:
         size *= n
-    if size != 1 and shape not in (experts, (*experts, 1), (*experts, 1, 1)):
+    halves = [(*experts, 2)] if experts else []
+    if size != 1 and shape not in [experts, (*experts, 1), (*experts, 1, 1), *halves]:
         raise Unread(
             f"is NVFP4, but {group.names[whole]} is of shape {list(shape)} instead of one number"
         )

@@ -24,7 +24,7 @@ BYTES = ("U8", "I8")
 
 # What follows a weight's name in the names of the tensors that belong to it.
 _COMPANION = re.compile(
-    r"(.+?)_(packed|shape|scale|scale_inv|scale_2|global_scale|zero_point|g_idx)$"
+    r"(.+?)(?:_weight)?_(packed|shape|scale|scale_inv|scale_2|global_scale|zero_point|g_idx)$"
 )
 # The same for bitsandbytes, whose names follow after a dot.
 _STATE = re.compile(r"(.+\.weight)\.(absmax|quant_map|nested_\w+|quant_state)(?:\.\w+)?$")

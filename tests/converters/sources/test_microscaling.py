@@ -7,10 +7,12 @@ import pytest
 from formulas import E2M1, e4m3
 from quantized import Arrays, matched, read
 
+from mint_mlx.base.safetensors_header import TensorInfo
 from mint_mlx.converters.sources import fp8, microscaling, nvfp4
-from mint_mlx.converters.sources.packed import Unread
+from mint_mlx.converters.sources.packed import Unread, group_tensors
 
 RNG = np.random.default_rng(4)
+NVFP4_ENDS = ("", "_weight_scale", "_weight_scale_2")
 LEADS = [(8,), (3, 8)]  # rows, and experts with rows
 
 
@@ -44,6 +46,27 @@ def test_mxfp8_stays(lead: tuple[int, ...], role: str) -> None:
     assert str(weight.config) == "mxfp8"
     sizes = np.repeat(2.0 ** (byte.astype(np.float32) - 127), 32, -1)
     np.testing.assert_array_equal(got, e4m3(codes) * sizes)
+
+
+def test_fused_experts_of_nvfp4_have_a_number_for_each_half() -> None:
+    packed, values = four_bits(3, 8, 32)
+    scales = RNG.integers(20, 60, (3, 8, 4)).astype(np.uint8)
+    wholes = RNG.random((3, 2)).astype(np.float32)
+    arrays: Arrays = {
+        "": ("U8", packed),
+        "scale": ("F8_E4M3", scales),
+        "scale_2": ("F32", wholes),
+    }
+    weight, got = read(nvfp4, arrays)
+    assert weight.config is None
+    factors = np.repeat(wholes, 4, axis=1)[..., None]
+    np.testing.assert_allclose(got, values * np.repeat(e4m3(scales), 16, -1) * factors, rtol=1e-6)
+
+    # Their names, as ModelOpt writes them.
+    stem = "model.layers.0.mlp.experts.gate_up_proj"
+    infos = {f"{stem}{end}": TensorInfo("U8", (1,), 0, 1) for end in NVFP4_ENDS}
+    (grouped,) = group_tensors(infos).values()
+    assert (grouped.stem, grouped.roles) == (stem, {"", "scale", "scale_2"})
 
 
 def test_powers_of_two_for_blocks_are_not_mxfp8() -> None:
