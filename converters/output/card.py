@@ -15,7 +15,7 @@ from ...allocation.uniform import active_ratio
 from ...base.units import both, count
 from ...checkpoint.known_differences import known_differences
 from ...checkpoint.layers import Inventory
-from ...checkpoint.run_command import pipeline_tag, python_lines, run_command
+from ...checkpoint.run_command import pipeline_tag, python_lines, python_text, run_command
 from ...checkpoint.source import Source
 from ...rules.efforts import EFFORTS
 from ...rules.objectives import needs_sensitivity
@@ -168,7 +168,7 @@ def renamed(text: str, name: str) -> str:
     old = title[1]
     for form, one, two in (
         ("# {}\n", old, name),
-        ('load("{}")', old, name),
+        ("load({})", *map(python_text, (old, name))),
         ("--model {} ", *map(shlex.quote, (old, name))),
         ("--model {}\n", *map(shlex.quote, (old, name))),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def upload(folder: Path, repo: str, private: bool) -> str:
         repo_id=repo,
         repo_type="model",
         folder_path=folder,
-        allow_patterns=known_files(folder, CHECKPOINT),
+        allow_patterns=[escape(name) for name in known_files(folder, CHECKPOINT)],
         delete_patterns=[*DELETED],
     )
     return str(url)

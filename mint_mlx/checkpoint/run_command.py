@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Collection
@@ -57,6 +58,11 @@ def run_command(
     return f"mlx_lm.generate {model}{cache} --prompt {shlex.quote(PROMPT)}"
 
 
+def python_text(name: str) -> str:
+    """A name as a text of Python, whatever quotes it holds."""
+    return json.dumps(name, ensure_ascii=False)
+
+
 def python_lines(folder: Path, name: str) -> str:
     """Lines of Python that generate with mlx-lm, through the chat template where there is one.
 
@@ -72,6 +78,6 @@ def python_lines(folder: Path, name: str) -> str:
         )
     return f"""from mlx_lm import load, generate
 
-model, tokenizer = load("{name}")
+model, tokenizer = load({python_text(name)})
 {prompt}
 print(generate(model, tokenizer, prompt=prompt, max_tokens=100))"""

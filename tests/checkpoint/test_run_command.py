@@ -31,7 +31,9 @@ def test_a_model_with_a_chat_template_chats(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(TEMPLATES[name])
     assert run_command(tmp_path, "my model") == "mlx_lm.chat --model 'my model'"
     assert "apply_chat_template" in python_lines(tmp_path, "x")
-    ast.parse(python_lines(tmp_path, "x"))
+    for given in ("x", 'x"); evil("', "x\\"):
+        tree = ast.parse(python_lines(tmp_path, given))
+        assert given in [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
 
 
 def test_settings_without_a_template_are_none(tmp_path: Path) -> None:

@@ -134,6 +134,16 @@ def test_an_upload_leaves_no_shard_of_another_size_and_takes_no_stranger(
     assert upload(tmp_path, "me/mine", private=True) == "page-of-me/mine"
     assert asked["allow_patterns"] == OURS
 
+    # A shard whose name is a pattern lets no other file along.
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"x": "[a-z]*.safetensors"}}')
+    (tmp_path / "[a-z]*.safetensors").write_text("")
+    upload(tmp_path, "me/mine", private=True)
+    assert "[[]a-z][*].safetensors" in asked["allow_patterns"]
+    assert not [name for name in asked["allow_patterns"] if fnmatch("thesis.safetensors", name)]
+    for name in (index.name, "[a-z]*.safetensors"):
+        (tmp_path / name).unlink()
+
     # Files of an earlier upload are deleted there, others stay.
     ours = [
         "model-00004-of-00004.safetensors",
