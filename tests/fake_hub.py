@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -10,11 +11,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from mint_mlx.cli import main
 
 COMMIT = "c" * 40
 
@@ -50,18 +55,20 @@ class FakeHub:
         return cache / "snapshots" / COMMIT
 
     def run(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run the command line against this hub in a process of its own."""
+        """Run the command line against this hub: in this process, unless that shall be killed."""
         settings = {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(self.home),
             "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
-        }
+        } | env
         if args[0] == "convert" and "--plan" not in args:
             args = (*args, "--effort", "fast")
+        if self.killed_at is None:
+            return self._run_here(args, settings)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mint_mlx", *args],
-            env={**os.environ, **settings, **env},
+            env={**os.environ, **settings},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -69,6 +76,31 @@ class FakeHub:
         )
         out, err = self.process.communicate(timeout=120)
         return subprocess.CompletedProcess(args, self.process.returncode, out, err)
+
+    def _run_here(
+        self, args: tuple[str, ...], settings: dict[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command line in this process, with what huggingface_hub read at its import."""
+        from huggingface_hub import constants
+
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            redirect_stdout(out),
+            redirect_stderr(err),
+            pytest.raises(SystemExit) as stopped,
+        ):
+            patch.setattr(constants, "ENDPOINT", settings["HF_ENDPOINT"])
+            template = settings["HF_ENDPOINT"] + "/{repo_id}/resolve/{revision}/{filename}"
+            patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+            patch.setattr(constants, "HF_HUB_CACHE", f"{settings['HF_HOME']}/hub")
+            patch.setattr(constants, "HF_HUB_OFFLINE", settings["HF_HUB_OFFLINE"] == "1")
+            patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+            patch.chdir(self.home)
+            patch.setattr(sys, "argv", ["mint-mlx", *args])
+            main.main()
+        code = int(stopped.value.code or 0)
+        return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 
 class Handler(BaseHTTPRequestHandler):
