@@ -16,10 +16,20 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from fake_hub import FakeHub
-from helpers import Maker, edit_config, edit_weights, llama, qwen3_moe, rewrite_shards
+from helpers import (
+    Maker,
+    edit_config,
+    edit_weights,
+    llama,
+    qwen3_moe,
+    rewrite_shards,
+    write_tokenizer,
+)
 from quantized import raw_tensor
+from released import RELEASED, saved
 
 from mint_mlx.base.errors import MintError
+from mint_mlx.checkpoint.mlxlm import sharded_model
 from mint_mlx.checkpoint.row_reader import straight_layers
 from mint_mlx.checkpoint.source import load_source, open_model
 from mint_mlx.converters.sources.gguf import original_repo
@@ -314,6 +324,13 @@ def test_norms_are_looked_at_too(make: Maker, tmp_path: Path, value: float, sent
     edit_weights(folder, lambda weights: weights | {"model.norm.weight": large})
     with pytest.raises(MintError, match=rf"^model\.norm\.weight holds .*{sentence}"):
         convert(str(folder), uniform="4bit-g32", out=tmp_path / "out", dtype="float16")
+
+
+def test_a_family_that_is_not_split_says_to_use_one_machine(tmp_path: Path) -> None:
+    folder = saved(RELEASED / "drawn_5" / "recurrent_gemma", tmp_path / "model")
+    write_tokenizer(folder)
+    with pytest.raises(MintError, match=r"^mlx-lm cannot split model .*: run `eval` on one$"):
+        sharded_model(folder)
 
 
 def test_a_gguf_name_without_end_names_nothing(tmp_path: Path) -> None:
