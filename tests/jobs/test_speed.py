@@ -68,13 +68,22 @@ def test_a_table_is_measured_once_and_knows_the_checkpoint_too(
     assert set(measured.speeds) >= {"uniform 4bit-g64", "uniform 8bit-g64"}
 
     # Its checkpoint has the same layers, however they are stored.
-    convert(str(model), uniform="4bit-g64", out=tmp_path / "out", smoke=False)
     monkeypatch.setattr(speed_tables, "measure_table", lambda *_, **__: pytest.fail("again"))
+    convert(str(model), uniform="4bit-g64", out=tmp_path / "out", smoke=False)
     again = speed(str(tmp_path / "out"), context=64)
     assert again.table == load_table(tmp_path / "speed.json")
     assert again.speeds["as stored"] == again.speeds["uniform 4bit-g64"]
     with pytest.raises(MintError, match="exists"):
         speed(str(model), save=tmp_path / "speed.json")
+
+
+def test_a_conversion_measures_where_nothing_is_known(
+    model: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = load_table(table)
+    monkeypatch.setattr(speed_tables, "measure_table", lambda *_, **__: known)
+    result = convert(str(model), "6.5bpw", tmp_path / "out", min_speed=1, smoke=False)
+    assert result.plan.speed is not None and result.plan.speed_goal == "1 tokens/s"
 
 
 def test_a_plan_keeps_a_least_speed(model: Path, table: Path, tmp_path: Path) -> None:
