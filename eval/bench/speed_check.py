@@ -39,8 +39,10 @@ from mint_mlx.allocation.pace import (  # noqa: E402
     timed_candidates,
 )
 from mint_mlx.allocation.plan import Plan  # noqa: E402
+from mint_mlx.allocation.plan_file import read_plan  # noqa: E402
 from mint_mlx.allocation.search_space import list_candidates, search_space  # noqa: E402
 from mint_mlx.allocation.uniform import comparable_choice  # noqa: E402
+from mint_mlx.base.files import PLAN_FILE  # noqa: E402
 from mint_mlx.base.quant_config import QuantConfig, mx_mode  # noqa: E402
 from mint_mlx.base.units import parse_budget  # noqa: E402
 from mint_mlx.base.versions import versions  # noqa: E402
@@ -225,6 +227,16 @@ def _random_losses(job: Job, profile: Profile, pace: Pace, size: int) -> list[fl
 def _decode(model: Path, folder: Path, _: float) -> None:
     """Let mlx-lm generate from each checkpoint, twice where that takes no minutes."""
     about = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
+
+    # A table that was measured just before tells the machine as it is now.
+    inventory = _job(model, folder).inventory
+    pace = Pace(load_table(folder / "table.json"), CONTEXT)
+    for name, plan in about["plans"].items():
+        checkpoint = folder / name.replace(" ", "-").replace(",", "")
+        speed = predicted(pace, inventory, read_plan(checkpoint / PLAN_FILE).choice)
+        assert speed is not None
+        plan["predicted"] = speed.tokens_per_second
+
     runs: dict[str, list[float]] = {name: [] for name in about["plans"]}
     started = time.monotonic()
     while not runs["larger"] or (
