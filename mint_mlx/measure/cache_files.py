@@ -91,7 +91,12 @@ def remove(kind: str, path: Path) -> None:
 
 
 def _is_built(folder: Path) -> bool:
-    """Whether `compare` made this folder: by its mark, its note, or the checkpoints inside."""
+    """Whether `compare` made this folder: by its mark, its note, or the checkpoints inside.
+
+    A run that was killed before it wrote the mark leaves nothing else.
+    """
+    if all(matches(path.name, (UNFINISHED,)) for path in folder.iterdir()):
+        return True
     mark = folder / MARK_FILE
     if mark.is_file() and not mark.is_symlink() and _begins(mark, re.escape(MARK.encode())):
         return True

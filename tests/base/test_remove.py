@@ -245,6 +245,18 @@ def test_a_temporary_folder_without_a_mark_goes_once_its_process_has_ended(tmp_p
     assert snapshot(tmp_path) == {names["living"], names["walk"], f"{names['ended']}e"}
 
 
+@pytest.mark.parametrize("names", [(), (f".{'a' * 32}.part",)])
+def test_what_compare_left_before_its_mark_is_deleted(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / f"nmse-{'0' * 12}"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("")
+    remove_folder(folder, BUILT)
+    assert not folder.exists()
+
+
 def test_force_names_the_stranger_and_deletes_nothing(tmp_path: Path) -> None:
     target = checkpoint(tmp_path / "out")
     check_target(target, None, force=True)
