@@ -32,6 +32,7 @@ OUTSIDE = (  # what others do to files while this program runs, and what paths c
     *(errno.EIO, errno.ESTALE, errno.EPIPE, errno.ENXIO, errno.ENODEV, errno.EBUSY),
 )
 FOR_METAL = "mlx-lm has parts of this model for Metal only: run this on a Mac"
+NO_SPACE = ("Unable to write", "No space left")  # in what MLX says of a full disk
 NOT_COMPILED = "[Compile::eval_cpu] Failed"  # how MLX's message begins, without a compiler or room
 COMPILER = (
     "MLX could not compile for this CPU: it needs g++ (on Debian: apt install g++) and some free "
@@ -143,13 +144,20 @@ def explain(error: BaseException) -> str | None:
         return "this user has no home folder: set HOME, or MINT_MLX_CACHE to a folder for the cache"
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         return f"the name {error.object!r} is not valid UTF-8: choose another one"
-    if isinstance(error, RuntimeError) and "Unable to write" in str(error):  # by MLX
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in NO_SPACE):
         return FULL.format("")
     if isinstance(error, RuntimeError) and NOT_COMPILED in str(error):
         return COMPILER
     if isinstance(error, RuntimeError) and NO_METAL in str(error):
         return FOR_METAL
     return _explain_hub(error)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether code failed for want of disk, memory or files alone: it tells nothing of a model."""
+    if isinstance(error, MemoryError | OSError) or _lacks_memory(error):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_SPACE)
 
 
 def _lacks_memory(error: BaseException) -> bool:

@@ -55,6 +55,8 @@ def is_work_folder(folder: Path) -> bool:
     Its lock bears our mark. Of earlier versions the lock was empty, but beside it lies a journal, a
     checkpoint or nothing.
     """
+    if not any(folder.iterdir()):  # a run that was killed at its very start leaves nothing else
+        return True
     lock = folder / LOCK
     if lock.is_symlink() or not lock.is_file():
         return False

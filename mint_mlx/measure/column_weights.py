@@ -21,6 +21,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..base.checksum import warn
+from ..base.errors import is_passing
 from ..base.streams import reading
 from ..checkpoint import hub
 from ..checkpoint.layers import Inventory, Layer
@@ -44,6 +45,8 @@ def column_weights(source: Source, inventory: Inventory) -> dict[str, np.ndarray
     try:
         scales = trace(model)
     except Exception as error:  # the model's own code: its weights can be rounded all the same
+        if is_passing(error):
+            raise
         warn(
             f"{source.name} cannot be run here ({error}): the gains of its norms are not taken "
             "into account"

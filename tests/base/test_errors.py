@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mint_mlx.base.array_files import write_arrays
-from mint_mlx.base.errors import explain
+from mint_mlx.base.errors import explain, is_passing
 
 
 def test_a_disk_that_is_full_says_so_whoever_writes(
@@ -25,7 +25,9 @@ def test_a_disk_that_is_full_says_so_whoever_writes(
     monkeypatch.setattr("safetensors.numpy.save_file", full)
     with pytest.raises(OSError, match="No space left") as by_safetensors:
         write_arrays(tmp_path / "x.safetensors", {})
-    for error in (OSError(28, "x"), by_numpy, by_safetensors.value, by_mlx):
+    compiled = RuntimeError("[Compile::eval_cpu] Failed to compile function C: ld: No space left")
+    for error in (OSError(28, "x"), by_numpy, by_safetensors.value, by_mlx, compiled):
+        assert is_passing(error)
         assert str(explain(error)).startswith("the disk is full")
 
 
@@ -47,6 +49,12 @@ def test_a_disk_that_is_full_says_so_whoever_writes(
 )
 def test_what_a_shell_or_a_disk_does_is_one_sentence(error: Exception, words: str) -> None:
     assert re.search(words, str(explain(error)))
+
+
+def test_what_a_model_does_wrong_does_not_pass() -> None:
+    for error in (ValueError("shapes"), RuntimeError("[Compile::eval_cpu] Failed: g++: not found")):
+        assert not is_passing(error)
+    assert is_passing(MemoryError())
 
 
 def test_a_name_that_is_not_utf8_is_one_sentence() -> None:

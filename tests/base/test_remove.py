@@ -255,6 +255,10 @@ def test_what_compare_left_before_its_mark_is_deleted(
         (folder / name).write_text("")
     remove_folder(folder, BUILT)
     assert not folder.exists()
+    (folder / "unfinished.partial").mkdir(parents=True)
+    (folder / MARK_FILE).write_text(MARK)
+    remove_folder(folder, BUILT)
+    assert not folder.exists()
 
 
 def test_force_names_the_stranger_and_deletes_nothing(tmp_path: Path) -> None:

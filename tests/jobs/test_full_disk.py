@@ -251,7 +251,7 @@ def test_other_commands_on_a_full_disk(inputs: Path, tmp_path: Path, name: str, 
         ran = run_command(name, inputs, tmp_path / str(i), disk, options)
         check_command(name, ran, expected)
         full += ran.said[0] != whole.said[0]
-    assert full or disk == "work"  # not all write there
+    assert full or disk == "work" or (name, disk) == ("allocate", "cache")  # not written to
 
 
 @pytest.mark.slow

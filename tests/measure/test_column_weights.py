@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,8 +15,11 @@ from helpers import Maker, Weights, edit_weights, qwen3_moe
 
 from mint_mlx.base.quant_config import QuantConfig
 from mint_mlx.checkpoint import row_reader
+from mint_mlx.checkpoint.layers import Inventory
+from mint_mlx.checkpoint.source import Source
 from mint_mlx.jobs import measurements
-from mint_mlx.jobs.model import prepare
+from mint_mlx.jobs.model import Job, prepare
+from mint_mlx.measure import fisher
 from mint_mlx.measure.column_weights import column_weights
 from mint_mlx.measure.profile_file import load_profile, save_profile
 from mint_mlx.measure.row_sampling import measure_sample
@@ -113,3 +118,18 @@ def test_a_sample_estimates_the_weighted_error() -> None:
     errors = (np.square(np.array(restored) - exact) * columns).sum(axis=(1, 2))
     by_hand = errors / (np.square(exact) * columns).sum(axis=(1, 2))
     assert whole.weighted[0] == pytest.approx(by_hand, rel=1e-3)
+
+
+@pytest.mark.parametrize("measuring", [column_weights, fisher.check_chain])
+def test_a_full_disk_is_not_a_model_that_cannot_be_run(
+    job: Job, monkeypatch: pytest.MonkeyPatch, measuring: Callable[[Source, Inventory], Any]
+) -> None:
+    """Else a result would depend on it."""
+
+    def full(*_: object) -> None:
+        raise RuntimeError("filesystem error: cannot create directories: No space left on device")
+
+    monkeypatch.setattr("mint_mlx.measure.column_weights.trace", full)
+    monkeypatch.setattr(fisher, "_load", full)
+    with pytest.raises(RuntimeError, match="No space left"):
+        measuring(job.source, job.inventory)
