@@ -32,6 +32,7 @@ from mint_mlx.base.errors import MintError
 from mint_mlx.checkpoint.mlxlm import sharded_model
 from mint_mlx.checkpoint.row_reader import straight_layers
 from mint_mlx.checkpoint.source import load_source, open_model
+from mint_mlx.checkpoint.tokenizer import load_tokenizer
 from mint_mlx.converters.sources.gguf import original_repo
 from mint_mlx.jobs.convert import convert
 from mint_mlx.jobs.model import prepare
@@ -126,6 +127,11 @@ CASES: dict[str, tuple[Change, str]] = {
         r"config\.json says rope_scaling\.rope_theta is 77\.0, which mlx-lm's class llama does not "
         "read, so that mlx-lm would run another model: update mlx-lm and mint-mlx, or rename the "
         "key where the class reads it by another name",
+    ),
+    "a number in place of a list": (
+        says(no_rope_layers=3),
+        r"config\.json holds a value that no model has \(no_rope_layers is 3\): download it again, "
+        "or correct it",
     ),
     "null where the class needs a value": (
         says(num_key_value_heads=None, rms_norm_eps=None),
@@ -331,6 +337,14 @@ def test_a_family_that_is_not_split_says_to_use_one_machine(tmp_path: Path) -> N
     write_tokenizer(folder)
     with pytest.raises(MintError, match=r"^mlx-lm cannot split model .*: run `eval` on one$"):
         sharded_model(folder)
+
+
+def test_a_folder_without_a_tokenizer_can_not_be_scored(make: Maker) -> None:
+    folder = make(llama(1))
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(MintError, match=r"^model has no tokenizer .*: copy the files of the"):
+        load_tokenizer(folder)
 
 
 def test_a_gguf_name_without_end_names_nothing(tmp_path: Path) -> None:
