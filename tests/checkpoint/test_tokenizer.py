@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import OLD_MLX_LM, Maker, Notes, edit_config, llama, qwen3_moe
@@ -63,7 +64,8 @@ def test_malformed_settings_are_no_code_and_stop_no_copy(text: str, tmp_path: Pa
     (tmp_path / "tokenizer_config.json").write_text(text)
     assert not tokenizer_is_code(tmp_path)
     assert code_files(tmp_path) == set()
-    copy_small_files(tmp_path, tmp_path / "out", "text")
+    source = SimpleNamespace(path=tmp_path, config={})
+    copy_small_files(source, tmp_path / "out", "text")  # type: ignore[arg-type]
     assert (tmp_path / "out" / "tokenizer_config.json").read_text() == text
 
 
