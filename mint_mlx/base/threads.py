@@ -63,6 +63,18 @@ def single_blas() -> Iterator[None]:
         yield
 
 
+def share_blas(threads: bool) -> None:
+    """Let the BLAS use all its threads from now on, or one: for small products it only waits."""
+    libraries = _libraries()
+    libraries.limit(limits=_all_threads() if threads else 1, user_api="blas")
+
+
+@lru_cache(maxsize=1)
+def _all_threads() -> int:
+    """Of the BLAS, as this process or its user has set them at first."""
+    return max((library["num_threads"] for library in _libraries().info()), default=1)
+
+
 @lru_cache(maxsize=1)
 def _libraries() -> ThreadpoolController:
     """The BLAS libraries of this process; to look for them takes longer than a small product."""

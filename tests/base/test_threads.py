@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 
 import pytest
+from threadpoolctl import threadpool_info
 
-from mint_mlx.base.threads import in_threads, side_by_side
+from mint_mlx.base.threads import in_threads, share_blas, side_by_side, single_blas
 
 
 @pytest.mark.parametrize("most", [1, 4])
@@ -32,3 +33,17 @@ def test_after_a_failure_nothing_goes_on() -> None:
     count = len(ran)
     time.sleep(0.01)
     assert len(ran) == count < 100
+
+
+def test_the_blas_has_all_its_threads_again() -> None:
+    def threads() -> set[int]:
+        return {a["num_threads"] for a in threadpool_info() if a["user_api"] == "blas"}
+
+    share_blas(True)
+    before = threads()
+    share_blas(False)
+    assert threads() == {1}
+    with single_blas():
+        assert threads() == {1}
+    share_blas(True)
+    assert threads() == before
