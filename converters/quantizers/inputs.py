@@ -19,6 +19,7 @@ from ...checkpoint.source import Source
 from ...measure.moments import POOL, takes_feedback
 from ...measure.sensitivity import Sensitivity, TokenWeights
 from ...runtime.blocks import forward_blocks
+from ...runtime.device import fit_blas
 from ...runtime.runner import Runner, load_runner, release_block, trunk_output_from
 from ...runtime.taps import Activations
 
@@ -186,6 +187,8 @@ class Moments:
     """Hands out what layers read, in the model's order; the model runs on as it is asked for."""
 
     def __init__(self, source: Source, inventory: Inventory, sensitivity: Sensitivity) -> None:
+        # An embedding comes before the model is run: a resumed run multiplies as the first one did.
+        fit_blas(hidden_size(inventory))
         self._blocks = block_inputs(source, inventory, sensitivity)
         self._embedding = sensitivity.embedding
         self._layers = {layer.path: layer for layer in inventory.layers}
@@ -202,6 +205,11 @@ class Moments:
         while self._block != layer.block:
             self._block, self._inputs = next(self._blocks)
         return self._inputs.get(path)
+
+
+def hidden_size(inventory: Inventory) -> int:
+    """Columns of the embedding."""
+    return max(layer.shape[-1] for layer in inventory.layers if layer.role == "embedding")
 
 
 def embedding_moments(layer: Layer, moment: np.ndarray | None) -> np.ndarray | None:

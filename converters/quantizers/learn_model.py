@@ -22,13 +22,14 @@ from ...base.quant_config import QuantConfig
 from ...base.remove import remove_file
 from ...checkpoint.layers import MLX_DTYPES, Layer
 from ...runtime.blocks import Step, call_block, first_input, forward_blocks, run
+from ...runtime.device import fit_blas
 from ...runtime.divergence import mean_kl
 from ...runtime.runner import LOGITS, Runner, load_runner, logits_of, make_dense, trunk_output_from
 from ...runtime.taps import Activations
 from . import gptq, rtn
 from .codes import Codes
 from .grid_codes import codes_on_grid
-from .inputs import Inputs, embedding_moments, head_inputs, weigh
+from .inputs import Inputs, embedding_moments, head_inputs, hidden_size, weigh
 from .learn_block import Block, learn, metric_cost, metric_root
 from .learn_turns import learn_in_turns
 from .memory_estimate import learns_head, turns
@@ -47,6 +48,7 @@ class Learner:
         self.sensitivity = work.sensitivity
         self.tokens = work.sensitivity.tokens
         self.layers = {layer.path: layer for layer in work.inventory.layers}
+        fit_blas(hidden_size(work.inventory))  # as in Moments
         self.turns = turns(work.inventory, self.tokens.size)
         self._blocks: Iterator[tuple[int | None, dict[str, Packed]]] | None = None
         self._block: int | None = -1  # before the first

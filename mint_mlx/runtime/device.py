@@ -8,6 +8,9 @@ from functools import lru_cache
 
 import mlx.core as mx
 
+from ..base.threads import share_blas
+
+NARROW = 512  # hidden size below which a product is done before a second thread has begun
 # Parameters of glibc's mallopt, from malloc.h.
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
@@ -32,3 +35,9 @@ def keep_freed_memory() -> None:
     if mallopt is not None:  # musl has none
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+def fit_blas(width: int) -> None:
+    """Let the BLAS have threads for a model of this hidden size, from now on, where they gain."""
+    if on_cpu():
+        share_blas(width >= NARROW)

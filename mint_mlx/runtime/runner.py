@@ -25,15 +25,13 @@ from mlx_lm.models.switch_layers import SwitchLinear
 
 from ..base.distributed import ranks
 from ..base.hf_config import HALVES, stated_dtype
-from ..base.threads import share_blas
 from ..checkpoint import mlxlm
 from ..checkpoint.layers import MLX_DTYPES
 from . import patching
 from .cpu_ops import GroupedSwitchLinear
-from .device import keep_freed_memory, on_cpu
+from .device import NARROW, fit_blas, keep_freed_memory, on_cpu
 from .memory import fits_here
 
-NARROW = 512  # hidden size below which a product is done before a second thread has begun
 LOGITS = 1 << 25  # logits computed at once: 128 MiB in float32
 
 
@@ -90,9 +88,8 @@ def load_runner(
     on_disk = runner.blocks if streamed else []
     skip = {id(module) for block in on_disk for module in block.modules()}
     _make_ready(model, skip, runner.instead_of_half)
-    if on_cpu():
-        widths = [leaf.weight.shape[-1] for _, leaf in _leaves(model) if type(leaf) is nn.Embedding]
-        share_blas(max(widths, default=NARROW) >= NARROW)
+    widths = [leaf.weight.shape[-1] for _, leaf in _leaves(model) if type(leaf) is nn.Embedding]
+    fit_blas(max(widths, default=NARROW))
     return runner
 
 
