@@ -116,8 +116,7 @@ def _grids(
     if moments is not None:
         for weight, moment, scale, bias in zip(exact, moments, scales, biases, strict=True):
             importance = np.sqrt(np.maximum(np.diagonal(moment), 0))
-            start = scale, bias
-            scale[:], bias[:] = search.find_grids(weight, start, config, dtype, importance)
+            _, scale[:], bias[:] = search.find_grid(weight, config, dtype, importance)
     return scales, biases
 
 

@@ -1,9 +1,9 @@
 """Searches the range of each group's grid, and undoes what that shrinks: from the weights alone.
 
 `mx.quantize` spreads a grid over all of a group's range. A narrower one clips its largest weights
-and rounds all others finer. Several ranges are tried, each with scale and bias refitted by least
-squares to the codes that it gives, and the one with the least squared error is taken (Choukroun et
-al., 2019, choose ranges by squared error; llama.cpp's K-quants refit as well).
+and rounds all others finer. Its grid and one or two of other ranges are tried, each with scale and
+bias refitted by least squares to the codes that it gives, and the best one is refitted once more
+(Choukroun et al., 2019, choose ranges by squared error; llama.cpp's K-quants refit as well).
 
 Least squares returns (1 - e) w plus noise, coherent over a layer's rows: at 2 bits gate and up come
 out 3 to 4 % too small each, and their product 7 %. Squared errors call that good, the model doesn't
@@ -11,12 +11,14 @@ out 3 to 4 % too small each, and their product 7 %. Squared errors call that goo
 with the weight is that of the weight with itself (as Banner et al., 2018, correct the norm).
 
 All of this runs in numpy, which is faster than MLX on a CPU, so that every device finds the same
-codes. Arrays of groups have one column for each group: sums over a group are then sums of rows.
+codes: for the same reason no sum is of fused products, which not every CPU has. Arrays of groups
+have one column for each group (columns.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -25,24 +27,41 @@ from ...base.quant_config import QuantConfig
 from ...base.threads import in_threads
 from ...measure.grid_fit import rounder
 from . import rtn
-from .codes import Codes
+from .columns import as_columns, as_rows, pack_columns, raw_rows, tiled
 
 # Codes (rows, columns), scales and biases (rows, groups).
 Grid = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-# Of a group's range, by bits: more of them lose little less (docs/research-log.md).
-SHRINKS = {
-    2: (1.0, 0.86, 0.72),
-    3: (1.0, 0.86, 0.72),
-    4: (1.0, 0.92, 0.84),
-    5: (1.0, 0.93),
-    6: (1.0,),
-    8: (1.0,),
-}
-REFITS = 2  # of scale and bias, for each range
+# The ranges that are tried, as shares of a group's own, by bits (docs/research-log.md).
+RANGES = {2: (0.7,), 3: (0.92, 0.8), 4: (0.97, 0.9), 5: (0.98,), 6: (1.0,), 8: (1.0,)}
 SMALLEST = 1e-37  # numbers below lose digits in float32
-CHUNK = 1 << 16  # weights at once: small enough for the CPU's cache
+SAFE = 2.0**20  # the squares of weights up to this, and from its inverse on, are normal numbers
+CHUNK = 1 << 18  # weights at once: small enough for the CPU's cache
 WORKERS = 8  # threads at most
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Some weights as they are searched, with a column for each group; all arrays float32.
+
+    Attributes:
+        weights: (group_size, groups), divided by `unit`, less `middle`.
+        unit: (groups,), powers of two; None where all are 1.
+        middle: (groups,), of each group's range, divided by `unit`.
+        counts: (group_size, groups), how much each weight's squared error counts, 1 on average in
+            each group; None where all count alike.
+        codes: (group_size, groups), whole numbers.
+        counted: the codes times `counts`; the codes themselves where all count alike.
+        work: (group_size, groups), overwritten by every step.
+    """
+
+    weights: np.ndarray
+    unit: np.ndarray | None
+    middle: np.ndarray
+    counts: np.ndarray | None
+    codes: np.ndarray
+    counted: np.ndarray
+    work: np.ndarray
 
 
 def quantize(weight: mx.array, config: QuantConfig) -> dict[str, mx.array]:
@@ -58,50 +77,28 @@ def quantize(weight: mx.array, config: QuantConfig) -> dict[str, mx.array]:
     """
     if config.mode != "affine":
         return rtn.quantize(weight, config)
+    *lead, columns = weight.shape
+    raw = raw_rows(weight)
+    words = np.empty((len(raw), columns * config.bits // 32), dtype=np.uint32)
+    scales = np.empty((len(raw), columns // config.group_size), dtype=np.float32)
+    biases = np.empty_like(scales)
 
-    # mx.quantize's own grids are the first that are tried.
-    nearest = rtn.quantize(weight, config)
-    by_row = weight.reshape(-1, weight.shape[-1])
-    start_scales, start_biases = (
-        np.array(nearest[name].astype(mx.float32)).reshape(len(by_row), -1)
-        for name in ("scales", "biases")
-    )
-    codes = np.empty(by_row.shape, dtype=np.uint8)
-    scales, biases = np.empty_like(start_scales), np.empty_like(start_biases)
+    def work(rows: slice) -> None:
+        groups, scale, bias = _search(raw[rows], config, weight.dtype)
+        words[rows] = pack_columns(groups.codes, config.bits).reshape(words[rows].shape)
+        factor = _row_factor(groups, scale, bias, len(raw[rows]))
+        np.multiply(scale.reshape(len(factor), -1), factor, out=scales[rows])
+        np.multiply(bias.reshape(len(factor), -1), factor, out=biases[rows])
 
-    def work(rows: slice, exact: np.ndarray) -> None:
-        start = start_scales[rows], start_biases[rows]
-        grid = stretch(exact, find_grid(exact, start, config, weight.dtype))
-        codes[rows], scales[rows], biases[rows] = grid
-
-    pieces = ((rows, np.array(by_row[rows].astype(mx.float32))) for rows in _pieces(*by_row.shape))
-    in_threads(work, pieces, WORKERS)
-
-    shape = nearest["scales"].shape
-    stored = (mx.array(array).reshape(shape).astype(weight.dtype) for array in (scales, biases))
-    return Codes(config, codes.reshape(weight.shape), *stored).packed()
+    in_threads(work, ((rows,) for rows in _pieces(*raw.shape)), WORKERS)
+    packed = {"weight": mx.array(words.reshape(*lead, -1))}
+    for name, numbers in (("scales", scales), ("biases", biases)):
+        packed[name] = mx.array(numbers.reshape(*lead, -1)).astype(weight.dtype)
+    return packed
 
 
-def find_grids(
-    exact: np.ndarray,
-    start: tuple[np.ndarray, np.ndarray],
-    config: QuantConfig,
-    dtype: mx.Dtype,
-    importance: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scales and biases as `find_grid` chooses them, for any number of rows."""
-    scales, biases = np.empty_like(start[0]), np.empty_like(start[1])
-    for rows in _pieces(*exact.shape):
-        some = start[0][rows], start[1][rows]
-        grid = find_grid(exact[rows], some, config, dtype, importance)
-        _, scales[rows], biases[rows] = grid
-    return scales, biases
-
-
-@np.errstate(over="ignore", invalid="ignore")  # weights that aren't finite may be allowed
 def find_grid(
     exact: np.ndarray,
-    start: tuple[np.ndarray, np.ndarray],
     config: QuantConfig,
     dtype: mx.Dtype,
     importance: np.ndarray | None = None,
@@ -110,7 +107,6 @@ def find_grid(
 
     Args:
         exact: float32 (rows, columns), the weights.
-        start: scales and biases, float32 (rows, groups), of grids that are tried first.
         config: affine.
         dtype: that scales and biases are stored in.
         importance: float32 (columns,), how much a column's squared error counts; all alike by
@@ -119,43 +115,145 @@ def find_grid(
     Returns:
         Codes, uint8; scales and biases, float32 numbers of the type that they are stored in.
     """
-    top = 2**config.bits - 1
-    size = config.group_size
-    unit = np.repeat(_unit(exact), exact.shape[1] // size, axis=0)[:, 0]
-    weights = np.ascontiguousarray(exact.reshape(-1, size).T) / unit
-    counts = None if importance is None else _counts(importance, len(exact), size)
+    codes = np.empty(exact.shape, dtype=np.uint8)
+    scales = np.empty((len(exact), exact.shape[1] // config.group_size), dtype=np.float32)
+    biases = np.empty_like(scales)
+    for rows in _pieces(*exact.shape):
+        groups, scale, bias = _search(exact[rows], config, dtype, importance)
+        codes[rows] = as_rows(groups.codes.astype(np.uint8), exact.shape[1])
+        scales[rows] = scale.reshape(scales[rows].shape)
+        biases[rows] = bias.reshape(biases[rows].shape)
+    return codes, scales, biases
+
+
+@np.errstate(over="ignore", invalid="ignore")  # weights that aren't finite may be allowed
+def _search(
+    rows: np.ndarray,
+    config: QuantConfig,
+    dtype: mx.Dtype,
+    importance: np.ndarray | None = None,
+) -> tuple[Groups, np.ndarray, np.ndarray]:
+    """The best grids of some rows.
+
+    Args:
+        rows: as `raw_rows` gives them.
+        config, dtype, importance: as for `find_grid`.
+
+    Returns:
+        The groups with their codes; scales and biases (groups,) as they are stored.
+    """
+    top = np.float32(2**config.bits - 1)
+    groups, low, high = _as_groups(rows, config.group_size, importance)
+    total = _total(groups)
+
+    # Each range is refitted once, and the best one again.
+    scale, bias = _nearest_grid(low, high, top)
+    best = _refit(groups, scale, bias - groups.middle, top, total)
+    for share in RANGES[config.bits]:
+        width = np.float32(share) * (high - low)
+        other = _refit(groups, width / top, -width / 2, top, total)
+        better = other[2] > best[2]
+        for numbers, others in zip(best, other, strict=True):
+            np.copyto(numbers, others, where=better)
+    scale, bias, _ = _refit(groups, *best[:2], top, total)
+
+    # The bias that is stored belongs to the scale that is stored, and so do the codes.
+    stored, unit = rounder(dtype), np.float32(1) if groups.unit is None else groups.unit
+    stored_scale = stored(scale * unit)
+    scale = stored_scale / unit
+    bias = (total - scale * groups.counted.sum(axis=0)) / np.float32(config.group_size)
+    stored_bias = stored((bias + groups.middle) * unit)
+    _round(groups, scale, stored_bias / unit - groups.middle, top)
+    return groups, stored_scale, stored_bias
+
+
+def _as_groups(
+    rows: np.ndarray, size: int, importance: np.ndarray | None
+) -> tuple[Groups, np.ndarray, np.ndarray]:
+    """Some rows as groups, with each one's lowest and highest weight, divided by its unit."""
+    weights = as_columns(rows, size)
+    low, high = weights.min(axis=0), weights.max(axis=0)
+    unit = _unit(low, high, len(rows))
+    if unit is not None:
+        weights /= unit
+        low, high = low / unit, high / unit
 
     # Weights are told from the middle of their group, for the precision of the sums.
-    low, high = weights.min(axis=0), weights.max(axis=0)
-    middle, width = (high + low) / 2, high - low
+    middle = (high + low) / 2
     weights -= middle
-    stored = rounder(dtype)
-    work = np.empty_like(weights)
+    counts = None if importance is None else _counts(importance, len(rows), size)
+    codes, work = np.empty_like(weights), np.empty_like(weights)
+    counted = codes if counts is None else np.empty_like(codes)
+    return Groups(weights, unit, middle, counts, codes, counted, work), low, high
 
-    scale, bias = start[0].reshape(-1) / unit, start[1].reshape(-1) / unit - middle
-    codes = np.empty_like(weights)
-    _round(weights, scale, bias, top, codes)
-    least = _error(weights, codes, scale, bias, counts, work)
-    for shrink in SHRINKS[config.bits]:
-        some_scale, some_bias = shrink * width / top, -shrink * width / 2
-        for _ in range(REFITS):
-            _round(weights, some_scale, some_bias, top, codes)
-            some_scale, some_bias = _refit(weights, codes, counts, work)
-        some_scale = stored(some_scale * unit) / unit
-        some_bias = stored((some_bias + middle) * unit) / unit - middle
 
-        _round(weights, some_scale, some_bias, top, codes)
-        error = _error(weights, codes, some_scale, some_bias, counts, work)
-        better = error < least
-        for best, other in ((scale, some_scale), (bias, some_bias), (least, error)):
-            np.copyto(best, other, where=better)
+def _nearest_grid(
+    low: np.ndarray, high: np.ndarray, top: np.float32
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and biases (groups,) of `mx.quantize`: zero and the farther end lie on its grid."""
+    below = np.abs(low) > np.abs(high)
+    scale = np.where(below, high - low, low - high) / top
+    edge = np.where(below, low, high)
+    steps = np.rint(edge / _or_one(scale))
+    return np.where(steps == 0, scale, edge / _or_one(steps)), np.where(steps == 0, 0, edge)
 
-    # The codes of the best grids are found once more, which takes less than keeping them.
-    shape = (len(exact), -1)
-    scales, biases = stored(scale * unit), stored((bias + middle) * unit)
-    _round(weights, scale, bias, top, codes)
-    codes_by_row = codes.astype(np.uint8).T.reshape(exact.shape)
-    return codes_by_row, scales.reshape(shape), biases.reshape(shape)
+
+def _round(groups: Groups, scale: np.ndarray, bias: np.ndarray, top: np.float32) -> None:
+    """Find the nearest codes; a group of one value has a scale of 0, and codes of 0."""
+    codes, inverse = groups.codes, 1 / _or_one(scale)
+    np.multiply(groups.weights, inverse, out=codes)
+    codes -= bias * inverse
+    np.rint(codes, out=codes)
+    np.clip(codes, 0, top, out=codes)
+    if groups.counts is not None:
+        np.multiply(codes, groups.counts, out=groups.counted)
+
+
+def _refit(
+    groups: Groups, scale: np.ndarray, bias: np.ndarray, top: np.float32, total: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scale and bias of the least squared error for the codes of a grid.
+
+    Returns:
+        Both, and by how much the squared error is less than that of one value for all.
+    """
+    _round(groups, scale, bias, top)
+    code = groups.counted.sum(axis=0) / np.float32(len(groups.codes))
+    squares = np.multiply(groups.counted, groups.codes, out=groups.work).sum(axis=0)
+    products = np.multiply(groups.counted, groups.weights, out=groups.work).sum(axis=0)
+
+    products -= code * total
+    spread = squares - np.float32(len(groups.codes)) * code * code
+    scale = np.where(spread > 0, products / np.where(spread > 0, spread, 1), np.float32(0))
+    return scale, total / np.float32(len(groups.codes)) - scale * code, scale * products
+
+
+def _total(groups: Groups) -> np.ndarray:
+    """The sums of the groups' weights, each times what it counts."""
+    if groups.counts is None:
+        return np.asarray(groups.weights.sum(axis=0))
+    return np.asarray(np.multiply(groups.weights, groups.counts, out=groups.work).sum(axis=0))
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _row_factor(groups: Groups, scale: np.ndarray, bias: np.ndarray, rows: int) -> np.ndarray:
+    """By how much rows are too small on their grids (rows, 1): (w w) / (w' w), w' from the codes.
+
+    Args:
+        groups: with the codes.
+        scale, bias: (groups,), as they are stored.
+        rows: that the groups are of.
+    """
+    size, middle = np.float32(len(groups.codes)), groups.middle
+    if groups.unit is not None:
+        scale, bias = scale / groups.unit, bias / groups.unit
+    total = groups.weights.sum(axis=0)
+    energy = np.multiply(groups.weights, groups.weights, out=groups.work).sum(axis=0)
+    energy += middle * (2 * total + size * middle)
+    product = np.multiply(groups.codes, groups.weights, out=groups.work).sum(axis=0)
+    product += middle * groups.codes.sum(axis=0)
+    product = scale * product + bias * (total + size * middle)
+    return _factor(*(array.reshape(rows, -1).sum(axis=1) for array in (energy, product)))
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -169,81 +267,49 @@ def stretch(exact: np.ndarray, grid: Grid, weighted: np.ndarray | None = None) -
             the weights themselves by default.
     """
     codes, scales, biases = grid
-    unit = _unit(exact)
+    peak = np.abs(exact).max(axis=1, keepdims=True)
+    unit = np.exp2(np.floor(np.log2(np.maximum(peak, SMALLEST)))).astype(np.float32)
     exact = exact / unit
     weighted = exact if weighted is None else weighted / unit
 
     restored = codes.reshape(*scales.shape, -1) * (scales / unit)[..., None]
     restored += (biases / unit)[..., None]
-    energy = np.einsum("rc,rc->r", exact, weighted)[:, None]
-    product = np.einsum("rc,rc->r", restored.reshape(exact.shape), weighted)[:, None]
-    possible = (energy > 0) & (product > 0)
-    factor = np.where(possible, energy / np.where(possible, product, 1), 1)
+    energy = np.einsum("rc,rc->r", exact, weighted)
+    product = np.einsum("rc,rc->r", restored.reshape(exact.shape), weighted)
+    factor = _factor(energy, product)
     return codes, scales * factor, biases * factor
 
 
-def _round(
-    weights: np.ndarray, scale: np.ndarray, bias: np.ndarray, top: int, out: np.ndarray
-) -> np.ndarray:
-    """The nearest codes, in float32; a group of one value has a scale of 0, and codes of 0."""
-    inverse = 1 / np.where(scale == 0, np.float32(1), scale)
-    np.multiply(weights, inverse, out=out)
-    out -= bias * inverse
-    np.rint(out, out=out)
-    return np.clip(out, 0, top, out=out)
+def _factor(energy: np.ndarray, product: np.ndarray) -> np.ndarray:
+    """What rows are multiplied with, float32 (rows, 1), where both (rows,) are positive; else 1."""
+    possible = (energy > 0) & (product > 0)
+    factor = np.where(possible, energy / np.where(possible, product, 1), np.float32(1))
+    return factor[:, None]
 
 
-def _refit(
-    weights: np.ndarray, codes: np.ndarray, counts: np.ndarray | None, work: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and bias of the least squared error for some codes; `work` is overwritten."""
-    size = len(weights)
-    if counts is None:
-        total, code = weights.sum(axis=0), codes.sum(axis=0) / size
-        spread = np.multiply(codes, codes, out=work).sum(axis=0)
-        products = np.multiply(codes, weights, out=work).sum(axis=0)
-    else:
-        counted = codes * counts
-        total = np.multiply(weights, counts, out=work).sum(axis=0)
-        code = counted.sum(axis=0) / size
-        spread = np.multiply(counted, codes, out=work).sum(axis=0)
-        products = np.multiply(counted, weights, out=work).sum(axis=0)
-    spread -= size * code * code
-    products -= code * total
-    possible = spread > 0
-    scale = np.where(possible, products / np.where(possible, spread, 1), np.float32(0))
-    return scale, total / size - scale * code
-
-
-def _error(
-    weights: np.ndarray,
-    codes: np.ndarray,
-    scale: np.ndarray,
-    bias: np.ndarray,
-    counts: np.ndarray | None,
-    work: np.ndarray,
-) -> np.ndarray:
-    """The squared error of each group on a grid; `work` is overwritten."""
-    np.multiply(codes, scale, out=work)
-    work += bias
-    work -= weights
-    np.multiply(work, work, out=work)
-    if counts is not None:
-        work *= counts
-    return np.asarray(work.sum(axis=0))
+def _or_one(numbers: np.ndarray) -> np.ndarray:
+    """Numbers to divide by: 1 in place of 0."""
+    return np.where(numbers == 0, np.float32(1), numbers)
 
 
 def _counts(importance: np.ndarray, rows: int, size: int) -> np.ndarray:
-    """What columns count, one on average in each group, for all groups of some rows."""
+    """What weights count, one on average in each group, for all groups of some rows."""
     groups = importance.reshape(-1, size)
     groups = groups / np.maximum(groups.mean(axis=1, keepdims=True), 1e-30)
-    return np.ascontiguousarray(np.tile(groups, (rows, 1)).T, dtype=np.float32)
+    return tiled(groups.astype(np.float32), rows)
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """The power of two (rows, 1) below each row's largest weight, whose square may overflow."""
-    peak = np.abs(rows).max(axis=1, keepdims=True)
-    return np.exp2(np.floor(np.log2(np.maximum(peak, SMALLEST)))).astype(np.float32)
+def _unit(low: np.ndarray, high: np.ndarray, rows: int) -> np.ndarray | None:
+    """The power of two below each row's largest weight, (groups,); None where no row needs one.
+
+    The squares of others would be infinite or zero.
+    """
+    peak = np.maximum(np.abs(low), np.abs(high)).reshape(rows, -1).max(axis=1, keepdims=True)
+    peak = np.where(np.isfinite(peak) & (peak > 0), peak, 1)
+    if peak.max() < SAFE and peak.min() > 1 / SAFE:
+        return None
+    unit = np.exp2(np.floor(np.log2(np.maximum(peak, SMALLEST)))).astype(np.float32)
+    return np.repeat(unit, len(low) // rows, axis=1).reshape(-1)
 
 
 def _pieces(rows: int, columns: int) -> Iterator[slice]:
