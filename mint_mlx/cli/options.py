@@ -81,7 +81,7 @@ SampleOpt = Annotated[
     typer.Option(
         metavar="auto|SHARE",
         help=(
-            "Measure errors on a random sample of rows: auto (to 2 % of each error; the default on "
+            "Measure errors on a random sample of rows: auto (2 % of each layer's; the default on "
             "a CPU), or a share; 1.0 is exact, the default on Metal."
         ),
     ),
@@ -204,6 +204,7 @@ def start(
     import sys
     import tempfile
 
+    from ..base.allocator import reuse_freed_memory
     from ..base.blas import use_fast_blas
     from ..base.printable import guard_streams
     from .output import Output
@@ -227,6 +228,7 @@ def start(
         os.nice(5)
 
     # Only before MLX is imported, which asking for ranks may do.
+    reuse_freed_memory()
     use_fast_blas()
     from ..base.distributed import launched_rank, ranks
 

@@ -30,13 +30,14 @@ from .distortion import RowErrors, row_errors, row_ranges
 from .sample import AUTO
 
 SEED = 0
-TOLERANCE = 0.02  # largest relative standard error of an NMSE
+TOLERANCE = 0.02  # largest relative standard error of a layer's NMSE
+OF_EXPERT = 0.05  # the same of an expert's, where the layer has many of them
 WHOLE = 1 << 20  # a layer of at most so many weights is measured whole
-FIRST = 1 << 14  # weights of an expert that are drawn at first
+FIRST = 1 << 13  # weights of an expert that are drawn at first
 FIRST_OF_LAYER = 1 << 18  # weights of a layer that are drawn at first, however few experts it has
 FEWEST = 8  # rows: the spread of fewer says little
 OF_ENERGY = 0.5  # the standard error of a layer's sum of squares, as a fraction of TOLERANCE
-OF_RANGES = 0.7  # the fraction of TOLERANCE that the first of the two ratios may take
+OF_RANGES = 0.7  # the fraction of the tolerance that the first of the two ratios may take
 
 # Called with experts (n,) and rows (n, k); returns their weights (n, k, columns).
 Read = Callable[[np.ndarray, np.ndarray], mx.array]
@@ -77,7 +78,7 @@ def measure_sample(
         read: reads rows of the layer.
         shape: experts, rows and columns of the layer.
         configs: what to measure.
-        sample: from `parse_sample`; `auto` draws until every standard error is under TOLERANCE.
+        sample: from `parse_sample`; `auto` draws until every standard error is small enough.
         rng: draws.
         columns: weights of the columns, (experts, columns) or (1, columns), or None.
     """
@@ -86,11 +87,12 @@ def measure_sample(
     if first == rows:
         return _measure_all(read, experts, rows, configs, columns)
     drawn = _Drawn(read, rows, configs, _strata(rows, first, experts, rng), columns)
+    most = tolerance(experts)
 
     # The ranges and sums of squares are cheap: draw rows until these are certain enough.
     while sample == AUTO:
         energy_uncertain = drawn.energy_error() > OF_ENERGY * TOLERANCE
-        ranges_uncertain = drawn.ranges_error().max(axis=0) > OF_RANGES * TOLERANCE
+        ranges_uncertain = drawn.ranges_error().max(axis=0) > OF_RANGES * most
         uncertain = (energy_uncertain | ranges_uncertain) & (drawn.count < rows)
         if not uncertain.any():
             break
@@ -99,7 +101,7 @@ def measure_sample(
     # The errors are costly: measure them on as few of these rows as will do.
     drawn.measure(np.arange(experts), range(len(configs)), first)
     while sample == AUTO:
-        uncertain = drawn.nmse_error() > TOLERANCE
+        uncertain = drawn.nmse_error() > most
         if not uncertain.any():
             break
         drawn.measure_more(uncertain, rng)
@@ -294,6 +296,14 @@ class _Drawn:
     def total_energy(self) -> np.ndarray:
         """Sum of squares of each expert, float64 (experts,)."""
         return np.asarray(self.energy.sum(axis=-1) * self.rows / self.count)
+
+
+def tolerance(experts: int) -> float:
+    """The largest relative standard error of an expert's NMSE.
+
+    That of the layer, a mean over all of them, is then at most TOLERANCE.
+    """
+    return min(OF_EXPERT, float(TOLERANCE * experts**0.5))
 
 
 def first_share(shape: tuple[int, int, int], sample: str) -> float:

@@ -1,0 +1,37 @@
+"""Lets glibc keep freed memory for reuse.
+
+On Linux each array of some MB is otherwise taken from the system anew, which fills its pages with
+zeros first: that took a quarter of a conversion's time (docs/research-log.md). Commands
+do it for their own process; a program that imports mint_mlx is left as it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+# Numbers of mallopt's parameters, from malloc.h.
+TRIM_THRESHOLD = -1
+MMAP_THRESHOLD = -3
+ARENA_MAX = -8
+
+KEPT = 1 << 28  # freed bytes that stay with the process
+LARGE = 1 << 25  # bytes of an array that the system gives and takes; glibc allows no more
+
+
+def reuse_freed_memory() -> bool:
+    """Keep up to 256 MiB of freed memory, in one heap for all threads.
+
+    (Running a model keeps all of it: runtime/device.py.)
+
+    Returns:
+        Whether the C library can do that.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # not glibc
+        return False
+    options = ((ARENA_MAX, 1), (TRIM_THRESHOLD, KEPT), (MMAP_THRESHOLD, LARGE))
+    taken = [mallopt(option, value) for option, value in options]
+    return all(taken)
