@@ -8,19 +8,14 @@ from pathlib import Path
 from mlx.utils import tree_flatten
 
 from ...allocation.plan import Plan
-from ...base.errors import NOT_FINITE, MintError
-from ...base.quant_config import KEEP
 from ...base.safetensors_header import read_header
 from ...checkpoint import mlxlm
 from ...checkpoint.layers import MLX_DTYPES, Inventory
 from ...checkpoint.layout import Layout
 from ...checkpoint.source import Source
 from .journal import hash_of
-from .verify_values import Rows, broken_codes, broken_tensor, source_rows, wrong_layer
-
-
-class VerificationError(RuntimeError):
-    """The written checkpoint differs from the plan: a bug here, or a disk that lost bytes."""
+from .read_back import VerificationError, check_hash
+from .verify_values import Rows, source_rows, wrong_layer
 
 
 def rehearse(folder: Path, config: str, plan: Plan, inventory: Inventory, layout: Layout) -> None:
@@ -87,28 +82,6 @@ def verify(folder: Path, plan: Plan, inventory: Inventory, layout: Layout) -> No
             raise VerificationError(f"{path} was loaded as {actual_config}, the plan says {config}")
 
 
-def verify_bytes(folder: Path, layout: Layout, hashes: Mapping[str, str]) -> None:
-    """Read every tensor back and compare it with what was written.
-
-    Args:
-        folder: the finished shards.
-        layout: where each tensor lies.
-        hashes: SHA-256 of each tensor by name.
-
-    Raises:
-        VerificationError: a tensor was never written.
-        MintError: the disk holds other bytes.
-    """
-    if missing := layout.tensors.keys() - hashes.keys():
-        raise VerificationError(f"{min(missing)} was not written")
-    for shard, name in enumerate(layout.names):
-        with (folder / name).open("rb") as file:
-            for tensor, place in layout.tensors.items():
-                if place.shard == shard:
-                    actual = hash_of(file.fileno(), place.offset, place.spec.nbytes)
-                    _check_hash(tensor, folder / name, actual, hashes[tensor])
-
-
 def verify_copy(folder: Path, original: Path, replaced: Mapping[str, str]) -> None:
     """Read every tensor of a changed copy back and compare it with the original's.
 
@@ -130,16 +103,7 @@ def verify_copy(folder: Path, original: Path, replaced: Mapping[str, str]) -> No
             for tensor, info in table.items():
                 place = (start + info.start, info.end - info.start)
                 wanted = replaced.get(tensor) or hash_of(before.fileno(), *place)
-                _check_hash(tensor, copy, hash_of(after.fileno(), *place), wanted)
-
-
-def _check_hash(tensor: str, file: Path, actual: str, wanted: str) -> None:
-    """Refuse a tensor that is not what was written (a MintError)."""
-    if actual != wanted:
-        raise MintError(
-            f"{tensor} in {file} is not what was written: run the same command again, and check "
-            "the disk if that happens twice"
-        )
+                check_hash(tensor, copy, hash_of(after.fileno(), *place), wanted)
 
 
 def verify_values(
@@ -147,45 +111,22 @@ def verify_values(
     folder: Path,
     plan: Plan,
     inventory: Inventory,
-    allow_nonfinite: bool = False,
     rows: Iterable[tuple[str, Rows]] | None = None,
 ) -> None:
-    """Check that the written numbers are finite and some rows of each layer those of the source.
-
-    Of a large source one layer of each name is compared, since that reads all of a layer.
+    """Check that some rows of each layer are those of the source.
 
     Args:
         source: the checkpoint that was converted.
         folder: the result.
         plan: that was carried out.
         inventory: the source's layers.
-        allow_nonfinite: don't refuse NaN and infinite numbers.
         rows: the source's (verify_values.source_rows), where its shards were dropped after use.
 
     Raises:
         VerificationError: anything differs.
-        MintError: a number is NaN or infinite.
     """
-    if not allow_nonfinite:
-        layout = inventory.layout(plan.choice)
-        name = broken_tensor(folder, layout)
-        path = name.rpartition(".")[0] if name else broken_codes(folder, layout, plan.choice)
-        if path is not None:
-            raise MintError(_not_finite(name or path, path, plan, inventory))
     if rows is None:
         rows = source_rows(source, inventory, inventory.order)
     problem = wrong_layer(rows, folder, plan.choice, inventory)
     if problem is not None:
         raise VerificationError(problem)
-
-
-def _not_finite(name: str, path: str, plan: Plan, inventory: Inventory) -> str:
-    """The refusal of a tensor, or of a layer's codes, that aren't finite as they were written."""
-    stored = {layer.path: layer.stored or KEEP for layer in inventory.layers}
-    chosen = plan.choice.get(path, KEEP)
-    if chosen in (KEEP, stored.get(path, KEEP)):
-        return f"{name} {NOT_FINITE}"
-    return (
-        f"{name} would hold NaN or infinite values in this configuration: give --override "
-        f"'{path}=keep', or leave the layer at another configuration"
-    )

@@ -1,4 +1,4 @@
-"""Whether a written checkpoint holds the source's weights: finite numbers, and rows that agree.
+"""Whether a written checkpoint holds the source's weights: some rows of each layer are compared.
 
 What mlx-lm makes of the source is the reference. A reader that misses something that a family's
 `sanitize` does (a factor, another order) would otherwise write a model that loads, and is another
@@ -7,79 +7,38 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
 from ...base.quant_config import KEEP, QuantConfig
-from ...base.safetensors_header import TensorInfo, read_header
 from ...checkpoint import mlxlm
-from ...checkpoint.arrays import FLOATS, INFINITY, dense
+from ...checkpoint.arrays import cast, dense
 from ...checkpoint.block_path import any_block
 from ...checkpoint.layer_stream import stream
 from ...checkpoint.layers import MLX_DTYPES, Inventory, Layer
-from ...checkpoint.layout import Layout
-from ...checkpoint.row_reader import select_rows
+from ...checkpoint.row_reader import read_rows, select_rows
 from ...checkpoint.source import Source
+from ...checkpoint.straight import Piece, straight_parameters
 from ...measure.distortion import as_experts
-from ..quantizers.rtn import is_finite
 
 Rows = dict[str, mx.array]  # some rows of a layer's weight, scales and biases
 
-WHOLE = 2_000_000_000  # of a source of at most so many bytes every layer is checked
+WHOLE = 2_000_000_000  # of a source of at most so many bytes every layer is read
 EXPERTS = 4  # compared of each layer
 ROWS = 4  # compared of each expert
-CHUNK = 1 << 24  # bytes checked at once
+LARGE = 1 << 22  # weights; of larger layers the compared rows are read alone
+COMPARED = ("weight", "scales", "biases")
 # An error is another model's, not a quantizer's, above this NMSE and this many times that of
 # rounding to nearest. Error feedback and learning make larger errors in weights that are read
 # little (.54 was seen in an expert of moe-22m at 3.5 bits); zeros have an NMSE of 1, other weights
 # about 2.
 NMSE = 0.9
 TIMES_RTN = 10.0
-
-
-def broken_tensor(folder: Path, layout: Layout) -> str | None:
-    """The name of a written tensor that holds NaN or infinity; None where all are finite."""
-    for file in layout.names:
-        header, start = read_header(folder / file)
-        for name, info in header.items():
-            if info.dtype in FLOATS and not _is_finite(folder / file, start, info):
-                return name
-    return None
-
-
-def broken_codes(folder: Path, layout: Layout, choice: Mapping[str, QuantConfig]) -> str | None:
-    """The path of a written layer whose codes stand for weights that aren't finite; else None."""
-    arrays: dict[str, dict[str, mx.array]] = {}
-    for file in layout.names:
-        loaded: Any = mx.load(str(folder / file))
-        for name, array in loaded.items():
-            owner, _, local = name.rpartition(".")
-            if local in ("scales", "biases"):
-                arrays.setdefault(owner, {})[local] = array
-    for path, config in choice.items():
-        packed = arrays.pop(path, {})
-        if config.quantized and "scales" in packed and not is_finite(packed, config):
-            return path
-    return None
-
-
-def _is_finite(path: Path, data: int, info: TensorInfo) -> bool:
-    """Whether a tensor of floats in a file is finite; `data` is where the file's data begins."""
-    bits = np.dtype(np.uint32 if info.dtype == "F32" else np.uint16)
-    infinity = INFINITY[getattr(mx, MLX_DTYPES[info.dtype])]
-    without_sign = bits.type(np.iinfo(bits).max >> 1)
-    for start in range(info.start, info.end, CHUNK):
-        count = min(CHUNK, info.end - start) // bits.itemsize
-        values = np.fromfile(path, dtype=bits, count=count, offset=data + start)
-        if int((values & without_sign).max(initial=0)) >= infinity:
-            return False
-    return True
 
 
 def source_rows(
@@ -92,10 +51,24 @@ def source_rows(
         inventory: the layers.
         modules: paths.
     """
-    layers = {layer.path: layer for layer in _chosen(source, inventory)}
-    paths = [path for path in inventory.order if path in layers and path in modules]
-    for path, tensors in stream(source, inventory, paths, allow_nonfinite=True):
-        rows = _drawn(layers[path], tensors)
+    # Rows of large layers are read alone, from the tensors that mlx-lm makes the layer of.
+    straight = straight_parameters(source.path)
+    by_row = {
+        layer.path: straight[f"{layer.path}.weight"]
+        for layer in inventory.layers
+        if layer.size > LARGE and layer.stored is None and f"{layer.path}.weight" in straight
+    }
+    layers = {layer.path: layer for layer in inventory.layers}
+    for path, tensors in by_row.items():
+        if path in modules:
+            weight = _read_drawn(source.path, tensors, layers[path])
+            dtype: mx.Dtype = getattr(mx, MLX_DTYPES[layers[path].dtype])
+            yield path, {"weight": cast(f"{path}.weight", weight, dtype)}
+
+    whole = {layer.path for layer in _chosen(source, inventory) if layer.path not in by_row}
+    paths = [path for path in inventory.order if path in whole and path in modules]
+    for path, arrays in stream(source, inventory, paths, allow_nonfinite=True):
+        rows = _drawn(layers[path], arrays)
         mx.eval(rows)
         yield path, rows
 
@@ -115,6 +88,7 @@ def wrong_layer(
         inventory: the layers.
     """
     layers = {layer.path: layer for layer in inventory.layers}
+    straight = straight_parameters(folder)
     written: dict[str, dict[str, mx.array]] = {}
     for name, array in tree_flatten(mlxlm.build_model(folder, keep_nvfp4=True).parameters()):
         owner, _, local = name.rpartition(".")
@@ -122,8 +96,14 @@ def wrong_layer(
             written.setdefault(owner, {})[local] = array
 
     for path, tensors in rows:
-        config = choice.get(path, KEEP)
-        problem = _difference(layers[path], tensors, written.pop(path), config)
+        config, layer = choice.get(path, KEEP), layers[path]
+        by_row = {
+            local: _read_drawn(folder, straight[f"{path}.{local}"], layer)
+            for local in COMPARED
+            if layer.size > LARGE and f"{path}.{local}" in straight
+        }
+        others = {n: array for n, array in written.pop(path).items() if n not in by_row}
+        problem = _difference(layer, tensors, _drawn(layer, others) | by_row, config)
         if problem is not None:
             return f"{path} {problem}"
     return None
@@ -145,32 +125,43 @@ def _experts(layer: Layer) -> np.ndarray:
     return experts
 
 
-def _drawn(layer: Layer, tensors: Mapping[str, mx.array]) -> Rows:
-    """The rows of a layer that are compared, of a module's tensors."""
+def _places(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
+    """The experts of a layer that are compared (n,), and the rows of each of them (n, k)."""
     experts = _experts(layer)
     rows = np.unique(np.linspace(0, layer.as_experts[1] - 1, ROWS).astype(int))
-    grid = np.broadcast_to(rows, (len(experts), len(rows)))
-    packed = {n: tensors[n] for n in ("weight", "scales", "biases") if n in tensors}
-    drawn = {n: select_rows(as_experts(array), experts, grid) for n, array in packed.items()}
+    return experts, np.tile(rows, (len(experts), 1))
+
+
+def _drawn(layer: Layer, tensors: Mapping[str, mx.array]) -> Rows:
+    """The rows of a layer that are compared, of a module's tensors."""
+    experts, rows = _places(layer)
+    drawn = {
+        name: select_rows(as_experts(tensors[name]), experts, rows)
+        for name in COMPARED
+        if name in tensors
+    }
     if "global_scale" in tensors:
         drawn["global_scale"] = tensors["global_scale"][mx.array(experts)]
     return drawn
 
 
-def _difference(
-    layer: Layer, rows: Rows, written: Mapping[str, mx.array], config: QuantConfig
-) -> str | None:
+def _read_drawn(folder: Path, tensors: Sequence[Piece], layer: Layer) -> mx.array:
+    """The rows of a layer that are compared, from the tensors that it is made of."""
+    return read_rows(folder, tensors, *_places(layer))
+
+
+def _difference(layer: Layer, rows: Rows, written: Rows, config: QuantConfig) -> str | None:
     """What differs in some rows of a layer; None where they agree.
 
     Args:
         layer: the layer.
         rows: the source's (`_drawn`).
-        written: the module's tensors, of the result.
+        written: those of the result.
         config: that it was written in.
     """
     expected = dense(layer, rows)
     stored = config if config.quantized else None
-    actual = dense(replace(layer, stored=stored), _drawn(layer, written))
+    actual = dense(replace(layer, stored=stored), dict(written))
     if not config.quantized or config.global_scale:
         same = mx.array_equal(expected, actual, equal_nan=True)
         return None if same else "was written with other values than the source's"

@@ -32,13 +32,14 @@ from ..quantizers.registry import find_quantizer
 from .card import model_card
 from .card_facts import card_facts
 from .conversion import Conversion
+from .read_back import read_back
 from .refined import REFINED, hashes_of, read_refined
 from .replace_tensors import replace_tensors
 from .row_file import stored_rows
 from .sentence import write_sentence
 from .shard_writer import Writer, check_work, write_index
 from .small_files import config_text, copy_small_files
-from .verify import rehearse, verify, verify_bytes, verify_values
+from .verify import rehearse, verify, verify_values
 from .write_layers import write_layers
 
 SMALL = 50_000_000  # bytes on disk for everything beside the shards
@@ -85,7 +86,8 @@ def write(conversion: Conversion) -> str | None:
             _verify(conversion, writer.hashes | hashes_of(refined))
         sentence = None
         if conversion.sentence:
-            sentence = write_sentence(work, conversion.inventory, conversion.report)
+            choice = conversion.plan.choice
+            sentence = write_sentence(work, conversion.inventory, choice, conversion.report)
 
         check_unchanged(conversion.source)
         _put_in_place(conversion)
@@ -158,11 +160,12 @@ def _finish_files(conversion: Conversion, config: str, licence: Mapping[str, Any
 def _verify(conversion: Conversion, hashes: Mapping[str, str]) -> None:
     """Compare the finished folder with what was written, the plan and the source's weights."""
     work, plan, inventory = conversion.work, conversion.plan, conversion.inventory
-    verify_bytes(work, conversion.layout, hashes)
+    nonfinite = conversion.allow_nonfinite
+    read_back(work, conversion.layout, hashes, plan.choice, inventory, nonfinite)
     verify(work, plan, inventory, conversion.layout)
     source = conversion.source
     rows = None if source.has_weights else stored_rows(work)
-    verify_values(source, work, plan, inventory, conversion.allow_nonfinite, rows)
+    verify_values(source, work, plan, inventory, rows)
 
 
 def _refine(conversion: Conversion) -> dict[str, mx.array] | None:

@@ -27,7 +27,11 @@ def all_finite(array: mx.array) -> bool:
     if not mx.issubdtype(array.dtype, mx.floating) or not array.size:
         return True
     bits = flat_view(array, mx.uint16 if array.itemsize == 2 else mx.uint32)
-    infinity = INFINITY[array.dtype]
+    return bits_finite(bits, INFINITY[array.dtype])
+
+
+def bits_finite(bits: np.ndarray, infinity: int) -> bool:
+    """Whether flat numbers, given as their bits, are all below infinity without their signs."""
     without_sign = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
     chunks = (bits[i : i + CHUNK] for i in range(0, bits.size, CHUNK))
     return all(int((chunk & without_sign).max()) < infinity for chunk in chunks)

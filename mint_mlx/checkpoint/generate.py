@@ -16,12 +16,13 @@ SENTENCE = 40  # tokens that are generated after the prompt
 TOGETHER = 4096  # tokens of prompts that are answered at once
 
 
-def generate_sentence(folder: Path, report: Report) -> str:
+def generate_sentence(folder: Path, report: Report, max_tokens: int = SENTENCE) -> str:
     """Load a written checkpoint with stock mlx-lm and generate greedily from a short prompt.
 
     Args:
         folder: of the checkpoint.
         report: is told of a chat template that fails.
+        max_tokens: after the prompt.
 
     Returns:
         The text; '' where the model has parts that mlx-lm runs on Metal only, and there is none.
@@ -39,7 +40,7 @@ def generate_sentence(folder: Path, report: Report) -> str:
     # The forward pass is mlx-lm's, on values of the user's config.json: these are the exceptions
     # with which it fails on bad ones.
     try:
-        text: str = generate(model, tokenizer, prompt=prompt, max_tokens=SENTENCE, verbose=False)
+        text: str = generate(model, tokenizer, prompt=prompt, max_tokens=max_tokens, verbose=False)
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         if NO_METAL in str(error) or ON_GPU_ONLY in str(error):
             return ""

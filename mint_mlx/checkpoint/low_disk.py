@@ -41,7 +41,7 @@ def shards_needed(source: Source, inventory: Inventory) -> dict[str, frozenset[s
     for path, specs in inventory.units({}):
         origins = [straight.get(spec.name, []) for spec in specs]
         if all(origins) and path not in quantized:
-            files = {file for origin in origins for file, _ in origin}
+            files = {piece.file for origin in origins for piece in origin}
         else:
             files = by_block[block_of(f"{path}.")] or set(source.headers)
         needed[path] = frozenset(files)

@@ -1,27 +1,29 @@
 """Reads rows of layers straight from the shards, without the rest of the layer.
 
 mlx-lm maps tensors to modules in each family's `sanitize`. A parameter that is a loaded tensor
-itself, or a stack of loaded tensors, can be read a row at a time; one that was split, transposed or
-dequantized can't, since evaluating a slice of it evaluates all of it.
+itself, rows of one, or a stack of loaded tensors, can be read a row at a time; one that was
+transposed or dequantized can't, since evaluating a slice of it evaluates all of it.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ..base.errors import MintError
-from ..base.safetensors_header import read_header
+from ..base.safetensors_header import ITEMSIZE, read_header
 from .arrays import FLOATS, cast
 from .layers import MLX_DTYPES, Layer
 from .source import Source
-from .straight import straight_parameters
+from .straight import Piece, straight_parameters
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,19 @@ class Straight:
     def read(self, source: Source, layer: Layer, experts: np.ndarray, rows: np.ndarray) -> mx.array:
         """Rows (n, k) of experts (n,) as an array (n, k, columns) in the layer's written type."""
         out = np.empty((*rows.shape, self.columns), dtype=FLOATS[self.dtype])
-        matrix_bytes = self.rows * self.columns * out.itemsize
-        files: dict[str, np.ndarray] = {}
-        for index, expert in enumerate(experts.tolist()):
-            name, start = self.matrices[expert]
-            if name not in files:
-                mapped: Any = np.memmap(source.path / name, mode="r")
-                mapped._mmap.madvise(mmap.MADV_RANDOM)  # don't read the rows around each one
-                files[name] = np.asarray(mapped)
-            matrix = files[name][start : start + matrix_bytes].view(out.dtype)
-            out[index] = matrix.reshape(self.rows, self.columns)[rows[index]]
+        row_bytes = self.columns * out.itemsize
+        with ExitStack() as stack:
+            files: dict[str, int] = {}
+            for expert, some_rows, buffer in zip(experts.tolist(), rows, out, strict=True):
+                name, start = self.matrices[expert]
+                if name not in files:
+                    files[name] = os.open(source.path / name, os.O_RDONLY)
+                    stack.callback(os.close, files[name])
+                # Rows that follow each other are read at once.
+                runs = np.flatnonzero(np.diff(some_rows) != 1) + 1
+                for first, end in pairwise([0, *runs.tolist(), len(some_rows)]):
+                    position = start + int(some_rows[first]) * row_bytes
+                    _read_into(files[name], buffer[first:end], position)
         return self._array(out, layer)
 
     def chunks(self, source: Source, layer: Layer, size: int) -> Iterator[mx.array]:
@@ -60,13 +65,14 @@ class Straight:
         buffer = np.empty((chunk_rows, self.columns), dtype=FLOATS[self.dtype])
         row_bytes = buffer[0].nbytes
         filled = 0
-        files = dict[str, int]()
 
-        try:
+        with ExitStack() as stack:
             # A chunk may span the matrices of several experts.
+            files: dict[str, int] = {}
             for name, start in self.matrices:
                 if name not in files:
                     files[name] = os.open(source.path / name, os.O_RDONLY)
+                    stack.callback(os.close, files[name])
                 row = 0
                 while row < self.rows:
                     count = min(self.rows - row, chunk_rows - filled)
@@ -79,9 +85,6 @@ class Straight:
                         filled = 0
             if filled:
                 yield self._array(buffer[:filled], layer)
-        finally:
-            for file in files.values():
-                os.close(file)
 
     def _array(self, values: np.ndarray, layer: Layer) -> mx.array:
         """A copy of rows as an array in the type that the layer will be written in."""
@@ -116,34 +119,63 @@ def straight_layers(source: Source, layers: Sequence[Layer]) -> dict[str, Straig
 
 
 def _locate(
-    source: Source, layer: Layer, origin: Sequence[tuple[str, str]], starts: dict[str, int]
+    source: Source, layer: Layer, origin: Sequence[Piece], starts: dict[str, int]
 ) -> Straight | None:
     """Where a layer's rows lie; None where the types or shapes of its tensors don't agree.
 
     Args:
         source: the checkpoint.
         layer: the layer.
-        origin: (file, name) of the tensors that it is made of.
+        origin: the tensors that it is made of.
         starts: offset of each file's data section.
     """
-    infos = [source.headers[file][name] for file, name in origin]
+    infos = [source.headers[piece.file][piece.name] for piece in origin]
     *lead, rows, columns = layer.shape
     per_tensor = int(np.prod(lead)) // len(infos)
     dtype = infos[0].dtype
     if dtype not in FLOATS:
         return None
-    for info in infos:
-        matrices = int(np.prod(info.shape[:-2]))
-        if info.dtype != dtype or info.shape[-2:] != (rows, columns) or matrices != per_tensor:
+    row_bytes = columns * np.dtype(FLOATS[dtype]).itemsize
+    located = list[tuple[str, int]]()
+    for piece, info in zip(origin, infos, strict=True):
+        *others, height, width = info.shape if len(info.shape) > 1 else (0, 0)
+        if info.dtype != dtype or width != columns or int(np.prod(others)) != per_tensor:
             return None
+        # Of a stack's tensor that holds two projections a layer is some rows of each matrix.
+        if piece.first + rows > height or (height != rows and len(origin) > 1):
+            return None
+        start = starts[piece.file] + info.start + piece.first * row_bytes
+        located += [(piece.file, start + i * height * row_bytes) for i in range(per_tensor)]
+    return Straight(tuple(located), rows, columns, dtype)
 
-    size = rows * columns * np.dtype(FLOATS[dtype]).itemsize
-    located = tuple(
-        (file, starts[file] + info.start + matrix * size)
-        for (file, _), info in zip(origin, infos, strict=True)
-        for matrix in range(per_tensor)
-    )
-    return Straight(located, rows, columns, dtype)
+
+def read_rows(
+    folder: Path, tensors: Sequence[Piece], experts: np.ndarray, rows: np.ndarray
+) -> mx.array:
+    """Rows (n, k) of experts (n,) of a parameter, in the type that its files have.
+
+    Args:
+        folder: of the checkpoint.
+        tensors: that the parameter is made of (straight.py).
+        experts, rows: numbers.
+
+    Returns:
+        (n, k, columns).
+    """
+    headers = {piece.file: read_header(folder / piece.file) for piece in tensors}
+    first = headers[tensors[0].file][0][tensors[0].name]
+    *lead, height, columns = first.shape
+    matrices = int(np.prod(lead))
+    row_bytes = columns * ITEMSIZE[first.dtype]
+    out = np.empty((*rows.shape, row_bytes), dtype=np.uint8)
+    for expert, some_rows, buffer in zip(experts.tolist(), rows.tolist(), out, strict=True):
+        file, name, skipped = tensors[expert // matrices]
+        table, data = headers[file]
+        start = data + table[name].start + (expert % matrices * height + skipped) * row_bytes
+        with (folder / file).open("rb", buffering=0) as opened:
+            for row, place in zip(some_rows, buffer, strict=True):
+                _read_into(opened.fileno(), place, start + row * row_bytes)
+    return mx.array(out).view(getattr(mx, MLX_DTYPES[first.dtype]))
 
 
 def select_rows(weight: mx.array, experts: np.ndarray, rows: np.ndarray) -> mx.array:

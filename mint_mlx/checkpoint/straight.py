@@ -1,7 +1,8 @@
-"""Which parameters of a model are tensors of its files as they are, or stacks of such.
+"""Which parameters of a model are tensors of its files as they are, rows or stacks of such.
 
 `load_model` of mlx-lm reads shards through `mlx.core.load`, and `sanitize` stacks experts by
-`mlx.core.stack`: both are patched while a model is built lazily.
+`mlx.core.stack`, or takes some rows of a tensor that holds two projections: all of these are
+patched while a model is built lazily.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -19,13 +20,21 @@ from ..converters.sources.restore import graph_of
 from .mlxlm import build_model
 
 
-def straight_parameters(folder: Path) -> dict[str, list[tuple[str, str]]]:
-    """The model's parameters that are unchanged tensors of the checkpoint, or stacks of such.
+class Piece(NamedTuple):
+    """A tensor of a file that a parameter is, or is a part of; `first` is its first row there."""
+
+    file: str
+    name: str
+    first: int = 0
+
+
+def straight_parameters(folder: Path) -> dict[str, list[Piece]]:
+    """The model's parameters that are tensors of the checkpoint, rows of one, or stacks of tensors.
 
     Stacks are along the first axis only, as those of experts are.
 
     Returns:
-        By the parameter's name the tensors, as (file, name), that it is made of, in order.
+        By the parameter's name what it is made of, in order.
     """
     with _trace_arrays() as origins:
         model = build_model(folder)
@@ -42,12 +51,12 @@ class _Traced:
     """Where an array comes from.
 
     Attributes:
-        tensors: (file, name) of the tensors that it is made of, in order.
+        tensors: that it is made of, in order.
         graph: how it was computed then. `sanitize` may scale an array in place, as Falcon-H1's
             does: its id stays.
     """
 
-    tensors: list[tuple[str, str]]
+    tensors: list[Piece]
     graph: str
 
 
@@ -60,13 +69,13 @@ def _trace_arrays() -> Iterator[dict[int, _Traced]]:
     """
     origins: dict[int, _Traced] = {}
     references: list[mx.array] = []  # Python reuses the id of an array that is gone
-    load, stack = mx.load, mx.stack
+    load, stack, take = mx.load, mx.stack, mx.array.__getitem__
 
     def traced_load(file: Any, *args: Any, **options: Any) -> Any:
         loaded: Any = load(file, *args, **options)
         if isinstance(loaded, dict):
             for name, array in loaded.items():
-                origins[id(array)] = _Traced([(Path(str(file)).name, name)], graph_of(array))
+                origins[id(array)] = _Traced([Piece(Path(str(file)).name, name)], graph_of(array))
                 references.append(array)
         return loaded
 
@@ -84,9 +93,34 @@ def _trace_arrays() -> Iterator[dict[int, _Traced]]:
             references.append(stacked)
         return stacked
 
-    # Whatever `sanitize` does besides stacking makes arrays of other ids or other graphs.
+    def traced_take(array: mx.array, index: Any) -> Any:
+        taken = take(array, index)
+        part, first = origins.get(id(array)), _first_row(array, index)
+        if part is not None and first is not None and part.graph == graph_of(array):
+            tensors = [piece._replace(first=piece.first + first) for piece in part.tensors]
+            origins[id(taken)] = _Traced(tensors, graph_of(taken))
+            references.append(taken)
+        return taken
+
+    # Whatever else `sanitize` does makes arrays of other ids or other graphs.
     mx.load, mx.stack = traced_load, traced_stack  # type: ignore[assignment]
+    mx.array.__getitem__ = traced_take  # type: ignore[method-assign]
     try:
         yield origins
     finally:
         mx.load, mx.stack = load, stack
+        mx.array.__getitem__ = take  # type: ignore[method-assign]
+
+
+def _first_row(array: mx.array, index: Any) -> int | None:
+    """The first row of `array[..., first:end, :]` of a stack; None for any other index."""
+    if array.ndim != 3 or not isinstance(index, tuple) or len(index) not in (2, 3):
+        return None
+    before, rows, columns = index if len(index) == 3 else (index[0], index[1], slice(None))
+    if before is not Ellipsis and before != slice(None):
+        return None
+    if not isinstance(rows, slice) or rows.step not in (None, 1) or columns != slice(None):
+        return None
+    if before is Ellipsis and len(index) == 2:  # those are columns
+        return None
+    return rows.indices(array.shape[1])[0]

@@ -92,7 +92,7 @@ def _fetch(source: Source, norms: Collection[str]) -> None:
     ranges: dict[str, list[tuple[int, int]]] = {}
     for name, tensors in straight_parameters(source.path).items():
         if name.rpartition(".")[0] in norms:
-            for file, tensor in tensors:
+            for file, tensor, _ in tensors:
                 info = source.headers[file][tensor]
                 ranges.setdefault(file, []).append((info.start, info.end))
     for file, parts in ranges.items():

@@ -31,8 +31,8 @@ quantized_products    `mx.quantized_matmul` and `mx.gather_qmm`, which are slow 
 attention_and_swiglu  `mx.fast.scaled_dot_product_attention`, and `swiglu` in the Python modules of
                       a model's classes, whose exponentials are slow on a CPU (fast_math.py).
 
-Loading is patched in checkpoint/straight.py: `straight_parameters` replaces `mx.load` and
-`mx.stack` to learn which tensors of the files a parameter is made of.
+Loading is patched in checkpoint/straight.py: `straight_parameters` replaces `mx.load`, `mx.stack`
+and the indexing of arrays to learn which tensors of the files a parameter is made of.
 """
 
 from __future__ import annotations

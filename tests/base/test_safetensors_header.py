@@ -161,7 +161,7 @@ def parameters(folder: Path) -> dict[str, mx.array]:
 
 
 def row_files(folder: Path) -> set[str]:
-    return {file for tensors in straight_parameters(folder).values() for file, _ in tensors}
+    return {file for tensors in straight_parameters(folder).values() for file, *_ in tensors}
 
 
 def test_of_two_copies_the_index_decides(make: Maker) -> None:

@@ -26,7 +26,7 @@ def test_rows_read_from_the_disk_are_those_of_the_layer(family: str, tmp_path: P
     straight = row_reader.straight_layers(job.source, job.inventory.layers)
 
     # Experts in tensors of their own map straight through.
-    if family in ("qwen3_moe", "mixtral", "olmoe"):
+    if family in ("qwen3_moe", "mixtral", "olmoe", "qwen3_5_moe"):
         unquantized = [layer for layer in layers.values() if layer.stored is None]
         experts = [layer.path for layer in unquantized if layer.kind == "experts"]
         assert experts

@@ -12,7 +12,8 @@ from helpers import Maker, edit_config, llama
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.quant_config import QuantConfig
 from mint_mlx.converters.output.journal import hash_of
-from mint_mlx.converters.output.verify import VerificationError, verify, verify_bytes
+from mint_mlx.converters.output.read_back import read_back
+from mint_mlx.converters.output.verify import VerificationError, verify
 from mint_mlx.jobs.convert import Result, convert
 
 PATH = "model.layers.0.mlp.up_proj"
@@ -72,15 +73,19 @@ def test_a_config_that_mlx_lm_cannot_load_is_noticed(result: Result) -> None:
 def test_a_byte_that_is_read_back_differently_is_noticed(result: Result) -> None:
     layout = result.plan.layout(result.inventory)
     shard = result.path / layout.names[0]
+
+    def read(hashes: dict[str, str]) -> None:
+        read_back(result.path, layout, hashes, result.plan.choice, result.inventory)
+
     with shard.open("r+b") as file:
         places = layout.tensors.items()
         hashes = {n: hash_of(file.fileno(), p.offset, p.spec.nbytes) for n, p in places}
-        verify_bytes(result.path, layout, hashes)
+        read(hashes)
         with pytest.raises(VerificationError, match=r"lm_head.weight was not written"):
-            verify_bytes(result.path, layout, dict.fromkeys(hashes.keys() - {"lm_head.weight"}, ""))
+            read(dict.fromkeys(hashes.keys() - {"lm_head.weight"}, ""))
 
         file.seek(layout.tensors["lm_head.weight"].offset)
         file.write(b"\0\1")
         file.flush()
         with pytest.raises(MintError, match=r"lm_head.weight .* is not what was written"):
-            verify_bytes(result.path, layout, hashes)
+            read(hashes)
