@@ -43,7 +43,9 @@ BENCH = Kind(
     ("log", "plan.yaml", "profile.json", "*.npz"),
     {**CACHE.folders, "cache": CACHE, "model": UNMARKED, "out": UNMARKED, "levels": UNMARKED},
 )
-WAYS = (PEER, "convert --plan", "profile", "convert --effort fast")
+TYPED = "convert --effort fast"  # as a user types it, with the sentence at the end
+ROUNDED = f"{TYPED} --quantizer rtn"
+OLDER = ", older build"
 
 
 def main() -> None:
@@ -53,6 +55,7 @@ def main() -> None:
     )
     parser.add_argument("--full", action="store_true", help="also the slopes and other shapes")
     parser.add_argument("--part", action="append", choices=PARTS, help="this part alone")
+    parser.add_argument("--older", type=Path, help="another commit's checkout, timed beside")
     parser.add_argument("--folder", type=Path, help="where models are made (needs 25 GB)")
     options = parser.parse_args()
 
@@ -60,7 +63,7 @@ def main() -> None:
     results = _read()
     with scratch_folder(BENCH, options.folder) as folder:
         for part in options.part or (PARTS[1:] if options.full else PARTS[:1]):
-            measured = _measure_part(part, folder)
+            measured = _measure_part(part, folder, options.older)
             results[part] = {"machine": machine(), "measured": measured}
             text = json.dumps(results, indent=1) + "\n"
             (FOLDER / "results.json").write_text(text, encoding="utf-8")
@@ -78,14 +81,14 @@ def _read() -> dict[str, Any]:
 # Measuring
 
 
-def _measure_part(part: str, folder: Path) -> dict[str, Any]:
+def _measure_part(part: str, folder: Path, older: Path | None) -> dict[str, Any]:
     if part == "quick":
-        return measure(MAIN, DEPTHS[0], ROUNDS, folder)
+        return measure(MAIN, DEPTHS[0], ROUNDS, folder, older)
     if part == "slopes":
-        return {str(depth): measure(MAIN, depth, 1, folder) for depth in DEPTHS}
+        return {str(depth): measure(MAIN, depth, 1, folder, older) for depth in DEPTHS}
     if part == "levels":
         return levels(folder)
-    return {shape: measure(shape, depth, 1, folder) for shape, depth in OTHERS.items()}
+    return {shape: measure(shape, depth, 1, folder, older) for shape, depth in OTHERS.items()}
 
 
 def make(shape: str, layers: int, folder: Path) -> int:
@@ -99,16 +102,21 @@ def make(shape: str, layers: int, folder: Path) -> int:
     return int(index["metadata"]["total_size"])
 
 
-def measure(shape: str, layers: int, rounds: int, folder: Path) -> dict[str, Any]:
+def measure(
+    shape: str, layers: int, rounds: int, folder: Path, older: Path | None = None
+) -> dict[str, Any]:
     """Each way's median seconds and highest peak, on a model that is made for it.
 
-    The ways take turns. `--plan` takes the plan that `--effort fast` made before it.
+    The ways take turns. `--plan` takes the plan that `--effort fast` made before it. `older` is a
+    checkout of another commit, whose ways are timed in the same run.
     """
     model = folder / "model"
     out = folder / "out"
     size = make(shape, layers, model)
-    runs: dict[str, list[Run]] = {way: [] for way in WAYS}
     commands = _commands(model, out, folder)
+    if older is not None:
+        commands |= _of_build(older, _commands(model, out, folder))
+    runs: dict[str, list[Run]] = {way: [] for way in commands}
     if shape in PEER_CANNOT:
         del commands[PEER]
 
@@ -117,7 +125,7 @@ def measure(shape: str, layers: int, rounds: int, folder: Path) -> dict[str, Any
             discard(folder / "cache", CACHE)
             runs[way].append(run(command, folder / "log", folder / "cache"))
             print(f"{shape}, {layers} layers: {way} {runs[way][-1].seconds:.1f} s", flush=True)
-            if way == "convert --effort fast":
+            if way == ROUNDED:
                 shutil.copyfile(out / "mint-plan.yaml", folder / "plan.yaml")
             discard(out, UNMARKED)
     discard(model, UNMARKED)
@@ -136,13 +144,25 @@ def measure(shape: str, layers: int, rounds: int, folder: Path) -> dict[str, Any
 def _commands(model: Path, out: Path, folder: Path) -> dict[str, list[str]]:
     """The command line of each way, in the order in which they run."""
     mlx_lm = ("-m", "mlx_lm", "convert", "--hf-path", model, "-q", "--q-bits", "4")
-    convert = ("-m", "mint_mlx", "convert", model, "-o", out, "--no-smoke")
-    profile = ("-m", "mint_mlx", "profile", model)
+    convert = ("-m", "mint_mlx", "convert", model, "-o", out)
+    fast = (*convert, "--budget", "4.5bpw", "--effort", "fast")
+    profile = ("-m", "mint_mlx", "profile", model, "-o", folder / "profile.json")
     return {
         PEER: python(*mlx_lm, "--mlx-path", out),
-        "profile": python(*profile, "-o", folder / "profile.json"),
-        "convert --effort fast": python(*convert, "--budget", "4.5bpw", "--effort", "fast"),
-        "convert --plan": python(*convert, "--plan", folder / "plan.yaml"),
+        "profile": python(*profile),
+        ROUNDED: python(*fast, "--quantizer", "rtn"),
+        TYPED: python(*fast),
+        f"{TYPED} --no-smoke": python(*fast, "--no-smoke"),
+        "convert --plan": python(*convert, "--plan", folder / "plan.yaml", "--no-smoke"),
+    }
+
+
+def _of_build(tree: Path, commands: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The conversions by a budget as another checkout runs them."""
+    return {
+        f"{way}{OLDER}": ["env", f"PYTHONPATH={tree.absolute()}", command[0], "-P", *command[1:]]
+        for way, command in commands.items()
+        if way.startswith(TYPED)
     }
 
 
@@ -246,7 +266,7 @@ def _slopes(models: dict[str, dict[str, Any]]) -> list[str]:
         "| | seconds a layer | whole model | memory a layer | share of its bytes |",
         "|---|---|---|---|---|",
     ]
-    for way in WAYS:
+    for way in next(iter(models.values()))["ways"]:
         of_way = [model["ways"][way] for model in models.values()]
         seconds, start = fit_line(DEPTHS, [figures["seconds"] for figures in of_way])
         memory, _ = fit_line(DEPTHS, [figures["peak"] for figures in of_way])
