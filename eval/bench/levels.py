@@ -76,7 +76,7 @@ def _text(model: Path, count: int) -> dict[str, float]:
 
     tokens = _tokens(count)
     clock = Clock()
-    resample(load_runner(model, True), tokens, uniform_numbers(0, tokens.shape))
+    resample(load_runner(model, True), tokens, uniform_numbers("text", 0, tokens.shape))
     seconds = clock.seconds
 
     # Once more block by block, for the share of the last one.

@@ -93,7 +93,7 @@ def write_tokens(
             resume.write_tokens(resume_file, kind, tokens, done)
 
     if not runner.streamed:
-        uniform = uniform_numbers(seed, tokens.shape)
+        uniform = uniform_numbers("text", seed, tokens.shape)
         tokens = sample(runner, tokens, uniform, progress, done, note, windows)
         return tokens, f"sampled, seed {seed}"
 
@@ -101,7 +101,7 @@ def write_tokens(
         progress(f"pass {number + 1}", number, PASSES)
         if number > done:  # a streamed model has dropped its blocks
             runner = load_runner(source.path, True, source.dtype)
-        uniform = uniform_numbers(seed * PASSES + number, tokens.shape)
+        uniform = uniform_numbers(f"pass {number}", seed, tokens.shape)
         tokens = resample(runner, tokens, uniform)
         note(tokens, number + 1)
     progress("", PASSES, PASSES)

@@ -17,9 +17,15 @@ from .device import on_cpu
 RUN = 256  # probabilities that are added up in one go
 
 
-def uniform_numbers(seed: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Float64 numbers from 0 to 1; the same seed gives the same."""
-    return np.random.default_rng(seed).random(shape)
+def uniform_numbers(what: str, seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Float64 numbers from 0 to 1; the same seed gives the same.
+
+    Args:
+        what: they decide. Numbers of another thing are independent: labels that were drawn by the
+            numbers of the text itself would follow from it.
+        seed, shape: of the numbers.
+    """
+    return np.random.default_rng([seed, *what.encode()]).random(shape)
 
 
 def draw(logits: mx.array, uniform: np.ndarray) -> np.ndarray:

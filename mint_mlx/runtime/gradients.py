@@ -48,7 +48,7 @@ def from_logits(
         NoChain: an operation has no gradient.
     """
     grads = []
-    uniform = uniform_numbers(seed, tokens.shape)
+    uniform = uniform_numbers("labels", seed, tokens.shape)
     for start in range(0, len(tokens), batch):
         some_tokens = mx.array(tokens[start : start + batch])
         some_hidden = hidden[start : start + batch]

@@ -120,7 +120,9 @@ def test_resampled_tokens_are_the_same_streamed_or_not(demo_model: Path) -> None
     source = prepare(str(demo_model)).source
     tokens = np.random.default_rng(0).integers(0, 2048, (4, 64)).astype(np.int32)
     whole, streamed = (
-        resample(runner.load_runner(source.path, s), tokens, uniform_numbers(3, tokens.shape))
+        resample(
+            runner.load_runner(source.path, s), tokens, uniform_numbers("text", 3, tokens.shape)
+        )
         for s in (False, True)
     )
     np.testing.assert_array_equal(whole, streamed)

@@ -16,7 +16,9 @@ def test_tokens_are_drawn_as_often_as_they_are_predicted() -> None:
     logits = 2 * mx.random.normal((VOCABULARY,), key=mx.random.key(0))
     shares = np.array(mx.softmax(logits))
     count = 20_000
-    labels = draw(mx.broadcast_to(logits, (count, VOCABULARY)), uniform_numbers(1, (count,)))
+    labels = draw(
+        mx.broadcast_to(logits, (count, VOCABULARY)), uniform_numbers("labels", 1, (count,))
+    )
     drawn = np.bincount(labels, minlength=VOCABULARY) / count
     assert np.abs(drawn - shares).max() < 5 * np.sqrt(shares.max() / count)
 
@@ -30,7 +32,7 @@ def test_the_number_decides_which_token_is_drawn() -> None:
 @pytest.mark.parametrize("size", [3, VOCABULARY])
 def test_the_losss_gradient_is_that_of_the_tokens_drawn(size: int) -> None:
     logits = 3 * mx.random.normal((4, 5, size), key=mx.random.key(2)) + 100
-    uniform = uniform_numbers(3, (4, 5))
+    uniform = uniform_numbers("labels", 3, (4, 5))
     labels = mx.array(draw(logits, uniform))
 
     def expected(logits: mx.array) -> mx.array:
@@ -40,3 +42,8 @@ def test_the_losss_gradient_is_that_of_the_tokens_drawn(size: int) -> None:
     exact, exact_gradient = mx.value_and_grad(expected)(logits)
     assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
     np.testing.assert_allclose(np.array(gradient), np.array(exact_gradient), atol=1e-5)
+
+
+def test_text_and_labels_are_drawn_by_independent_numbers() -> None:
+    one, other = uniform_numbers("text", 0, (1000,)), uniform_numbers("labels", 0, (1000,))
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.1
