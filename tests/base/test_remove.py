@@ -121,6 +121,11 @@ FOLDERS: dict[str, tuple[Callable[[Path], Path], Kind, tuple[str, ...]]] = {
 }
 
 
+def label(name: str) -> str:
+    """A folder's name in a test's, the same in every process that collects the tests."""
+    return "temporary" if name == LEFT else name
+
+
 def plant(folder: Path, outside: Path) -> dict[str, Callable[[], object]]:
     """Ways to put a stranger into a folder, by what it is."""
     (outside / TARGET).mkdir(exist_ok=True)
@@ -145,7 +150,7 @@ def snapshot(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", FOLDERS, ids=label)
 def test_a_folder_of_ours_is_deleted_and_one_with_a_stranger_is_not(
     name: str, tmp_path: Path
 ) -> None:
@@ -175,7 +180,7 @@ def test_a_folder_of_ours_is_deleted_and_one_with_a_stranger_is_not(
             assert folder.is_dir(), (place, decoy)
 
 
-@pytest.mark.parametrize("name", [name for name in FOLDERS if name != "scratch"])
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name != "scratch"], ids=label)
 def test_a_folder_without_a_mark_is_nobody_s(name: str, tmp_path: Path) -> None:
     """Files of our names alone prove nothing."""
     make, kind, _ = FOLDERS[name]
