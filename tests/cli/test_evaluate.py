@@ -20,4 +20,6 @@ def test_the_json_of_eval_has_the_keys_that_the_reference_lists(
     page, _, _ = PAGE.read_text().partition("## Keys of `mint-mlx check")
     heads = [line.split("|")[1] for line in page.splitlines() if line[:3] == "| `"]
     listed = {key for head in heads for key in re.findall("`(.+?)`", head)}
-    assert cli("eval", source, "--source", source, *text, "--json").json.keys() == listed - ASKED_FOR
+    assert (
+        cli("eval", source, "--source", source, *text, "--json").json.keys() == listed - ASKED_FOR
+    )
