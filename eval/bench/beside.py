@@ -24,11 +24,11 @@ from mint_mlx.base.scratch import scratch_folder
 from mint_mlx.eval.bench.bench import BENCH, CACHE, FOLDER, MAIN, machine_line, make
 from mint_mlx.eval.bench.process import Run, last_json, machine, python, run
 
-DEMO = FOLDER.parent.parent / "mint_mlx" / "demo"
+OURS = Path(__file__).resolve().parents[2]
+DEMO = OURS / "mint_mlx" / "demo"
 LAYERS = "layers"
 STEPS = {"text": "its own text", "sensitivity": "sensitivity", "feedback": "error feedback"}
 TOKENS = 4096
-OURS = FOLDER.parent.parent
 
 
 def main() -> None:
@@ -106,8 +106,8 @@ def of_layers(versions: dict[str, Path], rounds: int, folder: Path) -> dict[str,
 
 
 def of_tree(tree: Path, command: list[str]) -> list[str]:
-    """A command that runs the version in a folder."""
-    return ["env", f"PYTHONPATH={tree}", *command]
+    """A command that runs the version in a folder, wherever it is started (-P)."""
+    return ["env", f"PYTHONPATH={tree}", command[0], "-P", *command[1:]]
 
 
 def summary(seconds: list[float], runs: list[Run]) -> dict[str, float]:
