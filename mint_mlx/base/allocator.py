@@ -1,8 +1,8 @@
 """Lets glibc keep freed memory for reuse.
 
-On Linux each array of some MB is otherwise taken from the system anew, which takes time to fill its
-pages with zeros (docs/research-log.md). Commands do it for their own process; a program that imports
-mint_mlx is left as it is.
+On Linux each array of some MB is otherwise taken from the system anew, which takes time to fill
+its pages with zeros (docs/research-log.md). Commands do it for their own process; a program that
+imports mint_mlx is left as it is.
 """
 
 from __future__ import annotations
