@@ -23,7 +23,7 @@ from ...checkpoint.layer_stream import stream
 from ...checkpoint.layers import MLX_DTYPES, Inventory, Layer
 from ...checkpoint.row_reader import read_rows, select_rows
 from ...checkpoint.source import Source
-from ...checkpoint.straight import Piece, straight_parameters
+from ...checkpoint.straight import Piece, source_parameters, straight_parameters
 from ...measure.distortion import as_experts
 
 Rows = dict[str, mx.array]  # some rows of a layer's weight, scales and biases
@@ -52,7 +52,7 @@ def source_rows(
         modules: paths.
     """
     # Rows of large layers are read alone, from the tensors that mlx-lm makes the layer of.
-    straight = straight_parameters(source.path)
+    straight = source_parameters(source.path, source.structure)
     by_row = {
         layer.path: straight[f"{layer.path}.weight"]
         for layer in inventory.layers

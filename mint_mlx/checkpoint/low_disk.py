@@ -16,7 +16,7 @@ from . import hub
 from .block_path import block_of
 from .layers import Inventory
 from .source import Source
-from .straight import straight_parameters
+from .straight import source_parameters
 
 # Hands over module paths in groups, each once the shards of its modules are on the disk.
 Waves = Callable[[Sequence[str]], Iterator[Sequence[str]]]
@@ -29,7 +29,7 @@ def shards_needed(source: Source, inventory: Inventory) -> dict[str, frozenset[s
     a tensor of the module's block, since no family moves tensors from one block to another; all
     files where none of them names that block.
     """
-    straight = straight_parameters(source.path)
+    straight = source_parameters(source.path, source.structure)
     by_block: dict[int | None, set[str]] = defaultdict(set)
     for file, table in source.headers.items():
         for name in table:

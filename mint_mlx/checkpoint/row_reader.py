@@ -23,7 +23,7 @@ from ..base.safetensors_header import ITEMSIZE, read_header
 from .arrays import FLOATS, cast
 from .layers import MLX_DTYPES, Layer
 from .source import Source
-from .straight import Piece, straight_parameters
+from .straight import Piece, source_parameters
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _read_into(file: int, rows: np.ndarray, position: int) -> None:
 
 def straight_layers(source: Source, layers: Sequence[Layer]) -> dict[str, Straight]:
     """The layers whose unquantized weights can be read by rows."""
-    origins = straight_parameters(source.path)
+    origins = source_parameters(source.path, source.structure)
     starts = {file: read_header(source.path / file)[1] for file in source.headers}
     straight: dict[str, Straight] = {}
     for layer in layers:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,17 @@ def straight_parameters(folder: Path) -> dict[str, list[Piece]]:
             if origin is not None and origin.graph == graph_of(array):
                 straight[name] = origin.tensors
         return straight
+
+
+@lru_cache(maxsize=2)
+def source_parameters(folder: Path, structure: str) -> dict[str, list[Piece]]:
+    """The same of a source, built once for all that ask: it follows from config and headers alone.
+
+    Args:
+        folder: of the source.
+        structure: the hash of these.
+    """
+    return straight_parameters(folder)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ..checkpoint import hub
 from ..checkpoint.layers import Inventory, Layer
 from ..checkpoint.row_reader import Straight, straight_layers
 from ..checkpoint.source import Source, open_model
-from ..checkpoint.straight import straight_parameters
+from ..checkpoint.straight import source_parameters
 from ..runtime.input_scales import Scales, gain, trace
 from .distortion import CHUNK
 
@@ -90,7 +90,7 @@ def _fetch(source: Source, norms: Collection[str]) -> None:
     as equal.
     """
     ranges: dict[str, list[tuple[int, int]]] = {}
-    for name, tensors in straight_parameters(source.path).items():
+    for name, tensors in source_parameters(source.path, source.structure).items():
         if name.rpartition(".")[0] in norms:
             for file, tensor, _ in tensors:
                 info = source.headers[file][tensor]
