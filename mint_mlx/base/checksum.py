@@ -13,9 +13,9 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from .errors import MintError
+from .errors import MintError, UsageError
 
 KEY = "checksum"
 MAX_TEXT = 400_000_000  # bytes; a profile of a thousand billion weights has a tenth of that
@@ -85,6 +85,64 @@ def read_checked(path: Path, old: str | None = None) -> Any:
     except UnicodeDecodeError:
         raise Damaged("it is not UTF-8") from None
     return parse_checked(text, old)
+
+
+class Form(NamedTuple):
+    """A kind of JSON file that a command makes.
+
+    Attributes:
+        what: it is, for a sentence.
+        key: of the entry that holds its version.
+        version: which this program reads.
+        command: that makes it.
+        words: of that command before the file's name.
+    """
+
+    what: str
+    key: str
+    version: int
+    command: str
+    words: str
+
+
+def load_form(
+    path: Path, form: Form, parse: Callable[[dict[str, Any]], T], old: str | None = None
+) -> T:
+    """Read a file that a command made; `old` as for `parse_checked`.
+
+    Args:
+        path: the file.
+        form: what it must be.
+        parse: makes of its data what is returned; any of its exceptions below means damage.
+
+    Raises:
+        MintError: the file is missing, not of this form, or of another version of this program.
+        Damaged: bytes of it have changed, or its values are impossible (KeyError, TypeError,
+            ValueError, AttributeError, OverflowError or UsageError of `parse`).
+    """
+    make = f"{form.command} {form.words}"
+    if not path.is_file():
+        raise MintError(f"there is no {form.what} {path}: make one with `{make} {path}`")
+    try:
+        data = read_checked(path, old)
+    except Damaged as error:
+        raise Damaged(
+            f"{path} is not a {form.what}, or a damaged one ({error}): make it anew with `{make} "
+            "FILE`"
+        ) from None
+    if not isinstance(data, dict) or form.key not in data:
+        raise MintError(f"{path} is not a {form.what}: make one with `{make} FILE`")
+    if data[form.key] != form.version:
+        raise MintError(
+            f"{path} was made by another version of mint-mlx: make it anew with `{form.command}`"
+        )
+
+    try:
+        return parse(data)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError):
+        raise Damaged(
+            f"the {form.what} {path} is damaged: make it anew with `{form.command}`"
+        ) from None
 
 
 def if_sound(path: Path, read: Callable[[Path], T]) -> T | None:

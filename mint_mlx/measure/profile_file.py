@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base import schema
-from ..base.checksum import Damaged, read_checked, with_checksum
-from ..base.errors import MintError, UsageError
+from ..base.checksum import Form, load_form, with_checksum
 from ..base.files import write_text
 from ..base.quant_config import parse_config
 from ..base.safetensors_header import ITEMSIZE
@@ -21,6 +20,7 @@ from .curve import RateDistortion, check_curve, curve_from_json, curve_to_json
 from .profile import Profile
 
 SCHEMA = 3  # a file of another number is made anew
+FORM = Form("profile", "mint_mlx_profile", SCHEMA, "mint-mlx profile", "MODEL -o")
 LARGEST = 2**40  # rows or columns of a tensor
 KINDS = ("linear", "embedding", "experts", "multi-linear")
 
@@ -62,31 +62,7 @@ def load_profile(path: Path | str) -> Profile:
         MintError: the file is missing, not a profile, or of another version of this program.
         Damaged: bytes of it have changed, or its numbers are impossible.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MintError(
-            f"there is no profile {path}: make one with `mint-mlx profile MODEL -o {path}`"
-        )
-    try:
-        data = read_checked(path, old='{"mint_mlx_profile": ')
-    except Damaged as error:
-        raise Damaged(
-            f"{path} is not a profile, or a damaged one ({error}): make it anew with `mint-mlx "
-            "profile MODEL -o FILE`"
-        ) from None
-    if not isinstance(data, dict) or "mint_mlx_profile" not in data:
-        raise MintError(f"{path} is not a profile: make one with `mint-mlx profile MODEL -o FILE`")
-    if data["mint_mlx_profile"] != SCHEMA:
-        raise MintError(
-            f"{path} was made by another version of mint-mlx: make it anew with `mint-mlx profile`"
-        )
-
-    try:
-        return _from_json(data)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError):
-        raise Damaged(
-            f"the profile {path} is damaged: make it anew with `mint-mlx profile`"
-        ) from None
+    return load_form(Path(path), FORM, _from_json, old='{"mint_mlx_profile": ')
 
 
 def _from_json(data: dict[str, Any]) -> Profile:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ..base import schema
-from ..base.checksum import Damaged, read_checked, with_checksum
-from ..base.errors import MintError, UsageError
+from ..base.checksum import Form, load_form, with_checksum
 from ..base.files import write_text
 from ..base.quant_config import QuantConfig, parse_config
 from ..checkpoint.layers import FLOATS
 from .speed_table import LayerKind, Rest, SpeedTable, Timing
 
 SCHEMA = 1  # a file of another number is made anew
+FORM = Form("speed table", "mint_mlx_speed", SCHEMA, "mint-mlx speed", "MODEL --save")
 MARKER = rb'\A\{("checksum": "[0-9a-f]{32}", )?"mint_mlx_speed":'
 BUNDLED = Path(__file__).parent.parent / "speed_tables"
 _KINDS = ("linear", "experts", "multi-linear")
@@ -76,32 +76,7 @@ def load_table(path: Path | str) -> SpeedTable:
         MintError: there is no such file, it isn't one, or it is of another version.
         Damaged: bytes of it have changed, or its numbers are impossible.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MintError(
-            f"there is no speed table {path}: make one with `mint-mlx speed MODEL --save {path}`"
-        )
-    try:
-        data = read_checked(path)
-    except Damaged as error:
-        raise Damaged(
-            f"{path} is not a speed table, or a damaged one ({error}): make it anew with `mint-mlx "
-            "speed MODEL --save FILE`"
-        ) from None
-    if not isinstance(data, dict) or "mint_mlx_speed" not in data:
-        raise MintError(
-            f"{path} is not a speed table: make one with `mint-mlx speed MODEL --save FILE`"
-        )
-    if data["mint_mlx_speed"] != SCHEMA:
-        raise MintError(
-            f"{path} was made by another version of mint-mlx: make it anew with `mint-mlx speed`"
-        )
-    try:
-        return _from_json(data)
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError):
-        raise Damaged(
-            f"the speed table {path} is damaged: make it anew with `mint-mlx speed`"
-        ) from None
+    return load_form(Path(path), FORM, _from_json)
 
 
 def _from_json(data: dict[str, Any]) -> SpeedTable:
