@@ -78,20 +78,24 @@ def ask(source: Source, option: str, report: Report) -> Asked:
 
     # What can't be asked is told, a kind and a reason at a time.
     room = (context_of(source.config) or 1 << 30) - REPLY
-    asked = [(t, p) for t, p in zip(tasks, rendered, strict=True) if _problem(p, room) is None]
+    asked: list[Task] = []
+    prompts: list[list[int]] = []
     reasons: dict[str, dict[str, None]] = {}
     for task, prompt in zip(tasks, rendered, strict=True):
-        if (problem := _problem(prompt, room)) is not None:
+        problem = _problem(prompt, room)
+        if problem is not None:
             reasons.setdefault(problem, {})[task.kind] = None
+        elif not isinstance(prompt, str):
+            asked.append(task)
+            prompts.append(prompt)
     for problem, kinds in reasons.items():
         report.note(f"left out of tasks of the kind {listed(list(kinds))}: {problem}")
     if not asked:
         raise MintError(f"no task can be put to {source.name}: leave {option} out")
 
     report.stage("replies of the source")
-    prompts = [prompt for _, prompt in asked if not isinstance(prompt, str)]
     replies = greedy_replies(source, prompts, REPLY, option, report)
-    return Asked(tuple(task for task, _ in asked), prompts, replies, chat)
+    return Asked(tuple(asked), prompts, replies, chat)
 
 
 def _conversations(folder: Path, tasks: Sequence[Task]) -> list[list[int] | str]:

@@ -22,7 +22,7 @@ from typing import Any
 from mint_mlx.base.folders import UNMARKED
 from mint_mlx.base.remove import UNFINISHED, Kind, discard
 from mint_mlx.base.scratch import scratch_folder
-from mint_mlx.eval.bench.process import Run, last_json, machine, python, run
+from mint_mlx.eval.bench.process import Run, last_json, machine, of_tree, python, run
 from mint_mlx.eval.bench.shapes import SHAPES
 
 FOLDER = Path(__file__).parent
@@ -160,7 +160,7 @@ def _commands(model: Path, out: Path, folder: Path) -> dict[str, list[str]]:
 def _of_build(tree: Path, commands: dict[str, list[str]]) -> dict[str, list[str]]:
     """The conversions by a budget as another checkout runs them."""
     return {
-        f"{way}{OLDER}": ["env", f"PYTHONPATH={tree.absolute()}", command[0], "-P", *command[1:]]
+        f"{way}{OLDER}": of_tree(tree, command)
         for way, command in commands.items()
         if way.startswith(TYPED)
     }

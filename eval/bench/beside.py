@@ -22,7 +22,7 @@ from mint_mlx.base.folders import UNMARKED
 from mint_mlx.base.remove import discard
 from mint_mlx.base.scratch import scratch_folder
 from mint_mlx.eval.bench.bench import BENCH, CACHE, FOLDER, MAIN, machine_line, make
-from mint_mlx.eval.bench.process import Run, last_json, machine, python, run
+from mint_mlx.eval.bench.process import Run, last_json, machine, of_tree, python, run
 
 OURS = Path(__file__).resolve().parents[2]
 DEMO = OURS / "mint_mlx" / "demo"
@@ -103,11 +103,6 @@ def of_layers(versions: dict[str, Path], rounds: int, folder: Path) -> dict[str,
         }
         for step, of_step in runs.items()
     }
-
-
-def of_tree(tree: Path, command: list[str]) -> list[str]:
-    """A command that runs the version in a folder, wherever it is started (-P)."""
-    return ["env", f"PYTHONPATH={tree}", command[0], "-P", *command[1:]]
 
 
 def summary(seconds: list[float], runs: list[Run]) -> dict[str, float]:

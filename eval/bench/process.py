@@ -64,6 +64,11 @@ def python(*arguments: str | Path) -> list[str]:
     return [sys.executable, *map(str, arguments)]
 
 
+def of_tree(tree: Path, command: list[str]) -> list[str]:
+    """A command of `python` with the version in a folder, wherever it is started (-P)."""
+    return ["env", f"PYTHONPATH={tree.absolute()}", command[0], "-P", *command[1:]]
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     import platform

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Mapping
 
 # Numbers of mallopt's parameters, from malloc.h.
 TRIM_THRESHOLD = -1
 MMAP_THRESHOLD = -3
+MMAP_MAX = -4
 ARENA_MAX = -8
 
 KEPT = 1 << 28  # freed bytes that stay with the process
@@ -27,11 +29,13 @@ def reuse_freed_memory() -> bool:
     Returns:
         Whether the C library can do that.
     """
-    if sys.platform != "linux":
+    return set_options({ARENA_MAX: 1, TRIM_THRESHOLD: KEPT, MMAP_THRESHOLD: LARGE})
+
+
+def set_options(options: Mapping[int, int]) -> bool:
+    """Give glibc's allocator values of its parameters, in order; whether it took all of them."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:  # another C library
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # not glibc
-        return False
-    options = ((ARENA_MAX, 1), (TRIM_THRESHOLD, KEPT), (MMAP_THRESHOLD, LARGE))
-    taken = [mallopt(option, value) for option, value in options]
+    taken = [mallopt(option, value) for option, value in options.items()]
     return all(taken)

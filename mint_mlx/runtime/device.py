@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from functools import lru_cache
 
 import mlx.core as mx
 
+from ..base.allocator import MMAP_MAX, TRIM_THRESHOLD, set_options
 from ..base.threads import share_blas
 
 NARROW = 512  # hidden size below which a product is done before a second thread has begun
-# Parameters of glibc's mallopt, from malloc.h.
-M_TRIM_THRESHOLD = -1
-M_MMAP_MAX = -4
 
 
 def on_cpu() -> bool:
@@ -29,12 +25,8 @@ def keep_freed_memory() -> None:
     of the time of a backward pass, for a twentieth more of peak memory (measured on Qwen3-30B's
     shapes).
     """
-    if sys.platform != "linux" or not on_cpu():
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # musl has none
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)  # never
+    if on_cpu():
+        set_options({MMAP_MAX: 0, TRIM_THRESHOLD: -1})  # never
 
 
 def fit_blas(width: int) -> None:

@@ -13,7 +13,7 @@ to it. So neither names of norms nor the code of families matter, and no weight 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,8 @@ def trace(model: nn.Module) -> Scales:
             norms[path] = norm
 
     # The neighbours of a last projection are doubled one after the other.
-    neighbours = {path: _neighbours(model, path) for path in run.inputs if path.endswith(DOWN)}
+    modules = dict(model.named_modules())
+    neighbours = {path: _neighbours(modules, path) for path in run.inputs if path.endswith(DOWN)}
     factors: dict[str, str] = {}
     for index in range(max(map(len, neighbours.values()), default=0)):
         tried = {path: names[index] for path, names in neighbours.items() if index < len(names)}
@@ -104,13 +105,12 @@ def _run(model: nn.Module, doubled: Collection[str] = ()) -> _Run:
         if path is None or not isinstance(out, mx.array):
             return out
         numbers = _numbers(path, out)
-        if isinstance(module, HEADS):
-            pass  # these read along their rows as well, in another call
-        elif type(module) not in norms:
+        if type(module) in norms:
+            if not args and not kwargs:
+                returned[path] = np.array(numbers.astype(mx.float32))
+        elif not isinstance(module, HEADS):  # those read along their rows as well, in another call
             rows = np.array(x.astype(mx.float32)).reshape(-1, x.shape[-1])
             inputs.setdefault(path, []).append(rows)
-        elif not args and not kwargs:
-            returned[path] = np.array(numbers.astype(mx.float32))
         return mx.broadcast_to(2 * numbers if path in doubled else numbers, out.shape)
 
     with patching.outputs_changed({*KINDS, *norms}, change):
@@ -143,10 +143,9 @@ def _is_close(values: np.ndarray, others: np.ndarray) -> bool:
     return bool(np.linalg.norm(values - others) <= TOLERANCE * np.linalg.norm(others))
 
 
-def _neighbours(model: nn.Module, path: str) -> list[str]:
+def _neighbours(modules: Mapping[str, nn.Module], path: str) -> list[str]:
     """The layers beside a last projection that have as many outputs as it has inputs."""
     owner, _, _ = path.rpartition(".")
-    modules = dict(model.named_modules())
     columns = modules[path].weight.shape[-1]
     return [
         f"{owner}.{name}"
