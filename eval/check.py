@@ -17,6 +17,7 @@ from ..base.report import Report, Silent
 from ..checkpoint.generate import generate_tokens
 from ..checkpoint.source import Source, load_source
 from ..checkpoint.tokenizer import load_tokenizer
+from ..runtime.cpu_ops import dense_products
 from ..runtime.runner import fits
 from .evaluate import check_read_alike, score_model
 from .kinds import REPLY, Asked, ask, by_kind, with_error
@@ -55,7 +56,8 @@ def check(model: str, source: str, report: Report | None = None) -> dict[str, An
 
     asked = ask(origin, "check", report)
     report.stage("replies of the model")
-    replies = generate_tokens(candidate.path, asked.prompts, REPLY)
+    with dense_products():
+        replies = generate_tokens(candidate.path, asked.prompts, REPLY)
     settings = Settings(kinds=True)
     nothing = [None] * len(asked.tasks)
     reference = get_reference(origin, asked.windows, nothing, settings, report)
