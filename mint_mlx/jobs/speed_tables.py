@@ -31,12 +31,13 @@ from ..runtime.speed_table import (
 )
 from ..runtime.speed_table_file import save_table
 from ..runtime.table_names import named_table
-from ..runtime.time_layers import Product, time_product
+from ..runtime.time_layers import Product, time_product, timing
 from ..runtime.time_model import Reference, time_rest, with_rest
 from .model import Job
 
 SECONDS = 120.0  # that measuring a table may take
 SHARES = (0.5, 0.2)  # of it, for one token's products and for the rest; what remains is for batches
+TURNS = 2  # in which one token's products are timed
 CONTEXTS = (128, 2048)  # tokens at which the rest is timed, or the one asked for outside of them
 UNIFORM = (BASELINE, QuantConfig(8, 64))  # whose speeds are told
 
@@ -72,24 +73,29 @@ def measure_table(
     working_set = inventory.active_bytes(choice)
     machine, used = machine_name(), runtime_versions()
 
-    # One token's products, all of them.
+    # One token's products, all of them, in turns: a machine that slows down slows all alike.
     products = [Product(kind, config, 1) for kind, configs in kinds.items() for config in configs]
-    times: dict[LayerKind, dict[QuantConfig, dict[int, Timing]]] = {kind: {} for kind in kinds}
     larger = [
         Product(p.kind, p.config, batch)
         for batch in BATCHES[1:]
         for p in sorted(products, key=_rank)
     ]
-    count = len(products) + 1 + len(larger)
-    for i, product in enumerate(products):
+    count = TURNS * len(products) + 1 + len(larger)
+    runs: dict[Product, list[float]] = {product: [] for product in products}
+    share = SHARES[0] * seconds / TURNS / len(products)
+    for i, product in enumerate(TURNS * products):
         report.step(f"{product.kind} {product.config}", i, count)
-        timing = time_product(product, SHARES[0] * seconds / len(products), working_set)
-        if timing is not None:
-            times[product.kind].setdefault(product.config, {})[1] = timing
+        if i >= len(products) and time.monotonic() - started > SHARES[0] * seconds:
+            break  # making the weights took long
+        runs[product] += time_product(product, share, working_set)
+    times: dict[LayerKind, dict[QuantConfig, dict[int, Timing]]] = {kind: {} for kind in kinds}
+    for product, taken in runs.items():
+        if taken:
+            times[product.kind][product.config] = {1: timing(taken)}
 
     # The rest, by the model that they make up.
     table = SpeedTable(machine, used, times, {})
-    report.step("the rest", len(products), count)
+    report.step("the rest", TURNS * len(products), count)
     reference = Reference(job.source.config, inventory, choice)
     contexts = (min(CONTEXTS[0], context), max(CONTEXTS[1], context))
     rest = time_rest(
@@ -100,12 +106,12 @@ def measure_table(
     # Products of several tokens, as many as there is time for.
     share = (started + seconds - time.monotonic()) / max(len(larger), 1)
     for i, product in enumerate(larger):
-        report.step(f"{product.batch} tokens", len(products) + 1 + i, count)
+        report.step(f"{product.batch} tokens", TURNS * len(products) + 1 + i, count)
         if time.monotonic() - started > seconds:
             break
-        timing = time_product(product, max(share, 0.01), working_set)
-        if timing is not None:
-            times[product.kind][product.config][product.batch] = timing
+        taken = time_product(product, max(share, 0.01), working_set)
+        if taken:
+            times[product.kind][product.config][product.batch] = timing(taken)
     return table
 
 

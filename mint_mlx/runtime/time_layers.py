@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +47,8 @@ class Product:
     batch: int
 
 
-def time_product(product: Product, seconds: float, working_set: float) -> Timing | None:
-    """The time of one product.
+def time_product(product: Product, seconds: float, working_set: float) -> list[float]:
+    """Seconds that one product takes, of each chain that was timed.
 
     Args:
         product: what to time.
@@ -57,14 +57,14 @@ def time_product(product: Product, seconds: float, working_set: float) -> Timing
         working_set: bytes that the model reads for one token, at about this configuration.
 
     Returns:
-        None where MLX has no such product on this device.
+        Nothing where MLX has no such product on this device.
     """
     rows = product.kind.shape[1]
     try:
         probed = min(rows, PROBE)
         probe = _chain_seconds(product, probed, 1, [_weights(product, probed)]) / probed
     except (ValueError, RuntimeError):  # e.g. products of 16-bit experts on a CPU
-        return None
+        return []
 
     # As many rows as leave time for a warm-up and three runs.
     affordable = int(seconds / (ROUNDS[0] + 1) / probe) // 8 * 8
@@ -87,10 +87,10 @@ def time_product(product: Product, seconds: float, working_set: float) -> Timing
         runs.append(_chain_seconds(product, timed, launches, turn) / launches)
         first += launches
     link = min(_link_seconds(product, launches) for _ in range(3))
-    return _timing([max(run - link, 0.1 * run) * rows / timed for run in runs])
+    return [max(run - link, 0.1 * run) * rows / timed for run in runs]
 
 
-def _timing(runs: list[float]) -> Timing:
+def timing(runs: Sequence[float]) -> Timing:
     """The median of some runs, with the relative half of their middle half."""
     low, middle, high = np.quantile(runs, (0.25, 0.5, 0.75))
     return Timing(float(middle), float((high - low) / 2 / middle))
