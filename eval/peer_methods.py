@@ -72,6 +72,14 @@ def convert_recipe(source: Source, recipe: str, out: Path) -> None:
     _drop_other_code(source, out)
 
 
+def convert_plain(source: Source, dtype: str, out: Path) -> None:
+    """`mlx_lm.convert` to a type, without quantizing: `float32` and the like."""
+    from mlx_lm import convert
+
+    with _quiet():
+        convert(str(source.path), str(out), dtype=dtype)
+
+
 def _drop_other_code(source: Source, out: Path) -> None:
     """Delete the Python files that mlx-lm has just copied and that no config of the source names.
 

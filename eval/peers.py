@@ -15,10 +15,11 @@ from ..checkpoint.layout import weight_tensors
 from ..checkpoint.source import Source, open_model
 from ..converters.sources.layouts import read_layout
 from ..jobs.model import Job
-from . import peer_gguf, peer_methods
+from . import peer_gguf, peer_methods, peer_programs
 
 UNIFORM = {f"uniform-g{group}": group for group in AFFINE_GROUPS}
 RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
+OPTIQ = "optiq"  # calibrates on a text that it brings
 NEAR = 0.55  # bits per weight around a budget in which fixed sizes are taken
 
 
@@ -64,7 +65,7 @@ def make_peers(
     """A peer at its sizes near a budget: all fixed sizes within NEAR, or the nearest one.
 
     Args:
-        name: a name of UNIFORM, RECIPES, peer_gguf.TYPES or CALIBRATED.
+        name: a name of `peer_names()`.
         source: the unquantized checkpoint.
         inventory: its layers.
         budget: bytes aimed at.
@@ -95,6 +96,10 @@ def make_peers(
         about = peer_gguf.about(name, inventory)
         return [Peer(name, False, partial(peer_gguf.build, source, name), about)]
 
+    if name == OPTIQ:
+        build_optiq, about = _optiq(source, inventory, budget)
+        return [Peer(name, True, build_optiq, about)]
+
     if name not in CALIBRATED:
         raise MintError(f"no peer is called {name!r}: there are {', '.join(peer_names())}")
     if text is None:
@@ -108,7 +113,7 @@ def make_peers(
 
 def peer_names() -> tuple[str, ...]:
     """All names that `make_peers` takes."""
-    return (*UNIFORM, *RECIPES, *peer_gguf.TYPES, *CALIBRATED)
+    return (*UNIFORM, *RECIPES, *peer_gguf.TYPES, OPTIQ, *CALIBRATED)
 
 
 # Sizes
@@ -197,10 +202,80 @@ def _dynamic_quant(
 ) -> tuple[Build, str]:
     """Two widths, of which the lower one with its scales leaves room under the budget."""
     target = budget * 8 / inventory.parameters
-    low = max((bits for bits in AFFINE_BITS if bits + 0.7 <= target), default=2)
-    high = min(bits for bits in AFFINE_BITS if bits >= min(low + 2, 8))
+    low, high = _two_widths(target)
     about = f"{low} and {high} bits, g64, to {target:.4f} bpw"
     return partial(peer_methods.dynamic_quant, source, low, high, target, text), about
+
+
+def _inner_sizes(
+    inventory: Inventory, bits: Iterable[int], head: bool = True
+) -> dict[QuantConfig, int]:
+    """Bytes of all weights where embeddings and routers stay as they are.
+
+    Args:
+        inventory: the layers.
+        bits: of the configurations; their groups are those that fit all rows.
+        head: whether an untied head is quantized too.
+    """
+    whole = {"embedding", "router"} | (set() if head else {"head"})
+    inner = [layer for layer in inventory.layers if layer.role not in whole]
+    groups = [g for g in AFFINE_GROUPS if all(layer.shape[-1] % g == 0 for layer in inner)]
+    sizes = {}
+    for config in (QuantConfig(width, group) for width in bits for group in groups):
+        parts = (layer.bytes(KEEP if layer.role in whole else config) for layer in inventory.layers)
+        sizes[config] = inventory.other_bytes + sum(parts)
+    return sizes
+
+
+def _version(program: peer_programs.Program) -> str:
+    """What follows the parameters: the version, where the program is installed."""
+    version = peer_programs.installed_version(program)
+    return f", {program.name} {version}" if version else ""
+
+
+def _two_widths(target: float) -> tuple[int, int]:
+    """The lower of two widths leaves room for its scales under a target in bits per weight."""
+    low = max((bits for bits in AFFINE_BITS if bits + 0.7 <= target), default=2)
+    return low, min(bits for bits in AFFINE_BITS if bits >= min(low + 2, 8))
+
+
+def _optiq(source: Source, inventory: Inventory, budget: int) -> tuple[Build, str]:
+    target = budget * 8 / inventory.parameters
+    widths = _two_widths(target)
+    about = f"{widths[0]} and {widths[1]} bits, to {target:.4f} bpw"
+    return partial(peer_programs.optiq, source, widths, target), about + _version(
+        peer_programs.OPTIQ
+    )
+
+
+def _auto_round(source: Source, inventory: Inventory, budget: int, text: str) -> tuple[Build, str]:
+    config = nearest(_inner_sizes(inventory, AFFINE_BITS), budget)
+    build = partial(peer_programs.auto_round, source, config, None, text)
+    about = f"{config}, {peer_programs.ITERATIONS} iterations"
+    return build, about + _version(peer_programs.AUTO_ROUND)
+
+
+def _auto_scheme(source: Source, inventory: Inventory, budget: int, text: str) -> tuple[Build, str]:
+    """AutoRound at the average of bits that meets the budget.
+
+    It counts zero points of as many bits as the codes, of which MLX makes biases of 16.
+    """
+    group = max(config.group_size for config in _inner_sizes(inventory, (4,)))
+    weights = sum(layer.size for layer in inventory.layers if layer.role != "embedding")
+    embeddings = [layer for layer in inventory.layers if layer.role == "embedding"]
+    beside = inventory.other_bytes + sum(layer.bytes(KEEP) for layer in embeddings)
+    average = max(2.5, (budget - beside) * 8 / weights - 12 / group)
+
+    config = QuantConfig(4, group)
+    build = partial(peer_programs.auto_round, source, config, average, text)
+    about = f"{average:.3f} bits on average, g{group}, {peer_programs.ITERATIONS} iterations"
+    return build, about + _version(peer_programs.AUTO_ROUND)
+
+
+def _gptq_model(source: Source, inventory: Inventory, budget: int, text: str) -> tuple[Build, str]:
+    config = nearest(_inner_sizes(inventory, (2, 3, 4, 8), head=False), budget)
+    build = partial(peer_programs.gptq_model, source, config, text)
+    return build, str(config) + _version(peer_programs.GPTQ_MODEL)
 
 
 CALIBRATED: dict[str, Callable[[Source, Inventory, int, str], tuple[Build, str]]] = {
@@ -210,4 +285,7 @@ CALIBRATED: dict[str, Callable[[Source, Inventory, int, str], tuple[Build, str]]
     "awq": _awq,
     "dwq": _dwq,
     "dynamic_quant": _dynamic_quant,
+    "autoround": _auto_round,
+    "autoscheme": _auto_scheme,
+    "gptqmodel": _gptq_model,
 }
