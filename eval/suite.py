@@ -11,7 +11,7 @@ from ..base.yamlfile import line_of, read_yaml
 
 
 class Entry(BaseModel):
-    """One comparison."""
+    """One comparison; its text and windows come before those of the command line."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -19,6 +19,10 @@ class Entry(BaseModel):
     budgets: tuple[str, ...] = ()
     given: tuple[str, ...] = Field(default=(), alias="with")
     methods: tuple[str, ...] | None = None
+    text: str | None = None
+    windows: int | None = None
+    length: int | None = None
+    baseline_text: str | None = None
     why: str = ""
 
 

@@ -94,8 +94,9 @@ def compare(
         names = tuple(methods.split(",")) if methods is not None else None
         single = {"model": model, "budgets": budget or [], "with": given or [], "methods": names}
         entries = [Entry.model_validate(single)]
+    scored = [_scored(entry, settings) for entry in entries]
     for entry in entries:
-        check_methods(entry.methods, baseline_text)
+        check_methods(entry.methods, entry.baseline_text or baseline_text)
         for size in entry.budgets:
             parse_budget(size)
     folders = _folders(entries, out, suite is not None, page)
@@ -103,9 +104,9 @@ def compare(
     # Of a suite, one that fails leaves the others their results.
     results = []
     failed = False
-    for entry, folder in zip(entries, folders, strict=True):
+    for entry, chosen, folder in zip(entries, scored, folders, strict=True):
         try:
-            comparison = _compare(output, entry, baseline_text, settings, not no_speed)
+            comparison = _compare(output, entry, baseline_text, chosen, not no_speed)
             results.append(_save(output, comparison, folder, page))
         except Exception as error:
             if suite is None or explain(error) is None:
@@ -142,6 +143,18 @@ def _folders(entries: Sequence[Entry], out: Path | None, suite: bool, page: bool
     return folders
 
 
+def _scored(entry: Entry, settings: Settings) -> Settings:
+    """What an entry is scored on: its text and windows, the command line's where it has none."""
+    from dataclasses import replace
+
+    return replace(
+        settings,
+        text=entry.text or settings.text,
+        windows=entry.windows or settings.windows,
+        length=entry.length or settings.length,
+    )
+
+
 def _compare(
     output: Output,
     entry: Entry,
@@ -157,7 +170,7 @@ def _compare(
         entry.budgets,
         entry.methods,
         entry.given,
-        baseline_text,
+        entry.baseline_text or baseline_text,
         settings,
         speed=speed,
         report=output,

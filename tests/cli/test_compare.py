@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import Cli
@@ -33,3 +34,22 @@ def test_a_suite_gives_models_of_one_name_a_folder_each(
     suite.write_text("".join(f"- {{model: {model}, budgets: [5bpw]}}\n" for model in models))
     assert cli("compare", "--suite", suite).code == 0
     assert folders == ["tiny-1", "tiny-2", "other"]
+
+
+def test_an_entry_of_a_suite_has_windows_of_its_own(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[tuple[int | None, int | None]] = []
+
+    def note(*args: Any) -> None:
+        scored.append((args[3].windows, args[3].length))
+
+    monkeypatch.setattr(command, "_compare", note)
+    monkeypatch.setattr(command, "_save", lambda *args: {})
+    suite = tmp_path / "s.yaml"
+    suite.write_text("- {model: org/a, budgets: [5bpw], windows: 7}\n- {model: org/b}\n")
+    monkeypatch.chdir(tmp_path)
+    assert cli("compare", "--suite", suite, "--windows", "3", "--length", "64").code == 0
+    assert scored == [(7, 64), (3, 64)]
+    suite.write_text("- {model: org/a, length: 1}\n")
+    assert cli("compare", "--suite", suite).code != 0
