@@ -153,10 +153,11 @@ def held(layer: Layer) -> int:
 def _places(experts: int, rows: int) -> list[Place]:
     """How a layer is cut: between experts, or between the rows of the only one.
 
-    Rows don't depend on each other.
+    Rows don't depend on each other. Of few small experts each thread gets some.
     """
     if experts > 1:
-        return [(some, slice(None)) for some in _cut(experts, max(1, WIDE // rows))]
+        together = min(WIDE // rows, -(-experts // WORKERS))
+        return [(some, slice(None)) for some in _cut(experts, max(1, together))]
     return [(slice(None), some) for some in _cut(rows, max(1024, min(WIDE, -(-rows // WORKERS))))]
 
 

@@ -161,14 +161,15 @@ def head_inputs(
         return {}
     x = trunk_output_from(runner, mx.array(sensitivity.tokens), hidden).astype(mx.float32)
     mx.eval(x)
-    batch = Batch(x.reshape(-1, x.shape[-1]), sensitivity.weights[head].weight[:, 0], None)
-    return {head: Inputs(head, (batch,), 1)}
+    rows = x.reshape(-1, x.shape[-1])
+    read = Activations(head, rows, None, None, np.arange(len(rows)))
+    return weigh({head: [read]}, sensitivity, {head: 1})
 
 
 def weigh(
     activations: dict[str, list[Activations]], sensitivity: Sensitivity, experts: dict[str, int]
 ) -> dict[str, Inputs]:
-    """What a block's layers read, each row with its weight.
+    """What layers read, each row with its weight.
 
     Args:
         activations: by layer.
@@ -176,9 +177,11 @@ def weigh(
         experts: how many each layer has.
     """
     inputs = {}
+    length = sensitivity.tokens.shape[1]
     for path, batches in activations.items():
         weights = sensitivity.weights[path]
-        weighted = tuple(_weighted(batch, weights) for batch in batches)
+        by_position = weights.weight.mean(1).reshape(-1, length).mean(0)
+        weighted = tuple(_weighted(batch, weights, by_position) for batch in batches)
         inputs[path] = Inputs(path, weighted, experts[path])
     return inputs
 
@@ -227,14 +230,24 @@ def embedding_moments(layer: Layer, moment: np.ndarray | None) -> np.ndarray | N
     return moment[None]
 
 
-def _weighted(rows: Activations, weights: TokenWeights) -> Batch:
-    """What a layer read in some windows, with each row's weight."""
-    if weights.expert is None or rows.expert is None:
-        return Batch(rows.x, weights.weight[rows.token, 0], rows.expert)
-    is_slot = weights.expert[rows.token] == rows.expert[:, None]
-    of_slot = (weights.weight[rows.token] * is_slot).sum(1)
+def _weighted(rows: Activations, weights: TokenWeights, by_position: np.ndarray) -> Batch:
+    """What a layer read in some windows, with each row's weight.
 
-    # A token that another device sent to another expert has the mean weight.
-    mean = float(weights.weight.mean())
-    weight = np.where(is_slot.any(1), of_slot, mean).astype(np.float32)
+    Args:
+        rows: what it read.
+        weights: of the measured tokens.
+        by_position: float32 (tokens of a window,), their mean at each position, which a token has
+            that was not measured: the first ones count for much more than others.
+    """
+    usual = by_position[rows.token % len(by_position)]
+    known = rows.token < len(weights.weight)
+    token = np.where(known, rows.token, 0)
+    if weights.expert is None or rows.expert is None:
+        weight = np.where(known, weights.weight[token, 0], usual)
+        return Batch(rows.x, weight, rows.expert)
+    is_slot = (weights.expert[token] == rows.expert[:, None]) & known[:, None]
+    of_slot = (weights.weight[token] * is_slot).sum(1)
+
+    # So has a token that another device sent to another expert.
+    weight = np.where(is_slot.any(1), of_slot, usual).astype(np.float32)
     return Batch(rows.x, weight, rows.expert)

@@ -34,11 +34,18 @@ def sensitivity(
     output.close()
     layers = len(measured.trace)
     count = int(measured.tokens.size)
-    output.line(f"{path}: {layers} layers on {count} tokens ({measured.how})")
+    part = "" if measured.measured == count else f"{measured.measured} of "
+    output.line(f"{path}: {layers} layers on {part}{count} tokens ({measured.how})")
     output.line(
         f"Next: mint-mlx allocate PROFILE --sensitivity {shlex.quote(str(path))} --budget 4.5bpw "
         "-o plan.yaml"
     )
     output.result(
-        {"sensitivity": str(path), "layers": layers, "tokens": count, "how": measured.how}
+        {
+            "sensitivity": str(path),
+            "layers": layers,
+            "tokens": count,
+            "measured": measured.measured,
+            "how": measured.how,
+        }
     )

@@ -19,7 +19,9 @@ from ..converters.quantizers.time_estimate import active_weights
 from ..measure import pass_state
 from ..measure.cache import cached_sensitivity
 from ..measure.profile import without_grids
+from ..measure.rounds import first_windows
 from ..measure.row_sampling import first_share
+from ..measure.self_text import LENGTH
 from ..measure.sensitivity import Sensitivity
 from ..rules import efforts
 from ..rules.objectives import needs_sensitivity
@@ -199,15 +201,16 @@ def _convert_seconds(job: Job, total: int, rate: float) -> float:
 def _model_seconds(order: Order) -> dict[str, float]:
     """Seconds of what runs the model on its own text: operations over a product's timed rate.
 
-    A token costs two operations for each weight that it reads: once when it is written, and seven
-    times while the sensitivity is measured (forward, forward again for the gradients and for the
-    inputs' shapes, twice that back, and forward for the inputs). The quantizer's entry says what it
-    takes itself."""
+    A token costs two operations for each weight that it reads: once when it is written, once when
+    its inputs are read, and four times where the sensitivity is measured (forward, forward again
+    for the gradients, twice that back). The quantizer's entry says what it takes itself."""
     inventory = order.job.inventory
     rate = _product_rate()
     seconds = {}
     if order.runs_model and known_sensitivity(order) is None:
-        seconds["tokens and sensitivity"] = 2 * 8 * active_weights(inventory) * order.tokens / rate
+        windows = -(-order.tokens // LENGTH)
+        runs = 2 * order.tokens + 4 * first_windows((windows, LENGTH)) * LENGTH
+        seconds["tokens and sensitivity"] = 2 * active_weights(inventory) * runs / rate
     return seconds | find_quantizer(order.quantizer).seconds(inventory, order.tokens, rate)
 
 

@@ -49,7 +49,8 @@ def get_sensitivity(
 @cache.using("sensitivities")
 def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> Sensitivity | None:
     """As `get_sensitivity`, in this process."""
-    from ..measure.fisher import check_chain, measure
+    from ..measure import rounds
+    from ..measure.fisher import check_chain
     from ..runtime.blocks import NoChain
 
     report = report or Silent()
@@ -65,8 +66,8 @@ def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> 
         check_chain(job.source, job.inventory)
         tokens, how = get_tokens(job, count, report)
         report.stage("sensitivity")
-        sensitivity = measure(
-            job.source, job.inventory, tokens, how, progress=report.step, key=place.stem
+        sensitivity = rounds.measure(
+            job.source, job.inventory, tokens, how, report.step, key=place.stem
         )
         check_unchanged(job.source)
     except NoChain as error:

@@ -20,8 +20,8 @@ class TokenWeights:
     """|g|^2 at one layer's output for each token.
 
     Attributes:
-        weight: float32 (tokens, slots): one slot, or k for routed experts.
-        expert: int32 (tokens, slots), the expert of each slot; None for other layers.
+        weight: float32 (measured tokens, slots): one slot, or k for routed experts.
+        expert: int32 (measured tokens, slots), the expert of each slot; None for other layers.
     """
 
     weight: np.ndarray
@@ -34,10 +34,11 @@ class Sensitivity:
 
     Attributes:
         origin: the weights that it belongs to.
-        tokens: int32 (windows, tokens), the model's own text that it was measured on.
+        tokens: int32 (windows, tokens), the model's own text. Error feedback reads all of it; the
+            rest of what stands here was measured on its first windows (rounds.py).
         how: how these tokens were written, in words (self_text.py).
-        trace: float64 (experts,) by layer: the sum over tokens of |g|^2 |x|^2.
-        weights: |g|^2 by layer and token, for error feedback.
+        trace: float64 (experts,) by layer: the sum over measured tokens of |g|^2 |x|^2.
+        weights: |g|^2 by layer and measured token, for error feedback.
         metric: by block, E[g g^T] with g the gradient at the block's output: float32 (hidden,
             hidden), its diagonal where that would be large.
         embedding: float32 (hidden, hidden), what an error in a row of the embedding costs: the sum
@@ -55,12 +56,18 @@ class Sensitivity:
     embedding: np.ndarray | None = None
     remaining: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def measured(self) -> int:
+        """How many tokens it was measured on, in whole windows."""
+        counts = {len(weights.weight) for weights in self.weights.values()}
+        return min(counts, default=self.tokens.size)
+
     def per_weight(self, path: str) -> np.ndarray:
         """What a mean squared error of one in each weight of a layer costs, by expert.
 
         It is the expected KL in nats per token.
         """
-        return np.asarray(self.trace[path] / (2 * self.tokens.size))
+        return np.asarray(self.trace[path] / (2 * self.measured))
 
 
 def halved(matrix: np.ndarray) -> tuple[np.ndarray, np.float32]:

@@ -126,7 +126,7 @@ def _from_arrays(head: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Sens
         tokens=tokens.astype(np.int32),
         how=schema.text(head["how"]),
         trace=trace,
-        weights=_token_weights(head["followed"], arrays, tokens.size),
+        weights=_token_weights(head["followed"], arrays, tokens.shape),
         metric={int(name.removeprefix("metric.")): matrix for name, matrix in matrices.items()},
         embedding=embedding,
         remaining=shares,
@@ -142,13 +142,22 @@ def _scaled(half: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def _token_weights(
-    layers: Sequence[str], arrays: Mapping[str, np.ndarray], tokens: int
+    layers: Sequence[str], arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]
 ) -> dict[str, TokenWeights]:
     """The token weights of these layers, with the experts that each token took.
 
+    Args:
+        layers: their paths.
+        arrays: of the file.
+        shape: (windows, tokens) of the text, the first of which were measured.
+
     Raises:
-        ValueError, KeyError, TypeError: they aren't those of so many tokens.
+        ValueError, KeyError, TypeError: they aren't those of the first windows of such a text.
     """
+    windows, length = shape
+    tokens = len(arrays["weight.0"]) if layers else windows * length
+    if not 0 < tokens <= windows * length or tokens % length:
+        raise ValueError("they are of no whole windows")
     routes = {
         name: schema.check_array(arrays[name], schema.INTEGER, (tokens, None), 0).astype(np.int32)
         for name in arrays

@@ -58,6 +58,23 @@ def test_what_has_no_inputs_or_no_grid_is_rounded_to_nearest() -> None:
         assert all(mx.array_equal(fed[name], plain[name]) for name in plain)
 
 
+def test_experts_are_shared_among_threads_and_each_gets_the_same_codes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    weight = mx.array(rng.normal(size=(8, 16, 64)).astype(np.float32))
+    x = rng.normal(size=(8, 200, 64)).astype(np.float32)
+    moments = x.swapaxes(1, 2) @ x
+    assert len(gptq._places(8, 16)) == gptq.WORKERS
+    assert len(gptq._places(3, 16)) == 3
+    shared = gptq.find_codes(weight, QuantConfig(3, 32), moments, searched=True)
+    monkeypatch.setattr(gptq, "WORKERS", 1)
+    assert len(gptq._places(8, 16)) == 1
+    together = gptq.find_codes(weight, QuantConfig(3, 32), moments, searched=True)
+    np.testing.assert_array_equal(shared.codes, together.codes)
+    assert mx.array_equal(shared.scales, together.scales)
+
+
 def test_a_group_without_a_range_is_its_bias() -> None:
     """As a GPU may make it of numbers below the smallest that 16 bits hold."""
     weight = np.full((1, 2, 64), 1e-9, dtype=np.float32)
