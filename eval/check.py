@@ -45,6 +45,7 @@ def check(model: str, source: str, report: Report | None = None) -> dict[str, An
 
     Raises:
         MintError: the tokenizers differ, or a model can't be loaded or is too large.
+        KeyboardInterrupt: also where some replies were scored.
     """
     report = report or Silent()
     candidate, origin = load_source(model), load_source(source)
@@ -62,6 +63,8 @@ def check(model: str, source: str, report: Report | None = None) -> dict[str, An
     nothing = [None] * len(asked.tasks)
     reference = get_reference(origin, asked.windows, nothing, settings, report)
     figures = score_model(candidate, asked.windows, reference, settings, report)
+    if figures["interrupted"]:
+        raise KeyboardInterrupt
 
     tasks = _tasks(asked, replies, load_tokenizer(candidate.path))
     divergences = by_kind(asked.kinds, asked.windows, figures["window_kl"])

@@ -6,7 +6,6 @@ One model at a time is in memory.
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..base.errors import TAKE_BFLOAT16, MintError, UsageError
+from ..base.interruption import have_results
 from ..base.report import Report, Silent
 from ..base.safetensors_header import stated_format
 from ..checkpoint.known_differences import known_differences
@@ -283,8 +283,12 @@ def _score_all(
     Raises:
         KeyboardInterrupt: before the first window was finished.
     """
-    progress = partial(report.step, source.name)
     scores: list[Score] = []
+
+    def progress(done: int, total: int) -> None:
+        have_results()
+        report.step(source.name, done, total)
+
     for i, windows in enumerate(text):
         if i and runner.streamed:  # a streamed model has dropped its blocks
             runner = load_shared(source.path)

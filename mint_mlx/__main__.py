@@ -60,12 +60,17 @@ def start() -> None:
     if objection := _objection():
         print(f"error: {objection}", file=sys.stderr)
         sys.exit(1)
-    from .cli.main import main
+    from .base.distributed import launched
+    from .base.interruption import interrupt, watch
+    from .cli.main import interruption_sentence, main
 
-    # While a command runs, an interruption is an exception, and temporary files are deleted.
+    # While a command runs, an interruption is an exception, and temporary files are deleted. A
+    # process that a launcher ends may wait in MLX for a lost rank: it ends at once.
     try:
         if listens:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, interrupt)
+        if not launched():
+            watch(interruption_sentence)
         main()
     except KeyboardInterrupt:
         _stop()

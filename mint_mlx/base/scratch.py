@@ -21,6 +21,7 @@ from .remove import Kind, discard, find_stranger
 
 PREFIX = "mint-mlx-"
 _NAME = re.compile(PREFIX + r"(\d+)-\w{8}")  # with the number of the process
+_open: dict[Path, Kind] = {}  # what this process made
 
 
 @contextmanager
@@ -52,7 +53,14 @@ def open_scratch(kind: Kind, beside: Path | None = None) -> tuple[Path, IO[str]]
     lock_file(mark)
     mark.write(f"{MARK}{kind.what}\n")
     mark.flush()
+    _open[folder] = scratch_kind(kind)
     return folder, mark
+
+
+def discard_open() -> None:
+    """Delete all temporary folders of this process, at an end that runs nothing else."""
+    for folder, kind in list(_open.items()):
+        discard(folder, kind)
 
 
 def scratch_kind(kind: Kind) -> Kind:

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from ..base.distributed import ranks
+from ..base.interruption import EXIT_CODE, keeping_results
 from .options import (
-    INTERRUPTED,
     BatchOpt,
     JsonOpt,
     LengthOpt,
@@ -79,7 +79,8 @@ def evaluate(
         find_card(model)
     if report:
         _check_report(model, source)
-    figures = evaluate(model, settings, source, save_reference, output, with_spread=report)
+    with keeping_results():
+        figures = evaluate(model, settings, source, save_reference, output, with_spread=report)
     output.close()
     for line in _lines(figures):
         output.line(line)
@@ -96,7 +97,7 @@ def evaluate(
         tell_report(report_figures(Path(model).expanduser(), figures, str(source)), output)
     if figures["interrupted"]:
         output.note("interrupted: these are the figures of the windows that were finished")
-        sys.exit(INTERRUPTED)
+        sys.exit(EXIT_CODE)
 
 
 def _check_report(model: str, source: str | None) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from ..base.checksum import DamagedFile
 from ..base.distributed import launched
 from ..base.errors import UsageError, explain
+from ..base.interruption import EXIT_CODE, interrupt
 from ..base.printable import printable
 from .allocate import allocate
 from .cache import cache_app
@@ -25,7 +26,7 @@ from .doctor import doctor
 from .evaluate import evaluate
 from .inspect import inspect
 from .mlx_lm_words import own_words
-from .options import INTERRUPTED, app
+from .options import app
 from .profile import profile
 from .recipes import recipes
 from .refine import refine
@@ -61,7 +62,7 @@ def main() -> None:
     # `nohup` lets a program ignore that its terminal is closed.
     for stop in (signal.SIGTERM, signal.SIGHUP):
         if not launched() and signal.getsignal(stop) is signal.SIG_DFL:
-            signal.signal(stop, signal.default_int_handler)
+            signal.signal(stop, interrupt)
     debug = "--debug" in sys.argv
     argv = [a for a in sys.argv[1:] if a != "--debug"]
 
@@ -82,11 +83,17 @@ def main() -> None:
         if debug:
             raise
         _report(error)
-    if code == INTERRUPTED:  # typer's own translation of Ctrl-C
-        resumed = bool(argv) and argv[0] in RESUMED
-        advice = ": finished parts are kept, the same command resumes from there" if resumed else ""
-        _fail(f"interrupted{advice}", INTERRUPTED)
+    if code == EXIT_CODE:  # typer's own translation of Ctrl-C
+        _fail(interruption_sentence(), EXIT_CODE)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def interruption_sentence() -> str:
+    """What an interrupted command says last."""
+    command = next((word for word in sys.argv[1:] if word != "--debug"), "")
+    resumes = ": finished parts are kept, the same command resumes from there"
+    advice = resumes if command in RESUMED else ""
+    return f"interrupted{advice}"
 
 
 def _note(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

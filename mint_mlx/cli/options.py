@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ..rules.objectives import Objective
     from .output import Output
 
-INTERRUPTED = 130  # exit code after Ctrl-C
-
 
 def named(entries: Iterable[Objective | Entry]) -> str:
     """The names of a registry's entries for `--help`, each with what it is."""
