@@ -15,10 +15,8 @@ from ..allocation.allocate import measured_errors, safe_candidates
 from ..allocation.plan import Plan
 from ..allocation.uniform import active_ratio
 from ..base.errors import TAKE_BFLOAT16, MintError
-from ..base.hf_config import HALVES
 from ..base.report import Report, Silent
 from ..base.targets import check_target
-from ..checkpoint.cast_change import cast_change
 from ..checkpoint.low_disk import Waves, at_once, shard_by_shard
 from ..checkpoint.source import load_source, read_as
 from ..converters.output.card_facts import guess_base
@@ -33,13 +31,14 @@ from ..rules import efforts
 from ..rules.objectives import needs_sensitivity
 from ..runtime.machine import CONTEXT
 from ..runtime.memory import fits_here
+from .cast import tell_cast, tell_divergence
 from .choose import choose_plan, note_vetoes, paced, settle_plan
 from .measurements import assumed_profile, get_profile, get_sensitivity, known_profile
 from .model import Job
 from .order import Order, default_target, place_order
 from .request import Request, check_request
 from .result import Result
-from .stages import CAST, expected_stages
+from .stages import expected_stages
 
 
 def convert(
@@ -184,7 +183,7 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     order = paced(order, report)
     order, waves = open_weights(order, report)
     job = order.job
-    changes = _tell_cast(job, report)
+    changes = tell_cast(job, report)
 
     # Errors are measured first: what their safety floor forbids needs no sensitivity, which takes
     # longer.
@@ -203,8 +202,8 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
         sensitivity = order.sensitivity or get_sensitivity(job, report, order.tokens)
     if sensitivity is not None:
         _check_activations(job, sensitivity, report)
-        if changes:
-            _tell_divergence(job, sensitivity, report)
+    if changes:
+        tell_divergence(order, sensitivity, report)
 
     # Every layer gets its configuration, and the plan its final quantizer.
     plan = choose_plan(order, profile, sensitivity)
@@ -264,41 +263,6 @@ def _warn_of_floor(order: Order, report: Report) -> None:
         safe_candidates(order.space, assumed_profile(order.job), order.budget, weighs_errors)
     except MintError as error:
         report.note(f"probably refused once errors are measured: {error} (if weights are Gaussian)")
-
-
-def _tell_cast(job: Job, report: Report) -> bool:
-    """Say how much another 16-bit type changes the weights; returns whether it does.
-
-    Raises:
-        MintError: one is too large for it.
-    """
-    dtype = job.source.dtype
-    if dtype is None or not job.source.has_weights:
-        return False
-    report.stage(f"cast to {dtype}")
-    change = cast_change(job.source, job.inventory, HALVES[dtype], report.step)
-    if change is None:
-        report.note(f"all weights are in {dtype} already: --dtype changes nothing")
-    else:
-        report.note(
-            f"--dtype {dtype} changes {change.name} by {change.relative:.2g} of its norm, all "
-            f"other tensors by less; {change.zeros} numbers become zeros"
-        )
-    return change is not None
-
-
-def _tell_divergence(job: Job, sensitivity: Sensitivity, report: Report) -> None:
-    """Say what the cast costs in KL, on the text that the model wrote."""
-    from ..checkpoint.layer_stream import written_dtypes
-    from ..runtime.cast_divergence import ROUNDING, cast_divergence
-
-    dtype = job.source.dtype
-    assert dtype is not None
-    report.stage(CAST)
-    written = written_dtypes(job.inventory)
-    divergence = cast_divergence(job.source.path, dtype, written, sensitivity.tokens)
-    figure = f"{divergence:.2g}" if divergence > ROUNDING else f"less than {ROUNDING:.0g}"
-    report.note(f"the cast to {dtype} costs a KL of {figure} nats a token, on the model's own text")
 
 
 def _check_activations(job: Job, sensitivity: Sensitivity, report: Report) -> None:

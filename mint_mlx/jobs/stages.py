@@ -6,10 +6,13 @@ from ..base.hf_config import HALVES
 from ..converters.quantizers.registry import needs_inputs
 from ..measure.cache import cached_sensitivity
 from ..rules import efforts
+from ..runtime.device import on_cpu
+from ..runtime.memory import fits_here
 from .measurements import known_profile
 from .order import Order
 
 CAST = "divergence of the cast"
+QUICK = 1 << 30  # bytes of a model that a CPU runs in seconds
 
 
 def expected_stages(order: Order, smoke: bool) -> list[str]:
@@ -32,6 +35,8 @@ def expected_stages(order: Order, smoke: bool) -> list[str]:
         stages.append("profile")
     if order.runs_model:
         stages += _of_model(order)
+    if job.source.dtype is not None and (order.runs_model or measures_cast(order)):
+        stages.append(CAST)
     stages += ["convert", "verify"]
     if needs_inputs(order.quantizer) and efforts.refines(order.checked.effort, order.quantizer):
         stages.append("refine")
@@ -47,6 +52,12 @@ def _of_model(order: Order) -> list[str]:
     stages = [] if known else ["write tokens", "sensitivity"]
     if any(layer.dtype == HALVES["float16"] for layer in job.inventory.layers):
         stages.append("look for overflows of float16")
-    if job.source.dtype is not None:
-        stages.append(CAST)
     return stages
+
+
+def measures_cast(order: Order) -> bool:
+    """Whether what a cast costs is measured without a sensitivity's text: where that is quick."""
+    as_float32 = 4 * order.job.inventory.parameters
+    if not order.can_generate or order.request.low_disk:
+        return False
+    return as_float32 <= QUICK if on_cpu() else fits_here(as_float32 // 2)

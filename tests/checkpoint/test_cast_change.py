@@ -97,12 +97,26 @@ def test_the_divergence_of_a_cast_is_that_of_the_cast_checkpoint(
     assert divergence > 1e-7
     assert cast_divergence(folder, "float16", dict.fromkeys(written, "F16"), TOKENS) == 0
 
-    # It is told where the model writes text of its own anyway.
-    assert not any("costs a KL" in note for note in notes.said)
+    # It is told, on a short text also where nothing else needs one.
+    assert any("the cast to bfloat16 costs a KL of" in note for note in notes.said)
+    assert "divergence of the cast" in notes.expected
+    notes.said.clear()
     plan: dict[str, Any] = {"effort": "balanced", "budget": "6bpw", "out": tmp_path / "mixed"}
     convert(str(folder), **plan, **options)
     assert any("the cast to bfloat16 costs a KL of" in note for note in notes.said)
     assert "divergence of the cast" in notes.expected
+
+
+def test_a_cast_that_takes_long_to_measure_names_the_command(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mint_mlx.jobs.stages.QUICK", 0)
+    monkeypatch.setattr("mint_mlx.jobs.stages.fits_here", lambda size: False)
+    folder, notes = make(llama(1), dtype=mx.float16), Notes()
+    convert(str(folder), "6bpw", tmp_path / "out", dtype="bfloat16", smoke=False, report=notes)
+    (note,) = [note for note in notes.said if "costs in KL was not measured" in note]
+    assert f"convert {folder} --dequantize --dtype bfloat16" in note
+    assert "divergence of the cast" not in notes.expected
 
 
 def test_a_type_is_stated_wherever_the_config_states_one() -> None:
