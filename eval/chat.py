@@ -14,9 +14,9 @@ from ..base.errors import MintError
 from ..base.files import write_text
 from ..base.report import Report
 from ..checkpoint.chat_template import chat_prompts
-from ..checkpoint.generate import generate_tokens
 from ..checkpoint.source import Source
 from ..measure import cache
+from ..runtime.replies import generate_replies
 from ..runtime.runner import fits
 from .protocol import Windows
 
@@ -103,7 +103,7 @@ def greedy_replies(
                 f"{option} generates replies with the whole model in memory, and {source.name} is "
                 f"too large for this machine: leave {option} out"
             )
-        generated = generate_tokens(source.path, prompts, length)
+        generated = generate_replies(source.path, prompts, length, report.step)
         with cache.report_write_errors("replies", report):
             write_text(path, with_checksum(json.dumps({"replies": generated})))
     return generated

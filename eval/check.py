@@ -14,10 +14,9 @@ from typing import Any
 
 from ..base.errors import MintError
 from ..base.report import Report, Silent
-from ..checkpoint.generate import generate_tokens
 from ..checkpoint.source import Source, load_source
 from ..checkpoint.tokenizer import load_tokenizer
-from ..runtime.cpu_ops import dense_products
+from ..runtime.replies import generate_replies
 from ..runtime.runner import fits
 from .evaluate import check_read_alike, score_model
 from .kinds import REPLY, Asked, ask, by_kind, with_error
@@ -57,8 +56,7 @@ def check(model: str, source: str, report: Report | None = None) -> dict[str, An
 
     asked = ask(origin, "check", report)
     report.stage("replies of the model")
-    with dense_products():
-        replies = generate_tokens(candidate.path, asked.prompts, REPLY)
+    replies = generate_replies(candidate.path, asked.prompts, REPLY, report.step)
     settings = Settings(kinds=True)
     nothing = [None] * len(asked.tasks)
     reference = get_reference(origin, asked.windows, nothing, settings, report)

@@ -8,12 +8,12 @@ from typing import Any
 import mlx.core as mx
 
 from ..base.errors import NO_METAL, ON_GPU_ONLY, MintError
-from ..base.report import Report
-from .mlxlm import build_model
-from .tokenizer import first_line, load_tokenizer, sentence_prompt
+from ..base.report import Progress, Report
+from .tokenizer import first_line, sentence_prompt
 
 SENTENCE = 40  # tokens that are generated after the prompt
-TOGETHER = 4096  # tokens of prompts that are answered at once
+TOGETHER = 1024  # tokens of prompts that are answered at once
+LONG = 512  # tokens of a prompt that is answered alone
 
 
 def generate_sentence(folder: Path, report: Report, max_tokens: int = SENTENCE) -> str:
@@ -53,35 +53,51 @@ def generate_sentence(folder: Path, report: Report, max_tokens: int = SENTENCE) 
     return " ".join(f"{start} {text}".split())
 
 
-def generate_tokens(folder: Path, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-    """Greedy replies of a checkpoint to prompts of token ids, each with the token that ended it.
+def generate_tokens(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    max_tokens: int,
+    progress: Progress = lambda *_: None,
+) -> list[list[int]]:
+    """Greedy replies of a loaded model to prompts of token ids, each with the token that ended it.
 
-    Prompts of similar lengths are answered together where the model's caches can be merged.
+    Short prompts of similar lengths are answered together where the model's caches can be merged.
+
+    Args:
+        model: an mlx-lm model.
+        tokenizer: its tokenizer.
+        prompts: token ids.
+        max_tokens: of a reply.
+        progress: called with (what, tokens done, tokens in all), read and written ones.
     """
     from mlx_lm.models.cache import make_prompt_cache
 
-    model, tokenizer = build_model(folder), load_tokenizer(folder)
-    if mx.default_device() == mx.cpu:  # gather_mm takes only float32 there
-        model.set_dtype(mx.float32)
-    mx.eval(model.parameters())
-    if not all(hasattr(cache, "merge") for cache in make_prompt_cache(model)):
-        return one_by_one(model, tokenizer, prompts, max_tokens)
-
+    lengths = [len(prompt) for prompt in prompts]
+    total = sum(lengths) + max_tokens * len(prompts)
+    merges = all(hasattr(cache, "merge") for cache in make_prompt_cache(model))
+    done = 0
     replies: dict[int, list[int]] = {}
-    for group in groups([len(prompt) for prompt in prompts]):
-        answers = together(model, tokenizer, [prompts[i] for i in group], max_tokens)
-        replies |= dict(zip(group, answers, strict=True))
+    for group in groups(lengths) if merges else [[i] for i in range(len(prompts))]:
+        progress("replies", done, total)
+        some = [prompts[i] for i in group]
+        answer = together if len(group) > 1 else one_by_one
+        replies |= dict(zip(group, answer(model, tokenizer, some, max_tokens), strict=True))
+        done += sum(lengths[i] + max_tokens for i in group)
+    progress("replies", done, total)
     return [replies[i] for i in range(len(prompts))]
 
 
 def groups(lengths: list[int]) -> list[list[int]]:
     """Indices of prompts that are answered together, by their lengths in tokens.
 
-    A group holds at most TOGETHER tokens, each prompt counted as the longest one.
+    A group holds at most TOGETHER tokens, each prompt counted as the longest one. A prompt above
+    LONG is alone: its attention needs no mask for the others, which is slow on a CPU.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batches and (len(batches[-1]) + 1) * lengths[index] <= TOGETHER:
+        joins = bool(batches) and lengths[index] <= LONG
+        if joins and (len(batches[-1]) + 1) * lengths[index] <= TOGETHER:
             batches[-1].append(index)
         else:
             batches.append([index])

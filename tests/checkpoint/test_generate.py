@@ -9,6 +9,7 @@ from helpers import OLD_MLX_LM, Maker, llama
 from mint_mlx.checkpoint import generate
 from mint_mlx.checkpoint.mlxlm import build_model
 from mint_mlx.checkpoint.tokenizer import load_tokenizer
+from mint_mlx.runtime.replies import generate_replies
 
 PROMPTS = [[5, 6, 7, 8], [9, 10], [30, 31, 32, 33, 34, 35, 36], [11]]
 
@@ -21,7 +22,14 @@ def test_a_batch_gives_the_replies_of_single_prompts(make: Maker) -> None:
     alone = generate.one_by_one(model, tokenizer, PROMPTS, 6)
     assert [len(reply) for reply in alone] == [6] * 4
     assert generate.together(model, tokenizer, PROMPTS, 6) == alone
-    assert generate.generate_tokens(folder, PROMPTS, 6) == alone
+    told: list[tuple[int, int]] = []
+    several = generate.generate_tokens(
+        model, tokenizer, PROMPTS, 6, lambda _, done, total: told.append((done, total))
+    )
+    assert several == alone
+    total = sum(map(len, PROMPTS)) + 6 * len(PROMPTS)
+    assert told == [(0, total), (total, total)]
+    assert generate_replies(folder, PROMPTS, 6, lambda *_: None) == alone
 
     # The token that ends a reply is in it.
     tokenizer.eos_token_ids = {alone[0][2]}
@@ -32,7 +40,7 @@ def test_a_batch_gives_the_replies_of_single_prompts(make: Maker) -> None:
 
 
 def test_prompts_of_similar_lengths_are_answered_together() -> None:
-    lengths = [1500, 10, 1400, 300, 12, 1600, 5000]
+    lengths = [1500, 10, 400, 300, 12, 500, 5000]
     batches = generate.groups(lengths)
-    assert batches == [[1, 4, 3], [2, 0], [5], [6]]
+    assert batches == [[1, 4, 3], [2, 5], [0], [6]]
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
