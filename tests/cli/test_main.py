@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from helpers import Cli, Maker, llama, qwen3_moe
 
+from mint_mlx.base import interruption
+
 COMMANDS = (
     "convert",
     "upload",
@@ -158,7 +160,7 @@ def test_a_launcher_can_end_a_process_that_waits_for_another(
     """Python's handlers don't run in a process that waits in MLX: the default one must be set."""
     before = signal.getsignal(signal.SIGTERM)
     try:
-        for rank, handler in (("1", signal.SIG_DFL), ("", signal.default_int_handler)):
+        for rank, handler in (("1", signal.SIG_DFL), ("", interruption.interrupt)):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             monkeypatch.setenv("MLX_RANK", rank)
             assert cli("--help").code == 0
