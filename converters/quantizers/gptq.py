@@ -111,12 +111,18 @@ def _grids(
         moments: float32 (experts, columns, columns) to search ranges with; the grids of
             `mx.quantize` by default.
     """
-    nearest = rtn.quantize(mx.array(exact).astype(dtype), config)
-    scales, biases = (np.array(nearest[name].astype(mx.float32)) for name in ("scales", "biases"))
-    if moments is not None:
-        for weight, moment, scale, bias in zip(exact, moments, scales, biases, strict=True):
-            importance = np.sqrt(np.maximum(np.diagonal(moment), 0))
-            _, scale[:], bias[:] = search.find_grid(weight, config, dtype, importance)
+    if moments is None:
+        nearest = rtn.quantize(mx.array(exact).astype(dtype), config)
+        scales, biases = (
+            np.array(nearest[name].astype(mx.float32)) for name in ("scales", "biases")
+        )
+        return scales, biases
+
+    experts, rows, columns = exact.shape
+    scales, biases = np.empty((2, experts, rows, columns // config.group_size), dtype=np.float32)
+    for weight, moment, scale, bias in zip(exact, moments, scales, biases, strict=True):
+        importance = np.sqrt(np.maximum(np.diagonal(moment), 0))
+        _, scale[:], bias[:] = search.find_grid(weight, config, dtype, importance)
     return scales, biases
 
 
