@@ -23,7 +23,7 @@ from ..checkpoint.source import Source
 from ..runtime.cpu_ops import whole_experts
 from ..runtime.device import on_cpu
 from ..runtime.draws import draw, uniform_numbers
-from ..runtime.fast_math import fast_math
+from ..runtime.fast_math import decoding_attention, fast_math
 from ..runtime.forward import forward
 from ..runtime.kvcache import cache_size
 from ..runtime.memory import RESERVE, room
@@ -177,7 +177,7 @@ def continued(
     """
     cache = make_prompt_cache(runner.model)
     drawn = [first.astype(np.int32)]
-    with fast_math(runner.model), whole_experts():
+    with fast_math(runner.model), whole_experts(), decoding_attention():
         for position in range(1, uniform.shape[1]):
             report(position)
             logits = runner.model(mx.array(drawn[-1][:, None]), cache=cache)[:, -1]

@@ -19,12 +19,15 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.activations import swiglu as stock_swiglu
 
+from ..base.threads import in_threads
 from . import patching
 from .device import on_cpu
 
 QUERIES = 192  # of attention at once
 # Numbers that a thread works on at once, so that they stay in its cache.
 CHUNK = 1 << 17
+DECODED = 1 << 19  # numbers of keys that a thread takes while tokens are decoded
+WORKERS = 8  # threads at most, then
 LARGEST = 80.0  # float32's exp is finite there
 
 
@@ -48,6 +51,53 @@ def _attention_or_stock(stock: patching.Call) -> patching.Call:
         return causal_attention(q, k, v, scale)
 
     return attention
+
+
+def decoding_attention() -> AbstractContextManager[None]:
+    """Compute one new token's attention to those before it in numpy, on a CPU; without gradients.
+
+    MLX multiplies the keys once for each head that reads them, a row at a time.
+    """
+    return patching.attention_computed_by(_one_query_or_stock) if on_cpu() else nullcontext()
+
+
+def _one_query_or_stock(stock: patching.Call) -> patching.Call:
+    """`one_query` where it computes what is asked for, else `stock`."""
+
+    def attention(
+        q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: Any = None, **options: Any
+    ) -> mx.array:
+        plain = mask is None and all(value is None for value in options.values())
+        in_float32 = all(array.dtype == mx.float32 for array in (q, k, v))
+        if not plain or q.shape[-2] != 1 or not in_float32:
+            return cast(mx.array, stock(q, k, v, scale=scale, mask=mask, **options))
+        return one_query(q, k, v, scale)
+
+    return attention
+
+
+def one_query(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    """Attention of one token to all of some, float32.
+
+    Args:
+        q: (batch, heads, 1, size).
+        k, v: (batch, heads or a divisor of them, n, size).
+        scale: of the scores.
+    """
+    keys, values = np.asarray(k), np.asarray(v)
+    query = np.asarray(q).reshape(len(keys), keys.shape[1], -1, q.shape[-1]) * np.float32(scale)
+    out = np.empty((*query.shape[:3], values.shape[-1]), dtype=np.float32)
+
+    def work(some: slice) -> None:
+        shares = np.matmul(query[some], keys[some].swapaxes(-1, -2))
+        shares -= shares.max(axis=-1, keepdims=True)
+        np.exp(shares, out=shares)
+        shares /= shares.sum(axis=-1, keepdims=True)
+        np.matmul(shares, values[some], out=out[some])
+
+    step = max(1, len(keys) * DECODED // max(keys.size, 1))
+    in_threads(work, ((slice(i, i + step),) for i in range(0, len(keys), step)), WORKERS)
+    return mx.array(out.reshape(*q.shape[:3], -1))
 
 
 def exp(x: mx.array) -> mx.array:

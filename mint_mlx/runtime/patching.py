@@ -30,6 +30,8 @@ quantized_products    `mx.quantized_matmul` and `mx.gather_qmm`, which are slow 
                       (cpu_ops.dense_products).
 attention_and_swiglu  `mx.fast.scaled_dot_product_attention`, and `swiglu` in the Python modules of
                       a model's classes, whose exponentials are slow on a CPU (fast_math.py).
+attention_computed_by `mx.fast.scaled_dot_product_attention`, for one token at a time, which is slow
+                      on a CPU (fast_math.decoding_attention).
 
 Loading is patched in checkpoint/straight.py: `straight_parameters` replaces `mx.load`, `mx.stack`
 and the indexing of arrays to learn which tensors of the files a parameter is made of.
@@ -172,6 +174,11 @@ def attention_and_swiglu(
             *((module, "swiglu", lambda _: swiglu) for module in users),
         ]
     )
+
+
+def attention_computed_by(make: Callable[[Call], Call]) -> AbstractContextManager[None]:
+    """Let `mx.fast.scaled_dot_product_attention` be what `make` gives for the function there."""
+    return _patched([(mx.fast, "scaled_dot_product_attention", make)])
 
 
 def _changed(change: Call) -> Callable[[Call], Call]:

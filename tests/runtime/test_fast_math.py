@@ -34,6 +34,36 @@ def test_blockwise_attention_equals_mlx(
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+def test_attention_of_one_token_equals_mlx(
+    heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast_math, "DECODED", 100)  # a window in each piece
+    stock = mx.fast.scaled_dot_product_attention
+    q, k, v = (
+        mx.random.normal((5, h, n, 8), key=mx.random.key(n))
+        for h, n in ((heads[0], 1), (heads[1], 40), (heads[1], 41))
+    )
+    k, v = k[..., :33, :], v[..., :33, :]  # as a cache hands out its part
+    with fast_math.decoding_attention():
+        ours = mx.fast.scaled_dot_product_attention
+        assert ours is not stock
+        np.testing.assert_allclose(
+            np.array(ours(q, k, v, scale=0.3)), np.array(stock(q, k, v, scale=0.3)), atol=1e-6
+        )
+
+        # What is anything else is MLX's own: a mask, several queries, other types.
+        mask = mx.arange(33) > 20
+        for arrays, more in (
+            ((q, k, v), {"mask": mask}),
+            ((mx.concatenate([q, q], axis=2), k, v), {}),
+            (tuple(a.astype(mx.bfloat16) for a in (q, k, v)), {}),
+        ):
+            out, expected = (f(*arrays, scale=0.3, **more) for f in (ours, stock))
+            assert mx.array_equal(out, expected)
+    assert mx.fast.scaled_dot_product_attention is stock
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
 def test_gradients_of_attention_equal_mlx(
     heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
