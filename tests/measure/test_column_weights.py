@@ -11,13 +11,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers import Maker, Weights, edit_weights, qwen3_moe
+from helpers import HIDDEN, TOKENS, Maker, Weights, edit_weights, kl, qwen3_moe
 
 from mint_mlx.base.quant_config import QuantConfig
 from mint_mlx.checkpoint import row_reader
 from mint_mlx.checkpoint.layers import Inventory
 from mint_mlx.checkpoint.source import Source
 from mint_mlx.jobs import measurements
+from mint_mlx.jobs.convert import convert
 from mint_mlx.jobs.model import Job, prepare
 from mint_mlx.measure import fisher
 from mint_mlx.measure.column_weights import column_weights
@@ -133,3 +134,36 @@ def test_a_full_disk_is_not_a_model_that_cannot_be_run(
     monkeypatch.setattr(fisher, "_load", full)
     with pytest.raises(RuntimeError, match="No space left"):
         measuring(job.source, job.inventory)
+
+
+def test_a_model_whose_gains_compensate_is_closer_than_uniform_at_its_bytes(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(qwen3_moe(2))
+
+    def uneven(weights: Weights) -> Weights:
+        """A tenth of the columns of the first block are larger, the gains before them smaller."""
+        factor = mx.where(mx.arange(HIDDEN) % 10 == 3, 16.0, 1.0)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            key = f"model.layers.0.{norm}.weight"
+            weights[key] = (weights[key] / factor).astype(mx.bfloat16)
+        for key, weight in weights.items():
+            if key.startswith("model.layers.0.") and weight.ndim == 2 and "norm" not in key:
+                if weight.shape[1] == HIDDEN and not key.endswith(
+                    ("o_proj.weight", "down_proj.weight")
+                ):
+                    weights[key] = (weight * factor).astype(mx.bfloat16)
+        return weights
+
+    edit_weights(folder, uneven)
+    uniform = convert(str(folder), uniform="4bit-g64", out=tmp_path / "uniform", smoke=False)
+    budget = f"{uniform.bytes}B"
+    fast = convert(str(folder), budget, tmp_path / "fast", smoke=False)
+    of_uniform = kl(folder, uniform.path, TOKENS)
+    assert kl(folder, fast.path, TOKENS) < 0.6 * of_uniform
+
+    # Without the gains it is hardly better: the profile would not see which columns count.
+    monkeypatch.setattr("mint_mlx.measure.profile.column_weights", lambda *_: {})
+    monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / "other"))
+    blind = convert(str(folder), budget, tmp_path / "blind", smoke=False)
+    assert kl(folder, blind.path, TOKENS) > 1.5 * kl(folder, fast.path, TOKENS)
