@@ -120,7 +120,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body: bool) -> None:
         path = self.path.partition("?")[0]
-        name = path.rpartition("/")[2]
+        name = path.partition(f"/{COMMIT}/")[2] or path.rpartition("/")[2]
         if self.hub.fault:
             headers = {"X-Error-Code": self.hub.fault}
             self.reply(FAULTS[self.hub.fault], b"{}", headers, body)
@@ -133,17 +133,26 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
 
     def files(self) -> list[Path]:
-        return sorted(f for f in self.hub.folder.iterdir() if f.is_file())
+        return sorted(f for f in self.hub.folder.rglob("*") if f.is_file())
+
+    def name(self, file: Path) -> str:
+        return file.relative_to(self.hub.folder).as_posix()
 
     def tree(self) -> list[dict[str, Any]]:
         return [
-            {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40, **lfs(f)}
+            {
+                "type": "file",
+                "path": self.name(f),
+                "size": f.stat().st_size,
+                "oid": "0" * 40,
+                **lfs(f),
+            }
             for f in self.files()
         ]
 
     def info(self) -> dict[str, Any]:
         siblings = [
-            {"rfilename": f.name, "size": f.stat().st_size, "blobId": "0" * 40, **lfs(f)}
+            {"rfilename": self.name(f), "size": f.stat().st_size, "blobId": "0" * 40, **lfs(f)}
             for f in self.files()
         ]
         return {

@@ -19,6 +19,10 @@ REFINED_FILE = "mint-refined.json"  # in every checkpoint that we refined
 MEASURED_FILE = "mint-measured.json"  # what was measured of a checkpoint, for its report
 PAGE_FILE = "report.html"
 MTP_FILE = "mtp.safetensors"  # blocks for multi-token prediction, beside the model's shards
+OPTIQ = "optiq"  # the folder in which mlx-optiq puts files beside the model
+TOWER_FILE = "optiq_vision.safetensors"  # towers for mlx-optiq alone
+MTP_PLACES = (MTP_FILE, f"{OPTIQ}/{MTP_FILE}")
+TOWER_PLACES = (TOWER_FILE, f"{OPTIQ}/{TOWER_FILE}")
 # Names the base model of a repository of which only the headers are on this machine.
 BASE_MODEL = ".base_model"
 LOCK = "lock"  # in a folder that a process works in

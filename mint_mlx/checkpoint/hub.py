@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..base.errors import MintError, naming
-from ..base.files import BASE_MODEL, MTP_FILE, PLAN_FILE
+from ..base.files import BASE_MODEL, MTP_PLACES, OPTIQ, PLAN_FILE, TOWER_PLACES
 from ..base.remove import Kind, discard, move
 from ..base.safetensors_header import INDEX, parse_header, read_header, read_index
 from ..base.scratch import note_name, noted_names, open_scratch, scratch_kind
@@ -211,11 +211,14 @@ def fetch_skeleton(repo: RepoId) -> Skeleton:
         lfs = siblings[name].lfs if name in siblings else None
         hashes[name] = lfs.sha256 if lfs else ""
 
-    # No part of the model, but the doctor looks for it.
-    if MTP_FILE in siblings and MTP_FILE not in files:
-        note_name(folder, MTP_FILE)
-        beside = api.parse_safetensors_file_metadata(repo.name, MTP_FILE, revision=commit)
-        _write_sparse_shard(folder / MTP_FILE, beside)
+    # No parts of the model, but the doctor looks for them.
+    for name in (*MTP_PLACES, *TOWER_PLACES):
+        if name in siblings and name not in files:
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            note_name(folder, path.name)
+            beside = api.parse_safetensors_file_metadata(repo.name, name, revision=commit)
+            _write_sparse_shard(path, beside)
     return Skeleton(folder, commit, hashes, weight_bytes)
 
 
@@ -235,8 +238,9 @@ def _skeleton_kind() -> Kind:
         return noted_names(folder.parent)
 
     download = Kind("a folder", (), {".cache": hub_cache}, named=names_above)
-    templates = Kind("a folder", (), named=names_above)
-    return Kind("a skeleton", (), {DOWNLOAD: download, TEMPLATES: templates}, named=noted_names)
+    noted_files = Kind("a folder", (), named=names_above)
+    folders = {DOWNLOAD: download, TEMPLATES: noted_files, OPTIQ: noted_files}
+    return Kind("a skeleton", (), folders, named=noted_names)
 
 
 SKELETON = _skeleton_kind()

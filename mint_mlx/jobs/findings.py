@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..base.files import MTP_FILE
+from ..base.files import MTP_FILE, MTP_PLACES, TOWER_PLACES
 from ..base.hf_config import config_tables
 from ..base.quant_config import AFFINE_BITS, AFFINE_GROUPS, MX_MODES, QuantConfig
 from ..base.safetensors_header import INDEX, TensorInfo
@@ -290,10 +290,12 @@ def tower_findings(
         if key in needed:
             continue
         if config.get(key) and not any(re.search(pattern, name) for name in tensors):
-            yield Finding(
-                "config.json", f"advertises a tower ({key}), but no tensor belongs to one"
-            )
-    has_blocks = has_mtp(tensors, config) or bool(_mtp_files(folder))
+            beside = _present(folder, TOWER_PLACES)
+            where = f" that lies in {beside}, which mlx-optiq alone reads"
+            nowhere = ", but no tensor belongs to one"
+            problem = f"advertises a tower ({key}){where if beside else nowhere}"
+            yield Finding("config.json", problem)
+    has_blocks = has_mtp(tensors, config) or _present(folder, MTP_PLACES) is not None
     for table in config_tables(config):
         for key in MTP_KEYS:
             count = table.get(key)
@@ -321,10 +323,9 @@ def mtp_findings(
         yield Finding(MTP_FILE, f"lies beside weights without an index, {wrong}")
 
 
-def _mtp_files(folder: Path) -> list[Path]:
-    """Files beside the model that hold blocks for multi-token prediction (ours, mlx-optiq's)."""
-    names = (MTP_FILE, f"optiq/{MTP_FILE}")
-    return [folder / name for name in names if (folder / name).is_file()]
+def _present(folder: Path, places: Sequence[str]) -> str | None:
+    """The first of some files that a folder has; None where it has none."""
+    return next((place for place in places if (folder / place).is_file()), None)
 
 
 def claim_findings(name: str, bits: float) -> Iterator[Finding]:

@@ -220,3 +220,34 @@ def test_the_doctor_knows_what_our_own_plan_keeps(hub: FakeHub, tmp_path: Path) 
     second = hub.run("doctor", "org/tiny")
     for done in (first, second):
         assert "nothing is wrong" in done.stdout, done.stdout + done.stderr
+
+
+TOWER = {"vision.norm.weight": mx.ones((4,))}
+
+
+@pytest.mark.parametrize("place", ["", "optiq"])
+def test_files_that_mlx_optiq_puts_beside_a_model_are_known(
+    hub: FakeHub, good: Path, place: str
+) -> None:
+    """Its towers and its blocks for multi-token prediction, which stock mlx-lm doesn't load."""
+    (good / place).mkdir(exist_ok=True)
+    mx.save_safetensors(str(good / place / "optiq_vision.safetensors"), TOWER)
+    mx.save_safetensors(str(good / place / "mtp.safetensors"), {"mtp.fc.weight": mx.ones((4, 8))})
+    mx.save_safetensors(str(good / "adapters.safetensors"), {"layers.0.lora_a": mx.ones((4, 8))})
+    for name in ("optiq_metadata.json", "kv_config.json"):
+        (good / name).write_text("{}")
+    edit_config(good, lambda config: config.update(num_nextn_predict_layers=1))
+    assert doctor(str(good)).findings == []
+
+    # A tower that only mlx-optiq finds is told, as is one that nobody has.
+    edit_config(good, lambda config: config.update(vision_config={"depth": 1}))
+    (finding,) = doctor(str(good)).findings
+    assert finding.problem.endswith(
+        f"that lies in {Path(place, 'optiq_vision.safetensors')}, which mlx-optiq alone reads"
+    )
+    hub.folder = good
+    examined = hub.run("doctor", "org/tiny", "--json")
+    assert json.loads(examined.stdout)["findings"][0]["problem"] == finding.problem, examined.stderr
+    (good / place / "optiq_vision.safetensors").unlink()
+    (finding,) = doctor(str(good)).findings
+    assert "no tensor belongs to one" in finding.problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -147,12 +148,9 @@ def test_a_model_whose_gains_compensate_is_closer_than_uniform_at_its_bytes(
         for norm in ("input_layernorm", "post_attention_layernorm"):
             key = f"model.layers.0.{norm}.weight"
             weights[key] = (weights[key] / factor).astype(mx.bfloat16)
-        for key, weight in weights.items():
-            if key.startswith("model.layers.0.") and weight.ndim == 2 and "norm" not in key:
-                if weight.shape[1] == HIDDEN and not key.endswith(
-                    ("o_proj.weight", "down_proj.weight")
-                ):
-                    weights[key] = (weight * factor).astype(mx.bfloat16)
+        reads = re.compile(r"model\.layers\.0\..*(q|k|v|gate|up)(_proj)?\.weight")
+        for key in filter(reads.fullmatch, list(weights)):
+            weights[key] = (weights[key] * factor).astype(mx.bfloat16)
         return weights
 
     edit_weights(folder, uneven)
