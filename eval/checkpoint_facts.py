@@ -21,9 +21,13 @@ from ..base.report import Report
 from ..base.side_files import may_be_copied
 from ..checkpoint.source import load_source
 from ..jobs.inspect import InspectedModel, inspect
-from ..jobs.measurements import get_profile, get_sensitivity, known_profile
+from ..jobs.measurements import (
+    get_profile,
+    get_sensitivity,
+    known_profile,
+    known_sensitivity,
+)
 from ..jobs.model import Job, prepare
-from ..measure.cache import cached_sensitivity
 from ..measure.profile import Profile
 from ..measure.profile_file import load_profile
 from ..measure.sensitivity import Sensitivity
@@ -183,7 +187,7 @@ def _sensitivity_of(
 ) -> Sensitivity | None:
     """A source's sensitivity, on as much text as the plan's level of effort takes."""
     tokens = EFFORTS[effort_name(plan.effort if plan else None)].tokens
-    cached = cached_sensitivity(job.source, job.inventory, tokens)
+    cached = known_sensitivity(job, tokens, profile=known_profile(job))
     if cached is not None or not measure:
         return cached
     return get_sensitivity(job, report, tokens)

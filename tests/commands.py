@@ -36,6 +36,10 @@ WRITES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "convert fast": ((*CONVERT, "fast"), WEIGHTS),
     "convert balanced": ((*CONVERT, "balanced"), WEIGHTS),
     "convert best": ((*CONVERT, "best"), WEIGHTS),
+    "convert with a twin": (
+        (*CONVERT, "balanced", "--keep-twin", "twin"),
+        (*WEIGHTS, "twin/model.safetensors"),
+    ),
     "profile": (("-o", "p.json", "../model"), ("p.json",)),
     "sensitivity": (("-o", "s.npz", "--tokens", "1024", "../model"), ("s.npz",)),
     "allocate": (

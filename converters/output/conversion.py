@@ -45,6 +45,7 @@ class Conversion:
         name: the checkpoint's name in its model card; the folder's by default.
         grids: let weights that lie on a grid already keep its codes (quantizers/grid_codes.py).
         base: the source's name on the Hub for its card, where it isn't the source's own.
+        elsewhere: what a user may do where the disk has too little room, in words.
     """
 
     source: Source
@@ -62,6 +63,7 @@ class Conversion:
     name: str | None = None
     grids: bool = True
     base: str | None = None
+    elsewhere: str = "choose another folder with -o"
 
     @property
     def work(self) -> Path:

@@ -60,7 +60,8 @@ def write(conversion: Conversion) -> str | None:
     work, group = conversion.work, ranks()
     if group.first:
         check_work(work)
-        check_space(conversion.target.absolute().parent, _space_needed(conversion))
+        parent = conversion.target.absolute().parent
+        check_space(parent, _space_needed(conversion), conversion.elsewhere)
     config = config_text(conversion.source, conversion.inventory, conversion.plan)
     licence = card_facts(conversion.source.path)
     _rehearse(conversion, config)

@@ -41,3 +41,30 @@ class Silent:
 
     def note(self, text: str) -> None:
         pass
+
+
+class Part:
+    """Reports a part of some work, whose stages are named after it."""
+
+    def __init__(self, name: str, whole: Report) -> None:
+        self._name = name
+        self._whole = whole
+
+    def stages(self, names: Sequence[str]) -> None:
+        """The whole has listed its stages already."""
+
+    def stage(self, name: str) -> None:
+        """A stage of the part begins."""
+        self._whole.stage(f"{self._name}: {name}")
+
+    def step(self, item: str, done: int, total: int) -> None:
+        """As of a Report."""
+        self._whole.step(item, done, total)
+
+    def detail(self, text: str, share: float | None = None) -> None:
+        """As of a Report."""
+        self._whole.detail(text, share)
+
+    def note(self, text: str) -> None:
+        """A remark on the part."""
+        self._whole.note(f"{self._name}: {text}")

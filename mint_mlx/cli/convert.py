@@ -24,8 +24,10 @@ from .options import (
     BudgetOpt,
     GuardsOpt,
     JsonOpt,
+    KeepTwinOpt,
     MinSpeedOpt,
     ModelArg,
+    NoTwinOpt,
     ObjectiveOpt,
     OverrideOpt,
     PartsOpt,
@@ -34,6 +36,7 @@ from .options import (
     SpeedOpt,
     SpeedTableOpt,
     TokensOpt,
+    TwinOpt,
     WorkDirOpt,
     named,
     start,
@@ -88,6 +91,9 @@ def convert(
         ),
     ] = None,
     tokens: TokensOpt = None,
+    twin: TwinOpt = None,
+    keep_twin: KeepTwinOpt = None,
+    no_twin: NoTwinOpt = False,
     min_speed: MinSpeedOpt = None,
     speed: SpeedOpt = None,
     speed_table: SpeedTableOpt = None,
@@ -224,6 +230,9 @@ def convert(
         min_speed=min_speed,
         speed=speed,
         speed_table=speed_table,
+        twin=twin,
+        keep_twin=keep_twin,
+        no_twin=no_twin,
     )
     has_size = bool(budget or fit or plan or uniform or dequantize)
     _check_pictures(has_size, plot, report, dry_run)

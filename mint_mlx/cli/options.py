@@ -95,6 +95,28 @@ TokensOpt = Annotated[
         ),
     ),
 ]
+TwinOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|ORG/NAME",
+        help="Let this MLX checkpoint of the same model write the text in its place.",
+    ),
+]
+KeepTwinOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--keep-twin",
+        metavar="FOLDER",
+        help="Let a quantized twin write the text, and leave it in this folder.",
+    ),
+]
+NoTwinOpt = Annotated[
+    bool,
+    typer.Option(
+        "--no-twin",
+        help="Write no twin for the text of a model that doesn't fit in memory.",
+    ),
+]
 WorkDirOpt = Annotated[
     Path | None,
     typer.Option(

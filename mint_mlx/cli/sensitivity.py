@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from .options import JsonOpt, ModelArg, TokensOpt, WorkDirOpt, start
+from .options import (
+    JsonOpt,
+    KeepTwinOpt,
+    ModelArg,
+    NoTwinOpt,
+    TokensOpt,
+    TwinOpt,
+    WorkDirOpt,
+    start,
+)
 
 
 def sensitivity(
@@ -20,6 +29,9 @@ def sensitivity(
         ),
     ] = None,
     tokens: TokensOpt = None,
+    twin: TwinOpt = None,
+    keep_twin: KeepTwinOpt = None,
+    no_twin: NoTwinOpt = False,
     work_dir: WorkDirOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -30,7 +42,9 @@ def sensitivity(
     output = start(as_json, work_dir, long=True)
     from ..jobs import steps
 
-    path, measured = steps.write_sensitivity(model, out, output, tokens)
+    path, measured = steps.write_sensitivity(
+        model, out, output, tokens, twin=twin, keep_twin=keep_twin, no_twin=no_twin
+    )
     output.close()
     layers = len(measured.trace)
     count = int(measured.tokens.size)

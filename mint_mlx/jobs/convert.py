@@ -73,6 +73,9 @@ def convert(
     min_speed: float | None = None,
     speed: str | None = None,
     speed_table: str | None = None,
+    twin: str | None = None,
+    keep_twin: str | Path | None = None,
+    no_twin: bool = False,
     smoke: bool = True,
     report: Report | None = None,
 ) -> Result:
@@ -112,6 +115,9 @@ def convert(
         min_speed: tokens per second that the result must be predicted to decode at `context`.
         speed: the same as a multiple of uniform 4bit-g64's, such as `0.95x`.
         speed_table: whose speed that is: a file, or an Apple chip; this machine's by default.
+        twin: an MLX checkpoint of the same model, which writes the text in its place.
+        keep_twin: the folder for a twin that is written for that, and stays.
+        no_twin: the model writes its text itself, also where it doesn't fit in memory.
         smoke: end with a sentence that the result writes, where it fits in memory.
         report: receives progress and remarks.
 
@@ -150,6 +156,9 @@ def convert(
         min_speed=min_speed,
         speed=speed,
         speed_table=speed_table,
+        twin=twin,
+        keep_twin=keep_twin,
+        no_twin=no_twin,
     )
 
     # Words first, then what headers tell, then the work.
@@ -199,7 +208,9 @@ def carry_out(order: Order, smoke: bool = True, report: Report | None = None) ->
     # The sensitivity weighs errors in the choice, and its tokens are what quantizers measure on.
     sensitivity = None
     if order.runs_model:
-        sensitivity = order.sensitivity or get_sensitivity(job, report, order.tokens)
+        sensitivity = order.sensitivity or get_sensitivity(
+            job, report, order.tokens, order.wish, profile
+        )
     if sensitivity is not None:
         _check_activations(job, sensitivity, report)
     if changes:

@@ -17,7 +17,6 @@ from ..checkpoint.roles import EXPERTS
 from ..converters.quantizers.registry import find_quantizer
 from ..converters.quantizers.time_estimate import active_weights
 from ..measure import pass_state
-from ..measure.cache import cached_sensitivity
 from ..measure.profile import without_grids
 from ..measure.rounds import first_windows
 from ..measure.row_sampling import first_share
@@ -26,18 +25,39 @@ from ..measure.sensitivity import Sensitivity
 from ..rules import efforts
 from ..rules.objectives import needs_sensitivity
 from ..runtime.device import on_cpu
+from ..runtime.memory import RESERVE
 from ..runtime.speed_table import Speed, describe_speed
 from .choose import check_pace, choose_plan
-from .measurements import assumed_profile, known_profile, profile_candidates
+from .measurements import (
+    assumed_profile,
+    known_profile,
+    known_sensitivity,
+    profile_candidates,
+)
 from .model import Job
 from .order import Order
+from .twin import Twin, find_twin
 
 
-def known_sensitivity(order: Order) -> Sensitivity | None:
+def usable_sensitivity(order: Order) -> Sensitivity | None:
     """The sensitivity that was given, else the one from the cache, if there is one."""
-    return order.sensitivity or cached_sensitivity(
-        order.job.source, order.job.inventory, order.tokens
-    )
+    if order.sensitivity is not None:
+        return order.sensitivity
+    profile = known_profile(order.job, order.sample) if order.wish.writes else None
+    return known_sensitivity(order.job, order.tokens, order.wish, profile)
+
+
+def twin_of(order: Order) -> Twin | None:
+    """The twin that would write the text, on assumed errors where none are known yet.
+
+    None where no text is written, or the model does it itself.
+    """
+    if not order.runs_model or usable_sensitivity(order) is not None:
+        return None
+    profile = None
+    if order.wish.writes:
+        profile = known_profile(order.job, order.sample) or assumed_profile(order.job)
+    return find_twin(order.job, order.wish, profile, order.tokens)
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,6 +79,7 @@ class DryRun:
         seconds: by stage.
         profiled: whether the layers' errors are known.
         speed: how fast it is predicted to decode; None where nothing is known of the machine.
+        twin: the twin that would write the text, in words; None where none would.
         settled: whether it is known which layer gets what: errors and, where the objective needs
             one, a sensitivity are there. Until then `bytes` may be a little more or less, within
             the budget.
@@ -78,6 +99,7 @@ class DryRun:
     profiled: bool
     settled: bool
     speed: Speed | None = None
+    twin: str | None = None
 
     def __repr__(self) -> str:
         return one_line(
@@ -104,7 +126,7 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
     known = known_profile(job, order.sample) if chooses else None
     if known is not None and not order.uses_grids:
         known = without_grids(known)
-    sensitivity = known_sensitivity(order) if known else None
+    sensitivity = usable_sensitivity(order) if known else None
     profile = known or assumed_profile(job) if chooses else None
     try:
         plan = choose_plan(order, profile, sensitivity, measured_later=True)
@@ -130,6 +152,7 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
         download *= 1 + needs_profile
         shards = low_disk.peak_bytes(job.source, low_disk.shards_needed(job.source, inventory))
     settled = not chooses or (known is not None and not (weighs_errors and sensitivity is None))
+    twin = twin_of(order)
     run = DryRun(
         bytes=total,
         assumed=request.budget == "smallest" and known is None,
@@ -139,19 +162,20 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
         active_bytes_ratio=active_ratio(inventory, plan.choice),
         download=download,
         disk=total + shards,
-        spilled=_spilled(order),
-        memory=order.peak_memory,
+        spilled=max(_spilled(order), twin.dropped if twin else 0),
+        memory=max(order.peak_memory, twin.bytes + RESERVE if twin else 0),
         seconds=stage_seconds(order, total, needs_profile),
         profiled=known is not None,
         settled=settled,
         speed=plan.speed,
+        twin=str(twin) if twin else None,
     )
     return plan, run
 
 
 def _spilled(order: Order) -> int:
     """Bytes of block inputs that wait on disk while a sensitivity is measured."""
-    if not order.runs_model or known_sensitivity(order) is not None:
+    if not order.runs_model or usable_sensitivity(order) is not None:
         return 0
     inventory = order.job.inventory
     hidden = max(
@@ -207,7 +231,7 @@ def _model_seconds(order: Order) -> dict[str, float]:
     inventory = order.job.inventory
     rate = _product_rate()
     seconds = {}
-    if order.runs_model and known_sensitivity(order) is None:
+    if order.runs_model and usable_sensitivity(order) is None:
         windows = -(-order.tokens // LENGTH)
         runs = 2 * order.tokens + 4 * first_windows((windows, LENGTH)) * LENGTH
         seconds["tokens and sensitivity"] = 2 * active_weights(inventory) * runs / rate
@@ -290,6 +314,8 @@ def dry_lines(job: Job, plan: Plan, run: DryRun) -> list[str]:
         lines.append(f"decodes       {describe_speed(run.speed)}")
 
     # What it would take.
+    if run.twin is not None:
+        lines.append(f"text          by a {run.twin}")
     spilled = f", temporarily {both(run.spilled)} in --work-dir" if run.spilled else ""
     stages = ", ".join(f"{stage} about {duration(s)}" for stage, s in run.seconds.items())
     lines += [

@@ -26,10 +26,15 @@ from ..measure.sensitivity import Sensitivity
 from ..measure.sensitivity_file import load_sensitivity, save_sensitivity
 from ..rules import efforts
 from .model import Job
+from .twin import Twin, Wish, find_twin, open_twin, wish_of, write_kept
 
 
 def get_sensitivity(
-    job: Job, report: Report | None = None, count: int | None = None
+    job: Job,
+    report: Report | None = None,
+    count: int | None = None,
+    wish: Wish | None = None,
+    profile: Profile | None = None,
 ) -> Sensitivity | None:
     """The model's sensitivity, with the text that it wrote for it: from the cache, else measured.
 
@@ -37,26 +42,48 @@ def get_sensitivity(
         job: the model.
         report: receives progress.
         count: tokens of that text; those of the default effort by default.
+        wish: whether a twin writes it; `wish_of` the model by default.
+        profile: the model's, for a twin; from the cache or measured where one is written.
 
     Returns:
         None where the model can't be run block by block; the report is told so.
     """
+    report = report or Silent()
+    count = count or efforts.EFFORTS[efforts.DEFAULT].tokens
+    wish = wish or wish_of(job)
+    if wish.writes and profile is None:
+        profile = get_profile(job, report)
+    twin = find_twin(job, wish, profile, count)
+    if twin is not None and twin.keep is not None:
+        write_kept(job, twin, report)
     if ranks().size == 1:
-        return _measure_sensitivity(job, report, count)
-    return _first_rank_measures(job, report, count)
+        return _measure_sensitivity(job, report, count, twin)
+    return _first_rank_measures(job, report, count, twin)
+
+
+def known_sensitivity(
+    job: Job, count: int, wish: Wish | None = None, profile: Profile | None = None
+) -> Sensitivity | None:
+    """The sensitivity that `get_sensitivity` would take from the cache, if there is one."""
+    wish = wish or wish_of(job)
+    if wish.writes and profile is None:
+        return None
+    twin = find_twin(job, wish, profile, count)
+    return cache.cached_sensitivity(job.source, job.inventory, count, twin.key if twin else "")
 
 
 @cache.using("sensitivities")
-def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> Sensitivity | None:
+def _measure_sensitivity(
+    job: Job, report: Report, count: int, twin: Twin | None
+) -> Sensitivity | None:
     """As `get_sensitivity`, in this process."""
     from ..measure import rounds
     from ..measure.fisher import check_chain
     from ..runtime.blocks import NoChain
 
-    report = report or Silent()
-    count = count or efforts.EFFORTS[efforts.DEFAULT].tokens
-    place = cache.sensitivity_path(job.source, count)
-    cached = cache.cached_sensitivity(job.source, job.inventory, count)
+    key = twin.key if twin else ""
+    place = cache.sensitivity_path(job.source, count, key)
+    cached = cache.cached_sensitivity(job.source, job.inventory, count, key)
     if cached is not None:
         resume.clear_surplus(place)
         return cached
@@ -64,7 +91,7 @@ def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> 
     # The model is tried before it writes text, which takes as long as measuring on it.
     try:
         check_chain(job.source, job.inventory)
-        tokens, how = get_tokens(job, count, report)
+        tokens, how = get_tokens(job, count, report, twin)
         report.stage("sensitivity")
         sensitivity = rounds.measure(
             job.source, job.inventory, tokens, how, report.step, key=place.stem
@@ -84,13 +111,15 @@ def _measure_sensitivity(job: Job, report: Report | None, count: int | None) -> 
     return sensitivity
 
 
-def _first_rank_measures(job: Job, report: Report | None, count: int | None) -> Sensitivity | None:
+def _first_rank_measures(
+    job: Job, report: Report, count: int, twin: Twin | None
+) -> Sensitivity | None:
     """The first rank's sensitivity, for all: block follows block, so the others can't share it."""
     with scratch_folder(UNMARKED) as folder:
         file = folder / SENSITIVITY_FILE
         data = b""
         if ranks().first:
-            sensitivity = _measure_sensitivity(job, report, count)
+            sensitivity = _measure_sensitivity(job, report, count, twin)
             if sensitivity is not None:
                 save_sensitivity(sensitivity, file)
                 data = file.read_bytes()
@@ -101,18 +130,41 @@ def _first_rank_measures(job: Job, report: Report | None, count: int | None) -> 
         return load_sensitivity(file)
 
 
-def get_tokens(job: Job, count: int, report: Report) -> tuple[np.ndarray, str]:
-    """Text that the model wrote itself.
+def get_tokens(
+    job: Job, count: int, report: Report, twin: Twin | None = None
+) -> tuple[np.ndarray, str]:
+    """Text that the model, or its twin, wrote.
 
     Returns:
         Tokens, int32 (windows, tokens), and how they were made.
     """
     from ..measure.self_text import random_windows, write_tokens
 
-    report.stage("write tokens")
     windows = random_windows(vocabulary(job), count, first_token(job))
-    resume_file = cache.sensitivity_path(job.source, count)
-    return write_tokens(job.source, windows, progress=report.step, resume_file=resume_file)
+    place = cache.sensitivity_path(job.source, count, twin.key if twin else "")
+    if twin is None:
+        report.stage("write tokens")
+        return write_tokens(job.source, windows, progress=report.step, resume_file=place)
+
+    # Text that is complete needs no twin any more.
+    kind = f"{job.source.stamp}-whole" if job.source.sampled else "whole"
+    how = f"by a twin of {twin.bits_per_weight:.2f} bits per weight"
+    noted = resume.read_tokens(place, kind, windows)
+    if noted is not None:
+        return noted[0], f"sampled {how}, seed 0"
+    report.note(f"{twin} writes the text")
+    with open_twin(job, twin, report) as source:
+        report.stage("write tokens")
+        tokens, _ = write_tokens(
+            source,
+            windows,
+            progress=report.step,
+            streamed=False,
+            resume_file=place,
+            packed=True,
+        )
+    resume.write_tokens(place, kind, tokens, 1)
+    return tokens, f"sampled {how}, seed 0"
 
 
 def vocabulary(job: Job) -> int:

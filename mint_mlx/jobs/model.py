@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..base.errors import MintError
-from ..base.hf_config import HALVES
+from ..base.hf_config import HALVES, text_config
 from ..base.one_line import listed
 from ..base.report import Report
 from ..base.safetensors_header import index_notes
@@ -97,6 +97,22 @@ def _check_towers(source: Source, unused: UnusedTensors) -> None:
             f"mlx-lm cannot load a model of type {stated['model_type']!r} with its tower: leave "
             "--parts all out"
         )
+
+
+def check_same_model(given: Source, source: Source) -> None:
+    """Refuse a checkpoint of another model than a source, as far as their configs tell.
+
+    Raises:
+        MintError: naming the key in which they differ.
+    """
+    ours = text_config(given.config)
+    theirs = text_config(source.config)
+    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
+        if ours.get(key) != theirs.get(key):
+            raise MintError(
+                f"{given.name} was not made from {source.name}: their {key} is {ours.get(key)} "
+                f"and {theirs.get(key)}"
+            )
 
 
 def note_side_files(job: Job, report: Report) -> None:

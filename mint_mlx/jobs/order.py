@@ -7,7 +7,7 @@ Everything that can be refused is refused here, before a step that costs time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..allocation.allocate import dequantized, uniform
@@ -37,6 +37,7 @@ from ..runtime.memory import Fit, Needs, fit, machine_limit, needs
 from .model import Job, note_side_files, note_source, prepare
 from .request import CheckedRequest, Request
 from .speed_tables import pace_of
+from .twin import Wish, wish_of
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Order:
         can_generate: whether the result can write a sentence.
         pace: what predicts how fast plans decode, and the least that is asked for; None where
             nothing is known of the machine yet.
+        wish: what is asked for of a twin that writes the text.
     """
 
     checked: CheckedRequest
@@ -73,6 +75,7 @@ class Order:
     sensitivity: Sensitivity | None = None
     can_generate: bool = True
     pace: Pace | None = None
+    wish: Wish = field(default_factory=Wish)
 
     @property
     def request(self) -> Request:
@@ -173,6 +176,7 @@ def place_order(checked: CheckedRequest, report: Report | None = None) -> Order:
         sensitivity=_sensitivity(checked, job, objective, fixed_plan, runs_model),
         can_generate=no_sentence is None,
         pace=pace_of(job, request.speed_table, request.context, checked.goal),
+        wish=_wish(request, job, runs_model),
     )
 
 
@@ -277,8 +281,21 @@ def _check_model_use(request: Request, runs_model: bool) -> None:
             "--low-disk goes with --effort fast, or with a plan and --quantizer rtn: the model is "
             "not run then"
         )
+    twin = "--twin" if request.twin is not None else "--keep-twin"
+    asked = request.twin is not None or request.keep_twin is not None
+    if asked and not runs_model:
+        raise UsageError(f"{twin} has no effect where only weights are used: leave it out")
+    if asked and request.sensitivity is not None:
+        raise UsageError(f"a sensitivity has its text: give either --sensitivity or {twin}")
     if request.tokens is not None and not runs_model:
         raise UsageError("--tokens has no effect where only weights are used: leave it out")
+
+
+def _wish(request: Request, job: Job, runs_model: bool) -> Wish:
+    """What is asked for of a twin, where the model is run."""
+    if not runs_model:
+        return Wish()
+    return wish_of(job, request.twin, request.keep_twin, request.no_twin)
 
 
 def _sensitivity(

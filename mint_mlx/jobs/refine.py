@@ -11,7 +11,6 @@ import numpy as np
 from ..allocation.artifacts import sensitivity_beside
 from ..base.errors import MintError
 from ..base.files import REFINED_FILE, write_text
-from ..base.hf_config import text_config
 from ..base.one_line import one_line
 from ..base.quant_config import KEEP
 from ..base.report import Report, Silent
@@ -30,7 +29,7 @@ from ..measure import cache
 from ..measure.self_text import LENGTH
 from ..rules import efforts
 from .measurements import get_tokens
-from .model import Job, prepare
+from .model import Job, check_same_model, prepare
 
 HELD_OUT = 8  # one of so many windows is not trained on
 MIN_TOKENS = 8192  # below which the held-out windows are too few to judge by
@@ -125,14 +124,7 @@ def _check_pair(given: Source, source: Source) -> None:
         raise MintError(
             f"{given.name} is its own source: give the model that it was made from with --source"
         )
-    ours = text_config(given.config)
-    theirs = text_config(source.config)
-    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
-        if ours.get(key) != theirs.get(key):
-            raise MintError(
-                f"{given.name} was not made from {source.name}: their {key} is {ours.get(key)} "
-                f"and {theirs.get(key)}"
-            )
+    check_same_model(given, source)
 
 
 def tokens_needed(steps: int | None) -> int:

@@ -75,6 +75,9 @@ class Request:
         speed: the same as a multiple of uniform 4bit-g64's, such as `0.95x`.
         speed_table: of the machine that speeds are predicted for: a file, or an Apple chip; this
             machine's by default.
+        twin: an MLX checkpoint of the same model, which writes the text in its place (twin.py).
+        keep_twin: the folder for a twin that is written for that, and stays.
+        no_twin: the model writes its text itself, also where it doesn't fit in memory.
     """
 
     model: str
@@ -107,6 +110,9 @@ class Request:
     min_speed: float | None = None
     speed: str | None = None
     speed_table: str | None = None
+    twin: str | None = None
+    keep_twin: str | Path | None = None
+    no_twin: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,6 +213,7 @@ def check_request(request: Request) -> CheckedRequest:
     target.check()
     sample = parse_sample(request.sample) if request.sample is not None else None
     check_tokens(request.tokens)
+    check_twin(request.twin, request.keep_twin, request.no_twin, target.folder)
     parts = _parts(request.parts, plan)
     return CheckedRequest(
         request,
@@ -222,6 +229,31 @@ def check_request(request: Request) -> CheckedRequest:
         target,
         goal,
     )
+
+
+def check_twin(
+    twin: str | None, keep: str | Path | None, never: bool, out: Path | None = None
+) -> None:
+    """Refuse what is asked for of a twin where it contradicts itself (a MintError).
+
+    Args:
+        twin: a checkpoint that serves as one.
+        keep: the folder in which one is to be kept.
+        never: none is used.
+        out: the folder of the result.
+    """
+    if (twin is not None) + (keep is not None) + never > 1:
+        raise UsageError("give at most one of --twin, --keep-twin and --no-twin")
+    if keep is None:
+        return
+    if out is not None and Path(keep).absolute() == out.absolute():
+        raise UsageError(f"--keep-twin and -o name the same folder {out}: give two")
+    if not Path(keep).exists():
+        check_target(Path(keep), None, force=False)
+    if ranks().size > 1:
+        raise UsageError(
+            "several machines write no twin: write one with --effort fast, and give it with --twin"
+        )
 
 
 def _goal(request: Request) -> Goal | None:

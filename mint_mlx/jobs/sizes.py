@@ -17,7 +17,7 @@ from ..rules.objectives import needs_sensitivity
 from ..runtime.memory import Needs, smallest_mac
 from ..runtime.speed_table import Speed
 from .choose import choose_plan
-from .dry_run import known_sensitivity
+from .dry_run import usable_sensitivity
 from .measurements import assumed_profile, known_profile
 from .model import Job
 from .order import needs_of, place_order
@@ -69,7 +69,7 @@ def size_table(checked: CheckedRequest) -> tuple[Job, list[Size]]:
     job = order.job
     parameters = job.inventory.parameters
     measured = known_profile(job, order.sample)
-    sensitivity = known_sensitivity(order) if measured else None
+    sensitivity = usable_sensitivity(order) if measured else None
     profile = measured or assumed_profile(job)
 
     def plan(budget: Budget) -> Plan:
@@ -104,7 +104,7 @@ def size_curve(checked: CheckedRequest) -> tuple[Sweep, bool]:
     """
     order = place_order(checked)
     measured = known_profile(order.job, order.sample)
-    sensitivity = known_sensitivity(order) if measured else None
+    sensitivity = usable_sensitivity(order) if measured else None
     weighs_errors = needs_sensitivity(order.objective)
     objective = order.objective
     if weighs_errors and sensitivity is None:

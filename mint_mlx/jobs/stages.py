@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ..base.hf_config import HALVES
 from ..converters.quantizers.registry import needs_inputs
-from ..measure.cache import cached_sensitivity
 from ..rules import efforts
 from ..runtime.device import on_cpu
 from ..runtime.memory import fits_here
+from .dry_run import twin_of, usable_sensitivity
 from .measurements import known_profile
 from .order import Order
+from .twin import STAGES
 
 CAST = "divergence of the cast"
 QUICK = 1 << 30  # bytes of a model that a CPU runs in seconds
@@ -48,8 +49,11 @@ def expected_stages(order: Order, smoke: bool) -> list[str]:
 def _of_model(order: Order) -> list[str]:
     """The stages that run the model on its own text."""
     job = order.job
-    known = order.sensitivity or cached_sensitivity(job.source, job.inventory, order.tokens)
-    stages = [] if known else ["write tokens", "sensitivity"]
+    stages: list[str] = []
+    if usable_sensitivity(order) is None:
+        twin = twin_of(order)
+        stages += STAGES if twin is not None and twin.plan is not None else ()
+        stages += ["write tokens", "sensitivity"]
     if any(layer.dtype == HALVES["float16"] for layer in job.inventory.layers):
         stages.append("look for overflows of float16")
     return stages

@@ -34,6 +34,8 @@ from ..runtime.machine import CONTEXT, check_context
 from ..runtime.table_names import check_table_name
 from .measurements import get_profile, get_sensitivity
 from .model import note_source, prepare
+from .request import check_twin
+from .twin import wish_of
 
 PROFILE_MARKER = rb'\A\{("checksum": "[0-9a-f]{32}", )?"mint_mlx_profile":'
 PLAN_MARKER = rb"^mint_mlx_plan:"
@@ -91,7 +93,14 @@ def _fingerprint(path: Path) -> str:
 
 
 def write_sensitivity(
-    model: str, out: Path | None = None, report: Report | None = None, tokens: int | None = None
+    model: str,
+    out: Path | None = None,
+    report: Report | None = None,
+    tokens: int | None = None,
+    *,
+    twin: str | None = None,
+    keep_twin: Path | None = None,
+    no_twin: bool = False,
 ) -> tuple[Path, Sensitivity]:
     """Measure a model's sensitivity and write it.
 
@@ -100,14 +109,17 @@ def write_sensitivity(
         out: the file to write; `NAME.sensitivity.npz` by default.
         report: receives progress.
         tokens: how much text the model writes for it; that of the default effort by default.
+        twin, keep_twin, no_twin: as of `convert`.
 
     Raises:
         MintError: the model or the file is wrong, or the model can't be run block by block.
     """
     report = report or Silent()
     efforts.check_tokens(tokens)
+    check_twin(twin, keep_twin, no_twin)
     job = prepare(model)
     note_source(job, report)
+    wish = wish_of(job, twin, keep_twin, no_twin)
 
     # A file that can't be written, or too little memory, is found out before the work.
     path = out or Path(f"{job.source.name.rpartition('/')[2]}.sensitivity.npz")
@@ -118,7 +130,7 @@ def write_sensitivity(
     check_writable(path.absolute().parent)
     check_room(rounding(job.inventory, tokens or efforts.TOKENS, True), "take a larger machine")
 
-    sensitivity = get_sensitivity(job, report, tokens)
+    sensitivity = get_sensitivity(job, report, tokens, wish)
     if sensitivity is None:
         raise MintError(
             f"{job.source.name} is built in a way that no sensitivity can be measured for: give "

@@ -114,14 +114,23 @@ def _lock_path(kind: str) -> Path:
     return cache_dir() / f".{kind}.lock"
 
 
-def sensitivity_path(source: Source, tokens: int) -> Path:
-    """The cache's file for a source's sensitivity, measured on so many tokens."""
+def sensitivity_path(source: Source, tokens: int, twin: str = "") -> Path:
+    """The cache's file for a source's sensitivity, measured on so many tokens.
+
+    Args:
+        source: the model.
+        tokens: of its text.
+        twin: the key of the twin that wrote them (jobs/twin.py); '' for the source's own text.
+    """
     name = f"{file_name(source.name)}-{source.fingerprint}-{tokens}"
-    return cache_dir() / "sensitivities" / f"{name}.npz"
+    suffix = f"-twin-{twin}" if twin else ""
+    return cache_dir() / "sensitivities" / f"{name}{suffix}.npz"
 
 
-def cached_sensitivity(source: Source, inventory: Inventory, tokens: int) -> Sensitivity | None:
-    """The sensitivity of an earlier run on so many tokens.
+def cached_sensitivity(
+    source: Source, inventory: Inventory, tokens: int, twin: str = ""
+) -> Sensitivity | None:
+    """The sensitivity of an earlier run on so many tokens, of the source's own or a twin's.
 
     None where there is none, one of another version, or a damaged one (with a warning).
     """
@@ -131,7 +140,7 @@ def cached_sensitivity(source: Source, inventory: Inventory, tokens: int) -> Sen
         check_sensitivity(sensitivity, inventory)
         return sensitivity
 
-    return if_sound(sensitivity_path(source, tokens), read)
+    return if_sound(sensitivity_path(source, tokens, twin), read)
 
 
 def speed_path(name: str, key: str, machine: str, versions: Mapping[str, str]) -> Path:

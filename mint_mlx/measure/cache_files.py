@@ -38,7 +38,7 @@ _FILES: dict[str, tuple[str, Callable[[Path], bool]]] = {
         rf"{_FINGERPRINT}-{_HEX}{{8}}.*\.json",
         lambda path: _begins(path, _SEAL + b'"mint_mlx_profile"'),
     ),
-    "sensitivities": (rf"{_FINGERPRINT}-\d+\.npz", is_sensitivity),
+    "sensitivities": (rf"{_FINGERPRINT}-\d+(-twin-{_HEX}{{16}})?\.npz", is_sensitivity),
     "references": (
         rf".*-{_HEX}{{16}}-.*\.safetensors",
         lambda path: _begins(path, rb'.{8}\{"__metadata__":.*"mint_mlx_reference"'),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -20,7 +21,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from ..base.errors import MintError
 from ..base.report import Progress
 from ..checkpoint.source import Source
-from ..runtime.cpu_ops import whole_experts
+from ..runtime.cpu_ops import dense_products, whole_experts
 from ..runtime.device import on_cpu
 from ..runtime.draws import draw, uniform_numbers
 from ..runtime.fast_math import decoding_attention, fast_math
@@ -67,6 +68,7 @@ def write_tokens(
     progress: Progress = lambda *_: None,
     streamed: bool | None = None,
     resume_file: Path | None = None,
+    packed: bool = False,
 ) -> tuple[np.ndarray, str]:
     """Tokens of a model's own, int32 (windows, length), and how they were written, in words.
 
@@ -78,8 +80,9 @@ def write_tokens(
         streamed: as in `runner.load_runner`.
         resume_file: beside which finished batches or passes are noted (resume.py), for a run that
             goes on from there.
+        packed: as in `runner.load_runner`.
     """
-    runner = load_runner(source.path, streamed, source.dtype)
+    runner = load_runner(source.path, streamed, source.dtype, packed=packed)
     length = tokens.shape[1]
     windows = WINDOWS if runner.streamed else at_once(source, runner, length)
     kind = "resampled" if runner.streamed else f"sampled-{windows}"
@@ -113,12 +116,9 @@ def at_once(source: Source, runner: Runner, length: int) -> int:
 
     WINDOWS, or fewer where their caches would take half of the memory that the model leaves.
     """
-    try:
-        cache = cache_size(source.config, length).bytes
-    except MintError:  # a cache of an unknown kind
+    cache = window_cache(source.config, length)
+    if cache is None:
         return WINDOWS
-    if on_cpu():
-        cache *= 2  # float32
     weights = sum(array.nbytes for _, array in tree_flatten(runner.model.parameters()))
     free = room() - RESERVE - weights
 
@@ -126,6 +126,24 @@ def at_once(source: Source, runner: Runner, length: int) -> int:
     while windows > 1 and windows * cache > free / 2:
         windows //= 2
     return windows
+
+
+def window_cache(config: dict[str, Any], length: int) -> int | None:
+    """Bytes of the cache of one window that is sampled; None for a cache of an unknown kind."""
+    try:
+        cache = cache_size(config, length).bytes
+    except MintError:
+        return None
+    return cache * 2 if on_cpu() else cache  # float32
+
+
+def room_beside(config: dict[str, Any], tokens: int) -> int:
+    """Bytes that weights may take beside the caches of so many tokens, sampled all at once.
+
+    A negative number where there is no room for these.
+    """
+    windows = min(WINDOWS, -(-tokens // LENGTH))
+    return room() - RESERVE - 2 * windows * (window_cache(config, LENGTH) or 0)
 
 
 def sample(
@@ -177,7 +195,12 @@ def continued(
     """
     cache = make_prompt_cache(runner.model)
     drawn = [first.astype(np.int32)]
-    with fast_math(runner.model), whole_experts(), decoding_attention():
+    with (
+        fast_math(runner.model),
+        whole_experts(),
+        dense_products(),
+        decoding_attention(),
+    ):
         for position in range(1, uniform.shape[1]):
             report(position)
             logits = runner.model(mx.array(drawn[-1][:, None]), cache=cache)[:, -1]

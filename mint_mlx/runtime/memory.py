@@ -207,7 +207,12 @@ def smallest_mac(model_bytes: int, needs: Needs | None) -> int | None:
     return next((size for size in MAC_SIZES if gpu_limit(size * GIB) >= total), None)
 
 
+def largest_model() -> int:
+    """Bytes of the largest model that can be run on this machine for a short text."""
+    limit, measured = machine_limit()
+    return (limit if measured else int(machine_memory() * 0.7)) - RESERVE
+
+
 def fits_here(model_bytes: int) -> bool:
     """Whether a model of so many bytes can be run on this machine for a short text."""
-    limit, measured = machine_limit()
-    return model_bytes + RESERVE <= (limit if measured else machine_memory() * 0.7)
+    return model_bytes <= largest_model()

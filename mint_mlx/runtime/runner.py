@@ -3,7 +3,7 @@
 On a GPU a model runs in its own types. MLX's CPU backend has no fast quantized matrix product, so
 on a CPU every quantized weight is dequantized once, to float32, and the replacements of cpu_ops.py
 and fast_math.py are used. The blocks of a model larger than memory stay on disk until they are run
-(blocks.py).
+(blocks.py); those of a quantized one can stay packed, and are dequantized whenever they are used.
 
 The stock model runs; what is patched temporarily stands in patching.py.
 """
@@ -33,6 +33,8 @@ from .device import NARROW, fit_blas, keep_freed_memory, on_cpu
 from .memory import fits_here
 
 LOGITS = 1 << 25  # logits computed at once: 128 MiB in float32
+# Layers that can stay packed on a CPU. (What follows an embedding must be float32.)
+PACKED = ("QuantizedLinear", "QuantizedMultiLinear", "QuantizedSwitchLinear")
 
 
 @dataclass
@@ -67,6 +69,7 @@ def load_runner(
     streamed: bool | None = None,
     dtype: str | None = None,
     written: Mapping[str, str] | None = None,
+    packed: bool = False,
 ) -> Runner:
     """Load a checkpoint for measuring.
 
@@ -75,19 +78,22 @@ def load_runner(
         streamed: whether blocks stay on disk; by default where the model is larger than memory.
         dtype: the 16-bit type that it will be written in; what its config.json states by default.
         written: safetensors codes by parameter: these are cast to them before anything runs.
+        packed: leave quantized weights packed on a CPU where the model fits in memory only so; its
+            products are to be those of cpu_ops.dense_products then.
     """
     keep_freed_memory()
     model = mlxlm.build_model(folder)
     if written is not None:
         _cast(model, written)
     trunk, block_list = find_trunk(model)
+    packed = packed and on_cpu() and not _fits(model)
     if streamed is None:
-        streamed = not _fits(model)
+        streamed = not _fits(model, packed)
     runner = Runner(model, trunk, block_list, streamed, folder, _instead_of_half(folder, dtype))
 
     on_disk = runner.blocks if streamed else []
     skip = {id(module) for block in on_disk for module in block.modules()}
-    _make_ready(model, skip, runner.instead_of_half)
+    _make_ready(model, skip, runner.instead_of_half, packed and not streamed)
     widths = [leaf.weight.shape[-1] for _, leaf in _leaves(model) if type(leaf) is nn.Embedding]
     fit_blas(max(widths, default=NARROW))
     return runner
@@ -114,13 +120,18 @@ def _instead_of_half(folder: Path, dtype: str | None) -> mx.Dtype | None:
     return None if on_cpu() or wanted != "BF16" else mx.bfloat16
 
 
-def fits(folder: Path) -> bool:
-    """Whether this machine runs a checkpoint's model whole, not block by block."""
-    return _fits(mlxlm.build_model(folder))
+def fits(folder: Path, packed: bool = False) -> bool:
+    """Whether this machine runs a checkpoint's model whole, not block by block.
+
+    Args:
+        folder: the checkpoint.
+        packed: as of `load_runner`.
+    """
+    return _fits(mlxlm.build_model(folder), packed)
 
 
-def _fits(model: nn.Module) -> bool:
-    return fits_here(_bytes_needed(model))
+def _fits(model: nn.Module, packed: bool = False) -> bool:
+    return fits_here(_bytes_needed(model, packed))
 
 
 def load_shared(folder: Path) -> Runner:
@@ -212,13 +223,14 @@ def _shared_caches(model: nn.Module) -> dict[str, list[Any]]:
     return {"cache": make_prompt_cache(model)}
 
 
-def _bytes_needed(model: nn.Module) -> int:
-    """Memory of the whole model as it will be run."""
+def _bytes_needed(model: nn.Module, packed: bool) -> int:
+    """Memory of the whole model as it will be run; `packed` as of `load_runner`."""
     total = 0
     for _, module in _leaves(model):
         stored = {name: array.nbytes for name, array in tree_flatten(module.parameters())}
         total += sum(stored.values())
-        if not on_cpu() or "weight" not in module:
+        stays = packed and type(module).__name__ in PACKED
+        if not on_cpu() or stays or "weight" not in module:
             continue
         # On a CPU a quantized weight is counted in both forms, any other in float32.
         if "scales" in module:
@@ -249,13 +261,19 @@ def _leaves(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(path, leaf) for path, leaf in leaves if isinstance(leaf, nn.Module)]
 
 
-def _make_ready(module: nn.Module, skip: set[int], instead_of_half: mx.Dtype | None) -> None:
+def _make_ready(
+    module: nn.Module,
+    skip: set[int],
+    instead_of_half: mx.Dtype | None,
+    packed: bool = False,
+) -> None:
     """Read a module's weights; on a CPU replace its layers with dense float32 ones one by one.
 
     Args:
         module: the model or a block.
         skip: ids of the modules to leave as they are.
         instead_of_half: the type of what is float16; None leaves it.
+        packed: leave layers of PACKED as they are stored.
     """
     make_float = on_cpu()
 
@@ -270,7 +288,8 @@ def _make_ready(module: nn.Module, skip: set[int], instead_of_half: mx.Dtype | N
     for path, leaf in _leaves(module):
         if id(leaf) in skip:
             continue
-        ready = _dense(leaf) if make_float and "weight" in leaf else leaf
+        stays = packed and type(leaf).__name__ in PACKED
+        ready = _dense(leaf) if make_float and not stays and "weight" in leaf else leaf
         mx.eval(ready.parameters())
         if ready is not leaf:
             dense.append((path, ready))
@@ -279,7 +298,7 @@ def _make_ready(module: nn.Module, skip: set[int], instead_of_half: mx.Dtype | N
 
     # Parameters that stand beside modules, such as A_log.
     for _, child in module.named_modules():
-        if id(child) in skip:
+        if id(child) in skip or (packed and type(child).__name__ in PACKED):
             continue
         for name, value in child.items():
             if isinstance(value, mx.array):

@@ -36,6 +36,7 @@ from mint_mlx.checkpoint.hub import SKELETON
 from mint_mlx.converters.output.shard_writer import check_work
 from mint_mlx.eval.reference_file import IS_OURS
 from mint_mlx.jobs.steps import PLAN_MARKER, PROFILE_MARKER
+from mint_mlx.jobs.twin import TWIN
 from mint_mlx.measure import cache, pass_state, resume
 from mint_mlx.measure.cache_files import BUILT, COMPARED
 from mint_mlx.measure.pass_state import WALK
@@ -97,6 +98,14 @@ def compared(folder: Path) -> Path:
     return folder
 
 
+def twin(folder: Path) -> Path:
+    """A twin that a killed run left, and one that it was writing."""
+    checkpoint(folder / "twin")
+    work(folder / "twin.partial")
+    (folder / MARK_FILE).write_text(f"{MARK}{TWIN.what}\n")
+    return folder
+
+
 def skeleton(folder: Path) -> Path:
     """A Hub model's headers, and a shard that is being fetched."""
     noted = folder / "download" / ".cache" / "huggingface" / "download"
@@ -110,6 +119,7 @@ def skeleton(folder: Path) -> Path:
 
 
 LEFT = f"mint-mlx-{os.getpid()}-0123abcd"  # how a temporary folder of this process is called
+LEFT_TWIN = f"mint-mlx-{os.getpid()}-4567abcd"
 FOLDERS: dict[str, tuple[Callable[[Path], Path], Kind, tuple[str, ...]]] = {
     "out": (checkpoint, CHECKPOINT, ("", "additional_chat_templates")),
     "out.partial": (work, WORK, ("",)),
@@ -117,13 +127,14 @@ FOLDERS: dict[str, tuple[Callable[[Path], Path], Kind, tuple[str, ...]]] = {
     "mint-mlx-walk-k": (walk, WALK, ("",)),
     "built": (built, BUILT, ("", "checkpoint", "unfinished.partial")),
     FINGERPRINT: (compared, COMPARED, ("", f"nmse-{'0' * 12}")),
+    LEFT_TWIN: (twin, scratch_kind(TWIN), ("", "twin", "twin.partial")),
     LEFT: (skeleton, scratch_kind(SKELETON), ("", "download", "download/.cache/huggingface")),
 }
 
 
 def label(name: str) -> str:
     """A folder's name in a test's, the same in every process that collects the tests."""
-    return "temporary" if name == LEFT else name
+    return {LEFT: "temporary", LEFT_TWIN: "temporary twin"}.get(name, name)
 
 
 def plant(folder: Path, outside: Path) -> dict[str, Callable[[], object]]:

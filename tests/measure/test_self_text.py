@@ -92,6 +92,14 @@ def test_as_many_windows_are_sampled_at_once_as_memory_has_room_for(
         monkeypatch.setattr(self_text, "room", lambda room=room: room)
         assert self_text.at_once(source, loaded, 256) == windows
 
+    # Weights that leave room for all windows of a text have these sampled at once.
+    monkeypatch.setattr(self_text, "LENGTH", 256)
+    for tokens, windows in ((16 * 256, 16), (1000 * 256, 256)):
+        monkeypatch.setattr(self_text, "room", lambda: 1 << 40)
+        beside = self_text.room_beside(source.config, tokens)
+        monkeypatch.setattr(self_text, "room", lambda free=beside: (1 << 40) - free + weights)
+        assert self_text.at_once(source, loaded, 256) == windows
+
 
 def test_text_that_was_interrupted_while_sampled_goes_on_after_its_last_part(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

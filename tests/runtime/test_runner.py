@@ -11,6 +11,7 @@ from helpers import TOKENS, Maker, llama, qwen3_moe
 
 from mint_mlx.jobs.convert import convert
 from mint_mlx.runtime import runner
+from mint_mlx.runtime.cpu_ops import dense_products
 from mint_mlx.runtime.device import on_cpu
 from mint_mlx.runtime.runner import load_runner, logits_of, trunk_output, trunk_output_from
 
@@ -45,6 +46,26 @@ def test_a_model_is_streamed_where_it_does_not_fit(
     monkeypatch.setattr(runner, "fits_here", lambda size: False)
     assert not runner.fits(folder)
     assert load_runner(folder).streamed
+
+
+def test_quantized_layers_stay_packed_where_the_model_fits_only_so(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = convert(str(make(qwen3_moe(1))), uniform="4bit-g64", out=tmp_path / "q", smoke=False).path
+    whole = load_runner(out, packed=True)
+    size = (out / "model.safetensors").stat().st_size
+    monkeypatch.setattr(runner, "fits_here", lambda needed: needed < 2 * size)
+    assert runner.fits(out, packed=True)
+    assert runner.fits(out) == (not on_cpu())
+
+    loaded = load_runner(out, packed=True)
+    assert not loaded.streamed
+    experts = loaded.blocks[0].mlp.switch_mlp.up_proj
+    assert type(experts).__name__ == "QuantizedSwitchLinear"
+    with dense_products():
+        near(loaded.model(IDS), whole.model(IDS))
+    monkeypatch.setattr(runner, "fits_here", lambda needed: False)
+    assert load_runner(out, packed=True).streamed
 
 
 def test_a_streamed_block_is_read_and_dropped(make: Maker) -> None:
