@@ -56,6 +56,8 @@ def get_sensitivity(
     twin = find_twin(job, wish, profile, count)
     if twin is not None and twin.keep is not None:
         write_kept(job, twin, report)
+    if twin is None and wish.writes:
+        report.note("not even the smallest twin fits in memory: the model is streamed for its text")
     if ranks().size == 1:
         return _measure_sensitivity(job, report, count, twin)
     return _first_rank_measures(job, report, count, twin)

@@ -19,6 +19,7 @@ from ..allocation.search_space import Override, parse_override
 from ..base.distributed import ranks
 from ..base.errors import UsageError
 from ..base.files import PLAN_FILE
+from ..base.folders import is_checkpoint
 from ..base.hf_config import HALVES
 from ..base.quant_config import KEEP, QuantConfig, parse_config
 from ..base.targets import check_target
@@ -250,6 +251,10 @@ def check_twin(
         raise UsageError(f"--keep-twin and -o name the same folder {out}: give two")
     if not Path(keep).exists():
         check_target(Path(keep), None, force=False)
+    elif not is_checkpoint(Path(keep)):
+        raise UsageError(
+            f"{keep} exists already and is no twin: choose another folder with --keep-twin"
+        )
     if ranks().size > 1:
         raise UsageError(
             "several machines write no twin: write one with --effort fast, and give it with --twin"

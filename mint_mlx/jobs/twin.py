@@ -252,7 +252,9 @@ def open_twin(job: Job, twin: Twin, report: Report) -> Iterator[Source]:
         MintError: the disk has no room for it, or something else stands where it is to be kept.
     """
     if twin.given is not None:
-        yield load_source(str(twin.given.path) if twin.given.has_weights else twin.given.name)
+        source = twin.given
+        name = str(source.path) if source.has_weights else f"{source.name}@{source.revision}"
+        yield load_source(name)
     elif twin.keep is not None:
         write_kept(job, twin, report)
         yield load_source(str(twin.keep))

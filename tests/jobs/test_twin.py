@@ -171,6 +171,10 @@ def test_a_twin_that_does_not_fit_is_refused(
     # Then the model writes its text by streamed passes, as without a twin.
     monkeypatch.setattr(twin, "on_cpu", lambda: False)
     assert find_twin(job, wish_of(job), profile, TOKENS) is None
+    notes = Notes()
+    monkeypatch.setattr(measurements, "_measure_sensitivity", lambda *_: None)
+    get_sensitivity(job, notes, TOKENS)
+    assert any("the model is streamed for its text" in note for note in notes.said)
 
 
 def test_no_twin_is_written_where_none_is_of_use(
@@ -221,7 +225,7 @@ def test_what_contradicts_itself_is_refused(cli: Cli, model: Path, tmp_path: Pat
     # A folder that holds something else stays as it is.
     (tmp_path / "k").mkdir()
     ran = cli("sensitivity", str(model), "--keep-twin", str(tmp_path / "k"), "--tokens", "1024")
-    assert ran.code != 0 and "is not the twin that would be written" in ran.err
+    assert ran.code != 0 and "exists already and is no twin" in ran.err
     assert list((tmp_path / "k").iterdir()) == []
 
 
