@@ -256,7 +256,7 @@ def test_text_that_is_complete_needs_no_twin_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("mint_mlx.measure.fisher.measure", stop)
+        patch.setattr("mint_mlx.measure.rounds.measure", stop)
         get_sensitivity(job, None, TOKENS)
     (notes,) = cache.cache_dir().glob("sensitivities/*-whole")
     monkeypatch.setattr(measurements, "open_twin", None)
