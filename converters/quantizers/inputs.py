@@ -180,8 +180,8 @@ def weigh(
     length = sensitivity.tokens.shape[1]
     for path, batches in activations.items():
         weights = sensitivity.weights[path]
-        by_position = weights.weight.mean(1).reshape(-1, length).mean(0)
-        weighted = tuple(_weighted(batch, weights, by_position) for batch in batches)
+        usual = usual_weights(weights, length)
+        weighted = tuple(_weighted(batch, weights, usual) for batch in batches)
         inputs[path] = Inputs(path, weighted, experts[path])
     return inputs
 
@@ -230,16 +230,34 @@ def embedding_moments(layer: Layer, moment: np.ndarray | None) -> np.ndarray | N
     return moment[None]
 
 
-def _weighted(rows: Activations, weights: TokenWeights, by_position: np.ndarray) -> Batch:
+def usual_weights(weights: TokenWeights, length: int) -> np.ndarray:
+    """What a token weighs that was not measured: the mean of those about its place in a window.
+
+    The first tokens of a window weigh more than later ones. Places are taken together in runs, each
+    twice as long as the one before: one token of a great weight is not to speak for its place.
+
+    Args:
+        weights: of the measured tokens.
+        length: tokens of a window.
+
+    Returns:
+        float32 (length,), by the place in a window.
+    """
+    by_place = weights.weight.mean(1).reshape(-1, length).mean(0)
+    run = np.log2(np.arange(length) + 1).astype(np.int64)
+    means = np.bincount(run, by_place) / np.bincount(run)
+    return means[run].astype(np.float32)
+
+
+def _weighted(rows: Activations, weights: TokenWeights, usual_by_place: np.ndarray) -> Batch:
     """What a layer read in some windows, with each row's weight.
 
     Args:
         rows: what it read.
         weights: of the measured tokens.
-        by_position: float32 (tokens of a window,), their mean at each position, which a token has
-            that was not measured: the first ones count for much more than others.
+        usual_by_place: of `usual_weights`, for all others.
     """
-    usual = by_position[rows.token % len(by_position)]
+    usual = usual_by_place[rows.token % len(usual_by_place)]
     known = rows.token < len(weights.weight)
     token = np.where(known, rows.token, 0)
     if weights.expert is None or rows.expert is None:

@@ -2,9 +2,9 @@
 
 The second moments that error feedback goes by have as many numbers as columns squared, and want all
 of the text; what an error in a layer costs is one number. Where that is off by a share e, a plan
-loses about e^2 / 2 more than the best one: at an optimum the first order vanishes. So a part of the
-windows is measured, from which the standard error of each layer's cost is known, and more only
-where that is too large (docs/research-log.md).
+loses about e^2 / 2 more than the best one: at an optimum the first order vanishes. So half of the
+windows is measured, which the second moments can do with (a plan could do with less), and more only
+where the standard error of the layers' costs is too large (docs/research-log.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from . import fisher
 from .sensitivity import Sensitivity, TokenWeights, compacted
 
 LEAST = 4096  # tokens that are measured, where the text has so many
-SHARE = 4  # and at least one in so many of its windows
+SHARE = 2  # and at least one in so many of its windows
 ERROR = 0.1  # standard error of a cost, relative to it, at which no more is measured
 
 
