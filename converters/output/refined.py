@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
 from ...base.array_files import read_tensors
 from ...base.checksum import Damaged, if_sound
@@ -50,6 +51,6 @@ def _is_tensor(array: mx.array, spec: TensorSpec) -> bool:
 def hashes_of(tensors: Mapping[str, mx.array]) -> dict[str, str]:
     """SHA-256 of each tensor's bytes in hex, by name."""
     return {
-        name: hashlib.sha256(flat_view(array, mx.uint8).data).hexdigest()
+        name: hashlib.sha256(flat_view(array, np.uint8).data).hexdigest()
         for name, array in tensors.items()
     }

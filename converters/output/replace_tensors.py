@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
 from ...base.errors import MintError
 from ...base.remove import move
@@ -56,7 +57,7 @@ def _overwrite(
     with file_path.open("r+b") as file:
         for name, array in tensors.items():
             first, last = table[name].start, table[name].end
-            data = flat_view(array, mx.uint8).data
+            data = flat_view(array, np.uint8).data
             if len(data) != last - first:
                 raise MintError(
                     f"{name} takes {last - first} bytes in the checkpoint, but {len(data)} once "

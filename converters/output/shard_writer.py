@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import mlx.core as mx
+import numpy as np
 
 from ...base.checksum import with_checksum
 from ...base.distributed import ALONE, Ranks
@@ -313,7 +314,7 @@ def lock(work: Path) -> IO[str]:
 
 def _bytes(array: mx.array) -> memoryview:
     """The array's memory as bytes."""
-    return flat_view(array, mx.uint8).data if array.size else memoryview(b"")
+    return flat_view(array, np.uint8).data if array.size else memoryview(b"")
 
 
 def check_work(work: Path) -> None:

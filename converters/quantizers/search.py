@@ -25,9 +25,15 @@ import numpy as np
 
 from ...base.quant_config import QuantConfig
 from ...base.threads import in_threads
-from ...measure.grid_fit import rounder
+from ...measure.columns import (
+    as_columns,
+    as_rows,
+    pack_columns,
+    raw_rows,
+    rounder,
+    tiled,
+)
 from . import rtn
-from .columns import as_columns, as_rows, pack_columns, raw_rows, tiled
 
 # Codes (rows, columns), scales and biases (rows, groups).
 Grid = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -36,7 +42,7 @@ Grid = tuple[np.ndarray, np.ndarray, np.ndarray]
 RANGES = {2: (0.7,), 3: (0.92, 0.8), 4: (0.97, 0.9), 5: (0.98,), 6: (1.0,), 8: (1.0,)}
 SMALLEST = 1e-37  # numbers below lose digits in float32
 SAFE = 2.0**20  # the squares of weights up to this, and from its inverse on, are normal numbers
-CHUNK = 1 << 18  # weights at once: small enough for the CPU's cache
+CHUNK = 1 << 20  # weights at once: for fewer, threads wait for the interpreter
 WORKERS = 8  # threads at most
 
 
@@ -219,13 +225,21 @@ def _refit(
     """
     _round(groups, scale, bias, top)
     code = groups.counted.sum(axis=0) / np.float32(len(groups.codes))
-    squares = np.multiply(groups.counted, groups.codes, out=groups.work).sum(axis=0)
+    squares = _squares(groups)
     products = np.multiply(groups.counted, groups.weights, out=groups.work).sum(axis=0)
 
     products -= code * total
     spread = squares - np.float32(len(groups.codes)) * code * code
     scale = np.where(spread > 0, products / np.where(spread > 0, spread, 1), np.float32(0))
     return scale, total / np.float32(len(groups.codes)) - scale * code, scale * products
+
+
+def _squares(groups: Groups) -> np.ndarray:
+    """The sums of the groups' squared codes, each times what it counts."""
+    if groups.counts is None:
+        # (Whole numbers below 2^24: these sums are exact, also of fused products.)
+        return np.asarray(np.einsum("cg,cg->g", groups.codes, groups.codes))
+    return np.asarray(np.multiply(groups.counted, groups.codes, out=groups.work).sum(axis=0))
 
 
 def _total(groups: Groups) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -26,7 +27,7 @@ def all_finite(array: mx.array) -> bool:
     """
     if not mx.issubdtype(array.dtype, mx.floating) or not array.size:
         return True
-    bits = flat_view(array, mx.uint16 if array.itemsize == 2 else mx.uint32)
+    bits = flat_view(array, np.uint16 if array.itemsize == 2 else np.uint32)
     return bits_finite(bits, INFINITY[array.dtype])
 
 
@@ -68,13 +69,18 @@ def cast(name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:
     return result
 
 
-def flat_view(array: mx.array, dtype: mx.Dtype) -> np.ndarray:
-    """An evaluated array's memory as flat numbers of another type (numpy has no bfloat16).
+def flat_view(array: mx.array, dtype: type[np.unsignedinteger[Any]]) -> np.ndarray:
+    """An array's memory as flat numbers of another type (numpy has no bfloat16).
 
-    MLX itself cannot flatten an array of 2^31 numbers or more, as DeepSeek-V3's expert layers are.
+    MLX itself cannot flatten an array of 2^31 numbers or more, as DeepSeek-V3's expert layers are,
+    and would view it in a thread of its own, for which this one waits.
     """
-    array = array.reshape(1) if array.ndim == 0 else array
-    return np.asarray(array.view(dtype)).reshape(-1)
+    if not array.size:
+        return np.empty(0, dtype=dtype)
+    memory = memoryview(array)  # type: ignore[arg-type]
+    if not memory.c_contiguous:
+        memory = memoryview(mx.contiguous(array))  # type: ignore[arg-type]
+    return np.frombuffer(memory, dtype=dtype)
 
 
 def dense(layer: Layer, tensors: dict[str, mx.array]) -> mx.array:

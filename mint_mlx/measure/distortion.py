@@ -15,11 +15,18 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..base.quant_config import QuantConfig
+from ..base.quant_config import AFFINE_GROUPS, QuantConfig
 from ..base.streams import working
+from ..base.threads import in_threads
+from ..runtime.device import on_cpu
+from .affine_errors import error_sums, range_sums
+from .columns import raw_rows
 
-# Weights measured at once: small enough for the CPU's cache, large enough for the GPU.
+# Weights measured at once: by MLX, few enough for the CPU's cache and many enough for the GPU; by
+# numpy, few enough that several arrays of them stay in the cache.
 CHUNK = 1 << 19
+CHUNK_OF_NUMPY = 1 << 19
+WORKERS = 8  # threads at most
 Chunk = tuple[slice, slice]  # over experts and rows
 
 
@@ -70,6 +77,81 @@ def row_errors(
         configs: as for `measure`.
         columns: weights of the columns, (experts, columns), or (1, columns) for all experts.
     """
+    affine = [config for config in configs if config.mode == "affine"] if on_cpu() else []
+    others = [config for config in configs if config not in affine]
+    if not affine:
+        return _errors_by_mlx(weight, others, columns)
+    fast = _errors_by_numpy(weight, affine, columns)
+    if not others:
+        return fast
+
+    # Both parts in the order that was asked for.
+    slow = _errors_by_mlx(weight, others, columns)
+    order = [(affine + others).index(config) for config in configs]
+    weighted = None
+    if fast.weighted_errors is not None and slow.weighted_errors is not None:
+        weighted = np.concatenate([fast.weighted_errors, slow.weighted_errors])[order]
+    errors = np.concatenate([fast.errors, slow.errors])[order]
+    return RowErrors(errors, fast.energy, weighted, fast.weighted_energy)
+
+
+def _errors_by_numpy(
+    weight: mx.array, configs: Sequence[QuantConfig], columns: np.ndarray | None
+) -> RowErrors:
+    """`row_errors` of affine configurations, in as many threads as there are cores."""
+
+    def sums_of(rows: np.ndarray, experts: slice) -> np.ndarray:
+        of_experts = columns if columns is None or len(columns) == 1 else columns[experts]
+        return error_sums(rows, weight.dtype, configs, of_experts)
+
+    count = (1 + len(configs)) * (1 if columns is None else 2)
+    sums = _by_error(_numpy_sums(weight, sums_of, count), 1 + len(configs))
+
+    # Weights above 1e18, and those that aren't finite, are left to MLX.
+    for expert in np.flatnonzero(~np.isfinite(sums.energy).all(axis=1)).tolist():
+        one = slice(expert, expert + 1)
+        of_expert = columns if columns is None or len(columns) == 1 else columns[one]
+        for array, exact in zip(sums, _errors_by_mlx(weight[one], configs, of_expert), strict=True):
+            if array is not None:
+                array[..., one, :] = exact
+    return sums
+
+
+def _numpy_sums(
+    weight: mx.array, sums_of: Callable[[np.ndarray, slice], np.ndarray], count: int
+) -> np.ndarray:
+    """Sums over the rows of a weight, some at a time.
+
+    Args:
+        weight: (experts, rows, columns).
+        sums_of: from some raw rows (experts, rows, columns) and the slice of their experts to
+            `count` sums (count, experts, rows).
+        count: how many.
+
+    Returns:
+        float64 (count, experts, rows).
+    """
+    raw = raw_rows(weight).reshape(weight.shape)
+    totals = np.zeros((count, *weight.shape[:2]))
+
+    def work(experts: slice, rows: slice) -> None:
+        totals[:, experts, rows] = sums_of(raw[experts, rows], experts)
+
+    in_threads(work, _chunks(CHUNK_OF_NUMPY, *weight.shape), WORKERS)
+    return totals
+
+
+def _by_error(totals: np.ndarray, count: int) -> RowErrors:
+    """Totals of weights and errors, (count, experts, rows) or twice as many, by name."""
+    if len(totals) == count:
+        return RowErrors(totals[1:], totals[0])
+    return RowErrors(totals[1:count], totals[0], totals[count + 1 :], totals[count])
+
+
+def _errors_by_mlx(
+    weight: mx.array, configs: Sequence[QuantConfig], columns: np.ndarray | None
+) -> RowErrors:
+    """`row_errors` as MLX itself quantizes and restores."""
     roots = None if columns is None else mx.array(np.sqrt(columns, dtype=np.float32)[:, None])
 
     def terms(chunk: Chunk) -> list[mx.array]:
@@ -86,11 +168,8 @@ def row_errors(
         return results + [result * root for result in results]
 
     count = 1 + len(configs)
-    if roots is None:
-        totals = _row_sums(weight, terms, count)
-        return RowErrors(totals[1:], totals[0])
-    totals = _row_sums(weight, terms, 2 * count)
-    return RowErrors(totals[1:count], totals[0], totals[count + 1 :], totals[count])
+    totals = _row_sums(weight, terms, count if roots is None else 2 * count)
+    return _by_error(totals, count)
 
 
 def row_ranges(weight: mx.array, group_sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -104,6 +183,12 @@ def row_ranges(weight: mx.array, group_sizes: Sequence[int]) -> tuple[np.ndarray
         float64 (group sizes, experts, rows), sums over a row's groups of (max - min)^2; and
         (experts, rows), sums of squares.
     """
+    if on_cpu() and group_sizes and group_sizes[0] == min(AFFINE_GROUPS):
+        sums = _numpy_sums(
+            weight, lambda rows, _: range_sums(rows, group_sizes), 1 + len(group_sizes)
+        )
+        if np.isfinite(sums[0]).all():
+            return sums[1:], sums[0]
 
     def terms(chunk: Chunk) -> list[mx.array]:
         exact = weight[chunk].astype(mx.float32)
@@ -136,7 +221,7 @@ def _row_sums(weight: mx.array, terms: Callable[[Chunk], list[mx.array]], count:
     """
     totals = np.zeros((count, *weight.shape[:2]))
     streams = working()
-    chunks = list(_chunks(*weight.shape))
+    chunks = list(_chunks(CHUNK, *weight.shape))
     for start in range(0, len(chunks), len(streams)):
         batch = chunks[start : start + len(streams)]
         results = []
@@ -165,10 +250,10 @@ def _squares(x: mx.array) -> mx.array:
     return mx.sum(mx.square(x), axis=-1)
 
 
-def _chunks(experts: int, rows: int, columns: int) -> Iterator[Chunk]:
-    """Slices over experts and rows that hold about CHUNK weights each."""
-    per_expert = max(1, CHUNK // (rows * columns))
-    per_row = rows if per_expert > 1 else max(1, CHUNK // columns)
+def _chunks(size: int, experts: int, rows: int, columns: int) -> Iterator[Chunk]:
+    """Slices over experts and rows that hold about so many weights each."""
+    per_expert = max(1, size // (rows * columns))
+    per_row = rows if per_expert > 1 else max(1, size // columns)
     for e in range(0, experts, per_expert):
         for r in range(0, rows, per_row):
             yield slice(e, min(e + per_expert, experts)), slice(r, min(r + per_row, rows))

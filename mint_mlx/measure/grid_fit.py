@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..base.quant_config import QuantConfig
+from .columns import rounder
 from .grid import grid_for
 from .group_codes import affine_codes, as_numbers, in_chunks, least_squares, mx_codes
 
@@ -188,23 +189,6 @@ def _bias(groups: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> np.ndarra
     """The bias (groups, 1) that brings codes on this scale closest to the weights."""
     mean = groups.mean(axis=1, keepdims=True)
     return np.asarray(mean - scale * codes.mean(axis=1, keepdims=True))
-
-
-def rounder(dtype: mx.Dtype) -> Callable[[np.ndarray], np.ndarray]:
-    """The function that rounds float32 numbers to a type; they stay float32."""
-    if dtype == mx.bfloat16:
-        return _to_bfloat16
-    if dtype == mx.float16:
-        return lambda numbers: numbers.astype(np.float16).astype(np.float32)
-    return lambda numbers: numbers.astype(np.float32)
-
-
-def _to_bfloat16(numbers: np.ndarray) -> np.ndarray:
-    """Finite float32 numbers rounded to bfloat16, to even where two are equally near."""
-    bits = np.ascontiguousarray(numbers, dtype=np.float32).view(np.uint32)
-    odd = (bits >> np.uint32(16)) & np.uint32(1)
-    rounded = (bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
-    return rounded.view(np.float32)
 
 
 def _neighbours(scale: np.ndarray, dtype: mx.Dtype) -> Iterator[np.ndarray]:

@@ -10,8 +10,8 @@ group does, which is cheap. So two samples are taken (double sampling; Cochran, 
 squared error over the sum of squared ranges on fewer. The product estimates the NMSE, and its
 relative variance is the sum of both, each with the finite-population correction (the strata make
 it somewhat smaller, which is ignored). Where the squared error over the sum of squares on the fewer
-rows has a smaller standard error, that is the estimate. The sum of squares of the whole layer has
-half the standard error of an NMSE.
+rows has a smaller standard error, that is the estimate. The sum of squares of the whole layer, a
+factor of its cost where a sensitivity is known, is estimated as well as an NMSE.
 
 What weights of columns change in an NMSE is measured as a factor, on the rows that errors are
 measured on: it varies little from row to row, since the columns are the same in all.
@@ -36,7 +36,7 @@ WHOLE = 1 << 20  # a layer of at most so many weights is measured whole
 FIRST = 1 << 13  # weights of an expert that are drawn at first
 FIRST_OF_LAYER = 1 << 18  # weights of a layer that are drawn at first, however few experts it has
 FEWEST = 8  # rows: the spread of fewer says little
-OF_ENERGY = 0.5  # the standard error of a layer's sum of squares, as a fraction of TOLERANCE
+OF_ENERGY = 1.0  # the standard error of a layer's sum of squares, as a fraction of TOLERANCE
 OF_RANGES = 0.7  # the fraction of the tolerance that the first of the two ratios may take
 
 # Called with experts (n,) and rows (n, k); returns their weights (n, k, columns).

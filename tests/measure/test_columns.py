@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mint_mlx.converters.quantizers.codes import pack
-from mint_mlx.converters.quantizers.columns import (
+from mint_mlx.measure.columns import (
     as_columns,
     as_rows,
     pack_columns,

@@ -7,16 +7,20 @@ first, since two neighbours in 16 bits are moved together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 import numpy as np
+
+from ..checkpoint.arrays import flat_view
 
 PACKED_AT_ONCE = 32  # codes of a group, which fill as many words as a code has bits
 
 
 def raw_rows(weight: mx.array) -> np.ndarray:
     """A weight's memory (rows, columns): bits of bfloat16 as uint16, else float16 or float32."""
-    rows = weight.reshape(-1, weight.shape[-1])
-    return np.asarray(rows.view(mx.uint16) if rows.dtype == mx.bfloat16 else rows)
+    rows = flat_view(weight, np.uint16) if weight.dtype == mx.bfloat16 else np.asarray(weight)
+    return rows.reshape(-1, weight.shape[-1])
 
 
 def as_columns(rows: np.ndarray, group_size: int) -> np.ndarray:
@@ -85,3 +89,20 @@ def pack_columns(codes: np.ndarray, bits: int) -> np.ndarray:
         if start + 4 * bits > 32:
             words[:, word + 1] |= fours[:, index] >> np.uint32(32 - start)
     return np.ascontiguousarray(words.reshape(-1, groups).T)
+
+
+def rounder(dtype: mx.Dtype) -> Callable[[np.ndarray], np.ndarray]:
+    """The function that rounds float32 numbers to a type; they stay float32."""
+    if dtype == mx.bfloat16:
+        return _to_bfloat16
+    if dtype == mx.float16:
+        return lambda numbers: numbers.astype(np.float16).astype(np.float32)
+    return lambda numbers: numbers.astype(np.float32)
+
+
+def _to_bfloat16(numbers: np.ndarray) -> np.ndarray:
+    """Finite float32 numbers rounded to bfloat16, to even where two are equally near."""
+    bits = np.ascontiguousarray(numbers, dtype=np.float32).view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded = (bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32)
