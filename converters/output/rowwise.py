@@ -13,16 +13,18 @@ import mlx.core as mx
 
 from ...base.errors import NOT_FINITE, MintError
 from ...base.quant_config import QuantConfig
-from ...base.streams import working
+from ...base.threads import side_by_side
 from ...checkpoint.arrays import all_finite
 from ...checkpoint.layers import Layer
 from ...checkpoint.layout import TensorSpec
 from ...checkpoint.row_reader import Straight
 from ...checkpoint.source import Source
+from ...runtime.device import on_cpu
 from ..quantizers import rtn
 from ..quantizers.protocol import Quantizer
 
 CHUNK = 1 << 22  # weights at once
+WORKERS = 8  # threads at most
 
 
 def is_possible(layer: Layer, specs: tuple[TensorSpec, ...]) -> bool:
@@ -41,40 +43,37 @@ def quantized_pieces(
 ) -> Iterator[dict[str, mx.array]]:
     """A layer's tensors under a configuration, cut along their rows; each piece is evaluated.
 
-    While the GPU or two threads quantize, the next rows are read.
+    On a CPU each of several threads reads, quantizes and checks pieces of its own. While a GPU
+    quantizes, the next rows are read.
 
     Raises:
         MintError: weights aren't finite, or would not be as codes.
     """
 
-    def checked(piece: dict[str, mx.array]) -> dict[str, mx.array]:
+    def start(chunk: slice) -> dict[str, mx.array]:
+        weight = rows.load(source, layer, chunk)
+        if not allow_nonfinite and not all_finite(weight):
+            raise MintError(f"{layer.path}.weight {NOT_FINITE}")
+        piece = quantize(layer, weight, config) if config.quantized else {"weight": weight}
+        # (Some rows alone may be those of an expert that does nothing.)
+        if config.quantized and (config.mode == "nvfp4" or layer.kind != "experts"):
+            rtn.check_scales(layer.path, weight, piece, config)
+        return piece
+
+    def finish(piece: dict[str, mx.array]) -> dict[str, mx.array]:
+        mx.eval(piece)
         if not allow_nonfinite:
             rtn.check_finite(layer.path, piece, config)
         return piece
 
-    streams = working()
+    chunks = rows.chunks(CHUNK)
+    if on_cpu():
+        yield from side_by_side(lambda chunk: finish(start(chunk)), zip(chunks), WORKERS)
+        return
     started = deque[dict[str, mx.array]]()
-    for number, weight in enumerate(rows.chunks(source, layer, CHUNK)):
-        if not allow_nonfinite and not all_finite(weight):
-            raise MintError(f"{layer.path}.weight {NOT_FINITE}")
-        with mx.stream(streams[number % len(streams)]):
-            piece = quantize(layer, weight, config) if config.quantized else {"weight": weight}
-            # (Some rows alone may be those of an expert that does nothing.)
-            if config.quantized and (config.mode == "nvfp4" or layer.kind != "experts"):
-                rtn.check_scales(layer.path, weight, piece, config)
-        mx.async_eval(piece)
-        started.append(piece)
-        del weight, piece
-
-        # One piece more than there are streams is under way, so that none of them waits.
-        if len(started) > len(streams):
-            yield checked(_evaluated(started))
-    while started:
-        yield checked(_evaluated(started))
-
-
-def _evaluated(started: deque[dict[str, mx.array]]) -> dict[str, mx.array]:
-    """The oldest piece, once it is computed."""
-    piece = started.popleft()
-    mx.eval(piece)
-    return piece
+    for chunk in chunks:
+        started.append(start(chunk))
+        mx.async_eval(started[-1])
+        if len(started) > 1:
+            yield finish(started.popleft())
+    yield from map(finish, started)

@@ -7,7 +7,7 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from ...checkpoint.arrays import cast, dense
 from ...checkpoint.block_path import any_block
 from ...checkpoint.layer_stream import stream
 from ...checkpoint.layers import MLX_DTYPES, Inventory, Layer
-from ...checkpoint.row_reader import read_rows, select_rows
+from ...checkpoint.row_reader import read_headers, read_rows, select_rows
 from ...checkpoint.source import Source
-from ...checkpoint.straight import Piece, source_parameters, straight_parameters
+from ...checkpoint.straight import source_parameters, straight_parameters
 from ...measure.distortion import as_experts
 
 Rows = dict[str, mx.array]  # some rows of a layer's weight, scales and biases
@@ -59,9 +59,10 @@ def source_rows(
         if layer.size > LARGE and layer.stored is None and f"{layer.path}.weight" in straight
     }
     layers = {layer.path: layer for layer in inventory.layers}
+    headers = read_headers(source.path, by_row.values())
     for path, tensors in by_row.items():
         if path in modules:
-            weight = _read_drawn(source.path, tensors, layers[path])
+            weight = read_rows(source.path, headers, tensors, *_places(layers[path]))
             dtype: mx.Dtype = getattr(mx, MLX_DTYPES[layers[path].dtype])
             yield path, {"weight": cast(f"{path}.weight", weight, dtype)}
 
@@ -89,6 +90,7 @@ def wrong_layer(
     """
     layers = {layer.path: layer for layer in inventory.layers}
     straight = straight_parameters(folder)
+    headers = read_headers(folder, straight.values())
     written: dict[str, dict[str, mx.array]] = {}
     for name, array in tree_flatten(mlxlm.build_model(folder, keep_nvfp4=True).parameters()):
         owner, _, local = name.rpartition(".")
@@ -98,7 +100,7 @@ def wrong_layer(
     for path, tensors in rows:
         config, layer = choice.get(path, KEEP), layers[path]
         by_row = {
-            local: _read_drawn(folder, straight[f"{path}.{local}"], layer)
+            local: read_rows(folder, headers, straight[f"{path}.{local}"], *_places(layer))
             for local in COMPARED
             if layer.size > LARGE and f"{path}.{local}" in straight
         }
@@ -143,11 +145,6 @@ def _drawn(layer: Layer, tensors: Mapping[str, mx.array]) -> Rows:
     if "global_scale" in tensors:
         drawn["global_scale"] = tensors["global_scale"][mx.array(experts)]
     return drawn
-
-
-def _read_drawn(folder: Path, tensors: Sequence[Piece], layer: Layer) -> mx.array:
-    """The rows of a layer that are compared, from the tensors that it is made of."""
-    return read_rows(folder, tensors, *_places(layer))
 
 
 def _difference(layer: Layer, rows: Rows, written: Rows, config: QuantConfig) -> str | None:

@@ -11,6 +11,7 @@ from ...base.quant_config import QuantConfig
 
 MAX_LOST = 0.01  # of a layer's groups
 SMALLEST_SCALE = 1e-7  # that mx.quantize makes in affine mode
+SURELY_LARGE = 1e-6  # a scale that no group has whose largest weight is below SMALLEST_SCALE x 2
 NEGLIGIBLE = 1e-3  # of the largest weight: groups of smaller ones may become zeros
 # Exponents of mxfp4 and mxfp8 that no weight needs: 2^113. MLX's CPU quantizer wraps the byte of a
 # group whose largest weight lies near 1e-38 around to one of these.
@@ -53,6 +54,8 @@ def check_scales(
     if config.mode not in ("nvfp4", "affine"):
         return
     scales = packed["scales"]
+    if config.mode == "affine" and float(mx.min(mx.abs(scales))) > SURELY_LARGE:
+        return
     largest = mx.abs(weight).reshape(*scales.shape, config.group_size).max(axis=-1)
     zeros = scales == 0
     if config.mode == "affine":

@@ -41,6 +41,8 @@ def run(command: list[str], log: Path, cache: Path, limit: float = 3600) -> Run:
         SystemExit: it failed; the end of the log says why.
     """
     environment = os.environ | {"MINT_MLX_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    # Modules are compiled once, as those of an installed package are.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with log.open("wb") as out:
         started = time.monotonic()
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)

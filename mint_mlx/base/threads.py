@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
+_local = threading.local()
 
 
 def cores(most: int) -> int:
@@ -35,9 +37,12 @@ def in_threads(work: Callable[..., None], pieces: Iterable[tuple[Any, ...]], mos
 def side_by_side(
     work: Callable[..., T], pieces: Iterable[tuple[Any, ...]], most: int
 ) -> Iterator[T]:
-    """What the work gives for each piece, in order, computed as in `in_threads`."""
+    """What the work gives for each piece, in order, computed as in `in_threads`.
+
+    Work that is itself a piece of other work is done in its own thread: all others are busy.
+    """
     count = cores(most)
-    if count == 1:
+    if count == 1 or getattr(_local, "is_worker", False):
         yield from (work(*piece) for piece in pieces)
         return
     running = deque[Future[T]]()
@@ -83,4 +88,5 @@ def _libraries() -> ThreadpoolController:
 
 @lru_cache(maxsize=2)
 def _pool(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count)  # kept, as MLX makes a stream for each thread
+    # Kept, as MLX makes a stream for each thread.
+    return ThreadPoolExecutor(count, initializer=lambda: setattr(_local, "is_worker", True))

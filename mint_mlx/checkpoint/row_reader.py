@@ -8,7 +8,7 @@ transposed or dequantized can't, since evaluating a slice of it evaluates all of
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,11 +19,13 @@ import mlx.core as mx
 import numpy as np
 
 from ..base.errors import MintError
-from ..base.safetensors_header import ITEMSIZE, read_header
+from ..base.safetensors_header import ITEMSIZE, TensorInfo, read_header
 from .arrays import FLOATS, cast
 from .layers import MLX_DTYPES, Layer
 from .source import Source
 from .straight import Piece, source_parameters
+
+Header = tuple[dict[str, TensorInfo], int]  # tensors by name, and where the data begins
 
 
 @dataclass(frozen=True)
@@ -59,32 +61,26 @@ class Straight:
                     _read_into(files[name], buffer[first:end], position)
         return self._array(out, layer)
 
-    def chunks(self, source: Source, layer: Layer, size: int) -> Iterator[mx.array]:
-        """All rows in order, `size` weights at a time: (rows, columns) in the written type."""
-        chunk_rows = max(1, size // self.columns)
-        buffer = np.empty((chunk_rows, self.columns), dtype=FLOATS[self.dtype])
-        row_bytes = buffer[0].nbytes
-        filled = 0
+    def chunks(self, size: int) -> Iterator[slice]:
+        """All rows in order, `size` weights at a time; numbered through all matrices."""
+        step = max(1, size // self.columns)
+        total = len(self.matrices) * self.rows
+        return (slice(start, min(start + step, total)) for start in range(0, total, step))
 
-        with ExitStack() as stack:
+    def load(self, source: Source, layer: Layer, rows: slice) -> mx.array:
+        """The rows of a chunk as an array (rows, columns) in the layer's written type."""
+        out = np.empty((rows.stop - rows.start, self.columns), dtype=FLOATS[self.dtype])
+        row = rows.start
+        while row < rows.stop:
             # A chunk may span the matrices of several experts.
-            files: dict[str, int] = {}
-            for name, start in self.matrices:
-                if name not in files:
-                    files[name] = os.open(source.path / name, os.O_RDONLY)
-                    stack.callback(os.close, files[name])
-                row = 0
-                while row < self.rows:
-                    count = min(self.rows - row, chunk_rows - filled)
-                    rows = buffer[filled : filled + count]
-                    _read_into(files[name], rows, start + row * row_bytes)
-                    row += count
-                    filled += count
-                    if filled == chunk_rows:
-                        yield self._array(buffer, layer)
-                        filled = 0
-            if filled:
-                yield self._array(buffer[:filled], layer)
+            matrix, first = divmod(row, self.rows)
+            end = min(rows.stop, row + self.rows - first)
+            name, start = self.matrices[matrix]
+            with (source.path / name).open("rb", buffering=0) as file:
+                position = start + first * self.columns * out.itemsize
+                _read_into(file.fileno(), out[row - rows.start : end - rows.start], position)
+            row = end
+        return self._array(out, layer)
 
     def _array(self, values: np.ndarray, layer: Layer) -> mx.array:
         """A copy of rows as an array in the type that the layer will be written in."""
@@ -149,20 +145,30 @@ def _locate(
     return Straight(tuple(located), rows, columns, dtype)
 
 
+def read_headers(folder: Path, parameters: Iterable[Sequence[Piece]]) -> dict[str, Header]:
+    """The headers of all files that parameters are made of, by name, each read once."""
+    names = {piece.file for tensors in parameters for piece in tensors}
+    return {name: read_header(folder / name) for name in sorted(names)}
+
+
 def read_rows(
-    folder: Path, tensors: Sequence[Piece], experts: np.ndarray, rows: np.ndarray
+    folder: Path,
+    headers: Mapping[str, Header],
+    tensors: Sequence[Piece],
+    experts: np.ndarray,
+    rows: np.ndarray,
 ) -> mx.array:
     """Rows (n, k) of experts (n,) of a parameter, in the type that its files have.
 
     Args:
         folder: of the checkpoint.
+        headers: of its files, by name (`read_headers`).
         tensors: that the parameter is made of (straight.py).
         experts, rows: numbers.
 
     Returns:
         (n, k, columns).
     """
-    headers = {piece.file: read_header(folder / piece.file) for piece in tensors}
     first = headers[tensors[0].file][0][tensors[0].name]
     *lead, height, columns = first.shape
     matrices = int(np.prod(lead))

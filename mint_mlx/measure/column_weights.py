@@ -23,13 +23,14 @@ import numpy as np
 from ..base.checksum import warn
 from ..base.errors import is_passing
 from ..base.streams import reading
+from ..base.threads import side_by_side
 from ..checkpoint import hub
 from ..checkpoint.layers import Inventory, Layer
 from ..checkpoint.row_reader import Straight, straight_layers
 from ..checkpoint.source import Source, open_model
 from ..checkpoint.straight import source_parameters
 from ..runtime.input_scales import Scales, gain, trace
-from .distortion import CHUNK
+from .distortion import CHUNK, WORKERS
 
 SAMPLE = 64  # rows of an expert, and experts, that tell whether rows differ
 SPREAD = 1.0  # standard deviation of rows' sums of squares over their mean; .1 to .5 is usual
@@ -128,9 +129,17 @@ def _row_sums(
             continue
         columns = weights.get(up.path, np.ones((1, up.shape[-1])))
         if _differ(source, up, rows, columns):
-            chunks = [_squares(chunk, columns) for chunk in rows.chunks(source, up, CHUNK)]
-            sums[path] = np.concatenate(chunks).reshape(up.as_experts[:2])
+            sums[path] = _all_squares(source, up, rows, columns).reshape(up.as_experts[:2])
     return sums
+
+
+def _all_squares(source: Source, layer: Layer, rows: Straight, columns: np.ndarray) -> np.ndarray:
+    """`_squares` of all rows of a layer, float64 (experts x rows,)."""
+
+    def squares(chunk: slice) -> np.ndarray:
+        return _squares(rows.load(source, layer, chunk), columns)
+
+    return np.concatenate(list(side_by_side(squares, zip(rows.chunks(CHUNK)), WORKERS)))
 
 
 def _differ(source: Source, layer: Layer, rows: Straight, columns: np.ndarray) -> bool:

@@ -20,6 +20,15 @@ def test_results_come_in_order(most: int) -> None:
     assert list(side_by_side(work, pieces, most)) == [number**2 for number in range(20)]
 
 
+def test_work_within_work_waits_for_no_thread() -> None:
+    def outer(number: int) -> list[int]:
+        return list(side_by_side(lambda inner: number * inner, ((i,) for i in range(3)), 4))
+
+    assert list(side_by_side(outer, ((n,) for n in range(8)), 4)) == [
+        [0, n, 2 * n] for n in range(8)
+    ]
+
+
 def test_after_a_failure_nothing_goes_on() -> None:
     ran = []
 
