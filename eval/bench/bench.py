@@ -3,8 +3,10 @@
     python eval/bench/bench.py           two layers of Qwen3-30B-A3B, median of 3 (under 10 minutes)
     python eval/bench/bench.py --full    the slopes over 2, 4 and 8 layers, other shapes, and the
                                          steps of `balanced`
+    python eval/bench/bench.py --typed qwen3-30b-a3b:4
+                                         one shape and depth, once: what a user types, alone
 
-Both write eval/bench/results.json and results.md. Models are made in a temporary folder and removed
+All write eval/bench/results.json and results.md. Models are made in a temporary folder and removed
 again.
 """
 
@@ -32,6 +34,7 @@ DEPTHS = (2, 4, 8)
 OTHERS = {"mixtral-8x7b": 2, "deepseek-v3-fp8": 1, "qwen3.5-35b-a3b": 2, "gpt-oss-20b": 2}
 PEER_CANNOT = ("deepseek-v3-fp8", "gpt-oss-20b")  # mlx-lm holds all of one, and keeps the other
 PARTS = ("quick", "slopes", "levels", "shapes")
+ALONE = "typed"  # a part of models by name and depth, each with the machine that it was timed on
 TOKENS = (1024, 4096)
 LIMIT = 120  # seconds for mlx-lm's gptq: on these shapes it copies all experts for each column
 TEXT_TOKENS = 16_384  # of the model's own text that `balanced` sees
@@ -55,6 +58,8 @@ def main() -> None:
     )
     parser.add_argument("--full", action="store_true", help="also the slopes and other shapes")
     parser.add_argument("--part", action="append", choices=PARTS, help="this part alone")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of the first part")
+    parser.add_argument("--typed", metavar="SHAPE:LAYERS", help="what a user types, of this model")
     parser.add_argument("--older", type=Path, help="another commit's checkout, timed beside")
     parser.add_argument("--folder", type=Path, help="where models are made (needs 25 GB)")
     options = parser.parse_args()
@@ -62,13 +67,25 @@ def main() -> None:
     # After each part, so that an interruption loses only one.
     results = _read()
     with scratch_folder(BENCH, options.folder) as folder:
+        if options.typed:
+            shape, _, layers = options.typed.partition(":")
+            typed = measure(shape, int(layers), 1, folder, options.older, (PEER, ROUNDED, TYPED))
+            results.setdefault(ALONE, {})[options.typed] = {"machine": machine(), "measured": typed}
+            _write(results)
+            print(report(results))
+            return
         for part in options.part or (PARTS[1:] if options.full else PARTS[:1]):
-            measured = _measure_part(part, folder, options.older)
-            results[part] = {"machine": machine(), "measured": measured}
-            text = json.dumps(results, indent=1) + "\n"
-            (FOLDER / "results.json").write_text(text, encoding="utf-8")
-            (FOLDER / "results.md").write_text(report(results), encoding="utf-8")
+            measured = _measure_part(part, folder, options.older, options.rounds)
+            results[part] = {"machine": machine(), "measured": measured, "rounds": options.rounds}
+            _write(results)
     print(report(results))
+
+
+def _write(results: dict[str, Any]) -> None:
+    """Write results.json and results.md."""
+    text = json.dumps(results, indent=1) + "\n"
+    (FOLDER / "results.json").write_text(text, encoding="utf-8")
+    (FOLDER / "results.md").write_text(report(results), encoding="utf-8")
 
 
 def _read() -> dict[str, Any]:
@@ -81,9 +98,9 @@ def _read() -> dict[str, Any]:
 # Measuring
 
 
-def _measure_part(part: str, folder: Path, older: Path | None) -> dict[str, Any]:
+def _measure_part(part: str, folder: Path, older: Path | None, rounds: int) -> dict[str, Any]:
     if part == "quick":
-        return measure(MAIN, DEPTHS[0], ROUNDS, folder, older)
+        return measure(MAIN, DEPTHS[0], rounds, folder, older)
     if part == "slopes":
         return {str(depth): measure(MAIN, depth, 1, folder, older) for depth in DEPTHS}
     if part == "levels":
@@ -103,19 +120,26 @@ def make(shape: str, layers: int, folder: Path) -> int:
 
 
 def measure(
-    shape: str, layers: int, rounds: int, folder: Path, older: Path | None = None
+    shape: str,
+    layers: int,
+    rounds: int,
+    folder: Path,
+    older: Path | None = None,
+    ways: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Each way's median seconds and highest peak, on a model that is made for it.
 
     The ways take turns. `--plan` takes the plan that `--effort fast` made before it. `older` is a
-    checkout of another commit, whose ways are timed in the same run.
+    checkout of another commit, whose ways are timed in the same run. `ways` are those wanted; all
+    by default.
     """
     model = folder / "model"
     out = folder / "out"
     size = make(shape, layers, model)
     commands = _commands(model, out, folder)
+    commands = {way: commands[way] for way in ways or commands}
     if older is not None:
-        commands |= _of_build(older, _commands(model, out, folder))
+        commands |= _of_build(older, commands)
     runs: dict[str, list[Run]] = {way: [] for way in commands}
     if shape in PEER_CANNOT:
         del commands[PEER]
@@ -130,7 +154,7 @@ def measure(
             discard(out, UNMARKED)
     discard(model, UNMARKED)
 
-    ways = {
+    figures = {
         way: {
             "seconds": statistics.median(r.seconds for r in of_way),
             "peak": max(r.peak for r in of_way),
@@ -138,7 +162,13 @@ def measure(
         for way, of_way in runs.items()
         if of_way
     }
-    return {"shape": shape, "layers": layers, "of": SHAPES[shape][1], "bytes": size, "ways": ways}
+    return {
+        "shape": shape,
+        "layers": layers,
+        "of": SHAPES[shape][1],
+        "bytes": size,
+        "ways": figures,
+    }
 
 
 def _commands(model: Path, out: Path, folder: Path) -> dict[str, list[str]]:
@@ -201,8 +231,9 @@ def report(results: dict[str, Any]) -> str:
         "By `make bench` and `make bench-full`, on random weights in true shapes.",
         "",
     ]
+    rounds = results.get("quick", {}).get("rounds", ROUNDS)
     titles = {
-        "quick": f"Two layers of Qwen3-30B-A3B, median of {ROUNDS}",
+        "quick": f"Two layers of Qwen3-30B-A3B, {'once' if rounds == 1 else f'median of {rounds}'}",
         "slopes": "Depth",
         "levels": "What `balanced` adds",
         "shapes": "Other shapes",
@@ -223,6 +254,10 @@ def report(results: dict[str, Any]) -> str:
         else:
             lines += _table(list(measured.values()))
         lines.append("")
+    if ALONE in results:
+        lines += ["## As it is typed, once each", ""]
+    for entry in results.get(ALONE, {}).values():
+        lines += [machine_line(entry["machine"]), "", *_table([entry["measured"]]), ""]
     return "\n".join(lines)
 
 
