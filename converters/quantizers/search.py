@@ -90,9 +90,9 @@ def quantize(weight: mx.array, config: QuantConfig) -> dict[str, mx.array]:
     biases = np.empty_like(scales)
 
     def work(rows: slice) -> None:
-        groups, scale, bias = _search(raw[rows], config, weight.dtype)
+        groups, scale, bias, total = _search(raw[rows], config, weight.dtype)
         words[rows] = pack_columns(groups.codes, config.bits).reshape(words[rows].shape)
-        factor = _row_factor(groups, scale, bias, len(raw[rows]))
+        factor = _row_factor(groups, scale, bias, total, len(raw[rows]))
         np.multiply(scale.reshape(len(factor), -1), factor, out=scales[rows])
         np.multiply(bias.reshape(len(factor), -1), factor, out=biases[rows])
 
@@ -125,7 +125,7 @@ def find_grid(
     scales = np.empty((len(exact), exact.shape[1] // config.group_size), dtype=np.float32)
     biases = np.empty_like(scales)
     for rows in _pieces(*exact.shape):
-        groups, scale, bias = _search(exact[rows], config, dtype, importance)
+        groups, scale, bias, _ = _search(exact[rows], config, dtype, importance)
         codes[rows] = as_rows(groups.codes.astype(np.uint8), exact.shape[1])
         scales[rows] = scale.reshape(scales[rows].shape)
         biases[rows] = bias.reshape(biases[rows].shape)
@@ -138,7 +138,7 @@ def _search(
     config: QuantConfig,
     dtype: mx.Dtype,
     importance: np.ndarray | None = None,
-) -> tuple[Groups, np.ndarray, np.ndarray]:
+) -> tuple[Groups, np.ndarray, np.ndarray, np.ndarray]:
     """The best grids of some rows.
 
     Args:
@@ -146,7 +146,8 @@ def _search(
         config, dtype, importance: as for `find_grid`.
 
     Returns:
-        The groups with their codes; scales and biases (groups,) as they are stored.
+        The groups with their codes; scales and biases (groups,) as they are stored; the sums of
+        the groups' weights.
     """
     top = np.float32(2**config.bits - 1)
     groups, low, high = _as_groups(rows, config.group_size, importance)
@@ -170,7 +171,7 @@ def _search(
     bias = (total - scale * groups.counted.sum(axis=0)) / np.float32(config.group_size)
     stored_bias = stored((bias + groups.middle) * unit)
     _round(groups, scale, stored_bias / unit - groups.middle, top)
-    return groups, stored_scale, stored_bias
+    return groups, stored_scale, stored_bias, total
 
 
 def _as_groups(
@@ -250,18 +251,20 @@ def _total(groups: Groups) -> np.ndarray:
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def _row_factor(groups: Groups, scale: np.ndarray, bias: np.ndarray, rows: int) -> np.ndarray:
+def _row_factor(
+    groups: Groups, scale: np.ndarray, bias: np.ndarray, total: np.ndarray, rows: int
+) -> np.ndarray:
     """By how much rows are too small on their grids (rows, 1): (w w) / (w' w), w' from the codes.
 
     Args:
         groups: with the codes.
         scale, bias: (groups,), as they are stored.
+        total: (groups,), the sums of their weights.
         rows: that the groups are of.
     """
     size, middle = np.float32(len(groups.codes)), groups.middle
     if groups.unit is not None:
         scale, bias = scale / groups.unit, bias / groups.unit
-    total = groups.weights.sum(axis=0)
     energy = np.multiply(groups.weights, groups.weights, out=groups.work).sum(axis=0)
     energy += middle * (2 * total + size * middle)
     product = np.multiply(groups.codes, groups.weights, out=groups.work).sum(axis=0)
