@@ -24,6 +24,7 @@ from mint_mlx.allocation.plan import Plan  # noqa: E402
 from mint_mlx.allocation.search_space import SearchSpace  # noqa: E402
 from mint_mlx.base.units import parse_budget  # noqa: E402
 from mint_mlx.cli import main  # noqa: E402
+from mint_mlx.converters.quantizers import latents  # noqa: E402
 from mint_mlx.jobs import measurements  # noqa: E402
 from mint_mlx.jobs.model import Job, prepare  # noqa: E402
 from mint_mlx.measure.profile import Profile  # noqa: E402
@@ -65,6 +66,10 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         stream = mx.default_stream(mx.cpu)
         monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
         monkeypatch.setattr(mx, "default_stream", lambda device: stream)
+        # Compiling takes a CPU seconds.
+        for name in ("step", "dense"):
+            plain = getattr(latents, f"_{name}_of_arrays")
+            monkeypatch.setattr(latents, f"_compiled_{name}", plain)
 
 
 @pytest.fixture

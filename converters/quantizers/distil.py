@@ -40,7 +40,7 @@ STEPS = 200
 RATE = 1e-3  # of their size, Adam's first rate for scales and biases
 LEARNED_RATE = 3e-4  # the same where they were learned block by block before
 TOKENS = 1024  # a step
-CHECKS = 6  # evaluations on the held-out windows
+CHECKS = 4  # evaluations on the held-out windows
 NO_ROOM = (
     "this machine has too little memory to distil scales and biases end to end: they stay as "
     "learned"
@@ -192,11 +192,16 @@ def refine_written(
     report.stage("refine")
     targets = stored_targets(source, tokens, report, work / f"{SCRATCH}targets.safetensors")
     resume_file = work / f"{SCRATCH}refining.safetensors"
-    refined = refine(work, targets, None, report.step, LEARNED_RATE, resume_file)
+    refined = refine(work, targets, learned_steps(), report.step, LEARNED_RATE, resume_file)
     if refined.after >= refined.before:
         report.note("distilling scales and biases gained nothing: they stay as they were")
         return
     write_tensors(refined_file, refined.tensors)
+
+
+def learned_steps() -> int:
+    """Adam's steps for what was learned block by block before: half as many, for all there is."""
+    return -(-STEPS // 2)
 
 
 def can_refine(inventory: Inventory, choice: Mapping[str, QuantConfig]) -> bool:

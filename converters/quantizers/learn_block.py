@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,10 +22,11 @@ import numpy as np
 
 from ...measure.moments import root
 from .codes import Codes
+from .latents import dense, take_step
 
-STEPS = 200
-TOKENS = 2048  # a step
-LATENT = 5e-3  # of a code, Adam's first rate for latent codes
+STEPS = 150
+TOKENS = 1024  # a step
+LATENT = 1e-2  # of a code, Adam's first rate for latent codes
 GRID = 3e-3  # of their size, Adam's first rate for scales and biases
 # The rates fall as this power of the share of steps to come: codes that still change at the end add
 # more error than they remove.
@@ -115,11 +117,9 @@ def learn(
     latents, grids = _begin(block)
     best = _snapshot(latents, grids)
     best_loss = _total(block, latents, grids, valid, batch)
-    optimizers = {
-        path: [
-            optim.Adam(learning_rate=partial(_rate, first, steps), bias_correction=True)
-            for first in (LATENT, GRID)
-        ]
+    moments = {path: (mx.zeros_like(a), mx.zeros_like(a)) for path, a in latents.items()}
+    for_grids = {
+        path: optim.Adam(learning_rate=partial(_rate, GRID, steps), bias_correction=True)
         for path in latents
     }
     gradient = mx.grad(partial(_loss, block))
@@ -134,12 +134,19 @@ def learn(
         for path, start in block.start.items():
             # Lets go of the weight that this step ran with.
             block.modules[path].weight = block.exact[path]
-            to_latent, to_grid = _pull_back(start, latents[path], grids[path], to_weights.pop(path))
-            for_latent, for_grid = optimizers[path]
-            stepped = for_latent.apply_gradients({"latent": to_latent}, {"latent": latents[path]})
-            latents[path] = _bounded(stepped["latent"], start)
-            grids[path] = for_grid.apply_gradients(to_grid, grids[path])
-            mx.eval(latents[path], grids[path], for_latent.state, for_grid.state)
+            scales, biases = _grid(start)
+            latents[path], moments[path], (to_scales, to_biases) = take_step(
+                latents[path],
+                moments[path],
+                to_weights.pop(path),
+                moved(scales, biases, grids[path], start.scales.dtype)[0],
+                start.config.bits,
+                _rate(LATENT, steps, step),
+                step + 1,
+            )
+            to_grid = {"scales": to_scales * scales, "biases": to_biases * _size(scales, biases)}
+            grids[path] = for_grids[path].apply_gradients(to_grid, grids[path])
+            mx.eval(latents[path], moments[path], grids[path], for_grids[path].state)
         progress(step + 1, steps)
 
         # Later isn't always better: the best of a few evaluations is returned.
@@ -168,7 +175,7 @@ def batches(train: np.ndarray, size: int, steps: int, seed: int = 0) -> Iterator
         order = order[size:]
 
 
-def _rate(first: float, steps: int, step: mx.array) -> mx.array:
+def _rate(first: float, steps: int, step: Any) -> Any:
     """Adam's rate at a step."""
     return first * (1 - step / steps) ** CALM
 
@@ -189,8 +196,10 @@ def _begin(block: Block) -> tuple[dict[str, mx.array], Params]:
 
 
 def _snapshot(latents: dict[str, mx.array], grids: Params) -> Params:
-    """All parameters of this moment, by layer."""
-    return {path: dict(grids[path], latent=latent) for path, latent in latents.items()}
+    """Copies of all parameters of this moment, by layer: steps change latents in place."""
+    copies = {path: latent * 1 for path, latent in latents.items()}
+    mx.eval(copies)
+    return {path: dict(grids[path], latent=latent) for path, latent in copies.items()}
 
 
 def _grid(start: Codes) -> tuple[mx.array, mx.array]:
@@ -236,40 +245,14 @@ def _codes(latent: mx.array, start: Codes) -> mx.array:
     return mx.clip(mx.round(latent), 0, 2**start.config.bits - 1)
 
 
-def _bounded(latent: mx.array, start: Codes) -> mx.array:
-    """A latent that left the grid can come back at once."""
-    return mx.clip(latent, -0.5, 2**start.config.bits - 0.5)
-
-
 def _weights(block: Block, latents: dict[str, mx.array], grids: Params) -> dict[str, mx.array]:
     """The layers' weights as the parameters say."""
     weights = {}
     for path, latent in latents.items():
         start = block.start[path]
         scales, biases = moved(*_grid(start), grids[path], start.scales.dtype)
-        weight = _by_group(_codes(latent, start), start) * scales[..., None] + biases[..., None]
-        weights[path] = weight.reshape(latent.shape).astype(block.exact[path].dtype)
+        weights[path] = dense(latent, scales, biases, start.config.bits, block.exact[path].dtype)
     return weights
-
-
-def _pull_back(
-    start: Codes, latent: mx.array, offsets: dict[str, mx.array], grad: mx.array
-) -> tuple[mx.array, dict[str, mx.array]]:
-    """The gradients at a layer's latent codes and offsets from that at its weight.
-
-    Roundings pass them on. Written out, as MLX's own would hold every step from the latent codes to
-    the weight until it is back.
-    """
-    start_scales, start_biases = _grid(start)
-    scales, _ = moved(start_scales, start_biases, offsets, start.scales.dtype)
-    to_weight = _by_group(grad.astype(mx.float32), start)
-    to_scales = mx.sum(to_weight * _by_group(_codes(latent, start), start), axis=-1)
-    to_offsets = {
-        "scales": to_scales * start_scales,
-        "biases": mx.sum(to_weight, axis=-1) * _size(start_scales, start_biases),
-    }
-    to_latent = (to_weight * scales[..., None]).reshape(latent.shape)
-    return to_latent, to_offsets
 
 
 def _loss(

@@ -18,8 +18,11 @@ import numpy as np
 
 from ...runtime import patching
 from ...runtime.cpu_ops import rows_and_experts
+from ...runtime.device import on_cpu
 from .codes import Codes
 from .learn_block import Block, learn
+
+SIZES = 8  # numbers of rows that a product may have on a GPU
 
 
 def learn_in_turns(
@@ -115,8 +118,8 @@ def only_experts(stacks: Sequence[tuple[nn.Module, slice]]) -> AbstractContextMa
         inside = (expert >= some.start) & (expert < some.stop)
 
         # Twice the stock product: with the experts that are learned, and with all the others.
-        outputs = []
-        order = []
+        outputs: list[mx.array] = []
+        places = np.empty(len(expert), dtype=np.int64)
         for is_row, weight, experts in (
             (inside, some_weight, some),
             (~inside, whole_weight, slice(None)),
@@ -124,17 +127,33 @@ def only_experts(stacks: Sequence[tuple[nn.Module, slice]]) -> AbstractContextMa
             chosen = np.flatnonzero(is_row)
             if not len(chosen):
                 continue
+            places[chosen] = np.arange(len(chosen)) + sum(map(len, outputs))
             stack.weight = weight
             if bias is not None:
                 stack.bias = bias[experts]
-            index = mx.array(expert[chosen] - (experts.start or 0))
-            outputs.append(stack(rows[mx.array(chosen)], index, *args, **kwargs))
-            order.append(chosen)
+            padded = padded_rows(chosen, len(expert))
+            index = mx.array(expert[padded] - (experts.start or 0))
+            outputs.append(stack(rows[mx.array(padded)], index, *args, **kwargs))
 
         stack.weight = some_weight
         if bias is not None:
             stack.bias = bias
-        back = mx.array(np.argsort(np.concatenate(order)))
-        return mx.concatenate(outputs)[back].reshape(*lead, 1, -1)
+        return mx.concatenate(outputs)[mx.array(places)].reshape(*lead, 1, -1)
 
     return patching.experts_run_by([stack for stack, _ in stacks], product)
+
+
+def padded_rows(chosen: np.ndarray, count: int) -> np.ndarray:
+    """Rows of a product, on a GPU repeating the last to a multiple of an eighth of all of them.
+
+    A GPU's kernels are chosen, and some are compiled, for each new number of rows, and which rows
+    go to an expert changes from step to step.
+
+    Args:
+        chosen: int (rows,), of `count`.
+        count: how many rows there are.
+    """
+    if on_cpu():
+        return chosen
+    step = -(-count // SIZES)
+    return np.pad(chosen, (0, -len(chosen) % step), mode="edge")

@@ -62,5 +62,5 @@ def learning(inventory: Inventory, tokens: int, rate: float) -> dict[str, float]
     before = feedback(inventory, tokens, rate) | searching(inventory)
     return before | {
         "learning": step * learn_block.STEPS * learn_block.TOKENS / rate,
-        "refining": 3 * 6 * active * distil.STEPS * distil.TOKENS / rate,
+        "refining": 3 * 6 * active * distil.learned_steps() * distil.TOKENS / rate,
     }

@@ -17,6 +17,7 @@ from .fast_math import sigmoid
 
 WORKERS = 16  # threads at most
 PIECE = 1 << 22  # products of numbers in a piece of a thread's work
+Present = tuple[int, int, int]  # an expert, the first of its rows, their end
 
 
 def dense_products() -> AbstractContextManager[None]:
@@ -65,17 +66,9 @@ class GroupedSwitchLinear(SwitchLinear):
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         """As SwitchLinear: x (..., 1, in) against indices (..., k) gives (..., k, 1, out)."""
         lead, rows, expert = rows_and_experts(x, indices)
-        order = None if sorted_indices else np.argsort(expert, kind="stable")
-        if order is not None:
-            rows = rows[mx.array(order)]
-            expert = expert[order]
-
-        out = _grouped_product(rows, self["weight"], expert)
+        out = _grouped_product(rows, self["weight"], expert, is_sorted=sorted_indices)
         if "bias" in self:
             out = out + self["bias"][mx.array(expert)]
-
-        if order is not None:
-            out = out[mx.array(np.argsort(order, kind="stable"))]
         return out.reshape(*lead, 1, -1)
 
 
@@ -131,60 +124,77 @@ def _swiglu_experts(
     return out
 
 
-def _present(expert: np.ndarray, experts: int) -> list[tuple[int, int, int]]:
-    """(expert, first row, end of its rows) of the experts of sorted rows."""
+def _present(expert: np.ndarray, experts: int) -> list[Present]:
+    """The experts that sorted rows go to."""
     edges = np.searchsorted(expert, np.arange(experts + 1)).tolist()
     return [(e, start, stop) for e, (start, stop) in enumerate(pairwise(edges)) if start < stop]
 
 
-def _grouped_product(rows: mx.array, weight: mx.array, expert: np.ndarray) -> mx.array:
+def _grouped_product(
+    rows: mx.array, weight: mx.array, expert: np.ndarray, is_sorted: bool
+) -> mx.array:
     """Each row times its expert's weight.
 
     Args:
-        rows: (n, in), sorted by expert.
+        rows: (n, in).
         weight: (experts, out, in).
         expert: int (n,).
+        is_sorted: whether experts rise.
 
     Returns:
         (n, out). Its gradient is made of the same products; MLX's own of so many slices adds up as
-        many arrays of full size.
+        many arrays of full size. Rows are brought into order in here, as MLX's gradient of that
+        adds them up one by one.
     """
-    present = _present(expert, len(weight))
+    order = None if is_sorted else np.argsort(expert, kind="stable")
+    present = _present(expert if order is None else expert[order], len(weight))
+
+    def in_order(rows: mx.array) -> np.ndarray:
+        values = np.asarray(rows)
+        return values if order is None else values[order]
+
+    def back(rows: np.ndarray) -> mx.array:
+        if order is None:
+            return mx.array(rows)
+        out = np.empty_like(rows)
+        out[order] = rows
+        return mx.array(out)
 
     @mx.custom_function
     def product(rows: mx.array, weight: mx.array) -> mx.array:
-        values = np.asarray(rows), np.asarray(weight).swapaxes(1, 2)
-        return mx.array(_products(*values, present))
+        return back(_products(in_order(rows), np.asarray(weight).swapaxes(1, 2), present))
 
     @product.vjp
     def _(
         primals: tuple[mx.array, mx.array], grad: mx.array, _: mx.array
     ) -> tuple[mx.array, mx.array]:
-        rows, weight = primals
-        to_present = {e: grad[start:stop].T @ rows[start:stop] for e, start, stop in present}
+        weight = primals[1]
+        rows, slopes = (in_order(array) for array in (primals[0], grad))
+        to_rows = back(_products(slopes, np.asarray(weight), present))
+
+        # MLX's, as it is computed only where it is asked for.
+        rows, slopes = mx.array(rows), mx.array(slopes)
+        to_present = {e: slopes[start:stop].T @ rows[start:stop] for e, start, stop in present}
         to_absent = mx.zeros(weight.shape[1:], weight.dtype)
-        to_weight = mx.stack([to_present.get(e, to_absent) for e in range(weight.shape[0])])
-        return mx.array(_products(np.asarray(grad), np.asarray(weight), present)), to_weight
+        return to_rows, mx.stack([to_present.get(e, to_absent) for e in range(weight.shape[0])])
 
     return cast(mx.array, product(rows, weight))
 
 
-def _products(
-    rows: np.ndarray, weight: np.ndarray, present: list[tuple[int, int, int]]
-) -> np.ndarray:
+def _products(rows: np.ndarray, weight: np.ndarray, present: list[Present]) -> np.ndarray:
     """Each row times its expert's matrix, several experts side by side.
 
     Args:
         rows: float32 (n, in), sorted by expert.
         weight: float32 (experts, in, out).
-        present: (expert, first row, end of its rows).
+        present: the experts that have rows.
 
     Returns:
         float32 (n, out).
     """
     out = np.empty((len(rows), weight.shape[2]), dtype=np.float32)
 
-    def work(some: list[tuple[int, int, int]]) -> None:
+    def work(some: list[Present]) -> None:
         for expert, start, stop in some:
             np.matmul(rows[start:stop], weight[expert], out=out[start:stop])
 

@@ -145,11 +145,10 @@ def causal_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.
         q, k, v = primals
         grouped = _grouped(q * scale, k)
         grouped_grad = _grouped(grad, k)
-        to_q = []
-        to_k = mx.zeros_like(k)
-        to_v = mx.zeros_like(v)
-
-        for start, stop in _query_ranges(q):
+        to_q: list[mx.array] = []
+        to_k = to_v = None
+        # The last queries, which see all keys, come first.
+        for start, stop in reversed(list(_query_ranges(q))):
             shares = _shares(grouped, k, start, stop)
             to_out = _flat(grouped_grad, start, stop)
             # The gradient of a softmax: its shares times what exceeds their weighted mean.
@@ -157,11 +156,10 @@ def causal_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.
             mean = mx.sum(to_shares * shares, axis=-1, keepdims=True)
             to_scores = shares * (to_shares - mean)
 
-            to_q.append(
-                (to_scores @ k[..., :stop, :] * scale).reshape(*q.shape[:2], stop - start, -1)
-            )
-            to_k[..., :stop, :] += to_scores.swapaxes(-1, -2) @ _flat(grouped, start, stop)
-            to_v[..., :stop, :] += shares.swapaxes(-1, -2) @ to_out
+            below = to_scores @ k[..., :stop, :] * scale
+            to_q.insert(0, below.reshape(*q.shape[:2], stop - start, -1))
+            to_k = _added(to_k, to_scores.swapaxes(-1, -2) @ _flat(grouped, start, stop))
+            to_v = _added(to_v, shares.swapaxes(-1, -2) @ to_out)
         return mx.concatenate(to_q, axis=-2), to_k, to_v
 
     return cast(mx.array, attention(q, k, v))
@@ -177,7 +175,7 @@ def _logsumexp(x: mx.array) -> mx.array:
         np.log(np.exp(x - largest).sum(axis=-1, keepdims=True), out=out)
         out += largest
 
-    _in_chunks(work, out, values)
+    in_chunks(work, out, values)
     return mx.array(out.reshape(*x.shape[:-1], 1))
 
 
@@ -190,7 +188,7 @@ def _(x: mx.array, grad: mx.array, total: mx.array) -> mx.array:
         np.exp(np.subtract(x, total, out=out), out=out)
         out *= slope
 
-    _in_chunks(work, out, values, slopes, totals)
+    in_chunks(work, out, values, slopes, totals)
     return mx.array(out.reshape(x.shape))
 
 
@@ -202,7 +200,7 @@ def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
     def work(out: np.ndarray, gate: np.ndarray, x: np.ndarray) -> None:
         np.multiply(gate * sigmoid(gate), x, out=out)
 
-    _in_chunks(work, out, gates, _rows(x))
+    in_chunks(work, out, gates, _rows(x))
     return mx.array(out.reshape(gate.shape))
 
 
@@ -220,7 +218,7 @@ def _(primals: tuple[mx.array, mx.array], grad: mx.array, _: mx.array) -> tuple[
         np.multiply(silu, slope, out=to_x)
         np.multiply((silu + share * (1 - silu)) * x, slope, out=to_gate)
 
-    _in_chunks(work, to_gate, to_x, gate, x, slope)
+    in_chunks(work, to_gate, to_x, gate, x, slope)
     return mx.array(to_gate.reshape(grad.shape)), mx.array(to_x.reshape(grad.shape))
 
 
@@ -238,14 +236,18 @@ def _rows(x: mx.array) -> np.ndarray:
     return np.asarray(x).reshape(-1, x.shape[-1])
 
 
-def _in_chunks(work: Callable[..., None], *arrays: np.ndarray) -> None:
+def in_chunks(work: Callable[..., None], *arrays: np.ndarray) -> None:
     """Work on arrays with as many rows as each other, a few rows at a time, in parallel."""
     step = max(1, CHUNK // max(array.shape[-1] for array in arrays))
 
     def work_at(start: int) -> None:
         work(*(array[start : start + step] for array in arrays))
 
-    list(_pool().map(work_at, range(0, len(arrays[0]), step)))
+    starts = range(0, len(arrays[0]), step)
+    if len(starts) == 1:
+        work_at(0)
+    else:
+        list(_pool().map(work_at, starts))
 
 
 @lru_cache(maxsize=1)
@@ -267,6 +269,14 @@ def _grouped(q: mx.array, k: mx.array) -> mx.array:
 def _flat(grouped: mx.array, start: int, stop: int) -> mx.array:
     """Some queries of all heads that share their keys and values: one tall matrix of each group."""
     return grouped[..., start:stop, :].reshape(*grouped.shape[:2], -1, grouped.shape[-1])
+
+
+def _added(total: mx.array | None, first: mx.array) -> mx.array:
+    """The sum of gradients at keys (batch, heads, n, size), of which one has only the first n."""
+    if total is None:
+        return first
+    stop = first.shape[-2]
+    return mx.concatenate([total[..., :stop, :] + first, total[..., stop:, :]], axis=-2)
 
 
 def _shares(grouped: mx.array, k: mx.array, start: int, stop: int) -> mx.array:

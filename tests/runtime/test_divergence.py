@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from mint_mlx.runtime import divergence
 from mint_mlx.runtime.divergence import mean_merged_kl
 
 
@@ -20,3 +23,24 @@ def test_the_divergence_is_that_of_all_tokens() -> None:
     few = mx.argsort(-logp, axis=-1)[..., :3]
     lumped = float(mean_merged_kl(q, few, mx.take_along_axis(logp, few, axis=-1)))
     assert 0 < lumped < exact
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize("best", [None, 40, 5])
+def test_a_cpu_has_the_gradient_of_mlx(best: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    logits, target = (mx.array(rng.normal(0, 3, (2, 7, 40)).astype(np.float32)) for _ in range(2))
+    if best is None:
+        loss = partial(divergence.mean_kl, target=target)
+    else:
+        logp = divergence.log_softmax(target)
+        ids = mx.argsort(-logp, axis=-1)[..., :best]
+        known = mx.take_along_axis(logp, ids, axis=-1)
+        loss = partial(divergence.mean_merged_kl, ids=ids, logp=known)
+
+    monkeypatch.setattr(divergence.fast_math, "CHUNK", 100)  # several chunks
+    value, slope = mx.value_and_grad(lambda logits: 3 * loss(logits))(logits)
+    monkeypatch.setattr(divergence, "on_cpu", lambda: False)
+    true_value, true_slope = mx.value_and_grad(lambda logits: 3 * loss(logits))(logits)
+    assert float(value) == pytest.approx(float(true_value), rel=1e-5)
+    np.testing.assert_allclose(np.array(slope), np.array(true_slope), rtol=1e-4, atol=1e-6)

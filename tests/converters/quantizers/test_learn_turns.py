@@ -87,7 +87,11 @@ def note(reports: list[tuple[int, int]], done: int, total: int) -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("ordered", [False, True])
-def test_a_part_of_the_experts_takes_the_gradient_of_its_rows(bias: bool, ordered: bool) -> None:
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_a_part_of_the_experts_takes_the_gradient_of_its_rows(
+    bias: bool, ordered: bool, on_cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learn_turns, "on_cpu", lambda: on_cpu)
     rng = np.random.default_rng(0)
     stack = SwitchLinear(16, 8, 5, bias=bias)
     whole = stack.weight
@@ -129,3 +133,25 @@ def test_a_part_of_the_experts_reads_rows_that_follow_each_other(
         stack.weight = stack.weight[1:3]
         mx.eval(stack(mx.ones((40, 1, 16)), mx.array(np.arange(40) // 8), sorted_indices=True))
     assert strides == [(64, 64, 4)] * 2
+
+
+def test_a_gpu_multiplies_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which rows go to the experts that are learned changes from step to step."""
+    monkeypatch.setattr(learn_turns, "on_cpu", lambda: False)
+    stack = SwitchLinear(16, 8, 5)
+    stock = mx.gather_mm
+    counts = set()
+
+    def gather_mm(x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        counts.add(x.shape[0])
+        return stock(x, *args, **kwargs)
+
+    monkeypatch.setattr(mx, "gather_mm", gather_mm)
+    rng = np.random.default_rng(0)
+    with learn_turns.only_experts([(stack, slice(1, 3))]):
+        stack.weight = stack.weight[1:3]
+        for _ in range(60):
+            chosen = rng.choice(5, size=160, p=rng.dirichlet(np.ones(5)))
+            mx.eval(stack(mx.ones((160, 1, 16)), mx.array(chosen)))
+    assert counts <= {20 * size for size in range(1, learn_turns.SIZES + 1)}
+    assert len(counts) > 3
