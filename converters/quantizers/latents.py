@@ -47,8 +47,9 @@ def take_step(
     if not on_cpu():
         # Numbers as arrays: others would be compiled anew in each step.
         numbers = mx.array([top, *rates], dtype=mx.float32)
-        stepped = _compiled_step(latent, *moments, to_weight.astype(mx.float32), scales, numbers)
-        return stepped[0], stepped[1:3], stepped[3:]
+        slope = to_weight.astype(mx.float32)
+        new, mean, square, *sums = _compiled_step(latent, *moments, slope, scales, numbers)
+        return new, (mean, square), (sums[0], sums[1])
 
     to_scales, to_biases = np.empty((2, scales.size, 1), dtype=np.float32)
     size = latent.size // scales.size
@@ -56,11 +57,11 @@ def take_step(
     slopes = np.asarray(to_weight.astype(mx.float32)).reshape(-1, size)
 
     def work(*some: np.ndarray) -> None:
-        _step(*some, top, *rates)
+        _step(some, top, *rates)
 
     in_chunks(work, *arrays, slopes, np.asarray(scales).reshape(-1, 1), to_scales, to_biases)
-    sums = mx.array(to_scales.reshape(scales.shape)), mx.array(to_biases.reshape(scales.shape))
-    return latent, moments, sums
+    sums = [mx.array(array.reshape(scales.shape)) for array in (to_scales, to_biases)]
+    return latent, moments, (sums[0], sums[1])
 
 
 def dense(
@@ -91,19 +92,17 @@ def dense(
     return mx.array(out.reshape(latent.shape)).astype(dtype)
 
 
-def _step(
-    latent: np.ndarray,
-    mean: np.ndarray,
-    square: np.ndarray,
-    slope: np.ndarray,
-    scale: np.ndarray,
-    to_scale: np.ndarray,
-    to_bias: np.ndarray,
-    top: int,
-    rate: float,
-    correction: float,
-) -> None:
-    """`take_step` of some groups (groups, columns of a group), in place."""
+def _step(arrays: tuple[np.ndarray, ...], top: int, rate: float, correction: float) -> None:
+    """`take_step` of some groups, in place.
+
+    Args:
+        arrays: latents, both moments and the gradient at the weight, float32 (groups, columns of a
+            group); scales, and where the gradients at scales and biases go, (groups, 1).
+        top: the highest code.
+        rate: Adam's, corrected for the first moment's start at zero.
+        correction: of the root of the second.
+    """
+    latent, mean, square, slope, scale, to_scale, to_bias = arrays
     work = np.empty_like(latent)
     _round(latent, top, work)
     np.einsum("gc,gc->g", slope, work, out=to_scale[:, 0])

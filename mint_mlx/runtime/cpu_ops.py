@@ -173,8 +173,8 @@ def _grouped_product(
         to_rows = back(_products(slopes, np.asarray(weight), present))
 
         # MLX's, as it is computed only where it is asked for.
-        rows, slopes = mx.array(rows), mx.array(slopes)
-        to_present = {e: slopes[start:stop].T @ rows[start:stop] for e, start, stop in present}
+        x, to_out = mx.array(rows), mx.array(slopes)
+        to_present = {e: to_out[start:stop].T @ x[start:stop] for e, start, stop in present}
         to_absent = mx.zeros(weight.shape[1:], weight.dtype)
         return to_rows, mx.stack([to_present.get(e, to_absent) for e in range(weight.shape[0])])
 

@@ -105,7 +105,8 @@ def _written_out(logits: mx.array, logp: mx.array, ids: mx.array | None) -> mx.a
     ) -> mx.array:
         return grads[0] * outputs[1]
 
-    return cast(mx.array, divergence(logits)[0])
+    value, _ = cast(tuple[mx.array, mx.array], divergence(logits))
+    return value
 
 
 def _whole(value: np.ndarray, slope: np.ndarray, logits: np.ndarray, logp: np.ndarray) -> None:

@@ -146,7 +146,8 @@ def causal_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.
         grouped = _grouped(q * scale, k)
         grouped_grad = _grouped(grad, k)
         to_q: list[mx.array] = []
-        to_k = to_v = None
+        to_k: mx.array | None = None
+        to_v: mx.array | None = None
         # The last queries, which see all keys, come first.
         for start, stop in reversed(list(_query_ranges(q))):
             shares = _shares(grouped, k, start, stop)
@@ -160,7 +161,7 @@ def causal_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.
             to_q.insert(0, below.reshape(*q.shape[:2], stop - start, -1))
             to_k = _added(to_k, to_scores.swapaxes(-1, -2) @ _flat(grouped, start, stop))
             to_v = _added(to_v, shares.swapaxes(-1, -2) @ to_out)
-        return mx.concatenate(to_q, axis=-2), to_k, to_v
+        return mx.concatenate(to_q, axis=-2), cast(mx.array, to_k), cast(mx.array, to_v)
 
     return cast(mx.array, attention(q, k, v))
 
