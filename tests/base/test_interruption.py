@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from commands import WRITES, make_inputs
 
+from mint_mlx.base import interruption
+
 # An evaluation of minutes, beside a temporary folder; nobody is told of it before it has begun.
 COMPUTING = """
 import mlx.core as mx
@@ -25,9 +27,9 @@ interruption.watch(lambda: "ended")
 x = mx.full((1024, 1024), 1 / 1024)
 for _ in range(20_000):
     x = x @ x
-threading.Timer(0.3, lambda: print("ready", flush=True)).start()
 with scratch_folder(Kind("a test", ("*",))) as folder:
     (folder / "file").write_text("")
+    threading.Timer(0.5, lambda: print("ready", flush=True)).start()
     mx.eval(x)
 """
 
@@ -94,27 +96,33 @@ def test_every_command_that_computes_ends(name: str, tmp_path: Path) -> None:
     assert not list((tmp_path / "run" / "tmp").glob("mint-mlx-[0-9]*"))
 
 
-RESULTS = (
-    COMPUTING.replace("mx.eval(x)", "")
-    + """
-signal.siginterrupt(signal.SIGINT, False)
-import ctypes, os
-reader, writer = os.pipe()
-with interruption.keeping_results():
+def test_results_so_far_are_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def end(sentence: str) -> None:
+        said.append(sentence)
+        raise SystemExit
+
+    monkeypatch.setattr(interruption, "GRACE", 0)
+    monkeypatch.setattr(interruption, "_say", said.append)
+    monkeypatch.setattr(interruption, "_end", end)
+    reader, writer = os.pipe()
+
+    def meet(*signals: int) -> list[str]:
+        said.clear()
+        os.write(writer, bytes(signals))
+        with pytest.raises(SystemExit):
+            interruption._watch(reader, lambda: "ended")
+        return said
+
+    # A second signal ends the process; other signals are none of this thread's business.
+    with interruption.keeping_results():
+        assert meet(signal.SIGUSR1, signal.SIGINT) == ["ended"]
+        interruption.have_results()
+        note, ended = meet(signal.SIGINT, signal.SIGTERM)
+        assert note.startswith("note: the results so far come")
+        assert ended == "ended"
+
+    # Only a command that prints results is waited for.
     interruption.have_results()
-    threading.Timer(1.5, os.write, (writer, b"x")).start()
-    try:
-        ctypes.CDLL(None).read(reader, ctypes.create_string_buffer(1), 1)
-        time.sleep(9)
-    except KeyboardInterrupt:
-        print("results", flush=True)
-"""
-)
-
-
-def test_results_so_far_are_waited_for(tmp_path: Path) -> None:
-    code, words = stopped([sys.executable, "-c", RESULTS], signal.SIGINT, tmp_path / "run")
-    assert code == 0, words
-    said, results = words.splitlines()[1:]
-    assert said.startswith("note: the results so far come"), words
-    assert results == "results"
+    assert meet(signal.SIGINT) == ["ended"]
