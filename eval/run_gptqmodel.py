@@ -7,6 +7,7 @@ int (windows, tokens)), `bits` and `group_size`.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 
 def run(asked: dict[str, Any]) -> None:
     """Quantize the source by GPTQ on the CPU and write the checkpoint."""
+    # Its loader wants two workers, of which it makes one itself where there are two cores.
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     from gptqmodel import GPTQModel, QuantizeConfig
 
     windows = np.load(asked["tokens"])
