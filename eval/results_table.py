@@ -3,7 +3,7 @@
 `make docs` writes it there, and six of its lines into the README.
 
 A line is a size that `best` was built at; it takes what the model's other tables have at that size
-as well.
+as well, and our levels as they were built last (eval/results/levels).
 """
 
 from __future__ import annotations
@@ -29,13 +29,24 @@ HEAD = (
     "balanced",
     "best",
 )
+OLDER = "†"  # follows the figure of an earlier build
 Row = dict[str, Any]
 
 
 def table() -> str:
     """The whole table, as Markdown."""
     lines = [f"| {' | '.join(HEAD)} | best / best peer |", "|---" * (len(HEAD) + 1) + "|"]
-    return "\n".join(lines + [line(model, rows) for model in MODELS for rows in sizes(model)])
+    built = {model: levels(model) for model in MODELS}
+    for model in MODELS:
+        lines += [line(model, rows, built[model]) for rows in sizes(model)]
+    return "\n".join(lines)
+
+
+def levels(model: str) -> list[Row]:
+    """The scored checkpoints of our levels as they were built last."""
+    files = sorted((RESULTS / "levels").glob(f"{model}*/results.json"))
+    rows = [row for file in files for row in json.loads(file.read_text())["rows"]]
+    return [row for row in rows if row["kind"] == "ours" and row.get("kl") is not None]
 
 
 def sizes(model: str) -> Iterator[list[Row]]:
@@ -63,8 +74,14 @@ def sizes(model: str) -> Iterator[list[Row]]:
         yield of_size + [row for row in near if (row["method"], row["about"]) not in present]
 
 
-def line(model: str, rows: list[Row]) -> str:
-    """The line of a size."""
+def line(model: str, rows: list[Row], built: list[Row]) -> str:
+    """The line of a size.
+
+    Args:
+        model: its name.
+        rows: of this size.
+        built: our levels as they were built last, at any size.
+    """
     best = next(row for row in rows if row["method"] == "best")
     cells = [model, f"{best['group'] / 1e6:.2f} MB", f"{best['bits_per_weight']:.2f}"]
 
@@ -75,10 +92,18 @@ def line(model: str, rows: list[Row]) -> str:
     seeing = [row for row in peers if row["sees_text"]]
     cells += [_best_of(blind), _best_of(published, name=False), _best_of(seeing)]
 
-    ours = {row["method"]: row["kl"] for row in rows if row["kind"] == "ours"}
-    cells += [figure(ours[name]) if name in ours else "-" for name in ("fast", "balanced")]
-    ratio = ours["best"] / min(row["kl"] for row in peers)
-    cells += [f"**{figure(ours['best'])}**", f"{ratio:.2f}"]
+    size = best["group"]
+    older = {row["method"]: row["kl"] for row in rows if row["kind"] == "ours"}
+    near = [row for row in built if abs(row["group"] - size) <= SAME * size]
+    latest = {row["method"]: row["kl"] for row in near}
+    figures = {
+        name: figure(latest[name]) if name in latest else figure(older[name]) + OLDER
+        for name in ("fast", "balanced", "best")
+        if name in latest or name in older
+    }
+    cells += [figures.get(name, "-") for name in ("fast", "balanced")]
+    ratio = latest.get("best", older["best"]) / min(row["kl"] for row in peers)
+    cells += [f"**{figures['best']}**", f"{ratio:.2f}"]
     return f"| {' | '.join(cells)} |"
 
 
