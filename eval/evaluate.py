@@ -285,9 +285,12 @@ def _score_all(
     """
     scores: list[Score] = []
 
-    def progress(done: int, total: int) -> None:
+    # Tasks are sets of one window each: what is done counts over all sets.
+    total = sum(len(windows.tokens) for windows in text)
+
+    def progress(done: int, _: int) -> None:
         have_results()
-        report.step(source.name, done, total)
+        report.step(source.name, sum(s.finished for s in scores) + done, total)
 
     for i, windows in enumerate(text):
         if i and runner.streamed:  # a streamed model has dropped its blocks

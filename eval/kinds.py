@@ -154,5 +154,12 @@ def kind_table(figures: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[
 
 
 def with_error(value: float, error: float | None) -> str:
-    """A figure with its standard error, where there is one."""
-    return f"{value:.4g}" + (f" ± {error:.2g}" if error is not None else "")
+    """A figure with its standard error, where there is one; `0.000045`, never `4.5e-05`."""
+    return _decimal(f"{value:.4g}") + (
+        f" ± {_decimal(f'{error:.2g}')}" if error is not None else ""
+    )
+
+
+def _decimal(rounded: str) -> str:
+    """A number without an exponent: a page breaks a line within one."""
+    return np.format_float_positional(float(rounded), trim="-")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -108,9 +107,13 @@ def _run(
     # A rank that has some of the blocks sees what their routers choose, and no others.
     by_blocks = ranks().size > 1 and not mlxlm.splits_tensors(source.config, ranks().size)
     scored = sum(windows.scored for windows in text)
-    progress = partial(report.step, source.name)
-
+    total = sum(len(windows.tokens) for windows in text)
     predictions: list[Predictions] = []
+
+    def progress(done: int, _: int) -> None:
+        before = sum(len(p.windows.tokens) for p in predictions)
+        report.step(source.name, before + done, total)
+
     noise: float | None = None
     runner: Runner | None = None
     for windows, is_control in zip(text, control, strict=True):

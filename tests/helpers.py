@@ -209,6 +209,7 @@ class Notes:
         self.shares: list[float | None] = []
         self.expected: list[str] = []
         self.begun: list[str] = []
+        self.steps: list[tuple[str, int, int]] = []
 
     def stages(self, names: Sequence[str]) -> None:
         self.expected = list(names)
@@ -216,7 +217,9 @@ class Notes:
     def stage(self, name: str) -> None:
         self.begun.append(name)
 
-    def step(self, item: str, done: int, total: int) -> None: ...
+    def step(self, item: str, done: int, total: int) -> None:
+        self.steps.append((item, done, total))
+
     def detail(self, text: str, share: float | None = None) -> None:
         self.details.append(text)
         self.shares.append(share)

@@ -98,17 +98,24 @@ def run(output: Output, out: Path | None = None) -> None:
 def _score(
     folders: list[tuple[str, Path, int]], parameters: int, output: Output
 ) -> list[dict[str, Any]]:
-    """Size and perplexity of checkpoints, given as name, folder and bytes."""
+    """Size and perplexity of checkpoints, given as name, folder and bytes.
+
+    Raises:
+        KeyboardInterrupt: also where some windows were finished, since checkpoints are compared.
+    """
     from ..eval.evaluate import evaluate
     from ..eval.settings import Settings
 
     settings = Settings(length=LENGTH, windows=WINDOWS)
-    return [
-        {
-            "name": name,
-            "bytes": size,
-            "bits_per_weight": size * 8 / parameters,
-            "perplexity": float(evaluate(str(folder), settings, report=output)["perplexity"]),
-        }
-        for name, folder, size in folders
-    ]
+    scores: list[dict[str, Any]] = []
+    for name, folder, size in folders:
+        figures = evaluate(str(folder), settings, report=output)
+        if figures["interrupted"]:
+            raise KeyboardInterrupt
+
+        bits = size * 8 / parameters
+        perplexity = float(figures["perplexity"])
+        scores.append(
+            {"name": name, "bytes": size, "bits_per_weight": bits, "perplexity": perplexity}
+        )
+    return scores

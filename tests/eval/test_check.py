@@ -46,6 +46,13 @@ def test_a_model_is_checked_against_its_source(
     assert result["form"] == "completion"
     assert any("longer than the model's context" in note for note in notes.said)
     assert any("none of their characters" in note for note in notes.said)
+
+    # Progress counts the tasks of the whole, of the source and of the model.
+    for name in (source.name, out.name):
+        steps = [(done, total) for item, done, total in notes.steps if item == name]
+        assert steps == sorted(steps)
+        assert {total for _, total in steps} == {2}
+        assert steps[-1] == (2, 2)
     (letters,) = result["kinds"]
     assert letters["tasks"] == 2
     assert letters["kl"] == pytest.approx(result["kl"])
@@ -124,3 +131,9 @@ def test_figures_of_kinds_are_means_over_tokens() -> None:
     assert a["kl"] == pytest.approx((2 * 1.0 + 3 * 2.0) / 5)
     assert b["kl_se"] is None
     assert kinds.by_kind(["a", "b"], windows[:2], [1.0])[-1]["kind"] == "a"  # interrupted
+
+
+def test_small_figures_have_no_exponent() -> None:
+    assert kinds.with_error(0.011512, 4.53e-5) == "0.01151 ± 0.000045"
+    assert kinds.with_error(46.0912, None) == "46.09"
+    assert kinds.with_error(2.345e-7, 0.0) == "0.0000002345 ± 0"
