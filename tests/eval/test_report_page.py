@@ -25,6 +25,7 @@ from mint_mlx.base.units import human
 from mint_mlx.eval import make_report as reports
 from mint_mlx.eval.card import show_in_card
 from mint_mlx.eval.checkpoint_facts import read_facts
+from mint_mlx.eval.kinds import with_error
 from mint_mlx.eval.measured import MeasuredTable, keep_table, read_measured
 from mint_mlx.eval.page import MOST_BYTES, Page, Passage, Section, Table, render
 from mint_mlx.eval.pictures.size_curve import UniformPoint
@@ -93,7 +94,11 @@ def test_the_page_tells_what_the_plan_and_the_scores_say(made: tuple[Path, Path,
     figures = facts.measured.figures
     assert figures is not None and figures["windows"] == 2
     shown = " ".join(parsed.texts)
-    for wanted in (human(size), f"{figures['kl']:.4g}", f"{figures['same_top1']:.1%}"):
+    for wanted in (
+        human(size),
+        with_error(figures["kl"], figures["kl_se"]),
+        f"{figures['same_top1']:.1%}",
+    ):
         assert wanted in shown
     assert facts.plan is not None and facts.plan.origin.fingerprint in shown
     assert sum(layer.bytes for layer in facts.model.layers) < size
@@ -269,4 +274,9 @@ def test_a_browser_shows_the_page(made: tuple[Path, Path, Path], width: int, dar
             " !e.closest('svg') && e.getBoundingClientRect().right > innerWidth + 1).length"
         )
         assert session.run(beyond) == 0
+        captions = (
+            "return [...document.querySelectorAll('caption')].filter(e => e.offsetParent &&"
+            " e.getBoundingClientRect().right > innerWidth + 1).length"
+        )
+        assert session.run(captions) == 0  # a wide table scrolls, what it is can be read
         assert session.log() == []
