@@ -23,6 +23,9 @@ NEEDS_PROCESSOR = frozenset(("gemma3", "llava"))
 PROCESSOR_CLASS = "AutoTokenizer"  # what AutoProcessor makes of a text model instead
 # Families that mlx-vlm reads in the flat form of their releases only.
 FLAT = frozenset(("qwen2_vl", "qwen2_5_vl"))
+# Those whose class reads the kind of scaled positions as `type` only, and knows one kind.
+NAMES_TYPE = frozenset(("llava", "mistral3"))
+LINEAR = "linear"
 # How transformers 5 calls towers that have their family's own name in releases.
 OF_TRANSFORMERS_5 = frozenset(
     f"{family}_vision" for family in (*FLAT, "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
@@ -73,6 +76,7 @@ def with_vlm_keys(config: Table) -> Table:
 
 def _text_keys(family: str, table: Table) -> Table:
     """The text model's table, with its rotary positions in the words of mlx-vlm's class."""
+    table = _typed(table) if family in NAMES_TYPE else table
     rope = table.get("rope_parameters")
     if family == "gemma3" and "rope_theta" in table:
         return {"rope_global_base_freq": table["rope_theta"]} | table
@@ -84,6 +88,26 @@ def _text_keys(family: str, table: Table) -> Table:
         scaling = {"type": rope["rope_type"]} | scaling
         return theta | {"rope_scaling": scaling} | table
     return table
+
+
+def _typed(table: Table) -> Table:
+    """The table, in which linear positions also have the `type` that older releases wrote.
+
+    Other kinds get none: with it Mistral 3 would load, and compute other positions.
+    """
+    typed = {
+        key: {"type": LINEAR} | rope
+        for key in ("rope_scaling", "rope_parameters")
+        if isinstance(rope := table.get(key), dict) and rope.get("rope_type") == LINEAR
+    }
+    return table | typed
+
+
+def _kind_of_positions(config: Table) -> Any:
+    """The kind of a text model's scaled positions, None where nothing scales them."""
+    table = text_config(config)
+    rope = table.get("rope_scaling") or table.get("rope_parameters")
+    return (rope.get("rope_type") or rope.get("type")) if isinstance(rope, dict) else None
 
 
 def tower_name(config: Table, name: str) -> str:
@@ -122,6 +146,13 @@ def vlm_limits(config: Table, has_tower: bool, quantized: bool) -> Iterator[str]
     where = "mlx-vlm 0.7.10, and so LM Studio, cannot load"
     if family in TEXT_ALONE and not has_tower:
         yield f"{where} the text model of {family} alone: its class {TEXT_ALONE[family]}"
+    kind = _kind_of_positions(config)
+    ministral = text_config(config).get("model_type") in ("ministral3", "mistral4")
+    if family in NAMES_TYPE and not ministral and kind not in (None, "default", LINEAR):
+        yield (
+            f"{where} {family} with rotary positions of the kind {kind}, or computes others: its "
+            "class knows linear ones only"
+        )
     if family == "gemma3" and quantized:
         yield (
             f"{where} Gemma 3 with a quantized embedding: --parts all leaves it at 16 bits, and so "

@@ -111,6 +111,42 @@ def test_limits_are_told() -> None:
     assert not TEXT_ALONE.keys() & NEEDS_VISION
 
 
+@pytest.mark.parametrize("family", ["llava", "mistral3"])
+def test_linear_positions_are_said_in_both_words(family: str) -> None:
+    """Of other kinds mlx-vlm's class computes others, where it loads them at all."""
+    for kind, first in (("linear", "type"), ("yarn", "rope_type")):
+        rope = {"rope_type": kind, "factor": 4.0}
+        config = {"model_type": family, "text_config": {"rope_scaling": rope}}
+        said = with_vlm_keys(config)
+        assert next(iter(said["text_config"]["rope_scaling"])) == first
+        limits = list(vlm_limits(said, has_tower=False, quantized=True))
+        assert bool(limits) == (kind == "yarn")
+    plain = {"model_type": family, "text_config": {"rope_parameters": {"rope_type": "default"}}}
+    assert with_vlm_keys(plain) == plain
+    assert not list(vlm_limits(plain, has_tower=False, quantized=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llava", "mistral3"])
+def test_mlx_vlm_computes_the_same_at_linear_positions(tmp_path: Path, family: str) -> None:
+    vlm = pytest.importorskip(
+        "mlx_vlm.utils", reason="mlx-vlm is not a dependency: install it to run this"
+    )
+    source = seeing(family, tmp_path / "source")
+    config = written(source)
+    config["text_config"].pop("rope_parameters", None)
+    config["text_config"] |= {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+    (source / "config.json").write_text(json.dumps(config))
+    folder = tmp_path / "out"
+    convert.convert(str(source), uniform="8bit-g32", out=folder, smoke=False)
+
+    model, text = vlm.load_model(folder, lazy=True), mlx_lm.utils.load_model(folder)[0]
+    model.set_dtype(mx.float32)
+    text.set_dtype(mx.float32)
+    difference = mx.abs(model.language_model(TOKENS).logits - text(TOKENS))
+    assert difference.max().item() == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["kimi_k25", "kimi_k3", "muse_glimmer", "pixtral", "kimi_vl"])
 def test_mlx_vlm_loads_the_text_alone_or_is_known_not_to(tmp_path: Path, family: str) -> None:
