@@ -148,13 +148,15 @@ def test_mlx_vlm_computes_the_same_at_linear_positions(tmp_path: Path, family: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["kimi_k25", "kimi_k3", "muse_glimmer", "pixtral", "kimi_vl"])
+@pytest.mark.parametrize(
+    "family", ["kimi_k25", "kimi_k3", "muse_glimmer", "pixtral", "kimi_vl", "lfm2_vl"]
+)
 def test_mlx_vlm_loads_the_text_alone_or_is_known_not_to(tmp_path: Path, family: str) -> None:
     """Families of which there is no whole tiny checkpoint with a tower."""
     vlm = pytest.importorskip(
         "mlx_vlm.utils", reason="mlx-vlm is not a dependency: install it to run this"
     )
-    if family == "muse_glimmer":
+    if family in ("muse_glimmer", "lfm2_vl"):
         source = saved(RELEASED / "drawn_5" / family, tmp_path / "source")
         write_tokenizer(source)
     else:
