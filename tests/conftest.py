@@ -55,7 +55,7 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mint_mlx.measure.self_text.LENGTH", 64)
     monkeypatch.setattr("mint_mlx.converters.quantizers.learn_block.STEPS", 2)
     monkeypatch.setattr("mint_mlx.converters.quantizers.learn_block.TOKENS", 256)
-    monkeypatch.setattr("mint_mlx.converters.quantizers.distil.STEPS", 2)
+    monkeypatch.setattr("mint_mlx.converters.quantizers.distil.STEPS", 4)
     monkeypatch.setattr("mint_mlx.converters.quantizers.distil.TOKENS", 256)
 
 

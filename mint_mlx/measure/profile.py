@@ -42,6 +42,9 @@ from .grid_fit import grid_errors
 from .resume import append_curve, read_curves
 from .row_sampling import SEED, Read, measure_sample
 from .sample import EXACT
+from .trained_rows import of_trained_rows
+
+TABLES = ("embedding", "head")  # whose rows are tokens
 
 
 @dataclass(frozen=True)
@@ -219,8 +222,9 @@ def _measure(
     """One layer's curve. The rows that are drawn depend only on the seed and the layer's name."""
     rng = np.random.default_rng([SEED, zlib.crc32(layer.path.encode())])
     others = [c for c in configs if c != layer.stored]
+    drawn = of_trained_rows(read) if layer.role in TABLES else read
     measured = measure_sample(
-        read, layer.as_experts, others, sample if others else EXACT, rng, columns
+        drawn, layer.as_experts, others, sample if others else EXACT, rng, columns
     )
     if measured.broken and not allow_nonfinite:
         raise MintError(f"{layer.path}.weight {NOT_FINITE}")
