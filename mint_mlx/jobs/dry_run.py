@@ -47,13 +47,16 @@ def usable_sensitivity(order: Order) -> Sensitivity | None:
     return known_sensitivity(order.job, order.tokens, order.wish, profile)
 
 
-def twin_of(order: Order) -> Twin | None:
-    """The twin that would write the text, on assumed errors where none are known yet.
+def needs_text(order: Order) -> bool:
+    """Whether the model's text is still to be written, and a sensitivity measured on it."""
+    return order.runs_model and usable_sensitivity(order) is None
 
-    None where no text is written, or the model does it itself.
+
+def twin_of(order: Order) -> Twin | None:
+    """The twin that would write the text that an order needs; None where the model does so itself.
+
+    It is planned on assumed errors where none are known yet.
     """
-    if not order.runs_model or usable_sensitivity(order) is not None:
-        return None
     profile = None
     if order.wish.writes:
         profile = known_profile(order.job, order.sample) or assumed_profile(order.job)
@@ -152,7 +155,8 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
         download *= 1 + needs_profile
         shards = low_disk.peak_bytes(job.source, low_disk.shards_needed(job.source, inventory))
     settled = not chooses or (known is not None and not (weighs_errors and sensitivity is None))
-    twin = twin_of(order)
+    writes_text = needs_text(order)
+    twin = twin_of(order) if writes_text else None
     run = DryRun(
         bytes=total,
         assumed=request.budget == "smallest" and known is None,
@@ -162,9 +166,9 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
         active_bytes_ratio=active_ratio(inventory, plan.choice),
         download=download,
         disk=total + shards,
-        spilled=max(_spilled(order), twin.dropped if twin else 0),
+        spilled=max(_spilled(order) if writes_text else 0, twin.dropped if twin else 0),
         memory=max(order.peak_memory, twin.bytes + RESERVE if twin else 0),
-        seconds=stage_seconds(order, total, needs_profile),
+        seconds=stage_seconds(order, total, needs_profile, writes_text),
         profiled=known is not None,
         settled=settled,
         speed=plan.speed,
@@ -175,8 +179,6 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
 
 def _spilled(order: Order) -> int:
     """Bytes of block inputs that wait on disk while a sensitivity is measured."""
-    if not order.runs_model or usable_sensitivity(order) is not None:
-        return 0
     inventory = order.job.inventory
     hidden = max(
         (layer.shape[-1] for layer in inventory.layers if layer.role == "embedding"), default=0
@@ -184,20 +186,23 @@ def _spilled(order: Order) -> int:
     return pass_state.bytes_needed(inventory.blocks, order.tokens * hidden, 4 if on_cpu() else 2)
 
 
-def stage_seconds(order: Order, total: int, needs_profile: bool) -> dict[str, float]:
+def stage_seconds(
+    order: Order, total: int, needs_profile: bool, writes_text: bool
+) -> dict[str, float]:
     """Seconds of each stage, on this machine.
 
     Args:
         order: what would be done.
         total: bytes that would be written.
         needs_profile: whether errors are measured first.
+        writes_text: whether the model's text is written and measured (`needs_text`).
     """
     seconds = {}
     quantize, measure = _quantizer_rates()
     if needs_profile:
         seconds["profile"] = _profile_seconds(order, measure)
     seconds["convert"] = _convert_seconds(order.job, total, quantize)
-    return seconds | _model_seconds(order)
+    return seconds | _model_seconds(order, writes_text)
 
 
 def _profile_seconds(order: Order, rate: float) -> float:
@@ -222,7 +227,7 @@ def _convert_seconds(job: Job, total: int, rate: float) -> float:
     return reading + writing + sum(layer.size for layer in job.inventory.layers) / rate
 
 
-def _model_seconds(order: Order) -> dict[str, float]:
+def _model_seconds(order: Order, writes_text: bool) -> dict[str, float]:
     """Seconds of what runs the model on its own text: operations over a product's timed rate.
 
     A token costs two operations for each weight that it reads: once when it is written, once when
@@ -231,7 +236,7 @@ def _model_seconds(order: Order) -> dict[str, float]:
     inventory = order.job.inventory
     rate = _product_rate()
     seconds = {}
-    if order.runs_model and usable_sensitivity(order) is None:
+    if writes_text:
         windows = -(-order.tokens // LENGTH)
         runs = 2 * order.tokens + 4 * first_windows((windows, LENGTH)) * LENGTH
         seconds["tokens and sensitivity"] = 2 * active_weights(inventory) * runs / rate
@@ -275,7 +280,7 @@ def time_note(order: Order) -> str:
     parameters = order.job.inventory.parameters
     size = order.budget.resolve(parameters) if order.budget else None
     needs_profile = order.fixed_plan is None and known_profile(order.job, order.sample) is None
-    seconds = stage_seconds(order, size or parameters // 2, needs_profile)
+    seconds = stage_seconds(order, size or parameters // 2, needs_profile, needs_text(order))
     stages = ", ".join(f"{stage} about {duration(s)}" for stage, s in seconds.items())
     return (
         f"about {duration(sum(seconds.values()))} on this machine ({stages}); memory about "

@@ -7,7 +7,7 @@ from ..converters.quantizers.registry import needs_inputs
 from ..rules import efforts
 from ..runtime.device import on_cpu
 from ..runtime.memory import fits_here
-from .dry_run import twin_of, usable_sensitivity
+from .dry_run import needs_text, twin_of
 from .measurements import known_profile
 from .order import Order
 from .twin import STAGES
@@ -50,7 +50,7 @@ def _of_model(order: Order) -> list[str]:
     """The stages that run the model on its own text."""
     job = order.job
     stages: list[str] = []
-    if usable_sensitivity(order) is None:
+    if needs_text(order):
         twin = twin_of(order)
         stages += STAGES if twin is not None and twin.plan is not None else ()
         stages += ["write tokens", "sensitivity"]
