@@ -21,7 +21,7 @@ from .remove import Kind, discard, find_stranger
 
 PREFIX = "mint-mlx-"
 _NAME = re.compile(PREFIX + r"(\d+)-\w{8}")  # with the number of the process
-_open: dict[Path, Kind] = {}  # what this process made
+_open: dict[Path, Kind] = {}  # what this process made and may have to delete
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def scratch_folder(kind: Kind, beside: Path | None = None) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            discard(folder, scratch_kind(kind))
+            discard(folder, _open.pop(folder))
 
 
 def open_scratch(kind: Kind, beside: Path | None = None) -> tuple[Path, IO[str]]:
@@ -47,13 +47,14 @@ def open_scratch(kind: Kind, beside: Path | None = None) -> tuple[Path, IO[str]]
         The folder, and its mark, which is locked until it is closed: then `discard` the folder.
     """
     parent = beside or Path(tempfile.gettempdir())
-    _remove_abandoned(parent, scratch_kind(kind))
+    kind = scratch_kind(kind)
+    _remove_abandoned(parent, kind)
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=beside))
     mark = (folder / MARK_FILE).open("a", encoding="utf-8")
     lock_file(mark)
     mark.write(f"{MARK}{kind.what}\n")
     mark.flush()
-    _open[folder] = scratch_kind(kind)
+    _open[folder] = kind
     return folder, mark
 
 
