@@ -8,9 +8,9 @@ import mlx.core as mx
 
 from ...base.errors import MintError
 from ...base.quant_config import QuantConfig
+from ...measure.affine_errors import SMALLEST_SCALE
 
 MAX_LOST = 0.01  # of a layer's groups
-SMALLEST_SCALE = 1e-7  # that mx.quantize makes in affine mode
 SURELY_LARGE = 1e-6  # a scale that no group has whose largest weight is below SMALLEST_SCALE x 2
 NEGLIGIBLE = 1e-3  # of the largest weight: groups of smaller ones may become zeros
 # Exponents of mxfp4 and mxfp8 that no weight needs: 2^113. MLX's CPU quantizer wraps the byte of a

@@ -18,7 +18,7 @@ from ..base.quant_config import AFFINE_GROUPS, QuantConfig
 from .columns import as_columns, rounder
 
 SMALLEST = min(AFFINE_GROUPS)
-SMALLEST_SCALE = np.float32(1e-7)  # that mx.quantize makes
+SMALLEST_SCALE = 1e-7  # that mx.quantize makes in affine mode
 SPLIT = np.float32(2**16 + 1)  # leaves the upper 8 of 24 digits of a float32, as bfloat16 has
 
 
@@ -108,7 +108,7 @@ def nearest_grid(
         top: the largest code.
     """
     below = np.abs(low) > np.abs(high)
-    scale = np.maximum((high - low) / top, SMALLEST_SCALE)
+    scale = np.maximum((high - low) / top, np.float32(SMALLEST_SCALE))
     scale = np.where(below, scale, -scale)
     edge = np.where(below, low, high)
     steps = np.rint(edge / scale)

@@ -101,8 +101,7 @@ def _errors_by_numpy(
     """`row_errors` of affine configurations, in as many threads as there are cores."""
 
     def sums_of(rows: np.ndarray, experts: slice) -> np.ndarray:
-        of_experts = columns if columns is None or len(columns) == 1 else columns[experts]
-        return error_sums(rows, weight.dtype, configs, of_experts)
+        return error_sums(rows, weight.dtype, configs, columns_of(columns, experts))
 
     count = (1 + len(configs)) * (1 if columns is None else 2)
     sums = _by_error(_numpy_sums(weight, sums_of, count), 1 + len(configs))
@@ -110,11 +109,16 @@ def _errors_by_numpy(
     # Weights above 1e18, and those that aren't finite, are left to MLX.
     for expert in np.flatnonzero(~np.isfinite(sums.energy).all(axis=1)).tolist():
         one = slice(expert, expert + 1)
-        of_expert = columns if columns is None or len(columns) == 1 else columns[one]
-        for array, exact in zip(sums, _errors_by_mlx(weight[one], configs, of_expert), strict=True):
+        by_mlx = _errors_by_mlx(weight[one], configs, columns_of(columns, one))
+        for array, exact in zip(sums, by_mlx, strict=True):
             if array is not None:
                 array[..., one, :] = exact
     return sums
+
+
+def columns_of(columns: np.ndarray | None, experts: slice | np.ndarray) -> np.ndarray | None:
+    """The weights of the columns of some experts, of (experts, columns) or (1, columns) for all."""
+    return columns if columns is None or len(columns) == 1 else columns[experts]
 
 
 def _numpy_sums(

@@ -26,7 +26,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..base.quant_config import QuantConfig
-from .distortion import RowErrors, row_errors, row_ranges
+from .distortion import RowErrors, columns_of, row_errors, row_ranges
 from .sample import AUTO
 
 SEED = 0
@@ -216,9 +216,7 @@ class _Drawn:
         """Measure configurations on the first `end` rows of experts, all measured equally far."""
         start = int(self.measured[configs[0], experts[0]])
         weights = self.read(experts, self.order[experts, start:end])
-        columns = self.columns
-        if columns is not None and len(columns) > 1:
-            columns = columns[experts]
+        columns = columns_of(self.columns, experts)
         sums = row_errors(weights, [self.configs[c] for c in configs], columns)
         _zero_broken(sums)
         for index, config in enumerate(configs):
