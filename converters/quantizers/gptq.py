@@ -11,6 +11,7 @@ group size. The experts of a layer are treated apart; one that was rarely chosen
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import mlx.core as mx
@@ -25,6 +26,7 @@ from .codes import Codes
 
 WIDE = 8192  # rows, of one expert or of several, whose columns are rounded together
 WORKERS = 4  # threads at most: each holds the second moments and factors of WIDE rows' experts
+BLOCK = 256  # columns whose share of a row's size is summed together
 Place = tuple[slice, slice]  # experts and rows of a layer
 
 
@@ -32,6 +34,22 @@ class SecondMoments(Protocol):
     """Gives second moments by expert: an array, or what computes them on demand (inputs.py)."""
 
     def __getitem__(self, experts: slice, /) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Damped second moments H = L D L^T of some experts, in the order of their columns.
+
+    Attributes:
+        order: int (experts, columns), columns by rising diagonal of H; the last goes first.
+        passed: L, float32 (experts, columns, columns), how much of an error a column passes on:
+            ones on the diagonal and nothing above.
+        variance: D, float32 (experts, columns), what an error of one costs, once others make up.
+    """
+
+    order: np.ndarray
+    passed: np.ndarray
+    variance: np.ndarray
 
 
 def quantize(
@@ -78,10 +96,13 @@ def find_codes(
     def work(place: Place, exact: np.ndarray) -> None:
         moment = shared if shared is not None else moments[place[0]]
         grids = _grids(exact, weight.dtype, config, moment if searched else None)
-        column_orders, factors = shared_factors or _factors(moment)
-        codes[place] = _feed_back(exact, *grids, column_orders, factors, config)
+        factors = shared_factors or _factors(moment)
+        ordered = _ordered(exact, factors.order)
+        rounded, residuals = _feed_back(ordered, *grids, factors, config)
         if searched:
-            grids = _stretched(exact, (codes[place], *grids), moment)
+            factor = _row_factors(ordered, residuals, factors)
+            grids = grids[0] * factor, grids[1] * factor
+        codes[place] = _as_rows(rounded, factors.order)
         scales[place], biases[place] = grids
 
     pieces = (
@@ -126,24 +147,6 @@ def _grids(
     return scales, biases
 
 
-def _stretched(
-    exact: np.ndarray, grids: search.Grid, moments: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scales and biases whose rows are as large as the weights, as their inputs see them.
-
-    Args:
-        exact: float32 (experts, rows, columns).
-        grids: codes, scales and biases, by expert.
-        moments: float32 (experts, columns, columns).
-    """
-    scales, biases = np.empty_like(grids[1]), np.empty_like(grids[2])
-    for expert, (weight, moment) in enumerate(zip(exact, moments, strict=True)):
-        codes, scale, bias = (array[expert] for array in grids)
-        stretched = search.stretch(weight, (codes, scale, bias), weight @ moment)
-        _, scales[expert], biases[expert] = stretched
-    return scales, biases
-
-
 def held(layer: Layer) -> int:
     """Bytes that error feedback takes while it rounds a layer."""
     rows, columns = layer.shape[-2:]
@@ -171,57 +174,65 @@ def _cut(count: int, step: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, count, step)]
 
 
-def _factors(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """In which order columns go, and how much of an error each passes on, by expert.
+def _factors(moments: np.ndarray) -> Factors:
+    """The factors of second moments, float32 (experts, columns, columns)."""
+    order = np.empty(moments.shape[:2], dtype=np.int64)
+    passed = np.empty_like(moments)
+    variance = np.empty(moments.shape[:2], dtype=np.float32)
+    for expert, moment in enumerate(moments):
+        order[expert], lower = factor(moment)
+        diagonal = np.diagonal(lower)
+        np.multiply(lower, 1 / diagonal, out=passed[expert])
+        np.square(diagonal, out=variance[expert])
+    return Factors(order, passed, variance)
 
-    Args:
-        moments: H, float32 (experts, columns, columns).
 
-    Returns:
-        int (experts, columns), columns by rising diagonal of H, of which the last goes first; and
-        float32 (experts, columns, columns) with ones on the diagonal and nothing above: the factor
-        L of the reordered, damped H = L D L^T.
-    """
-    column_orders = np.empty(moments.shape[:2], dtype=np.int64)
-    factors = np.empty_like(moments)
-    for moment, column_order, unit in zip(moments, column_orders, factors, strict=True):
-        column_order[:], lower = factor(moment)
-        np.multiply(lower, 1 / np.diagonal(lower), out=unit)
-    return column_orders, factors
+def _ordered(weight: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Matrices (experts, rows, columns) as (columns, experts, rows), columns in their order."""
+    ordered = np.empty((weight.shape[2], *weight.shape[:2]), dtype=weight.dtype)
+    for expert, columns in enumerate(order):
+        ordered[:, expert] = np.ascontiguousarray(weight[expert].T)[columns]
+    return ordered
+
+
+def _as_rows(ordered: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """What `_ordered` gives, as it was."""
+    rows = np.empty((*ordered.shape[1:], len(ordered)), dtype=ordered.dtype)
+    for expert, columns in enumerate(order):
+        inverse = np.empty_like(columns)
+        inverse[columns] = np.arange(len(columns))
+        rows[expert] = ordered[:, expert][inverse].T
+    return rows
 
 
 def _feed_back(
-    weight: np.ndarray,
+    exact: np.ndarray,
     scales: np.ndarray,
     biases: np.ndarray,
-    column_orders: np.ndarray,
-    factors: np.ndarray,
+    factors: Factors,
     config: QuantConfig,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Codes of matrices on fixed grids.
 
     Args:
-        weight: float32 (experts, rows, columns).
+        exact: float32 (columns, experts, rows), the weights, columns in their order.
         scales, biases: float32 (experts, rows, groups).
-        column_orders, factors: of `_factors`.
+        factors: of the second moments.
         config: affine.
 
     Returns:
-        uint8 (experts, rows, columns).
+        Codes, uint8, and what each column was rounded by once the errors of others had been passed
+        on to it, float32: both (columns, experts, rows).
     """
-    experts, rows, columns = weight.shape
+    columns, experts, _ = exact.shape
     each = np.arange(experts)
     top = 2**config.bits - 1
 
-    # All that follows has columns first, in their order.
-    group = column_orders // config.group_size
+    group = factors.order // config.group_size
     # A group whose range is nothing in 16 bits has a scale of zero: its bias is all.
     scales = np.where(scales == 0, np.float32(1), scales)
     scales_by_group = np.ascontiguousarray(scales.transpose(2, 0, 1))
     biases_by_group = np.ascontiguousarray(biases.transpose(2, 0, 1))
-    exact = np.empty((columns, experts, rows), dtype=np.float32)
-    for expert in each:
-        exact[:, expert] = np.ascontiguousarray(weight[expert].T)[column_orders[expert]]
     shifted = exact.copy()
     errors = np.empty_like(exact)
     rounded = np.empty(exact.shape, dtype=np.uint8)
@@ -229,29 +240,49 @@ def _feed_back(
     for start, middle, stop in _halves(0, columns):
         # Columns that were rounded pass their errors on, many at once.
         if stop - start > 1:
-            passed = factors[:, middle:stop, start:middle].transpose(0, 2, 1)
+            passed = factors.passed[:, middle:stop, start:middle].transpose(0, 2, 1)
             product = np.matmul(passed, errors[middle:stop].transpose(1, 0, 2))
             shifted[start:middle] += product.transpose(1, 0, 2)
             continue
 
-        # A column is rounded on its grid, in place: `code` is a view of `shifted`.
+        # A column is rounded on its grid.
         scale = scales_by_group[group[:, start], each]
         bias = biases_by_group[group[:, start], each]
-        code = shifted[start]
-        code -= bias
+        code = shifted[start] - bias
         code /= scale
         np.clip(np.rint(code, out=code), 0, top, out=code)
         rounded[start] = code
         code *= scale
         code += bias
         np.subtract(exact[start], code, out=errors[start])
+        shifted[start] -= code
+    return rounded, shifted
 
-    codes = np.empty(weight.shape, dtype=np.uint8)
-    for expert in each:
-        inverse = np.empty_like(column_orders[expert])
-        inverse[column_orders[expert]] = np.arange(columns)
-        codes[expert] = rounded[:, expert][inverse].T
-    return codes
+
+def _row_factors(exact: np.ndarray, residuals: np.ndarray, factors: Factors) -> np.ndarray:
+    """By how much rows are too small on their grids, as their inputs see them (search.py).
+
+    That is (w H w) / (w' H w), w' from the codes. With H = L D L^T and u = w L, w H w is the sum of
+    D u^2; (w - w') L is what columns were rounded by.
+
+    Args:
+        exact, residuals: float32 (columns, experts, rows), of `_feed_back`.
+        factors: of H.
+
+    Returns:
+        float32 (experts, rows, 1).
+    """
+    unit = search.power_of_two(np.abs(exact).max(axis=0))
+    energy, missing = np.zeros((2, *unit.shape), dtype=np.float32)
+    for start in range(0, len(exact), BLOCK):
+        some = slice(start, start + BLOCK)
+        passed = factors.passed[:, start:, some].transpose(0, 2, 1)
+        product = np.matmul(passed, exact[start:].transpose(1, 0, 2))
+        product /= unit[:, None]
+        weighted = product * factors.variance[:, some, None]
+        energy += np.einsum("ecr,ecr->er", weighted, product)
+        missing += np.einsum("ecr,cer->er", weighted, residuals[some]) / unit
+    return search.stretch(energy, energy - missing)[..., None]
 
 
 def _halves(start: int, stop: int) -> Iterator[tuple[int, int, int]]:

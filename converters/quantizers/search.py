@@ -270,38 +270,26 @@ def _row_factor(
     product = np.multiply(groups.codes, groups.weights, out=groups.work).sum(axis=0)
     product += middle * groups.codes.sum(axis=0)
     product = scale * product + bias * (total + size * middle)
-    return _factor(*(array.reshape(rows, -1).sum(axis=1) for array in (energy, product)))
+    sums = (array.reshape(rows, -1).sum(axis=1, keepdims=True) for array in (energy, product))
+    return stretch(*sums)
 
 
-@np.errstate(over="ignore", invalid="ignore")
-def stretch(exact: np.ndarray, grid: Grid, weighted: np.ndarray | None = None) -> Grid:
-    """Grids whose rows are as large as the weights: times (w H w) / (w' H w), w' from the codes.
+def stretch(energy: np.ndarray, product: np.ndarray) -> np.ndarray:
+    """What rows are multiplied with to be as large as the weights, float32: energy / product.
+
+    1 where either isn't positive.
 
     Args:
-        exact: float32 (rows, columns), what was quantized.
-        grid: its codes, scales and biases.
-        weighted: float32 (rows, columns), the weights times H, the second moments of the inputs;
-            the weights themselves by default.
+        energy: float32, w H w of each row, H the second moments of its inputs or the unit matrix.
+        product: of its shape, w' H w, with w' what the codes stand for.
     """
-    codes, scales, biases = grid
-    peak = np.abs(exact).max(axis=1, keepdims=True)
-    unit = np.exp2(np.floor(np.log2(np.maximum(peak, SMALLEST)))).astype(np.float32)
-    exact = exact / unit
-    weighted = exact if weighted is None else weighted / unit
-
-    restored = codes.reshape(*scales.shape, -1) * (scales / unit)[..., None]
-    restored += (biases / unit)[..., None]
-    energy = np.einsum("rc,rc->r", exact, weighted)
-    product = np.einsum("rc,rc->r", restored.reshape(exact.shape), weighted)
-    factor = _factor(energy, product)
-    return codes, scales * factor, biases * factor
-
-
-def _factor(energy: np.ndarray, product: np.ndarray) -> np.ndarray:
-    """What rows are multiplied with, float32 (rows, 1), where both (rows,) are positive; else 1."""
     possible = (energy > 0) & (product > 0)
-    factor = np.where(possible, energy / np.where(possible, product, 1), np.float32(1))
-    return factor[:, None]
+    return np.where(possible, energy / np.where(possible, product, 1), np.float32(1))
+
+
+def power_of_two(peak: np.ndarray) -> np.ndarray:
+    """The power of two below each of some numbers, float32, to divide by."""
+    return np.exp2(np.floor(np.log2(np.maximum(peak, SMALLEST)))).astype(np.float32)
 
 
 def _or_one(numbers: np.ndarray) -> np.ndarray:
@@ -325,8 +313,7 @@ def _unit(low: np.ndarray, high: np.ndarray, rows: int) -> np.ndarray | None:
     peak = np.where(np.isfinite(peak) & (peak > 0), peak, 1)
     if peak.max() < SAFE and peak.min() > 1 / SAFE:
         return None
-    unit = np.exp2(np.floor(np.log2(np.maximum(peak, SMALLEST)))).astype(np.float32)
-    return np.repeat(unit, len(low) // rows, axis=1).reshape(-1)
+    return np.repeat(power_of_two(peak), len(low) // rows, axis=1).reshape(-1)
 
 
 def _pieces(rows: int, columns: int) -> Iterator[slice]:

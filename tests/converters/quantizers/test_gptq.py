@@ -77,11 +77,37 @@ def test_experts_are_shared_among_threads_and_each_gets_the_same_codes(
 
 def test_a_group_without_a_range_is_its_bias() -> None:
     """As a GPU may make it of numbers below the smallest that 16 bits hold."""
-    weight = np.full((1, 2, 64), 1e-9, dtype=np.float32)
+    weight = np.full((64, 1, 2), 1e-9, dtype=np.float32)
     scales = np.zeros((1, 2, 1), dtype=np.float32)
     biases = np.full((1, 2, 1), 1e-9, dtype=np.float32)
-    orders = np.arange(64)[None]
-    passed = np.eye(64, dtype=np.float32)[None]
+    factors = gptq._factors(np.eye(64, dtype=np.float32)[None])
     with np.errstate(all="raise"):
-        codes = gptq._feed_back(weight, scales, biases, orders, passed, QuantConfig(4, 64))
+        codes, _ = gptq._feed_back(weight, scales, biases, factors, QuantConfig(4, 64))
     assert not codes.any()
+
+
+def test_rows_are_measured_by_what_feedback_has_computed() -> None:
+    """(w H w) / (w' H w) from the factors of H, as from H itself; tiny weights too."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 900, 320)).astype(np.float32) * np.linspace(0.2, 2, 320)
+    moments = (x.swapaxes(1, 2) @ x).astype(np.float32)
+    exact = rng.normal(size=(2, 16, 320)).astype(np.float32)
+    exact[:, ::2] *= np.float32(1e-25)
+
+    config = QuantConfig(2, 64)
+    factors = gptq._factors(moments)
+    ordered = gptq._ordered(exact, factors.order)
+    scales, biases = gptq._grids(exact, mx.float32, config, moments)
+    rounded, residuals = gptq._feed_back(ordered, scales, biases, factors, config)
+    codes = gptq._as_rows(rounded, factors.order)
+    stretch = gptq._row_factors(ordered, residuals, factors)[..., 0]
+
+    restored = (
+        codes.reshape(2, 16, 5, 64) * scales[..., None].astype(np.float64) + biases[..., None]
+    )
+    damped = moments + 0.01 * np.eye(320) * np.trace(moments, axis1=1, axis2=2)[:, None, None] / 320
+    weighted = exact.astype(np.float64) @ damped
+    energy = np.einsum("erc,erc->er", weighted, exact)
+    product = np.einsum("erc,erc->er", weighted, restored.reshape(exact.shape))
+    np.testing.assert_allclose(stretch, energy / product, rtol=2e-4)
+    assert (stretch > 1.005).all()

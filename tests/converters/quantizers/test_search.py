@@ -32,12 +32,10 @@ def searched(
     weight: mx.array,
     config: QuantConfig,
     importance: np.ndarray | None = None,
-    stretched: bool = False,
 ) -> dict[str, mx.array]:
-    """What a search alone gives, and with its rows as large as they were."""
+    """What a search alone gives, before rows are made as large as they were."""
     exact = np.array(weight.astype(mx.float32)).reshape(-1, weight.shape[-1])
-    grid = search.find_grid(exact, config, weight.dtype, importance)
-    codes, *numbers = search.stretch(exact, grid) if stretched else grid
+    codes, *numbers = search.find_grid(exact, config, weight.dtype, importance)
     shape = (*weight.shape[:-1], -1)
     stored = (mx.array(array).reshape(shape).astype(weight.dtype) for array in numbers)
     return Codes(config, codes.reshape(weight.shape), *stored).packed()
@@ -91,10 +89,9 @@ def test_each_row_is_as_large_as_it_was() -> None:
         return 1 - product / np.square(exact).sum(axis=-1)
 
     assert (shrinkage(searched(weight, config)) > 0.03).all()
-    stretched = searched(weight, config, stretched=True)
+    stretched = search.quantize(weight, config)
     np.testing.assert_allclose(shrinkage(stretched), 0, atol=4e-3)
-    for name, array in search.quantize(weight, config).items():
-        assert mx.array_equal(array, stretched[name])
+    assert mx.array_equal(stretched["weight"], searched(weight, config)["weight"])
 
 
 def test_rows_are_stretched_as_their_inputs_see_them() -> None:
