@@ -11,14 +11,19 @@ from ..base.files import PAGE_FILE
 from ..base.folders import is_checkpoint
 from ..base.report import Report, Silent
 from ..base.targets import check_page_folder
+from ..checkpoint.source import load_source
+from ..checkpoint.tokenizer import load_tokenizer
+from ..jobs.model import check_same_model
 from .card import show_in_card
 from .checkpoint_facts import read_facts
 from .evaluate import evaluate
 from .kinds import kind_table, with_error
 from .measured import MeasuredTable, keep_figures, keep_table
 from .page import write_page
+from .reference_file import load_reference
 from .report_page import PICTURES, checkpoint_page
 from .settings import Settings
+from .text import check_same_tokenizer
 
 
 def check_report(checkpoint: str | Path, out: Path | None = None) -> Path:
@@ -42,6 +47,24 @@ def check_report(checkpoint: str | Path, out: Path | None = None) -> Path:
         )
     check_page_folder(out or folder, [f"{name}.png" for name in PICTURES])
     return folder
+
+
+def _check_source(folder: Path, source: str) -> None:
+    """Refuse a source that isn't there or is of another model, also where nothing needs it.
+
+    Args:
+        folder: of the checkpoint.
+        source: a model, or a file of its predictions.
+
+    Raises:
+        MintError: saying which.
+    """
+    checkpoint = load_source(str(folder))
+    if source.endswith(".safetensors"):
+        about = load_reference(Path(source).expanduser()).about
+        check_same_tokenizer(about.source, about.tokenizer, load_tokenizer(folder))
+    else:
+        check_same_model(checkpoint, load_source(source, weights=False))
 
 
 def make_report(
@@ -70,6 +93,8 @@ def make_report(
     """
     report = report or Silent()
     folder = check_report(checkpoint, out)
+    if source is not None:
+        _check_source(folder, source)
     model = None if source is None or source.endswith(".safetensors") else source
     facts = read_facts(folder, model, measure=True, report=report, notes=out)
 

@@ -168,6 +168,22 @@ def test_a_report_writes_over_nothing_of_others(
         reports.check_report("org/name")
 
 
+def test_a_source_that_is_wrong_is_refused_where_all_is_measured_too(
+    made: tuple[Path, Path, Path], make: Maker, cli: Cli
+) -> None:
+    page = (made[1] / "report.html").read_bytes()
+    for source, why in (
+        ("no such", "no such does not exist"),
+        ("/no/such.safetensors", "there is no reference /no/such.safetensors"),
+        (make(llama(1)), "was not made from model: their model_type"),
+    ):
+        ran = cli("report", made[1], "--source", source)
+        assert (ran.code, ran.err.count("\n"), ran.out) == (1, 1, "")
+        assert why in ran.err
+    assert (made[1] / "report.html").read_bytes() == page
+    assert cli("report", made[1], "--source", made[0]).code == 0
+
+
 def test_scores_of_other_weights_are_not_shown(made: tuple[Path, Path, Path]) -> None:
     out = made[1]
     fingerprint = read_facts(out).fingerprint
