@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -95,7 +96,7 @@ def find_model(model: str) -> Path | hub.RepoId:
 
     Raises:
         MintError: there is no such folder and the name can't be a repository's, or mlx-lm can't
-            handle the folder's path.
+            handle the folder's path, or it can't be read.
     """
     try:
         folder = Path(model).expanduser()
@@ -103,6 +104,7 @@ def find_model(model: str) -> Path | hub.RepoId:
         raise MintError(f"{model} does not exist (there is no such user): check the path") from None
     if folder.exists():
         check_name(folder.absolute(), "model")
+        _check_readable(folder)
         return folder
     repo = hub.parse_repo(model)
     if repo is None or model.startswith((".", "/", "~")):
@@ -110,6 +112,19 @@ def find_model(model: str) -> Path | hub.RepoId:
             f"{model} does not exist: give a folder, or a model of the Hugging Face Hub as org/name"
         )
     return repo
+
+
+def _check_readable(folder: Path) -> None:
+    """Refuse a folder that this user may not look into (a MintError)."""
+    if not folder.is_dir():
+        return
+    try:
+        os.scandir(folder).close()
+        os.stat(os.path.join(folder, "."))  # the right to list names is not the one to open files
+    except PermissionError:
+        raise MintError(
+            f"the folder {folder} cannot be read: check its permissions, or give another one"
+        ) from None
 
 
 def load_source(model: str, weights: bool = True) -> Source:

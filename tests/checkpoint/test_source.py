@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,27 @@ def test_names_that_are_none(cli: Cli, command: str, name: str) -> None:
     assert refused.code == 1
     assert len(refused.err.splitlines()) == 1
     assert "does not exist" in refused.err or "check the spelling" in refused.err
+
+
+@pytest.mark.parametrize("rights", [0o000, 0o444, 0o111])
+def test_a_folder_that_cannot_be_read_is_named(cli: Cli, rights: int) -> None:
+    """As another user than root, who may look into every folder."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as shared:  # pytest's own folders are private
+        folder = Path(shared) / "model"
+        folder.mkdir()
+        root = os.geteuid() == 0
+        os.chmod(shared, 0o755)
+        folder.chmod(rights)
+        try:
+            os.seteuid(65534 if root else os.geteuid())
+            ran = cli("doctor", folder)
+        finally:
+            os.seteuid(0 if root else os.geteuid())
+            folder.chmod(0o755)
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err == (
+        f"error: the folder {folder} cannot be read: check its permissions, or give another one\n"
+    )
 
 
 def test_the_fingerprint_follows_config_and_weights(make: Maker) -> None:
