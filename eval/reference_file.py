@@ -35,7 +35,8 @@ def check_reference_file(path: Path) -> None:
             f"--save-reference {path} must end in .safetensors, so that --source knows it as a "
             "reference"
         )
-    check_file(path, IS_OURS, force=True)  # an older one, also of another version, is replaced
+    # An older one, also of another version, is replaced.
+    check_file(path, IS_OURS, force=True, option="--save-reference")
 
 
 def save_reference(reference: Reference, path: Path) -> None:

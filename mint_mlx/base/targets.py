@@ -39,38 +39,47 @@ def check_space(folder: Path, needed: int, instead: str = "choose another folder
         )
 
 
-def check_file(path: Path, marker: bytes, force: bool = False) -> None:
+def check_file(path: Path, marker: bytes, force: bool = False, option: str = "-o") -> None:
     """Refuse to write a file where that is impossible, or over a file of another kind.
 
     Args:
         path: where to write.
         marker: a regular expression that the first 1000 bytes of a file of this kind match.
         force: replace an existing file of this kind.
+        option: that names it.
 
     Raises:
         MintError: the folder is missing, the path is a folder, or a file is there that may not be
             replaced.
     """
     if not path.name or path.is_dir() or not path.absolute().parent.is_dir():
-        raise MintError(f"{path} cannot be written: give a file in an existing folder with -o")
-    check_writable(path.absolute().parent)
+        raise MintError(
+            f"{path} cannot be written: give a file in an existing folder with {option}"
+        )
+    check_writable(path.absolute().parent, option)
     if path.exists():
         with path.open("rb") as file:
             ours = re.search(marker, file.read(1000), re.MULTILINE | re.DOTALL) is not None
         if not ours:
-            raise MintError(f"{path} exists and is something else: choose another file with -o")
+            raise MintError(
+                f"{path} exists and is something else: choose another file with {option}"
+            )
         if not force:
             raise MintError(
-                f"{path} exists already: choose another file with -o, or replace it with --force"
+                f"{path} exists already: choose another file with {option}, or replace it with "
+                "--force"
             )
 
 
-def check_writable(folder: Path) -> None:
-    """Refuse a folder in which this user may not write (a MintError)."""
-    if not os.access(folder, os.W_OK):
+def check_writable(folder: Path, option: str = "-o") -> None:
+    """Refuse a folder in which this user may not write, or nobody can (a MintError).
+
+    `option` names the folder or what is to be written there."""
+    # /proc and its like have no blocks: root has every permission there, and makes no file.
+    if not os.access(folder, os.W_OK) or not os.statvfs(folder).f_blocks:
         raise MintError(
             f"the folder {folder} cannot be written to: check its permissions, or choose another "
-            "with -o"
+            f"with {option}"
         )
 
 
@@ -107,13 +116,14 @@ def check_name(path: Path, what: str) -> None:
         )
 
 
-def check_target(target: Path, source: Path | None, force: bool) -> None:
+def check_target(target: Path, source: Path | None, force: bool, option: str = "-o") -> None:
     """Refuse an output folder that can't be written, or whose writing would delete something else.
 
     Args:
         target: the folder.
         source: the folder that is read from, which may not be touched.
         force: replace an existing checkpoint of ours.
+        option: that names the folder.
 
     Raises:
         MintError: naming the obstacle and what to do.
@@ -121,24 +131,27 @@ def check_target(target: Path, source: Path | None, force: bool) -> None:
     name = target.name
     if name in ("", ".", "..") or len(os.fsencode(name)) > 200:
         raise MintError(
-            f"{str(target)!r} is not a valid name for a new folder: give another one with -o"
+            f"{str(target)!r} is not a valid name for a new folder: give another one with {option}"
         )
     check_name(target.absolute(), "output folder")
     parent = target.absolute().parent
     if not parent.is_dir():
-        raise MintError(f"the folder {parent} does not exist: make it, or choose another with -o")
-    check_writable(parent)
+        raise MintError(
+            f"the folder {parent} does not exist: make it, or choose another with {option}"
+        )
+    check_writable(parent, option)
     if target.is_symlink():
-        raise MintError(f"{target} is a link: give the folder itself with -o")
+        raise MintError(f"{target} is a link: give the folder itself with {option}")
 
     # An existing folder is replaced only on --force, and only where nothing else would be lost.
     if not target.exists():
         return
     if not target.is_dir():
-        raise MintError(f"{target} is a file: choose another folder with -o")
+        raise MintError(f"{target} is a file: choose another folder with {option}")
     if not force:
         raise MintError(
-            f"{target} exists already: choose another folder with -o, or replace it with --force"
+            f"{target} exists already: choose another folder with {option}, or replace it with "
+            "--force"
         )
     _check_replaceable(target, source)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import JsonOpt, WorkDirOpt, start
+from .options import JsonOpt, KeepTwinOpt, NoTwinOpt, TwinOpt, WorkDirOpt, start
 
 
 def refine(
@@ -27,6 +27,9 @@ def refine(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an existing output folder.")
     ] = False,
+    twin: TwinOpt = None,
+    keep_twin: KeepTwinOpt = None,
+    no_twin: NoTwinOpt = False,
     work_dir: WorkDirOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -39,7 +42,17 @@ def refine(
     from ..checkpoint.run_command import run_command
     from ..jobs.refine import refine as distil
 
-    result = distil(checkpoint, source, out, steps=steps, force=force, report=output)
+    result = distil(
+        checkpoint,
+        source,
+        out,
+        steps=steps,
+        force=force,
+        twin=twin,
+        keep_twin=keep_twin,
+        no_twin=no_twin,
+        report=output,
+    )
     output.close()
     output.line(
         f"{result.path}: KL from the source on held-out text {result.kl_before:.4g} -> "

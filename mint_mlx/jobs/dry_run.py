@@ -26,6 +26,7 @@ from ..rules import efforts
 from ..rules.objectives import needs_sensitivity
 from ..runtime.device import on_cpu
 from ..runtime.memory import RESERVE
+from ..runtime.product_rate import product_rate
 from ..runtime.speed_table import Speed, describe_speed
 from .choose import check_pace, choose_plan
 from .measurements import (
@@ -36,7 +37,7 @@ from .measurements import (
 )
 from .model import Job
 from .order import Order
-from .twin import Twin, find_twin
+from .twin import NAME, Twin, find_twin
 
 
 def usable_sensitivity(order: Order) -> Sensitivity | None:
@@ -52,11 +53,17 @@ def needs_text(order: Order) -> bool:
     return order.runs_model and usable_sensitivity(order) is None
 
 
-def twin_of(order: Order) -> Twin | None:
-    """The twin that would write the text that an order needs; None where the model does so itself.
+def twin_of(order: Order, writes_text: bool) -> Twin | None:
+    """The twin that would be written or used for an order's text; None where there is none.
 
     It is planned on assumed errors where none are known yet.
+
+    Args:
+        order: what would be done.
+        writes_text: whether the text is still to be written; without, only one that stays counts.
     """
+    if not writes_text and order.wish.keep is None:
+        return None
     profile = None
     if order.wish.writes:
         profile = known_profile(order.job, order.sample) or assumed_profile(order.job)
@@ -76,13 +83,15 @@ class DryRun:
         active_bytes: that a decoded token reads.
         active_bytes_ratio: the same relative to uniform 4bit-g64.
         download: bytes to download.
-        disk: bytes of the result, and of shards that are here at once with --low-disk.
-        spilled: bytes in the temporary folder while a sensitivity is measured.
+        disk: bytes of the result, of a twin that stays, and of shards that are here at once with
+            --low-disk.
+        spilled: bytes in the temporary folder while a sensitivity is measured, or a twin writes.
         memory: bytes at the peak.
         seconds: by stage.
         profiled: whether the layers' errors are known.
         speed: how fast it is predicted to decode; None where nothing is known of the machine.
         twin: the twin that would write the text, in words; None where none would.
+        twin_stays: bytes of the disk that are a twin's with --keep-twin.
         settled: whether it is known which layer gets what: errors and, where the objective needs
             one, a sensitivity are there. Until then `bytes` may be a little more or less, within
             the budget.
@@ -103,6 +112,7 @@ class DryRun:
     settled: bool
     speed: Speed | None = None
     twin: str | None = None
+    twin_stays: int = 0
 
     def __repr__(self) -> str:
         return one_line(
@@ -156,7 +166,8 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
         shards = low_disk.peak_bytes(job.source, low_disk.shards_needed(job.source, inventory))
     settled = not chooses or (known is not None and not (weighs_errors and sensitivity is None))
     writes_text = needs_text(order)
-    twin = twin_of(order) if writes_text else None
+    twin = twin_of(order, writes_text)
+    stays = twin.stays if twin else 0
     run = DryRun(
         bytes=total,
         assumed=request.budget == "smallest" and known is None,
@@ -165,14 +176,15 @@ def dry_run(order: Order) -> tuple[Plan, DryRun]:
         active_bytes=inventory.active_bytes(plan.choice),
         active_bytes_ratio=active_ratio(inventory, plan.choice),
         download=download,
-        disk=total + shards,
+        disk=total + shards + stays,
         spilled=max(_spilled(order) if writes_text else 0, twin.dropped if twin else 0),
         memory=max(order.peak_memory, twin.bytes + RESERVE if twin else 0),
-        seconds=stage_seconds(order, total, needs_profile, writes_text),
+        seconds=stage_seconds(order, total, needs_profile, writes_text, twin),
         profiled=known is not None,
         settled=settled,
         speed=plan.speed,
-        twin=str(twin) if twin else None,
+        twin=str(twin) if twin and writes_text else None,
+        twin_stays=stays,
     )
     return plan, run
 
@@ -187,7 +199,7 @@ def _spilled(order: Order) -> int:
 
 
 def stage_seconds(
-    order: Order, total: int, needs_profile: bool, writes_text: bool
+    order: Order, total: int, needs_profile: bool, writes_text: bool, twin: Twin | None
 ) -> dict[str, float]:
     """Seconds of each stage, on this machine.
 
@@ -196,11 +208,14 @@ def stage_seconds(
         total: bytes that would be written.
         needs_profile: whether errors are measured first.
         writes_text: whether the model's text is written and measured (`needs_text`).
+        twin: that writes the text, or stays.
     """
     seconds = {}
     quantize, measure = _quantizer_rates()
     if needs_profile:
         seconds["profile"] = _profile_seconds(order, measure)
+    if twin is not None and (twin.dropped or twin.stays):
+        seconds[NAME] = _twin_seconds(order, twin, quantize)
     seconds["convert"] = _convert_seconds(order.job, total, quantize)
     return seconds | _model_seconds(order, writes_text)
 
@@ -227,6 +242,13 @@ def _convert_seconds(job: Job, total: int, rate: float) -> float:
     return reading + writing + sum(layer.size for layer in job.inventory.layers) / rate
 
 
+def _twin_seconds(order: Order, twin: Twin, rate: float) -> float:
+    """Seconds of writing a twin, its ranges searched; `rate` as of `_convert_seconds`."""
+    assert twin.plan is not None
+    search = find_quantizer(twin.plan.quantizer).seconds(order.job.inventory, 0, 1.0)
+    return _convert_seconds(order.job, twin.bytes, rate) + sum(search.values())
+
+
 def _model_seconds(order: Order, writes_text: bool) -> dict[str, float]:
     """Seconds of what runs the model on its own text: operations over a product's timed rate.
 
@@ -234,26 +256,13 @@ def _model_seconds(order: Order, writes_text: bool) -> dict[str, float]:
     its inputs are read, and four times where the sensitivity is measured (forward, forward again
     for the gradients, twice that back). The quantizer's entry says what it takes itself."""
     inventory = order.job.inventory
-    rate = _product_rate()
+    rate = product_rate()
     seconds = {}
     if writes_text:
         windows = -(-order.tokens // LENGTH)
         runs = 2 * order.tokens + 4 * first_windows((windows, LENGTH)) * LENGTH
         seconds["tokens and sensitivity"] = 2 * active_weights(inventory) * runs / rate
     return seconds | find_quantizer(order.quantizer).seconds(inventory, order.tokens, rate)
-
-
-def _product_rate() -> float:
-    """Operations per second of a float32 matrix product."""
-    import time
-
-    import mlx.core as mx
-
-    a = mx.random.normal((1024, 1024))
-    mx.eval(a @ a)
-    start = time.perf_counter()
-    mx.eval(a @ a)
-    return 2 * 1024**3 / (time.perf_counter() - start)
 
 
 def _quantizer_rates() -> tuple[float, float]:
@@ -280,7 +289,9 @@ def time_note(order: Order) -> str:
     parameters = order.job.inventory.parameters
     size = order.budget.resolve(parameters) if order.budget else None
     needs_profile = order.fixed_plan is None and known_profile(order.job, order.sample) is None
-    seconds = stage_seconds(order, size or parameters // 2, needs_profile, needs_text(order))
+    writes_text = needs_text(order)
+    twin = twin_of(order, writes_text)
+    seconds = stage_seconds(order, size or parameters // 2, needs_profile, writes_text, twin)
     stages = ", ".join(f"{stage} about {duration(s)}" for stage, s in seconds.items())
     return (
         f"about {duration(sum(seconds.values()))} on this machine ({stages}); memory about "
@@ -322,10 +333,11 @@ def dry_lines(job: Job, plan: Plan, run: DryRun) -> list[str]:
     if run.twin is not None:
         lines.append(f"text          by a {run.twin}")
     spilled = f", temporarily {both(run.spilled)} in --work-dir" if run.spilled else ""
+    stays = f", {both(run.twin_stays)} of it for the twin that stays" if run.twin_stays else ""
     stages = ", ".join(f"{stage} about {duration(s)}" for stage, s in run.seconds.items())
     lines += [
         f"download      {both(run.download) if run.download else 'nothing'}",
-        f"disk          {both(run.disk)}{spilled}",
+        f"disk          {both(run.disk)}{stays}{spilled}",
         f"memory        about {both(run.memory)} at the peak",
         f"time          {stages}",
     ]

@@ -50,7 +50,24 @@ def get_sensitivity(
     """
     report = report or Silent()
     count = count or efforts.EFFORTS[efforts.DEFAULT].tokens
-    wish = wish or wish_of(job)
+    twin = twin_for(job, wish or wish_of(job), profile, count, report)
+    if ranks().size == 1:
+        return _measure_sensitivity(job, report, count, twin)
+    return _first_rank_measures(job, report, count, twin)
+
+
+def twin_for(
+    job: Job, wish: Wish, profile: Profile | None, count: int, report: Report
+) -> Twin | None:
+    """The twin that writes so many tokens of a model's text; one that stays is written now.
+
+    Args:
+        job: the model.
+        wish: what is asked for.
+        profile: the model's; from the cache or measured where a twin is written.
+        count: tokens.
+        report: is told where there is room for none.
+    """
     if wish.writes and profile is None:
         profile = get_profile(job, report)
     twin = find_twin(job, wish, profile, count)
@@ -58,9 +75,7 @@ def get_sensitivity(
         write_kept(job, twin, report)
     if twin is None and wish.writes:
         report.note("not even the smallest twin fits in memory: the model is streamed for its text")
-    if ranks().size == 1:
-        return _measure_sensitivity(job, report, count, twin)
-    return _first_rank_measures(job, report, count, twin)
+    return twin
 
 
 def known_sensitivity(

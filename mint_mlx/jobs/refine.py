@@ -25,11 +25,12 @@ from ..converters.output.replace_tensors import replace_tensors
 from ..converters.output.verify import verify_copy
 from ..converters.quantizers.distil import TOKENS as STEP_TOKENS
 from ..converters.quantizers.distil import Refined, can_refine, refine_own
-from ..measure import cache
 from ..measure.self_text import LENGTH
 from ..rules import efforts
-from .measurements import get_tokens
+from .measurements import get_tokens, known_profile, known_sensitivity, twin_for
 from .model import Job, check_same_model, prepare
+from .request import check_twin
+from .twin import Wish, wish_of
 
 HELD_OUT = 8  # one of so many windows is not trained on
 MIN_TOKENS = 8192  # below which the held-out windows are too few to judge by
@@ -61,6 +62,9 @@ def refine(
     *,
     steps: int | None = None,
     force: bool = False,
+    twin: str | None = None,
+    keep_twin: str | Path | None = None,
+    no_twin: bool = False,
     report: Report | None = None,
 ) -> Refinement:
     """Distil the scales and biases of an MLX checkpoint: same bytes, closer to its source.
@@ -71,6 +75,7 @@ def refine(
         out: the folder to write; `NAME-refined` by default.
         steps: of at most 1,024 tokens; 200 by default.
         force: replace an existing output folder.
+        twin, keep_twin, no_twin: as of `convert`; `twin` may be the checkpoint itself.
         report: receives progress.
 
     Raises:
@@ -83,13 +88,15 @@ def refine(
     given = load_source(checkpoint)
     target = Path(out) if out is not None else Path(f"{given.name.rpartition('/')[2]}-refined")
     check_target(target, given.path, force)
+    check_twin(twin, keep_twin, no_twin, target)
     _check_refinable(checkpoint, given)
     job = prepare(source)
     _check_pair(given, job.source)
     check_target(target, job.source.path, force)
 
     # Refining works on a copy, which gets its name only if something was gained.
-    tokens = _tokens(job, given.path, steps, report)
+    wish = wish_of(job, twin, keep_twin, no_twin)
+    tokens = _tokens(job, given.path, steps, wish, report)
     with copied(given.path, target, force, report) as work:
         report.stage("refine")
         refined = refine_own(job.source, tokens, work, report.step, steps)
@@ -136,22 +143,27 @@ def tokens_needed(steps: int | None) -> int:
     return min(most, max(MIN_TOKENS, -(-trained * HELD_OUT // (HELD_OUT - 1) // LENGTH) * LENGTH))
 
 
-def _tokens(job: Job, checkpoint: Path, steps: int | None, report: Report) -> np.ndarray:
-    """Text that the source wrote, int32 (windows, tokens): as much as the steps need.
+def _tokens(
+    job: Job, checkpoint: Path, steps: int | None, wish: Wish, report: Report
+) -> np.ndarray:
+    """Text that the source, or its twin, wrote, int32 (windows, tokens): as much as steps need.
 
     That of a sensitivity, in the cache or beside the checkpoint, serves; else it is written.
     """
     count = tokens_needed(steps)
     sizes = sorted({count, *(effort.tokens for effort in efforts.EFFORTS.values())})
+    profile = known_profile(job) if wish.writes else None
+    if wish.keep is not None:  # it stays, also where there is text already
+        twin_for(job, wish, profile, count, report)
     for size in [size for size in sizes if size >= count]:
-        cached = cache.cached_sensitivity(job.source, job.inventory, size)
+        cached = known_sensitivity(job, size, wish, profile)
         if cached is not None:
             return _first(cached.tokens, count)
     beside = sensitivity_beside(checkpoint)
     of_source = beside is not None and beside.origin.matches(job.source.origin)
     if beside is not None and of_source and beside.tokens.size >= count:
         return _first(beside.tokens, count)
-    return get_tokens(job, count, report)[0]
+    return get_tokens(job, count, report, twin_for(job, wish, profile, count, report))[0]
 
 
 def _first(tokens: np.ndarray, count: int) -> np.ndarray:

@@ -50,7 +50,7 @@ class Request:
         plan: a plan, its file, or a checkpoint or repository that holds one; carried out as it is.
         uniform: the same configuration for every layer, such as `4bit-g64`.
         out: the folder to write, `NAME-mint-4.5bpw` by default.
-        parts: `text`, `mtp` or `all`; what the plan says, else `text`, by default.
+        parts: `text`, `mtp`, `mtp-8bit` or `all`; what the plan says, else `text`, by default.
         recipe: a recipe's name or file.
         objective: a name of objectives.OBJECTIVES.
         effort: a name of efforts.EFFORTS: the objective and the quantizer where they aren't given.
@@ -149,7 +149,7 @@ class CheckedRequest:
         overrides: in the order given.
         effort: a name of EFFORTS; that of the plan, where one is given.
         quantizer: a name of QUANTIZERS.
-        parts: `text`, `mtp` or `all`.
+        parts: `text`, `mtp`, `mtp-8bit` or `all`.
         sample: None where it follows from the device.
         target: where the result goes.
         goal: the least speed, where one is given.
@@ -250,7 +250,7 @@ def check_twin(
     if out is not None and Path(keep).absolute() == out.absolute():
         raise UsageError(f"--keep-twin and -o name the same folder {out}: give two")
     if not Path(keep).exists():
-        check_target(Path(keep), None, force=False)
+        check_target(Path(keep), None, force=False, option="--keep-twin")
     elif not is_checkpoint(Path(keep)):
         raise UsageError(
             f"{keep} exists already and is no twin: choose another folder with --keep-twin"

@@ -50,9 +50,11 @@ def _of_model(order: Order) -> list[str]:
     """The stages that run the model on its own text."""
     job = order.job
     stages: list[str] = []
-    if needs_text(order):
-        twin = twin_of(order)
-        stages += STAGES if twin is not None and twin.plan is not None else ()
+    writes_text = needs_text(order)
+    twin = twin_of(order, writes_text)
+    if twin is not None and (twin.dropped or twin.stays):
+        stages += STAGES
+    if writes_text:
         stages += ["write tokens", "sensitivity"]
     if any(layer.dtype == HALVES["float16"] for layer in job.inventory.layers):
         stages.append("look for overflows of float16")

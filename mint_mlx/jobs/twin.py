@@ -92,6 +92,11 @@ class Twin:
         """Bytes that lie in the temporary folder while the text is written."""
         return self.bytes if self.plan is not None and self.keep is None else 0
 
+    @property
+    def stays(self) -> int:
+        """Bytes that are still to be written into the folder in which it stays."""
+        return self.bytes if self.keep is not None and not self.keep.exists() else 0
+
     def __str__(self) -> str:
         return f"twin {self.bits_per_weight:.2f}bpw: {both(self.bytes)}"
 
@@ -272,7 +277,7 @@ def write_kept(job: Job, twin: Twin, report: Report) -> None:
     """
     assert twin.keep is not None and twin.plan is not None
     if not twin.keep.exists():
-        check_target(twin.keep, job.source.path, force=False)
+        check_target(twin.keep, job.source.path, force=False, option="--keep-twin")
         _write(job, twin, twin.keep, report, "choose another folder with --keep-twin")
         return
     same = False

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Maker, llama
+from helpers import Cli, Maker, llama
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.files import MARK
@@ -37,6 +37,15 @@ def test_force_deletes_nothing_but_our_own_checkpoints(
         with pytest.raises(MintError):
             convert(str(source), "5bpw", target, smoke=False, force=True)
     assert sorted(p for p in tmp_path.rglob("*") if "cache" not in p.parts) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux's /proc")
+def test_where_nobody_can_write_is_not_called_full(make: Maker, cli: Cli) -> None:
+    source = make(llama(1))
+    for target in ("/proc/x", "/sys/x"):
+        ran = cli("convert", source, "--budget", "5bpw", "-o", target)
+        assert (ran.code, ran.err.count("\n")) == (1, 1)
+        assert "cannot be written to" in ran.err and "free" not in ran.err
 
 
 def test_a_work_folder_with_other_files_is_left_alone(make: Maker, tmp_path: Path) -> None:

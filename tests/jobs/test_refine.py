@@ -9,10 +9,11 @@ import pytest
 from helpers import Maker, Notes, llama
 
 from mint_mlx.base.errors import MintError
-from mint_mlx.jobs import convert
+from mint_mlx.jobs import convert, measurements
 from mint_mlx.jobs import refine as refining
 from mint_mlx.jobs.model import Job
 from mint_mlx.jobs.refine import refine, tokens_needed
+from mint_mlx.jobs.twin import Wish
 from mint_mlx.measure.sensitivity import Sensitivity
 from mint_mlx.rules.efforts import EFFORTS
 
@@ -45,12 +46,13 @@ def test_text_of_an_earlier_sensitivity_serves(
     wanted = []
     monkeypatch.setattr("mint_mlx.rules.efforts.TOKENS", 16_384)
 
-    def write(job: Job, count: int, report: object) -> tuple[np.ndarray, str]:
+    def write(job: Job, count: int, report: object, twin: object) -> tuple[np.ndarray, str]:
+        assert twin is None
         wanted.append(count)
         return np.zeros((count // 256, 256), np.int32), ""
 
     monkeypatch.setattr(refining, "get_tokens", write)
-    assert refining._tokens(job, tmp_path, 10, Notes()).size == tokens_needed(10)
+    assert refining._tokens(job, tmp_path, 10, Wish(), Notes()).size == tokens_needed(10)
     assert wanted == [tokens_needed(10)]
 
     # A longer one in the cache: its first windows.
@@ -58,8 +60,8 @@ def test_text_of_an_earlier_sensitivity_serves(
     tokens = np.arange(64 * 256, dtype=np.int32).reshape(64, 256)
     object.__setattr__(stored, "tokens", tokens)
     monkeypatch.setattr(
-        refining.cache, "cached_sensitivity", lambda *a: stored if a[2] == 16384 else None
+        measurements.cache, "cached_sensitivity", lambda *a: stored if a[2] == 16384 else None
     )
-    reused = refining._tokens(job, tmp_path, 10, Notes())
+    reused = refining._tokens(job, tmp_path, 10, Wish(), Notes())
     assert np.array_equal(reused, tokens[: tokens_needed(10) // 256])
     assert len(wanted) == 1

@@ -20,10 +20,12 @@ from mint_mlx.base.distributed import Ranks
 from mint_mlx.base.errors import MintError
 from mint_mlx.checkpoint.source import load_source
 from mint_mlx.jobs import dry_run, measurements, request, twin
+from mint_mlx.jobs import refine as refining
 from mint_mlx.jobs.convert import convert
 from mint_mlx.jobs.measurements import first_token, get_profile, get_sensitivity, vocabulary
 from mint_mlx.jobs.model import prepare
 from mint_mlx.jobs.request import Request
+from mint_mlx.jobs.stages import expected_stages
 from mint_mlx.jobs.twin import Twin, Wish, find_twin, given_twin, wish_of
 from mint_mlx.measure import cache
 from mint_mlx.measure.self_text import random_windows, write_tokens
@@ -227,6 +229,79 @@ def test_what_contradicts_itself_is_refused(cli: Cli, model: Path, tmp_path: Pat
     ran = cli("sensitivity", str(model), "--keep-twin", str(tmp_path / "k"), "--tokens", "1024")
     assert ran.code != 0 and "exists already and is no twin" in ran.err
     assert list((tmp_path / "k").iterdir()) == []
+
+
+def test_what_is_wrong_with_its_folder_names_the_option(
+    cli: Cli, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for keep, why in (
+        (tmp_path / "no" / "twin", "does not exist"),
+        ("/proc/twin", "cannot be written to"),
+        (tmp_path / "link", "is a link"),
+        (tmp_path / ("x" * 250), "is not a valid name"),
+    ):
+        for words in (
+            ("convert", model, "--budget", "5bpw", "--effort", "balanced"),
+            ("refine", model, "--source", model),
+        ):
+            ran = cli(*words, "--keep-twin", keep)
+            assert (ran.code, ran.err.count("\n")) == (1, 1)
+            assert why in ran.err and "--keep-twin" in ran.err and " -o" not in ran.err
+
+
+def test_a_dry_run_counts_a_twin_that_stays(model: Path, tmp_path: Path) -> None:
+    """Its bytes, the time of writing it and its stages, until it stands there."""
+    asked: dict[str, Any] = {"budget": "5bpw", "out": tmp_path / "out", "effort": "balanced"}
+    plain = order_for(Request(str(model), **asked))
+    keeping = order_for(Request(str(model), **asked, keep_twin=tmp_path / "twin"))
+    profile = get_profile(keeping.job)
+    alone, said = dry_run.dry_run(plain)[1], dry_run.dry_run(keeping)[1]
+    lines = "\n".join(dry_run.dry_lines(keeping.job, dry_run.dry_run(keeping)[0], said))
+    assert "of it for the twin that stays" in lines and "twin about" in lines
+    assert "twin" not in alone.seconds and said.seconds["twin"] > 0
+    assert f"{twin.NAME} about" in dry_run.time_note(keeping)
+
+    # What was said is what is written.
+    notes = Notes()
+    get_sensitivity(keeping.job, notes, TOKENS, keeping.wish, profile)
+    size = (tmp_path / "twin" / "model.safetensors").stat().st_size
+    assert said.twin_stays == size == said.disk - alone.disk
+    assert list(twin.STAGES) == notes.begun[:2]
+    after = dry_run.dry_run(keeping)[1]
+    assert (after.twin_stays, after.disk, after.twin) == (0, alone.disk, None)
+    assert "twin" not in after.seconds
+    assert not set(twin.STAGES) & set(expected_stages(keeping, smoke=False))
+
+
+def test_refining_has_its_text_written_alike(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    monkeypatch.setattr(refining, "tokens_needed", lambda steps: TOKENS)
+    job = prepare(str(model))
+    folder = written_twin(model, tmp_path / "checkpoint")
+
+    def text(wish: Wish) -> np.ndarray:
+        monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / str(len(list(tmp_path.iterdir())))))
+        return refining._tokens(job, tmp_path, 1, wish, Notes())
+
+    # The checkpoint itself may write it, and so may a twin that stays.
+    given = text(wish_of(job, twin=str(folder)))
+    np.testing.assert_array_equal(given, text_of(folder, model))
+    kept = text(wish_of(job, keep=tmp_path / "twin"))
+    np.testing.assert_array_equal(kept, text_of(tmp_path / "twin", model))
+    alone = text(wish_of(job))
+    np.testing.assert_array_equal(alone, text_of(model, model))
+    assert (alone != given).any() and (alone != kept).any()
+
+    # Without a word, where the source doesn't fit.
+    monkeypatch.setattr(memory, "machine_limit", lambda: (RESERVE + ROOM, True))
+    monkeypatch.setattr(twin, "on_cpu", lambda: False)
+    smaller = text(wish_of(job, keep=tmp_path / "smaller"))
+    np.testing.assert_array_equal(text(wish_of(job)), smaller)
+    assert (smaller != alone).any()
+    ran = cli("refine", folder, "--source", model, "--twin", "x", "--no-twin")
+    assert ran.code == 2 and "at most one of --twin" in ran.err
 
 
 def test_several_machines_keep_no_twin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
