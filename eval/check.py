@@ -14,10 +14,13 @@ from typing import Any
 
 from ..base.errors import MintError
 from ..base.report import Report, Silent
-from ..checkpoint.source import Source, load_source
+from ..base.units import duration
+from ..checkpoint.layers import list_layers
+from ..checkpoint.source import Source, load_source, open_model
 from ..checkpoint.tokenizer import load_tokenizer
 from ..runtime.replies import generate_replies
 from ..runtime.runner import fits
+from .check_time import check_seconds
 from .evaluate import check_read_alike, score_model
 from .kinds import REPLY, Asked, ask, by_kind, with_error
 from .make_reference import get_reference
@@ -28,6 +31,7 @@ from .text import check_same_tokenizer, tokenizer_key
 
 SHOWN = 60  # characters of a reply in a table
 TITLE = "Short tasks"
+STAGES = ("replies of the source", "replies of the model", "source", "evaluate")
 
 
 def check(model: str, source: str, report: Report | None = None) -> dict[str, Any]:
@@ -53,9 +57,14 @@ def check(model: str, source: str, report: Report | None = None) -> dict[str, An
     check_same_tokenizer(origin.name, key, load_tokenizer(candidate.path))
     for each in (origin, candidate):
         _check_fits(each)
+    seconds = check_seconds(list_layers(open_model(origin), origin.config))
+    report.note(
+        f"roughly {duration(seconds)} on this machine, less where the source was asked before"
+    )
+    report.stages(STAGES)
 
     asked = ask(origin, "check", report)
-    report.stage("replies of the model")
+    report.stage(STAGES[1])
     replies = generate_replies(candidate.path, asked.prompts, REPLY, report.step)
     settings = Settings(kinds=True)
     nothing = [None] * len(asked.tasks)

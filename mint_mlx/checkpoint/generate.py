@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from .tokenizer import first_line, sentence_prompt
 SENTENCE = 40  # tokens that are generated after the prompt
 TOGETHER = 1024  # tokens of prompts that are answered at once
 LONG = 512  # tokens of a prompt that is answered alone
+STEP = 16  # tokens that are read in the time in which a step of writing reads the weights
 
 
 def generate_sentence(folder: Path, report: Report, max_tokens: int = SENTENCE) -> str:
@@ -69,23 +71,60 @@ def generate_tokens(
         tokenizer: its tokenizer.
         prompts: token ids.
         max_tokens: of a reply.
-        progress: called with (what, tokens done, tokens in all), read and written ones.
+        progress: called with (what, work done, work in all), as of `work`.
     """
+    lengths = [len(prompt) for prompt in prompts]
+    batches = groups(lengths) if _answers_together(model) else [[i] for i in range(len(prompts))]
+    works = [work([lengths[i] for i in batch], max_tokens) for batch in batches]
+    total = sum(works)
+
+    replies: dict[int, list[int]] = {}
+    for number, batch in enumerate(batches):
+        before = sum(works[:number])
+
+        def tell(done: int, before: int = before) -> None:
+            progress("replies", before + done, total)
+
+        tell(0)
+        some = [prompts[i] for i in batch]
+        replies |= dict(zip(batch, _answer(model, tokenizer, some, max_tokens, tell), strict=True))
+    progress("replies", total, total)
+    return [replies[i] for i in range(len(prompts))]
+
+
+def _answers_together(model: Any) -> bool:
+    """Whether several prompts can share a batch: not before mlx-lm 0.32, nor with every cache."""
+    from mlx_lm.generate import BatchGenerator
     from mlx_lm.models.cache import make_prompt_cache
 
-    lengths = [len(prompt) for prompt in prompts]
-    total = sum(lengths) + max_tokens * len(prompts)
     merges = all(hasattr(cache, "merge") for cache in make_prompt_cache(model))
-    done = 0
-    replies: dict[int, list[int]] = {}
-    for group in groups(lengths) if merges else [[i] for i in range(len(prompts))]:
-        progress("replies", done, total)
-        some = [prompts[i] for i in group]
-        answer = together if len(group) > 1 else one_by_one
-        replies |= dict(zip(group, answer(model, tokenizer, some, max_tokens), strict=True))
-        done += sum(lengths[i] + max_tokens for i in group)
-    progress("replies", done, total)
-    return [replies[i] for i in range(len(prompts))]
+    return merges and hasattr(BatchGenerator, "next_generated")
+
+
+def work(lengths: list[int], max_tokens: int) -> int:
+    """What it costs to answer prompts together, in tokens that are read.
+
+    A step that writes a token of each reply costs its tokens, and STEP, since it reads all weights.
+    """
+    return sum(lengths) + max_tokens * (STEP + len(lengths))
+
+
+def _answer(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    max_tokens: int,
+    progress: Callable[[int], None],
+) -> list[list[int]]:
+    """Greedy replies to prompts at once; `progress` is called with the work done."""
+    read = sum(map(len, prompts))
+    each = 1 + STEP / len(prompts)
+    answer = together if len(prompts) > 1 else one_by_one
+
+    def written(tokens: int) -> None:
+        progress(read + round(tokens * each))
+
+    return answer(model, tokenizer, prompts, max_tokens, written)
 
 
 def groups(lengths: list[int]) -> list[list[int]]:
@@ -105,30 +144,40 @@ def groups(lengths: list[int]) -> list[list[int]]:
 
 
 def one_by_one(
-    model: Any, tokenizer: Any, prompts: list[list[int]], max_tokens: int
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    max_tokens: int,
+    written: Callable[[int], None] = lambda _: None,
 ) -> list[list[int]]:
-    """Greedy replies of a loaded model, one after the other."""
+    """Greedy replies of a loaded model, one after the other; `written` is told all their tokens."""
     from mlx_lm import stream_generate
 
-    return [
-        [int(r.token) for r in stream_generate(model, tokenizer, p, max_tokens=max_tokens)]
-        for p in prompts
-    ]
+    replies: list[list[int]] = []
+    for prompt in prompts:
+        replies.append([])
+        for response in stream_generate(model, tokenizer, prompt, max_tokens=max_tokens):
+            replies[-1].append(int(response.token))
+            written(sum(map(len, replies)))
+    return replies
 
 
 def together(
-    model: Any, tokenizer: Any, prompts: list[list[int]], max_tokens: int
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    max_tokens: int,
+    written: Callable[[int], None] = lambda _: None,
 ) -> list[list[int]]:
-    """Greedy replies of a loaded model to prompts in one batch."""
+    """Greedy replies of a loaded model to prompts in one batch; `written` as of `one_by_one`."""
     from mlx_lm.generate import BatchGenerator
 
-    if not hasattr(BatchGenerator, "next_generated"):  # mlx-lm before 0.32
-        return one_by_one(model, tokenizer, prompts, max_tokens)
     generator = BatchGenerator(model, stop_tokens=[[token] for token in tokenizer.eos_token_ids])
     numbers = generator.insert(prompts, [max_tokens] * len(prompts))
     replies: dict[int, list[int]] = {number: [] for number in numbers}
     while responses := generator.next_generated():
         for response in responses:
             replies[response.uid].append(int(response.token))
+        written(sum(map(len, replies.values())))
     generator.close()
     return [replies[number] for number in numbers]

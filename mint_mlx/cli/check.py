@@ -57,11 +57,17 @@ def check(
 
 def tell_check(order: Order, result: Result, output: Output) -> None:
     """The command that asks a result and its source the same, where both fit in memory."""
+    from ..base.units import duration
     from ..runtime.device import on_cpu
     from ..runtime.memory import fits_here
 
     source = order.job.source
     as_float32 = 4 * result.inventory.parameters if on_cpu() else 0
     if source.has_weights and fits_here(max(source.weight_bytes, as_float32)):
+        from ..eval.check_time import check_seconds
+
         words = ["mint-mlx", "check", str(result.path), "--source", order.request.model]
-        output.hint(f"to see where it answers otherwise than its source: {shlex.join(words)}")
+        output.hint(
+            "to see where it answers otherwise than its source (roughly "
+            f"{duration(check_seconds(result.inventory))}): {shlex.join(words)}"
+        )

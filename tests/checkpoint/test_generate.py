@@ -27,8 +27,12 @@ def test_a_batch_gives_the_replies_of_single_prompts(make: Maker) -> None:
         model, tokenizer, PROMPTS, 6, lambda _, done, total: told.append((done, total))
     )
     assert several == alone
-    total = sum(map(len, PROMPTS)) + 6 * len(PROMPTS)
-    assert told == [(0, total), (total, total)]
+    total = generate.work([len(prompt) for prompt in PROMPTS], 6)
+    assert total == 14 + 6 * (generate.STEP + 4)
+    shares = [done for done, _ in told]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, total)
+    assert len(set(shares)) > 5, "each step is told"
     assert generate_replies(folder, PROMPTS, 6, lambda *_: None) == alone
 
     # The token that ends a reply is in it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,18 @@ import pytest
 from helpers import Cli, Maker, Notes, llama
 
 from mint_mlx.base.errors import MintError, UsageError
+from mint_mlx.base.units import duration
 from mint_mlx.checkpoint.source import load_source
+from mint_mlx.converters.quantizers.time_estimate import active_weights
 from mint_mlx.eval import check as checking
-from mint_mlx.eval import kinds
+from mint_mlx.eval import check_time, kinds
 from mint_mlx.eval.evaluate import evaluate
 from mint_mlx.eval.measured import read_measured
 from mint_mlx.eval.protocol import Windows
 from mint_mlx.eval.settings import Settings
-from mint_mlx.eval.tasks import Task
+from mint_mlx.eval.tasks import Task, all_tasks
 from mint_mlx.jobs import convert
+from mint_mlx.jobs.model import prepare
 
 TASKS = (
     Task("letters", ({"role": "user", "content": "abc"},), "abc", ("d",)),
@@ -46,6 +50,10 @@ def test_a_model_is_checked_against_its_source(
     assert result["form"] == "completion"
     assert any("longer than the model's context" in note for note in notes.said)
     assert any("none of their characters" in note for note in notes.said)
+
+    # It says roughly how long it will take, and which of its stages is which.
+    assert notes.expected == notes.begun == list(checking.STAGES)
+    assert any(re.match(r"roughly .* s on this machine", note) for note in notes.said)
 
     # Progress counts the tasks of the whole, of the source and of the model.
     for name in (source.name, out.name):
@@ -75,6 +83,29 @@ def test_a_model_is_checked_against_its_source(
     figures = evaluate(str(out), Settings(kinds=True), source=str(source))
     assert figures["kinds"][0]["kl"] == pytest.approx(letters["kl"])
     assert figures["text"] == "its own replies by kind"
+
+
+def test_the_time_follows_from_weights_and_the_machine(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    monkeypatch.setattr(check_time, "product_rate", lambda: 1e9)
+    small, large = (prepare(str(make(llama(n), str(n)))).inventory for n in (1, 3))
+    seconds = check_time.check_seconds(small)
+
+    # Four passes over some 4,000 tokens of prompts and 64 of each reply, at least.
+    least = 4 * (4000 + 64 * len(all_tasks())) * 2 * active_weights(small) / 1e9
+    assert least < seconds < 4 * least
+    ratio = active_weights(large) / active_weights(small)
+    assert check_time.check_seconds(large) == pytest.approx(ratio * seconds)
+    monkeypatch.setattr(check_time, "product_rate", lambda: 2e9)
+    assert check_time.check_seconds(small) == pytest.approx(seconds / 2)
+
+    # The command is printed with it after a conversion.
+    out = tmp_path / "out"
+    words = ("--uniform", "4bit-g64", "-o", out, "--no-smoke")
+    ran = cli("convert", tmp_path / "1", *words)
+    told = f"(roughly {duration(seconds / 2)}): mint-mlx check {out} --source {tmp_path / '1'}"
+    assert told in ran.err
 
 
 def test_conversations_go_through_the_template_as_far_as_it_takes_them(
