@@ -16,6 +16,7 @@ from ...base.side_files import PROCESSOR, matches, may_be_copied, side_files
 from ...checkpoint.config_keys import encoded
 from ...checkpoint.layers import Inventory
 from ...checkpoint.model_classes import model_class
+from ...checkpoint.mtp_codes import IN_8_BITS, head_settings
 from ...checkpoint.roles import TOWER
 from ...checkpoint.source import Source
 from ...checkpoint.tokenizer import tokenizer_settings
@@ -86,6 +87,8 @@ def config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
     block = plan.quantization()
     if block:
         config |= {"quantization": block, "quantization_config": block}
+    if plan.parts == IN_8_BITS:
+        config |= head_settings(inventory, block)
     return json.dumps(encoded(dict(sorted(config.items()))), indent=4) + "\n"
 
 

@@ -33,7 +33,8 @@ class Plan:
         choice: configuration by layer path.
         quantizer: a name of registry.QUANTIZERS.
         effort: a name of efforts.EFFORTS.
-        parts: `text`, `mtp` with blocks for multi-token prediction, `all` with a tower too.
+        parts: `text`, `mtp` with blocks for multi-token prediction (`mtp-8bit`: in 8 bits), `all`
+            with a tower too.
         recipe: the recipe's name.
         objective: a name of objectives.OBJECTIVES, or None where nothing was minimised.
         budget: as the user wrote it, or None.

@@ -20,21 +20,25 @@ from ..base.streams import reading
 from .arrays import all_finite, has_nan_codes
 from .layers import MLX_DTYPES, Inventory
 from .mlxlm import build_model
+from .mtp_codes import codes, linear_weights
 from .source import Source, open_model
+from .towers import is_mtp
 from .vlm_keys import tower_name
 
 # Bytes that are read ahead at most. A larger layer is read only when it is wanted, since stacking
 # its experts takes twice its size.
 AHEAD = 1_500_000_000
 
+Tensors = dict[str, mx.array]  # of a module, by local name
+
 
 def _nbytes(tensors: dict[str, mx.array]) -> int:
     return sum(array.nbytes for array in tensors.values())
 
 
-def _carried(source: Source, owners: set[str]) -> dict[str, dict[str, mx.array]]:
+def _carried(source: Source, owners: set[str]) -> dict[str, Tensors]:
     """Lazy tensors of modules that mlx-lm's model lacks, straight from the shards."""
-    tensors: dict[str, dict[str, mx.array]] = {}
+    tensors: dict[str, Tensors] = {}
     for file, table in source.headers.items():
         written = {name: tower_name(source.config, name) for name in table}
         if not any(name.rpartition(".")[0] in owners for name in written.values()):
@@ -46,6 +50,25 @@ def _carried(source: Source, owners: set[str]) -> dict[str, dict[str, mx.array]]
             if owner in owners:
                 tensors.setdefault(owner, {})[local] = array
     return tensors
+
+
+def _coded(source: Source, inventory: Inventory, owners: set[str]) -> dict[str, Tensors]:
+    """Lazy codes of the modules among these that are written in 8 bits (mtp_codes.py)."""
+    shards = {name: file for file, table in source.headers.items() for name in table}
+    tensors = {name: info for table in source.headers.values() for name, info in table.items()}
+    head = {name: info for name, info in tensors.items() if is_mtp(name, source.config)}
+    weights = linear_weights(head)
+
+    def read(name: str) -> mx.array:
+        loaded: Any = mx.load(str(source.path / shards[name]))
+        array: mx.array = loaded[name]
+        return array
+
+    with mx.stream(reading()):
+        return {
+            owner: codes(weights[owner], inventory.others[owner][1].dtype, read)
+            for owner in owners & inventory.coded.keys() & weights.keys()
+        }
 
 
 def written_dtypes(inventory: Inventory) -> dict[str, str]:
@@ -135,6 +158,8 @@ def stream(
         if owner in wanted:
             arrays.setdefault(owner, {})[local] = array
     arrays |= _carried(source, wanted - arrays.keys())
+    if inventory.coded:
+        arrays |= _coded(source, inventory, wanted)
     _check_stored(inventory, arrays)
     if paths:
         del model, array  # now only `arrays` holds the lazy weights, and frees them one by one

@@ -138,15 +138,25 @@ class Inventory:
         """Those carried along in a file beside the model's, which stock loaders don't look at."""
         return tuple(owner for owner in self.carried if not self._is_tower(owner))
 
+    @property
+    def coded(self) -> dict[str, int]:
+        """Those beside that are codes of 8 bits (mtp_codes.py), with how many weights each has."""
+        words = [
+            (owner, s) for owner in self.beside for s in self.others[owner] if s.dtype == "U32"
+        ]
+        return {owner: 4 * prod(spec.shape) for owner, spec in words}
+
     def _is_tower(self, owner: str) -> bool:
         return any(TOWER.search(spec.name) for spec in self.others[owner])
 
     @property
     def parameters(self) -> int:
         """Number of parameters, a tied embedding counted once."""
-        tensors = [spec for specs in self.others.values() for spec in specs]
+        coded = self.coded
+        tensors = [spec for o, specs in self.others.items() if o not in coded for spec in specs]
         tensors += [spec for layer in self.layers for spec in layer.extras]
-        return sum(layer.size for layer in self.layers) + sum(prod(spec.shape) for spec in tensors)
+        weights = [*coded.values(), *(layer.size for layer in self.layers)]
+        return sum(weights) + sum(prod(spec.shape) for spec in tensors)
 
     @property
     def other_bytes(self) -> int:

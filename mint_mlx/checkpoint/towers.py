@@ -4,9 +4,9 @@ mlx-lm drops both. A text model (`--parts text`) then doesn't declare them in it
 either; `--parts all` copies the tensors of a vision or audio tower as they are, for loaders that
 use them (mlx-vlm); mlx-lm drops them again. `--parts mtp`, and `all` too, copies the blocks for
 multi-token prediction into mtp.safetensors in the source's names, where oMLX and mlx-optiq look for
-them. Stock mlx-lm loads model*.safetensors only; mlx-vlm what the index lists. It must not list
-that file: mlx-vlm's class of Qwen3.5 takes a checkpoint with such tensors for an original, and adds
-1 to all norms.
+them; `--parts mtp-8bit` writes them in 8 bits (mtp_codes.py). Stock mlx-lm loads model*.safetensors
+only; mlx-vlm what the index lists. It must not list that file: mlx-vlm's class of Qwen3.5 takes a
+checkpoint with such tensors for an original, and adds 1 to all norms.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from ..base.units import human
 from .block_path import block_of
 from .layers import MLX_DTYPES, Inventory
 from .layout import TensorSpec
+from .mtp_codes import IN_8_BITS
 from .roles import TOWER
 from .vlm_keys import tower_name
 
-PARTS = ("text", "mtp", "all")
+PARTS = ("text", "mtp", IN_8_BITS, "all")
 TOWERS = {"vision_config": r"vision|visual|image", "audio_config": r"audio|speech"}
 MTP_KEYS = (
     "num_nextn_predict_layers",
@@ -48,7 +49,7 @@ _TOWER_KEY = re.compile(
 def check_parts(parts: str) -> None:
     """Refuse an unknown value of --parts (a UsageError)."""
     if parts not in PARTS:
-        raise UsageError(f"--parts must be text, mtp or all (got {parts})")
+        raise UsageError(f"--parts must be {', '.join(PARTS[:-1])} or {PARTS[-1]} (got {parts})")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class UnusedTensors:
         With all parts a tower is what is asked for: blocks of a type that can't be copied, as FP8,
         are left out then.
         """
-        return parts == "mtp" or (parts == "all" and self.mtp_can_be_copied)
+        return parts in ("mtp", IN_8_BITS) or (parts == "all" and self.mtp_can_be_copied)
 
     @property
     def mtp_can_be_copied(self) -> bool:
@@ -194,14 +195,15 @@ def remarks(unused: UnusedTensors, parts: str) -> list[str]:
             f"does; {more}"
         )
     elif unused.mtp:
+        how = "written into {} in 8 bits" if parts == IN_8_BITS else "copied into {} as they are"
         notes.append(
-            f"the blocks for multi-token prediction ({extent(unused.mtp)}) are copied into "
-            f"{MTP_FILE} as they are: oMLX and mlx-optiq look for them there, mlx-lm doesn't"
+            f"the blocks for multi-token prediction ({extent(unused.mtp)}) are "
+            f"{how.format(MTP_FILE)}: oMLX and mlx-optiq look for them there, mlx-lm doesn't"
         )
     if parts == "all" and not unused.towers and not unused.mtp:
         notes.append("this model has no vision or audio tower: --parts all has no effect")
-    if parts == "mtp" and not unused.mtp:
+    if parts in ("mtp", IN_8_BITS) and not unused.mtp:
         notes.append(
-            "this model has no blocks for multi-token prediction: --parts mtp has no effect"
+            f"this model has no blocks for multi-token prediction: --parts {parts} has no effect"
         )
     return notes

@@ -64,8 +64,11 @@ OverrideOpt = Annotated[
 PartsOpt = Annotated[
     str | None,
     typer.Option(
-        metavar="text|mtp|all",
-        help="`mtp` keeps blocks for multi-token prediction, `all` a vision or audio tower too.",
+        metavar="text|mtp|mtp-8bit|all",
+        help=(
+            "`mtp` keeps blocks for multi-token prediction, `mtp-8bit` keeps them in 8 bits, `all` "
+            "keeps a vision or audio tower too."
+        ),
     ),
 ]
 GuardsOpt = Annotated[

@@ -91,8 +91,8 @@ def convert(
         kv_bits: bits of a quantized cache, as mlx-lm's `--kv-bits`.
         plan: a plan, its file, or a checkpoint or repository that holds one.
         uniform: the same configuration for every layer, such as `4bit-g64`.
-        parts: `text`, `mtp` to keep blocks for multi-token prediction in mtp.safetensors, or `all`
-            for them and a vision or audio tower.
+        parts: `text`, `mtp` to keep blocks for multi-token prediction in mtp.safetensors
+            (`mtp-8bit`: in 8 bits), or `all` for them and a vision or audio tower.
         recipe: a recipe's name or file; found by the model's type by default.
         objective: what the allocator minimises (`mint-mlx convert --help` lists them).
         effort: `fast`, `balanced` (the default) or `best`.

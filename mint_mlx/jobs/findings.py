@@ -81,7 +81,7 @@ def config_findings(config: dict[str, Any], inventory: Inventory) -> Iterator[Fi
 
     layers = {layer.path: layer.kind for layer in inventory.layers}
     for path, entry in _entries(config).items():
-        if path not in layers:
+        if path not in layers and not is_mtp(path, config):  # stock loaders pass over those
             yield Finding(
                 path, "has an entry in config.json, but the model has no such quantizable layer"
             )

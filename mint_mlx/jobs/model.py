@@ -16,6 +16,7 @@ from ..checkpoint.config_keys import is_flattened
 from ..checkpoint.known_differences import known_differences
 from ..checkpoint.layers import Inventory, list_layers
 from ..checkpoint.mlxlm import bare_model
+from ..checkpoint.mtp_codes import IN_8_BITS, with_coded_head
 from ..checkpoint.source import (
     Source,
     brought_keys,
@@ -37,7 +38,7 @@ class Job:
         source: the checkpoint.
         inventory: its layers and other tensors.
         recipe: the rules for its family.
-        parts: `text`, `mtp` or `all`.
+        parts: `text`, `mtp`, `mtp-8bit` or `all`.
         unused: the tensors that the language model doesn't use.
     """
 
@@ -62,8 +63,8 @@ def prepare(
         model: a folder or a Hub id.
         recipe: a recipe's name or file; found by the model's type by default.
         weights: download the weights of a Hub model.
-        parts: `text`, `mtp` to carry the blocks for multi-token prediction along, or `all` for them
-            and a tower.
+        parts: `text`, `mtp` to carry the blocks for multi-token prediction along (`mtp-8bit`: in 8
+            bits), or `all` for them and a tower.
         keep_nvfp4: leave experts of NVFP4 packed.
         dtype: the 16-bit type to write in; what the config states by default.
 
@@ -78,7 +79,10 @@ def prepare(
         _check_towers(source, unused)
         inventory = with_towers(inventory, unused.towers, HALVES.get(dtype or ""))
         inventory = for_vlm(inventory, source.config)
-    if unused.keeps_mtp(parts):
+    if unused.mtp and parts == IN_8_BITS:
+        half = HALVES.get(dtype or "")
+        inventory = with_coded_head(inventory, unused.mtp, source.config, half)
+    elif unused.keeps_mtp(parts):
         inventory = with_towers(inventory, unused.mtp, HALVES.get(dtype or ""))
     return Job(source, inventory, chosen, parts, unused)
 

@@ -20,6 +20,7 @@ from ..base.report import Report, Silent
 from ..base.targets import check_file, check_writable
 from ..base.units import human, parse_budget
 from ..checkpoint.layers import Inventory
+from ..checkpoint.mtp_codes import IN_8_BITS
 from ..checkpoint.towers import check_parts
 from ..converters.quantizers.memory_estimate import check_room, rounding
 from ..measure.profile import Profile
@@ -55,7 +56,7 @@ def write_profile(
         model: a folder or a Hub id.
         out: the file to write; `NAME.profile.json` by default. An older profile is replaced.
         recipe: a recipe's name or file; found by the model's type by default.
-        parts: `text`, `mtp` or `all`.
+        parts: `text`, `mtp`, `mtp-8bit` or `all`.
         report: receives progress.
         sample: how much of each layer is measured, as `--sample`.
 
@@ -263,4 +264,6 @@ def _parts_of(inventory: Inventory) -> str:
     """Which parts of a model an inventory holds, as --parts names them."""
     if inventory.towers:
         return "all"
+    if inventory.coded:
+        return IN_8_BITS
     return "mtp" if inventory.beside else "text"

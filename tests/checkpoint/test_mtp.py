@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from fake_hub import FakeHub
 from helpers import Notes
-from mlx.utils import tree_flatten
 from released import known, released
 
 from mint_mlx.base.errors import MintError
@@ -20,6 +19,7 @@ from mint_mlx.base.files import MTP_FILE
 from mint_mlx.base.folders import CHECKPOINT
 from mint_mlx.base.remove import known_files
 from mint_mlx.base.safetensors_header import INDEX, TensorInfo, read_folder, read_header
+from mint_mlx.checkpoint.mtp_codes import codes, linear_weights, with_coded_head
 from mint_mlx.checkpoint.towers import UnusedTensors, find_unused, remarks, with_towers
 from mint_mlx.converters.output.copied import copied
 from mint_mlx.jobs import convert
@@ -133,6 +133,98 @@ def test_what_has_none_is_told_and_what_cannot_be_copied_refused(tmp_path: Path)
         with_towers(job.inventory, strange)
 
 
+def weights_of(folder: Path) -> dict[str, mx.array]:
+    """The head that a folder stores, as mlx-lm's classes name its weights, unquantized."""
+    stored: dict[str, mx.array] = mx.load(str(folder / MTP_FILE))  # type: ignore[assignment]
+    head: dict[str, mx.array] = {}
+    for name, array in stored.items():
+        if name.endswith("experts.gate_up_proj"):
+            prefix = name.removesuffix("experts.gate_up_proj") + "switch_mlp."
+            gate, up = mx.split(array, 2, axis=1)
+            head |= {f"{prefix}gate_proj.weight": gate, f"{prefix}up_proj.weight": up}
+        elif name.endswith("experts.down_proj"):
+            head[name.replace("experts.down_proj", "switch_mlp.down_proj.weight")] = array
+        elif array.dtype == mx.uint32:
+            scales, biases = (stored[name[:-6] + end] for end in ("scales", "biases"))
+            head[name] = mx.dequantize(array, scales, biases, 64, 8)
+        elif not name.endswith((".scales", ".biases")):
+            head[name] = array
+    return head
+
+
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_the_blocks_are_written_in_8_bits(tmp_path: Path, dtype: str | None) -> None:
+    """In the one form that mlx-optiq and oMLX read: experts stacked, all linear layers alike."""
+    model = source_of("qwen3_5_moe", tmp_path / "model")
+    notes = Notes()
+    more: dict[str, Any] = {"smoke": False, "dtype": dtype}
+    result = convert.convert(
+        str(model), "9bpw", tmp_path / "eight", parts="mtp-8bit", report=notes, **more
+    )
+    plain = convert.convert(str(model), "9bpw", tmp_path / "plain", parts="mtp", **more)
+    assert any(f"are written into {MTP_FILE} in 8 bits" in note for note in notes.said)
+
+    # The same weights but for their rounding, norms as they were, and all bytes counted.
+    head, original = weights_of(result.path), weights_of(plain.path)
+    assert head.keys() == original.keys() and len(head) > 10
+    for name, array in head.items():
+        if array.ndim == 1:
+            assert mx.array_equal(array, original[name])
+        assert array.dtype == original[name].dtype
+        exact = original[name].astype(mx.float32)
+        assert mx.square(array.astype(mx.float32) - exact).sum() < 1e-4 * mx.square(exact).sum()
+    size = (result.path / MTP_FILE).stat().st_size
+    assert size < 0.7 * (plain.path / MTP_FILE).stat().st_size
+    files = sum(file.stat().st_size for file in result.path.glob("*.safetensors"))
+    assert files == result.bytes <= 9 * result.inventory.parameters / 8
+    assert result.inventory.parameters == plain.inventory.parameters
+
+    # config.json says it in both ways, and stock mlx-lm loads what it would without the file.
+    config = json.loads((result.path / "config.json").read_text())
+    entry = {"group_size": 64, "bits": 8, "mode": "affine"}
+    assert config["mtplx_mtp_quantization"] == {**entry, "policy": "all", "prequantized": True}
+    coded = {f"language_model.{path}" for path in result.inventory.coded}
+    assert {p for p in config["quantization"] if ".mtp." in p} == coded
+    assert all(config["quantization"][path] == entry for path in coded)
+    assert doctor(str(result.path)).findings == []
+    edited = tmp_path / "text.yaml"
+    edited.write_text(
+        (result.path / "mint-plan.yaml").read_text().replace("parts: mtp-8bit", "parts: text")
+    )
+    text = convert.convert(str(model), plan=edited, out=tmp_path / "text", **more)
+    assert mx.array_equal(logits(result.path), logits(text.path))
+    again = convert.convert(str(model), plan=result.path, out=tmp_path / "again", **more)
+    assert (again.path / MTP_FILE).read_bytes() == (result.path / MTP_FILE).read_bytes()
+
+
+def test_experts_apart_are_stacked_and_what_nobody_reads_is_refused(tmp_path: Path) -> None:
+    def float_tensor(*shape: int, dtype: str = "BF16") -> TensorInfo:
+        return TensorInfo(dtype, shape, 0, 0)
+
+    apart = {f"mtp.layers.0.mlp.experts.{e}.up_proj.weight": float_tensor(8, 64) for e in (1, 0, 2)}
+    (weight,) = linear_weights(apart).values()
+    assert weight.shape == (3, 8, 64)
+    assert weight.sources == tuple(sorted(apart))
+    arrays = {name: mx.random.normal((8, 64)) for name in apart}
+    made = codes(weight, "BF16", arrays.__getitem__)
+    wanted = mx.stack([arrays[name] for name in sorted(apart)]).astype(mx.bfloat16)
+    restored = mx.dequantize(made["weight"], made["scales"], made["biases"], 64, 8)
+    assert mx.abs(restored - wanted).max() < 0.05
+
+    inventory = prepare(str(released("llama", tmp_path / "llama"))).inventory
+    qwen = {"model_type": "qwen3_5"}
+    for tensors, config, why in (
+        (apart, {"model_type": "glm4_moe"}, "8 bits of Qwen3.5's blocks only"),
+        ({"mtp.fc.weight": float_tensor(8, 96)}, qwen, "96 columns"),
+        ({"mtp.fc.weight": float_tensor(8, 64, dtype="F8_E4M3")}, qwen, "of type F8_E4M3"),
+    ):
+        with pytest.raises(MintError, match=f"{why}.*--parts mtp keeps"):
+            with_coded_head(inventory, tensors, config, None)
+    model = source_of("glm4_moe", tmp_path / "glm")
+    with pytest.raises(MintError, match="--parts mtp keeps"):
+        convert.convert(str(model), "9bpw", tmp_path / "o", parts="mtp-8bit", smoke=False)
+
+
 @pytest.mark.slow
 def test_mlx_vlm_computes_the_same_beside_them(tmp_path: Path) -> None:
     vlm = pytest.importorskip(
@@ -149,22 +241,39 @@ def test_mlx_vlm_computes_the_same_beside_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_mlx_optiq_finds_them(tmp_path: Path) -> None:
-    patch = pytest.importorskip(
-        "optiq.runtime.mtp.mtp_patch",
+@pytest.mark.parametrize("parts", ["mtp", "mtp-8bit"])
+def test_mlx_optiq_finds_them(tmp_path: Path, parts: str) -> None:
+    """Its loader builds the head in the form that config.json states, and takes all of it."""
+    runtime = pytest.importorskip(
+        "optiq.runtime.mtp.runtime",
         reason="mlx-optiq is not a dependency: install it to run this",
     )
     model = source_of("qwen3_5_moe", tmp_path / "model")
     folder = convert.convert(
-        str(model), uniform="8bit-g32", out=tmp_path / "q", parts="mtp", smoke=False
+        str(model), uniform="4bit-g32", out=tmp_path / "q", parts=parts, smoke=False
     ).path
     loaded, _ = mlx_lm.utils.load_model(folder)
-    config = json.loads((folder / "config.json").read_text())
-    assert patch.inject_mtp_support(loaded, folder, config)
-    stored: dict[str, mx.array] = mx.load(str(folder / MTP_FILE))  # type: ignore[assignment]
-    head = dict(tree_flatten(loaded.parameters()))
-    assert mx.array_equal(head["language_model.mtp.fc.weight"], stored["mtp.fc.weight"])
-    assert mx.allclose(head["language_model.mtp.norm.weight"], stored["mtp.norm.weight"] + 1)
+    attached = runtime.attach(loaded, None, folder).model
+    modules = dict(attached.language_model.mtp.named_modules())
+    assert hasattr(modules["fc"], "scales") == (parts == "mtp-8bit")
+
+    # The same weights, of which norms have 1 added, as those of an original need.
+    plain = tmp_path / "plain"
+    convert.convert(str(model), uniform="4bit-g32", out=plain, parts="mtp", smoke=False)
+    for name, array in weights_of(plain).items():
+        path, _, local = name.removeprefix("mtp.").rpartition(".")
+        module = modules[path]
+        held = module[local]
+        if hasattr(module, "scales"):
+            held = mx.dequantize(held, module.scales, module.biases, module.group_size, module.bits)
+        exact = array.astype(mx.float32) + (array.ndim == 1)
+        error = mx.square(held.astype(mx.float32) - exact).sum()
+        assert error < 1e-4 * mx.square(exact).sum(), name
+
+    # It predicts.
+    attached.set_dtype(mx.float32)
+    hidden = mx.random.normal((1, TOKENS.shape[1], 64), key=mx.random.key(0))
+    assert mx.isfinite(attached.mtp_forward(hidden, TOKENS)).all()
 
 
 def test_the_doctor_sees_them_on_the_hub(hub: FakeHub, tmp_path: Path) -> None:
