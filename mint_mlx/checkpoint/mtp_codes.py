@@ -27,7 +27,6 @@ CONFIG = QuantConfig(8, 64)
 FAMILIES = ("qwen3_5", "qwen3_5_moe")
 _PREFIX = "language_model."  # of the head in mlx-lm's model
 _FUSED = re.compile(r"(.+\.)experts\.(gate_up|down)_proj")
-_EXPERT = re.compile(r"(.+\.)experts\.(\d+)\.(\w+)\.weight")
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def linear_weights(mtp: Mapping[str, TensorInfo]) -> dict[str, Weight]:
     experts: dict[str, dict[int, str]] = {}
     for name, info in mtp.items():
         *lead, rows, columns = (0, *info.shape) if len(info.shape) < 2 else info.shape
-        fused, expert = _FUSED.fullmatch(name), _EXPERT.fullmatch(name)
+        fused, expert = _FUSED.fullmatch(name), _expert(name)
         if info.dtype not in FLOATS or len(info.shape) < 2:
             continue
         if fused and fused[2] == "gate_up":
@@ -69,14 +68,23 @@ def linear_weights(mtp: Mapping[str, TensorInfo]) -> dict[str, Weight]:
             path = f"{fused[1]}switch_mlp.down_proj"
             weights[path] = Weight((name,), info.shape, info.dtype)
         elif expert:
-            path = f"{expert[1]}switch_mlp.{expert[3]}"
+            path, number = expert
             names = experts.setdefault(path, {})
-            names[int(expert[2])] = name
+            names[number] = name
             sources = tuple(names[i] for i in sorted(names))
             weights[path] = Weight(sources, (len(names), *info.shape), info.dtype)
         elif name.endswith(".weight"):
             weights[name.removesuffix(".weight")] = Weight((name,), info.shape, info.dtype)
     return weights
+
+
+def _expert(name: str) -> tuple[str, int] | None:
+    """The stacked module and the number of an expert's weight in a tensor of its own, else None."""
+    prefix, _, rest = name.partition(".experts.")
+    number, _, local = rest.partition(".")
+    if not number.isdecimal() or not local.endswith(".weight"):
+        return None
+    return f"{prefix}.switch_mlp.{local.removesuffix('.weight')}", int(number)
 
 
 def with_coded_head(

@@ -28,7 +28,7 @@ def test_a_batch_gives_the_replies_of_single_prompts(make: Maker) -> None:
     )
     assert several == alone
     total = generate.work([len(prompt) for prompt in PROMPTS], 6)
-    assert total == 14 + 6 * (generate.STEP + 4)
+    assert total == 14 + 6 * (generate.STEP + 4 * generate.EACH)
     shares = [done for done, _ in told]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (0, total)
