@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from helpers import Cli, Maker, llama, qwen3_moe
 
+from mint_mlx.rules.efforts import band_text
+
 
 def test_the_table_of_sizes(cli: Cli, make: Maker) -> None:
     folder = str(make(qwen3_moe(2)))
@@ -31,6 +33,17 @@ def test_a_quantized_cache_is_asked_for_in_the_command_that_is_printed(
     last = ran.out.splitlines()[-1]
     command = "mlx_lm.generate --model out --kv-bits 8 --quantized-kv-start 0 --prompt"
     assert last == f"{command} 'The history of the city'"
+
+
+def test_an_expected_kl_is_a_band_in_words_and_in_json(
+    cli: Cli, make: Maker, tmp_path: Path
+) -> None:
+    words = ("convert", make(qwen3_moe(1)), "--budget", "5bpw", "--effort", "balanced")
+    told = cli(*words, "-o", tmp_path / "a", "--no-smoke")
+    ran = cli(*words, "-o", tmp_path / "b", "--no-smoke", "--json")
+    low, high = ran.json["expected_kl_band"]
+    assert low < ran.json["expected_kl"] < high
+    assert f"expected KL from the source {band_text(ran.json['expected_kl'])} nats" in told.out
 
 
 def test_the_steps_give_what_convert_gives(

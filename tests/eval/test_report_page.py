@@ -267,6 +267,26 @@ def test_commands_write_reports(cli: Cli, make: Maker, tmp_path: Path) -> None:
     assert done.json["page"] == str(out / "report.html")
 
 
+def test_a_comparison_writes_a_page_of_its_own(cli: Cli, make: Maker, tmp_path: Path) -> None:
+    source, text, out = make(llama(1)), tmp_path / "text.txt", tmp_path / "out"
+    text.write_text("".join(np.random.default_rng(0).choice(list("abcdefgh ijkl"), 600)))
+    options = ("--windows", "2", "--length", "64", "--text", text, "--no-speed", "-o", out)
+    methods = ("--methods", "nmse,uniform-g64")
+    ran = cli("compare", source, "--budget", "5bpw", *methods, *options, "--report")
+    assert ran.code == 0 and str(out / "report.html") in ran.out
+
+    # Each row's figures stand in it, and it loads nothing.
+    page = (out / "report.html").read_text(encoding="utf-8")
+    parsed = Parsed(page)
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert {row["method"] for row in rows} == {"nmse", "uniform-g64"}
+    for row in rows:
+        assert f"{row['bytes']:,}" in parsed.texts
+        assert f"{row['kl']:.5f}" in page
+    assert len(page.encode()) < MOST_BYTES and parsed.count("svg")
+    assert not re.search(r"https?:|//\w|@import|<script|<link|<img", page)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1200, 390])
 @pytest.mark.parametrize("dark", [False, True])
