@@ -25,6 +25,7 @@ from .layout import TensorSpec, weight_tensors
 IN_8_BITS = "mtp-8bit"  # of --parts
 CONFIG = QuantConfig(8, 64)
 FAMILIES = ("qwen3_5", "qwen3_5_moe")
+SETTINGS = "mtplx_mtp_quantization"  # of config.json
 _PREFIX = "language_model."  # of the head in mlx-lm's model
 _FUSED = re.compile(r"(.+\.)experts\.(gate_up|down)_proj")
 
@@ -181,5 +182,10 @@ def head_settings(inventory: Inventory, block: dict[str, Any]) -> dict[str, Any]
     return {
         "quantization": named,
         "quantization_config": named,
-        "mtplx_mtp_quantization": head,
+        SETTINGS: head,
     }
+
+
+def in_coded_head(path: str, config: dict[str, Any]) -> bool:
+    """Whether an entry of `quantization` is for a head in 8 bits, which stock loaders pass over."""
+    return SETTINGS in config and path.startswith(f"{_PREFIX}mtp.")

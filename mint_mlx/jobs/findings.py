@@ -19,6 +19,7 @@ from ..base.safetensors_header import INDEX, TensorInfo
 from ..base.side_files import PROCESSOR
 from ..checkpoint.config_keys import brought
 from ..checkpoint.layers import ROUTER_BITS, Inventory, Layer
+from ..checkpoint.mtp_codes import in_coded_head
 from ..checkpoint.tokenizer import tokenizer_settings
 from ..checkpoint.towers import MTP_KEYS, TOWERS, has_mtp, is_mtp
 from ..checkpoint.unread_keys import unread_keys
@@ -81,7 +82,7 @@ def config_findings(config: dict[str, Any], inventory: Inventory) -> Iterator[Fi
 
     layers = {layer.path: layer.kind for layer in inventory.layers}
     for path, entry in _entries(config).items():
-        if path not in layers and not is_mtp(path, config):  # stock loaders pass over those
+        if path not in layers and not in_coded_head(path, config):
             yield Finding(
                 path, "has an entry in config.json, but the model has no such quantizable layer"
             )

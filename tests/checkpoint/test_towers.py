@@ -148,7 +148,9 @@ def test_a_profile_of_other_parts_gives_the_true_size(cli: Cli, tmp_path: Path) 
 
 def test_parts_that_cannot_be(tmp_path: Path) -> None:
     model = released("llama", tmp_path / "llama")
-    with pytest.raises(MintError, match=r"--parts must be text, mtp or all \(got vision\)"):
+    with pytest.raises(
+        MintError, match=r"--parts must be text, mtp, mtp-8bit or all \(got vision\)"
+    ):
         convert.convert(str(model), "5bpw", tmp_path / "out", parts="vision")
 
     # It has no tower to add, but a plan for all parts is not one for the text alone.
