@@ -19,7 +19,7 @@ import itertools
 import json
 import statistics
 import time
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,19 @@ from mint_mlx.jobs.model import Job, prepare  # noqa: E402
 from mint_mlx.jobs.speed_tables import measure_table  # noqa: E402
 from mint_mlx.measure.profile import Profile  # noqa: E402
 from mint_mlx.rules.objectives import OBJECTIVES  # noqa: E402
+from mint_mlx.runtime.clock import Clock, start_clock, tick_seconds, timed  # noqa: E402
 from mint_mlx.runtime.speed_table import layer_seconds, merged  # noqa: E402
 from mint_mlx.runtime.speed_table_file import load_table, save_table  # noqa: E402
+from mint_mlx.runtime.time_layers import timing  # noqa: E402
+from mint_mlx.runtime.time_model import BESIDE, generate_tokens  # noqa: E402
 
 CONTEXT = 64  # tokens in the cache, about, while mlx-lm generates
 PROMPT = 4
-TOKENS = (4, 64)  # that are generated, at least and at most
-LIMIT = 8.0  # seconds for each plan, in each pass
-PASSES = 120.0  # seconds that a first pass may have taken for a second one to follow
+BURST = 0.1  # seconds that mlx-lm generates at once, at least
+TOKENS = 8  # that it generates at once, at most
+BURSTS = (2, 10)  # in each pass, at least and at most
+LIMIT = 3.0  # seconds for each plan, in each pass
+PASSES = 90.0  # seconds after which no other pass begins
 RANDOM = 50  # plans within the same limits
 FASTER = 1.1
 RECIPE = """name: speed-check
@@ -237,44 +242,42 @@ def _decode(model: Path, folder: Path, _: float) -> None:
         assert speed is not None
         plan["predicted"] = speed.tokens_per_second
 
-    runs: dict[str, list[float]] = {name: [] for name in about["plans"]}
+    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in about["plans"]}
+    clock = start_clock()
     started = time.monotonic()
-    while not runs["larger"] or (
-        time.monotonic() - started < PASSES and len(runs["larger"]) <= TOKENS[1]
-    ):
+    while not runs["larger"] or time.monotonic() - started < PASSES:
         for name, times in runs.items():
-            times += _token_times(folder / name.replace(" ", "-").replace(",", ""))
+            times += _token_times(folder / name.replace(" ", "-").replace(",", ""), clock)
+    about["clock"] = tick_seconds(clock) / pace.table.clock
     for name, times in runs.items():
-        low, middle, high = np.quantile(times, (0.25, 0.5, 0.75))
+        seconds, ticks = (timing(column) for column in zip(*times, strict=True))
         about["plans"][name] |= {
-            "decoded": float(1 / middle),
-            "spread": float((high - low) / 2 / middle),
+            "decoded": 1 / (ticks.seconds * pace.table.clock),
+            "timed": 1 / seconds.seconds,
+            "spread": ticks.spread,
         }
         print(name, about["plans"][name])
     about["measured"] = machine()
     (folder / "decoded.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 
-def _token_times(checkpoint: Path) -> list[float]:
-    """Seconds of each token that stock mlx-lm generates."""
+def _token_times(checkpoint: Path, clock: Clock) -> list[tuple[float, float]]:
+    """Seconds and ticks of a token that stock mlx-lm generates, of each time that it does some."""
     import mlx.core as mx
-    from mlx_lm.generate import generate_step, wired_limit
+    from mlx_lm.generate import wired_limit
+    from mlx_lm.models.cache import make_prompt_cache
     from mlx_lm.utils import load_model
 
     model, _ = load_model(checkpoint)
-    prompt = mx.array(np.random.default_rng(0).integers(0, 200, PROMPT))
-    times: list[float] = []
+    caches = make_prompt_cache(model)
+    prompt = mx.array(np.random.default_rng(0).integers(0, 200, (1, PROMPT)))
     with wired_limit(model):
-        started = last = time.perf_counter()
-        for _ in generate_step(prompt, model, max_tokens=TOKENS[1] + 2):
-            now = time.perf_counter()
-            times.append(now - last)
-            last = now
-            if len(times) == 2:
-                started = now
-            if len(times) >= TOKENS[0] + 2 and now - started > LIMIT:
-                break
-    return times[2:]
+        mx.eval(model(prompt, cache=caches))
+        single = generate_tokens(model, 1, caches)
+        tokens = max(1, min(TOKENS, round(BURST / single)))
+        burst = partial(generate_tokens, model, tokens, caches)
+        count = max(BURSTS[0], min(BURSTS[1], round(LIMIT / (tokens + BESIDE) / single)))
+        return [timed(clock, burst, tokens * single) for _ in range(count)]
 
 
 def _report(folder: Path) -> str:
@@ -283,12 +286,16 @@ def _report(folder: Path) -> str:
         "# Predicted and true speed",
         "",
         "By `python eval/bench/speed_check.py`: tokens per second of decoding as a speed table "
-        "predicts them, and of mlx-lm's own generation. Speeds of this CPU say nothing of a GPU.",
+        "predicts them, and of mlx-lm's own generation. Speeds of this CPU say nothing of a GPU. "
+        "Cores that others share change their speed within seconds, so a small product is timed "
+        "beside both (`mint_mlx/runtime/clock.py`): `mlx-lm's` is at the speed that the machine "
+        "had while the table was made, `as timed` by the clock on the wall.",
         "",
         _machine_line(folder),
         "",
-        "| model | plan | bytes | predicted tokens/s | mlx-lm's | predicted / true | spread |",
-        "|---|---|---|---|---|---|---|",
+        "| model | plan | bytes | predicted tokens/s | mlx-lm's | predicted / true | spread | "
+        "as timed |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     verdicts = []
     for path in sorted(folder.glob("*/decoded.json")):
@@ -299,7 +306,8 @@ def _report(folder: Path) -> str:
             model = path.parent.name
             lines.append(
                 f"| {model} | {_label(name, plan)} | {plan['bytes']:,} | {plan['predicted']:.3g} | "
-                f"{plan['decoded']:.3g} | {ratio:.3f} | {plan['spread']:.1%} |"
+                f"{plan['decoded']:.3g} | {ratio:.3f} | {plan['spread']:.1%} | "
+                f"{plan['timed']:.3g} |"
             )
         verdicts.append(_verdict(path.parent.name, about))
     return "\n".join([*lines, "", *verdicts])

@@ -48,7 +48,7 @@ def print_dry_run(order: Order, output: Output) -> None:
 
 
 def print_mac_speeds(order: Order, plan: Plan, output: Output) -> dict[str, Any]:
-    """How fast Macs of the size that --fit names decode; returns the same for a JSON object."""
+    """How fast Macs of the size that --fit names are; returns the same for a JSON object."""
     from ..jobs.speed_tables import mac_speeds
     from . import tables
 
@@ -58,7 +58,7 @@ def print_mac_speeds(order: Order, plan: Plan, output: Output) -> dict[str, Any]
     speeds = mac_speeds(order.job, plan.choice, machine.memory, order.request.context)
     if speeds:
         output.table(*tables.mac_lines(speeds), "estimated from bytes and shapes")
-    return {"mac_speeds": [asdict(speed) for speed in speeds]}
+    return {"mac_speeds": [asdict(mac.decoding) | {"prompt": mac.prompt} for mac in speeds]}
 
 
 def print_result(result: Result, budget: str | None, output: Output) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def speed(
     output = start(as_json, long=True)
     from ..jobs.speed import speed as measure
     from ..jobs.speed import summary
+    from ..runtime.speed_table import figure
 
     report = measure(
         model,
@@ -60,7 +61,10 @@ def speed(
         output.line(
             "as stored: not predicted, since MLX can't run one of its layers on this device"
         )
-    if report.prompt is not None:
+    if report.prompt_band is not None:
+        low, high = map(figure, report.prompt_band)
+        output.line(f"Blocks' layers alone read a prompt at {low} to {high} tokens/s at all bits")
+    elif report.prompt is not None:
         output.line(
             f"Blocks' layers alone read a prompt at {report.prompt:.3g} tokens/s (uniform 4bit-g64)"
         )

@@ -15,11 +15,12 @@ from ..jobs.findings import Finding
 from ..jobs.inspect import LayerInfo
 from ..jobs.order import Order
 from ..jobs.sizes import Size
+from ..jobs.speed_tables import MacSpeed
 from ..measure.curve import sqnr_db
 from ..measure.grid import describe
 from ..rules.efforts import band_text
 from ..runtime.memory import RESERVE, Fit
-from ..runtime.speed_table import Speed
+from ..runtime.speed_table import figure
 
 Line = list[Any]
 Columns = list[str]
@@ -65,11 +66,14 @@ def fit_lines(fit: Fit) -> tuple[Columns, list[Line]]:
     return ["fit", "bytes"], lines
 
 
-def mac_lines(speeds: list[Speed]) -> tuple[Columns, list[Line]]:
-    """How fast Macs decode."""
-    lines: list[Line] = [[speed.machine, str(speed)] for speed in speeds]
-    context = f"tokens/s at a context of {speeds[0].context}" if speeds else "tokens/s"
-    return ["Mac with", context], lines
+def mac_lines(speeds: list[MacSpeed]) -> tuple[Columns, list[Line]]:
+    """How fast Macs decode and read a prompt."""
+    lines: list[Line] = [
+        [mac.decoding.machine, str(mac.decoding), " to ".join(map(figure, mac.prompt))]
+        for mac in speeds
+    ]
+    context = f"tokens/s at a context of {speeds[0].decoding.context}" if speeds else "tokens/s"
+    return ["Mac with", context, "reading a prompt"], lines
 
 
 def raise_hint(order: Order) -> str | None:

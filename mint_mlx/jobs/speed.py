@@ -10,14 +10,14 @@ from typing import Any
 from ..allocation.pace import BASELINE, Pace, predicted
 from ..allocation.search_space import list_candidates, search_space
 from ..allocation.uniform import comparable_choice
-from ..base.errors import MintError
 from ..base.one_line import one_line
 from ..base.quant_config import QuantConfig
 from ..base.report import Report
 from ..base.targets import check_file
 from ..checkpoint.layers import Inventory
 from ..runtime.machine import CONTEXT, check_context
-from ..runtime.speed_table import BATCHES, Speed, SpeedTable, layer_seconds, model_key
+from ..runtime.speed_estimate import prompt_band
+from ..runtime.speed_table import Speed, SpeedTable, model_key, prompt_speed
 from ..runtime.speed_table_file import MARKER, save_table
 from ..runtime.table_names import check_table_name, named_table
 from .inspect import stored_plan
@@ -45,6 +45,13 @@ class SpeedReport:
     context: int
     speeds: Mapping[str, Speed]
     prompt: float | None
+
+    @property
+    def prompt_band(self) -> tuple[float, float] | None:
+        """The lowest and the highest speed that an estimated one stands for."""
+        if self.prompt is None or not self.table.estimated:
+            return None
+        return prompt_band(self.prompt)
 
     def __repr__(self) -> str:
         speeds = [f"{name}: {speed} tokens/s" for name, speed in self.speeds.items()]
@@ -105,21 +112,8 @@ def _report(job: Job, table: SpeedTable, context: int) -> SpeedReport:
         one = predicted(pace, inventory, choice)
         if one is not None:
             speeds[label] = one
-    return SpeedReport(
-        job.source.name, inventory, table, context, speeds, _prompt_speed(table, inventory)
-    )
-
-
-def _prompt_speed(table: SpeedTable, inventory: Inventory) -> float | None:
-    """Tokens per second at which blocks' layers read a prompt at uniform 4bit-g64."""
-    choice = comparable_choice(inventory, BASELINE)
-    batch = BATCHES[-1]
-    layers = [layer for layer in inventory.layers if layer.block is not None]
-    try:
-        seconds = sum(layer_seconds(table, layer, choice[layer.path], batch) for layer in layers)
-    except MintError:
-        return None
-    return batch / seconds if seconds else None
+    prompt = prompt_speed(table, inventory, comparable_choice(inventory, BASELINE))
+    return SpeedReport(job.source.name, inventory, table, context, speeds, prompt)
 
 
 def summary(report: SpeedReport) -> dict[str, Any]:
@@ -149,5 +143,6 @@ def summary(report: SpeedReport) -> dict[str, Any]:
         "rest_seconds": report.table.rests[model_key(report.inventory)].at(report.context),
         "predicted": speeds,
         "prompt_tokens_per_second": report.prompt,
+        "prompt_band": report.prompt_band,
         "layers": layers,
     }

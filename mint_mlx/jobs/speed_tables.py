@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from ..allocation.pace import BASELINE, Goal, Pace, predicted
+from ..allocation.pace import BASELINE, Goal, Pace
 from ..allocation.pace_source import known_table, runtime_versions
 from ..allocation.search_space import Candidates
 from ..allocation.uniform import comparable_choice
@@ -15,10 +16,11 @@ from ..base.quant_config import QuantConfig
 from ..base.report import Report, Silent
 from ..checkpoint.layers import Inventory
 from ..measure import cache
+from ..runtime.clock import start_clock, tick_seconds
 from ..runtime.kvcache import cache_size
 from ..runtime.machine_name import machine_name
 from ..runtime.memory import GIB, machine_memory
-from ..runtime.speed_estimate import CHIPS, Chip, estimate, macs_with
+from ..runtime.speed_estimate import CHIPS, Chip, estimate, macs_with, prompt_band
 from ..runtime.speed_table import (
     BATCHES,
     LayerKind,
@@ -28,16 +30,19 @@ from ..runtime.speed_table import (
     is_timed,
     kind_of,
     model_key,
+    predict,
+    prompt_speed,
+    times_scaled,
 )
 from ..runtime.speed_table_file import save_table
 from ..runtime.table_names import named_table
-from ..runtime.time_layers import Product, time_product, timing
+from ..runtime.time_layers import Bench, Product, time_product, timing
 from ..runtime.time_model import Reference, time_rest, with_rest
 from .model import Job
 
 SECONDS = 120.0  # that measuring a table may take
 SHARES = (0.5, 0.2)  # of it, for one token's products and for the rest; what remains is for batches
-TURNS = 2  # in which one token's products are timed
+QUICKER = 0.8
 CONTEXTS = (128, 2048)  # tokens at which the rest is timed, or the one asked for outside of them
 UNIFORM = (BASELINE, QuantConfig(8, 64))  # whose speeds are told
 
@@ -70,49 +75,57 @@ def measure_table(
     started = time.monotonic()
     choice = comparable_choice(inventory, BASELINE)
     kinds = _kinds(inventory, options)
-    working_set = inventory.active_bytes(choice)
     machine, used = machine_name(), runtime_versions()
 
-    # One token's products, all of them, in turns: a machine that slows down slows all alike.
+    # One token's products, all of them. Times are in ticks until all is done.
+    bench = Bench(start_clock(), inventory.active_bytes(choice), {}, {})
     products = [Product(kind, config, 1) for kind, configs in kinds.items() for config in configs]
-    larger = [
-        Product(p.kind, p.config, batch)
-        for batch in BATCHES[1:]
-        for p in sorted(products, key=_rank)
-    ]
-    count = TURNS * len(products) + 1 + len(larger)
-    runs: dict[Product, list[float]] = {product: [] for product in products}
-    share = SHARES[0] * seconds / TURNS / len(products)
-    for i, product in enumerate(TURNS * products):
-        report.step(f"{product.kind} {product.config}", i, count)
-        if i >= len(products) and time.monotonic() - started > SHARES[0] * seconds:
-            break  # making the weights took long
-        runs[product] += time_product(product, share, working_set)
+    larger = sorted((replace(p, batch=n) for n in BATCHES[1:] for p in products), key=_rank)
+    count = len(products) + 1 + len(larger)
     times: dict[LayerKind, dict[QuantConfig, dict[int, Timing]]] = {kind: {} for kind in kinds}
-    for product, taken in runs.items():
+    for i, product in enumerate(products):
+        report.step(f"{product.kind} {product.config}", i, count)
+        taken = time_product(product, SHARES[0] * seconds / len(products), bench)
         if taken:
             times[product.kind][product.config] = {1: timing(taken)}
 
     # The rest, by the model that they make up.
     table = SpeedTable(machine, used, times, {})
-    report.step("the rest", TURNS * len(products), count)
-    reference = Reference(job.source.config, inventory, choice)
+    report.step("the rest", len(products), count)
+    reference = Reference(job.source.config, inventory, _quickest(table, inventory, choice))
     contexts = (min(CONTEXTS[0], context), max(CONTEXTS[1], context))
-    rest = time_rest(
-        reference, table, job.source.name, contexts, SHARES[1] * seconds, report.detail
-    )
+    name, share = job.source.name, SHARES[1] * seconds
+    rest = time_rest(reference, table, name, contexts, share, bench.clock, report.detail)
     table = with_rest(table, inventory, rest)
 
     # Products of several tokens, as many as there is time for.
-    share = (started + seconds - time.monotonic()) / max(len(larger), 1)
     for i, product in enumerate(larger):
-        report.step(f"{product.batch} tokens", TURNS * len(products) + 1 + i, count)
-        if time.monotonic() - started > seconds:
+        report.step(f"{product.batch} tokens", len(products) + 1 + i, count)
+        remaining = started + seconds - time.monotonic()
+        if remaining < 0:
             break
-        taken = time_product(product, max(share, 0.01), working_set)
+        taken = time_product(product, max(remaining / (len(larger) - i), 0.01), bench)
         if taken:
             times[product.kind][product.config][product.batch] = timing(taken)
-    return table
+    return times_scaled(replace(table, clock=1.0), tick_seconds(bench.clock))
+
+
+def _quickest(
+    table: SpeedTable, inventory: Inventory, choice: Mapping[str, QuantConfig]
+) -> dict[str, QuantConfig]:
+    """The model whose products take the least time: their errors hide the rest the least.
+
+    What is faster by less than QUICKER may be so by chance; the usual configuration stays then.
+    """
+    quickest = {}
+    for layer in inventory.layers:
+        usual = choice[layer.path]
+        kind = kind_of(layer)
+        times = {} if kind is None else table.layers[kind]
+        best = min(times, key=lambda config: times[config][1].seconds, default=usual)
+        faster = usual in times and times[best][1].seconds < QUICKER * times[usual][1].seconds
+        quickest[layer.path] = best if faster else usual
+    return quickest
 
 
 def _kinds(inventory: Inventory, options: Candidates) -> dict[LayerKind, list[QuantConfig]]:
@@ -129,9 +142,9 @@ def _kinds(inventory: Inventory, options: Candidates) -> dict[LayerKind, list[Qu
     return {kind: sorted(configs) for kind, configs in kinds.items()}
 
 
-def _rank(product: Product) -> tuple[bool, QuantConfig]:
-    """The order of products of several tokens: the usual configurations first."""
-    return product.config not in UNIFORM, product.config
+def _rank(product: Product) -> tuple[bool, int, QuantConfig]:
+    """The order of products of several tokens: the usual configurations first, of all of them."""
+    return product.config not in UNIFORM, product.batch, product.config
 
 
 def get_table(
@@ -193,10 +206,23 @@ def pace_of(job: Job, words: str | None, context: int, goal: Goal | None = None)
     return Pace(estimate(chip, job.inventory, name, caches_of(job, context)), context)
 
 
+@dataclass(frozen=True)
+class MacSpeed:
+    """How fast a Mac is estimated to be.
+
+    Attributes:
+        decoding: one token at a time.
+        prompt: the lowest and the highest tokens per second of reading a prompt.
+    """
+
+    decoding: Speed
+    prompt: tuple[float, float]
+
+
 def mac_speeds(
     job: Job, choice: Mapping[str, QuantConfig], memory: int, context: int
-) -> list[Speed]:
-    """How fast a choice decodes on each Mac that is sold with so much memory, as estimated.
+) -> list[MacSpeed]:
+    """How fast a choice is on each Mac that is sold with so much memory, as estimated.
 
     Args:
         job: the model.
@@ -207,8 +233,9 @@ def mac_speeds(
     caches = caches_of(job, context)
     speeds = []
     for chip in macs_with(round(memory / GIB)):
-        pace = Pace(estimate(chip, job.inventory, job.source.name, caches), context)
-        speed = predicted(pace, job.inventory, choice)
-        assert speed is not None  # an estimate knows every configuration
-        speeds.append(speed)
+        table = estimate(chip, job.inventory, job.source.name, caches)
+        prompt = prompt_speed(table, job.inventory, choice)
+        assert prompt is not None  # an estimate knows every configuration
+        speed = predict(table, job.inventory, choice, context)
+        speeds.append(MacSpeed(speed, prompt_band(prompt)))
     return speeds

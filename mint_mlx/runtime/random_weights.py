@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 
 import mlx.core as mx
@@ -11,9 +12,13 @@ import numpy as np
 from ..base.quant_config import QuantConfig
 
 _POOL = 1 << 20  # random numbers that all others repeat
+_LEAST = 128_000_000  # bytes of an array that weights are parts of
 # Root mean square of random codes at a scale of one: uniform integers; e2m1; e4m3 below 2.
 _E2M1 = 2.9
 _E4M3 = 0.8
+
+
+Pool = dict[tuple[object, ...], mx.array]  # arrays, by what they hold
 
 
 def random_dense(shape: tuple[int, ...], spread: float, dtype: mx.Dtype) -> mx.array:
@@ -58,6 +63,49 @@ def random_codes(
     if config.mode == "nvfp4":
         code = (power + 7) << 3 if power >= -6 else max(1, round(scale * 512))
     return {"weight": codes, "scales": mx.full(groups, code, mx.uint8)}
+
+
+def random_part(pool: Pool, dtype: mx.Dtype, shape: tuple[int, ...], copy: int) -> mx.array:
+    """Random words (uint32), or normal numbers whose squares' mean is 1e-6.
+
+    Args:
+        pool: is given the array that this is a part of, where it has none that is long enough.
+        dtype: of the numbers.
+        shape: of the part.
+        copy: parts of other copies lie elsewhere, as far as there is room.
+    """
+
+    def make(size: int) -> mx.array:
+        if dtype != mx.uint32:
+            return random_dense((size,), 1e-3, dtype)
+        return _repeated(_bits() & 0xBFBFBFBF, (size,))  # in mxfp8 no code is NaN
+
+    return _part(pool, (dtype,), make, shape, copy, _LEAST // dtype.size)
+
+
+def constant_part(
+    pool: Pool, value: float, dtype: mx.Dtype, shape: tuple[int, ...], copy: int
+) -> mx.array:
+    """The same number everywhere; else as `random_part`, for scales: eight times shorter."""
+    size = _LEAST // 8 // dtype.size
+    return _part(pool, (value, dtype), lambda n: mx.full((n,), value, dtype), shape, copy, size)
+
+
+def _part(
+    pool: Pool,
+    key: tuple[object, ...],
+    make: Callable[[int], mx.array],
+    shape: tuple[int, ...],
+    copy: int,
+    least: int,
+) -> mx.array:
+    """A part of the pool's array, which is made anew where it is too short."""
+    size = math.prod(shape)
+    if key not in pool or pool[key].size < size:
+        pool[key] = make(max(size, least))
+        mx.eval(pool[key])
+    start = copy % (pool[key].size // size) * size
+    return pool[key][start : start + size].reshape(shape)
 
 
 @cache

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..base.errors import MintError
 from ..base.one_line import one_line
@@ -18,7 +18,8 @@ from ..base.quant_config import QuantConfig
 from ..checkpoint.layers import Inventory, Layer
 from ..checkpoint.roles import TOWER
 
-BATCHES = (1, 2, 4, 8, 16, 512)  # tokens at once: decoding, verifying drafts, reading a prompt
+PROMPT = 512  # tokens of a prompt that are read at once
+BATCHES = (1, 2, 4, 8, 16, PROMPT)  # tokens at once: decoding, verifying drafts, reading a prompt
 # Where mlx-lm's generation was, over what a measured table predicted (eval/bench/speed_results.md:
 # 1.09 to 1.20), and as far below.
 MEASURED_BAND = (0.85, 1.2)
@@ -97,6 +98,7 @@ class SpeedTable:
         rests: what models take beside their layers, by `model_key`.
         band: the lowest and the highest true speed, in units of the predicted one.
         estimated: whether it was computed from shapes and not measured.
+        clock: seconds of a tick (clock.py) while it was measured; 0 where it wasn't.
     """
 
     machine: str
@@ -105,6 +107,7 @@ class SpeedTable:
     rests: Mapping[str, Rest]
     band: tuple[float, float] = MEASURED_BAND
     estimated: bool = False
+    clock: float = 0.0
 
     def __repr__(self) -> str:
         kinds = f"{len(self.layers)} kinds of layers"
@@ -248,6 +251,21 @@ def predict(
     return speed_of(table, 1 / decode_seconds(table, inventory, choice, context), context)
 
 
+def prompt_speed(
+    table: SpeedTable, inventory: Inventory, choice: Mapping[str, QuantConfig]
+) -> float | None:
+    """Tokens per second at which the layers of blocks read a prompt; None where that isn't known.
+
+    Heads are left out: they see the last token alone.
+    """
+    layers = [layer for layer in inventory.layers if layer.block is not None]
+    try:
+        seconds = sum(layer_seconds(table, layer, choice[layer.path], PROMPT) for layer in layers)
+    except MintError:
+        return None
+    return PROMPT / seconds if seconds else None
+
+
 def speed_of(table: SpeedTable, tokens_per_second: float, context: int) -> Speed:
     """A speed with the table's band."""
     low, high = (factor * tokens_per_second for factor in table.band)
@@ -255,7 +273,7 @@ def speed_of(table: SpeedTable, tokens_per_second: float, context: int) -> Speed
 
 
 def merged(first: SpeedTable, second: SpeedTable) -> SpeedTable:
-    """Two tables of one machine as one; of what both have the second counts.
+    """Two tables of one machine as one, by the first's clock; of what both have the second counts.
 
     Raises:
         MintError: they are of different machines or versions.
@@ -265,6 +283,7 @@ def merged(first: SpeedTable, second: SpeedTable) -> SpeedTable:
             f"speed tables of different machines or versions ({first.machine}, {second.machine}) "
             "can't be joined"
         )
+    second = times_scaled(second, first.clock / second.clock if second.clock else 1.0)
     layers = {
         kind: {
             config: {
@@ -276,4 +295,23 @@ def merged(first: SpeedTable, second: SpeedTable) -> SpeedTable:
         for kind in {**first.layers, **second.layers}
     }
     rests = {**first.rests, **second.rests}
-    return SpeedTable(first.machine, first.versions, layers, rests)
+    return replace(first, layers=layers, rests=rests)
+
+
+def times_scaled(table: SpeedTable, factor: float) -> SpeedTable:
+    """A table whose times are so many times as long."""
+    layers = {
+        kind: {
+            config: {
+                batch: Timing(factor * timing.seconds, timing.spread)
+                for batch, timing in batches.items()
+            }
+            for config, batches in times.items()
+        }
+        for kind, times in table.layers.items()
+    }
+    rests = {
+        key: replace(rest, seconds={c: factor * s for c, s in rest.seconds.items()})
+        for key, rest in table.rests.items()
+    }
+    return replace(table, layers=layers, rests=rests, clock=factor * table.clock)

@@ -16,7 +16,7 @@ from ..base.quant_config import QuantConfig, parse_config
 from ..checkpoint.layers import FLOATS
 from .speed_table import LayerKind, Rest, SpeedTable, Timing
 
-SCHEMA = 1  # a file of another number is made anew
+SCHEMA = 2  # a file of another number is made anew
 FORM = Form("speed table", "mint_mlx_speed", SCHEMA, "mint-mlx speed", "MODEL --save")
 MARKER = rb'\A\{("checksum": "[0-9a-f]{32}", )?"mint_mlx_speed":'
 BUNDLED = Path(__file__).parent.parent / "speed_tables"
@@ -32,6 +32,7 @@ def save_table(table: SpeedTable, path: Path) -> None:
         "mint_mlx_speed": SCHEMA,
         "machine": table.machine,
         "versions": dict(table.versions),
+        "clock": _digits(table.clock),
         "rests": [
             {
                 "key": key,
@@ -114,7 +115,8 @@ def _from_json(data: dict[str, Any]) -> SpeedTable:
         spread = schema.number(entry["spread"], 0, _LONGEST)
         rests[entry["key"]] = Rest(schema.text(entry["name"]), seconds, spread)
     versions = {schema.text(k): schema.text(v) for k, v in data["versions"].items()}
-    return SpeedTable(schema.text(data["machine"]), versions, layers, rests)
+    clock = schema.number(data["clock"], 0, _LONGEST)
+    return SpeedTable(schema.text(data["machine"]), versions, layers, rests, clock=clock)
 
 
 def _kind(entry: dict[str, Any]) -> LayerKind:

@@ -12,25 +12,30 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from ..base.errors import MintError
 from ..base.quant_config import QuantConfig
 from ..checkpoint import mlxlm
 from ..checkpoint.layers import MLX_DTYPES, Inventory, Layer
 from . import patching
+from .clock import Clock, timed
 from .kvcache import STEP
 from .random_weights import random_codes, random_dense
 from .runner import find_trunk
 from .speed_table import Rest, SpeedTable, kind_of, layer_seconds, model_key
+from .time_layers import timing
 
 ROOM = 1_500_000_000  # bytes of weights of the blocks that run
-WARM = 2  # tokens before the clock counts
-TOKENS = (2, 96)  # that are timed, at least and at most
+BURSTS = (3, 40)  # how often mlx-lm generates some tokens, at least and at most
+BURST = 0.1  # seconds that it does so, at least
+LONGEST = 8  # tokens that it generates at once, at most
+BESIDE = 2  # more that it computes each time: the first one, and one that isn't yielded
+TOKENS = 1 + BESIDE + BURSTS[1] * (LONGEST + BESIDE)  # in all
 
 Choice = Mapping[str, QuantConfig]
 
@@ -69,16 +74,18 @@ def time_rest(
     name: str,
     contexts: Sequence[int],
     seconds: float,
+    clock: Clock,
     tell: Callable[[str, float], None] = lambda text, share: None,
 ) -> Rest:
-    """What decoding a token takes beside the layers.
+    """What decoding a token takes beside the layers, in ticks.
 
     Args:
         reference: the model that is timed.
-        table: has the times of its layers at its configurations.
+        table: has the ticks of its layers at its configurations.
         name: of the model, for people.
         contexts: tokens in the cache.
         seconds: that all of it may take, about.
+        clock: is timed beside it.
         tell: receives what is timed, and which share is done.
 
     Raises:
@@ -88,8 +95,8 @@ def time_rest(
     model = _random_model(reference)
     groups = _groups(model, reference)
     runs = _runs(groups)
-    timed = {block for group in groups for block in group.timed}
-    idle = [block for i, block in enumerate(_blocks(model)) if i not in timed]
+    needed = {block for group in groups for block in group.timed}
+    idle = [block for i, block in enumerate(_blocks(model)) if i not in needed]
     _fill(model, reference, idle)
 
     # What each run takes less its products belongs to the blocks that it adds to the first run.
@@ -100,9 +107,9 @@ def time_rest(
         for j, active in enumerate(runs):
             tell(f"a context of {context}", (i * len(runs) + j) / (len(contexts) * len(runs)))
             share = seconds / len(contexts) / len(runs)
-            taken, spread = _token_seconds(model, active, context, share)
-            beside.append(taken - _products(reference, table, active))
-            spreads.append(spread)
+            taken = timing(_token_ticks(model, active, context, share, clock))
+            beside.append(taken.seconds - _products(reference, table, active))
+            spreads.append(taken.spread)
         rests[context] = _all_blocks(groups, beside)
     return Rest(name, rests, max(spreads))
 
@@ -129,7 +136,7 @@ def _all_blocks(groups: Sequence[BlockGroup], beside: Sequence[float]) -> float:
 
 
 def _products(reference: Reference, table: SpeedTable, active: Sequence[int]) -> float:
-    """Seconds of the products in a run with these blocks."""
+    """Ticks of the products in a run with these blocks."""
     return sum(
         layer_seconds(table, layer, reference.choice[layer.path])
         for layer in reference.inventory.layers
@@ -189,25 +196,26 @@ def _caches(model: nn.Module, count: int) -> list[Any]:
     return caches + [None] * (count - len(caches)) if len(caches) <= count else [None] * count
 
 
-def _token_seconds(
-    model: nn.Module, active: Sequence[int], context: int, seconds: float
-) -> tuple[float, float]:
-    """Median seconds of a token that mlx-lm generates, and the relative half of the middle half.
+def _token_ticks(
+    model: nn.Module, active: Sequence[int], context: int, seconds: float, clock: Clock
+) -> list[float]:
+    """Ticks of a token that mlx-lm generates, of each time that it generates some.
 
     Args:
         model: with random weights.
         active: the blocks that run.
         context: tokens in the cache.
         seconds: that it may take, about.
+        clock: is timed before and after each time.
 
     Raises:
         MintError: the model can't be run so.
     """
-    from mlx_lm.generate import generate_step, wired_limit
+    from mlx_lm.generate import wired_limit
     from mlx_lm.models.cache import make_prompt_cache
 
     idle = [block for i, block in enumerate(_blocks(model)) if i not in active]
-    with _left_out(idle):
+    with _left_out(idle), wired_limit(model):
         caches = make_prompt_cache(model)
         try:
             mx.eval(model(mx.zeros((1, 1), mx.int32), cache=caches))
@@ -219,20 +227,42 @@ def _token_seconds(
         for cache in caches:
             _lengthen(cache, context)
 
-        times: list[float] = []
-        steps = generate_step(
-            mx.array([1]), model, max_tokens=WARM + TOKENS[1], prompt_cache=caches
-        )
-        with wired_limit(model):
-            started = last = time.perf_counter()
-            for _ in steps:
-                now = time.perf_counter()
-                times.append(now - last)
-                last = now
-                if len(times) >= WARM + TOKENS[0] and now - started > seconds:
-                    break
-    low, middle, high = np.quantile(times[WARM:], (0.25, 0.5, 0.75))
-    return float(middle), float((high - low) / 2 / middle)
+        # The first time tells how many tokens take long enough.
+        started = time.perf_counter()
+        single = generate_tokens(model, 1, caches)
+        tokens = max(1, min(LONGEST, round(BURST / single)))
+        ticks: list[float] = []
+        while len(ticks) < BURSTS[0] or (
+            len(ticks) < BURSTS[1] and time.perf_counter() - started < seconds
+        ):
+            burst = partial(generate_tokens, model, tokens, caches)
+            ticks.append(timed(clock, burst, tokens * single)[1])
+    return ticks
+
+
+def generate_tokens(model: nn.Module, tokens: int, caches: list[Any]) -> float:
+    """Seconds of each of some tokens that mlx-lm generates, once it has begun.
+
+    They are computed where a clock's ticks are: on a CPU another stream is another thread, and so
+    maybe another core, which others slow down at other times.
+
+    Args:
+        model: is asked for them.
+        tokens: how many; BESIDE more are computed.
+        caches: of the model; go on.
+    """
+    from mlx_lm.generate import generate_step
+
+    steps = generate_step(
+        mx.array([1]),
+        model,
+        max_tokens=tokens + 1,
+        prompt_cache=caches,
+        stream=mx.default_stream(mx.default_device()),
+    )
+    arrived = [time.perf_counter() for _ in steps]
+    mx.eval([cache.state for cache in caches])  # it has begun one more
+    return (arrived[-1] - arrived[0]) / tokens
 
 
 def _left_out(blocks: Sequence[nn.Module]) -> AbstractContextManager[None]:
@@ -303,7 +333,7 @@ def _lengthen(cache: Any, context: int) -> None:
     length = min(
         context, getattr(cache, "max_size", context), getattr(cache, "chunk_size", context)
     )
-    room = length if kind == "RotatingKVCache" else -(-(length + WARM + TOKENS[1]) // STEP) * STEP
+    room = length if kind == "RotatingKVCache" else -(-(length + TOKENS) // STEP) * STEP
     for name in ("keys", "values"):
         array = getattr(cache, name)
         batch, heads, _, size = array.shape

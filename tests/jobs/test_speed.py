@@ -63,7 +63,6 @@ def test_a_table_is_measured_once_and_knows_the_checkpoint_too(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed_tables, "SECONDS", 0.5)
-    monkeypatch.setattr("mint_mlx.runtime.time_model.TOKENS", (4, 8))
     measured = speed(str(model), context=64, save=tmp_path / "speed.json")
     assert set(measured.speeds) >= {"uniform 4bit-g64", "uniform 8bit-g64"}
 

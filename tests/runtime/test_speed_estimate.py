@@ -6,8 +6,16 @@ import pytest
 
 from mint_mlx.base.quant_config import QuantConfig, parse_config
 from mint_mlx.checkpoint.layers import Inventory, Layer
-from mint_mlx.runtime.speed_estimate import BAND, CHIPS, estimate, find_chip, macs_with
-from mint_mlx.runtime.speed_table import layer_seconds, predict, speed_of
+from mint_mlx.runtime.speed_estimate import (
+    BAND,
+    CHIPS,
+    RATES,
+    estimate,
+    find_chip,
+    macs_with,
+    prompt_band,
+)
+from mint_mlx.runtime.speed_table import layer_seconds, predict, prompt_speed, speed_of
 
 
 def dense(
@@ -77,6 +85,72 @@ def test_experts(gigabytes: float) -> None:
     layer = Layer("up", (288, 2048, 4096), "BF16", "experts", "expert", reads=8 / 288)
     read = 8 * 2048 * 4096 * 4.5 / 8
     assert within("M3 Ultra", layer, "4bit-g64", read / gigabytes / 1e9)
+
+
+MISTRAL_7B = (32, 4096, 14336, 4096, 1024, 32768)
+LLAMA_8B = (32, 4096, 14336, 4096, 1024, 128256)
+
+
+@pytest.mark.parametrize(
+    ("chip", "shape", "tokens_per_second"),
+    [
+        ("M1 Max", LLAMA_8B, 499.6),  # llama.cpp: normiebench issue 40
+        ("M2 Ultra", MISTRAL_7B, 869.3),  # mlx-lm PR 40, with attention over 33,898 tokens
+        ("M3 Ultra", LLAMA_70B, 162.3),  # llama.cpp: beowulf-ai-cluster issue 17
+        ("M4 Max", QWEN3_4B, 1574.0),  # mlx PR 2946, mxfp8
+        ("M4 Max", QWEN3_4B, 1621.0),  # 4bit-g64
+    ],
+)
+def test_prompts(chip: str, shape: tuple[int, ...], tokens_per_second: float) -> None:
+    assert reads_prompt(chip, dense(*shape), tokens_per_second)
+
+
+@pytest.mark.parametrize(
+    ("chip", "weights", "tokens_per_second"),
+    [
+        ("M4 Max", 24.4e9, 266.2),  # Qwen3.6-27B without its tables: mlx-serve issue 120
+        ("M5 Max", 24.4e9, 662.4),
+        ("M5", 1.04e9, 6069.8),  # LFM2.5-1.2B without its table: mlx-lm PR 753
+    ],
+)
+def test_prompts_of_models_as_large(chip: str, weights: float, tokens_per_second: float) -> None:
+    layer = Layer("layers.0.x", (round(weights / 4096), 4096), "BF16", "linear", "mlp")
+    assert reads_prompt(chip, Inventory((layer,), {}, ()), tokens_per_second)
+
+
+def test_a_prompt_of_experts() -> None:
+    """Qwen3-30B-A3B on an M3 Max: 681 tokens at 1160.6 a second (mlx-lm issue 92)."""
+    layers = []
+    for block in range(48):
+        for i, shape in enumerate(((4096, 2048), (2048, 4096), (512, 2048), (512, 2048))):
+            layers.append(Layer(f"layers.{block}.{i}", shape, "BF16", "linear", "mlp"))
+        for i, size in enumerate(((768, 2048), (768, 2048), (2048, 768))):
+            path = f"layers.{block}.e{i}"
+            layers.append(Layer(path, (128, *size), "BF16", "experts", "expert", reads=8 / 128))
+    assert reads_prompt("M3 Max", Inventory(tuple(layers), {}, ()), 1160.6)
+
+
+def test_a_prompt_is_read_as_fast_at_all_bits() -> None:
+    inventory = dense(*QWEN3_4B)
+    table = estimate(CHIPS[-1], inventory, "model", {1: 0})
+    choices = (
+        {x.path: parse_config(c) for x in inventory.layers} for c in ("2bit-g32", "8bit-g64")
+    )
+    speeds = {prompt_speed(table, inventory, choice) for choice in choices}
+    assert len(speeds) == 1
+    assert all(chip.name[:2] in RATES and chip.cores >= 8 for chip in CHIPS)
+
+
+def reads_prompt(chip: str, inventory: Inventory, tokens_per_second: float) -> bool:
+    """Whether a measured speed of reading a prompt lies in the band of the estimated one."""
+    mac = find_chip(chip)
+    assert mac is not None
+    table = estimate(mac, inventory, "model", {1: 0})
+    choice = {layer.path: QuantConfig(4, 64) for layer in inventory.layers}
+    speed = prompt_speed(table, inventory, choice)
+    assert speed is not None
+    low, high = prompt_band(speed)
+    return low < tokens_per_second < high
 
 
 def within(chip: str, layer: Layer, config: str, seconds: float) -> bool:

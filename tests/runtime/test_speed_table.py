@@ -23,6 +23,7 @@ from mint_mlx.runtime.speed_table import (
     merged,
     model_key,
     predict,
+    times_scaled,
 )
 from mint_mlx.runtime.speed_table_file import load_table, save_table
 
@@ -38,7 +39,7 @@ def table() -> SpeedTable:
     times = {FOUR: {1: Timing(2e-3, 0.01), 8: Timing(9e-3)}}
     kinds = {kind_of(layer): times for layer in (EXPERTS, HEADS)}
     rests = {model_key(INVENTORY): Rest("a model", {100: 1e-3, 1100: 2e-3}, 0.02)}
-    return SpeedTable("a machine", {"mlx": "1"}, kinds, rests)  # type: ignore[arg-type]
+    return SpeedTable("a machine", {"mlx": "1"}, kinds, rests, clock=0.002)  # type: ignore[arg-type]
 
 
 def test_what_the_time_of_a_layer_depends_on() -> None:
@@ -77,6 +78,12 @@ def test_tables_of_one_machine_are_joined() -> None:
     both = merged(table(), more)
     assert covers(both, INVENTORY) and covers(both, other)
     assert is_timed(both, HEADS, FOUR) and is_timed(both, HEADS, KEEP)
+
+    # By the first one's clock: the second was timed while the machine was half as fast.
+    slower = replace(times_scaled(more, 2.0), clock=0.002)
+    both = merged(replace(table(), clock=0.001), slower)
+    assert layer_seconds(both, TIED, FOUR) == 1.0 and both.clock == 0.001
+    assert both.rests[model_key(other)].at(1) == 1.0
     with pytest.raises(MintError, match="different machines"):
         merged(table(), replace(more, machine="another"))
 

@@ -14,10 +14,11 @@ from mint_mlx.base.errors import MintError
 from mint_mlx.base.quant_config import KEEP, MX_MODES, QuantConfig, mx_mode
 from mint_mlx.jobs.model import prepare
 from mint_mlx.runtime import time_model
+from mint_mlx.runtime.clock import start_clock, tick_seconds, timed
 from mint_mlx.runtime.device import on_cpu
 from mint_mlx.runtime.random_weights import random_codes
 from mint_mlx.runtime.speed_table import LayerKind, SpeedTable, Timing, kind_of
-from mint_mlx.runtime.time_layers import Product, time_product, timing
+from mint_mlx.runtime.time_layers import Bench, Product, time_product, timing
 
 KINDS = (
     LayerKind("linear", (1, 96, 128), 1, "BF16"),
@@ -30,11 +31,32 @@ KINDS = (
 @pytest.mark.parametrize("config", [QuantConfig(3, 32), mx_mode("mxfp8"), KEEP], ids=str)
 @pytest.mark.parametrize("batch", [1, 40])
 def test_every_kind_of_product_is_timed(kind: LayerKind, config: QuantConfig, batch: int) -> None:
-    runs = time_product(Product(kind, config, batch), 0.001, 1e5)
+    runs = time_product(Product(kind, config, batch), 0.001, Bench(start_clock(), 1e5, {}, {}))
     if kind.kind == "experts" and config == KEEP and on_cpu():
         assert not runs  # gather_mm takes float32 only
         return
-    assert len(runs) >= 3 and timing(runs).seconds > 0 and timing(runs).spread >= 0
+    assert len(runs) >= 1 and timing(runs).seconds > 0 and timing(runs).spread >= 0
+
+
+def test_work_is_timed_in_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = start_clock()
+    assert clock.products >= 1 and not clock.ticks
+
+    # A machine at half its speed: twice the seconds, as many ticks.
+    ticks = iter([0.002, 0.002, 0.004, 0.004])
+    monkeypatch.setattr("mint_mlx.runtime.clock._tick", lambda _: next(ticks))
+    assert timed(clock, lambda: 0.1) == (0.1, 50)
+    assert timed(clock, lambda: 0.2) == (0.2, 50)
+
+
+def test_longer_work_has_more_ticks_beside_it_and_one_stop_does_not_count() -> None:
+    clock = start_clock()
+    timed(clock, lambda: 1.0)
+    assert len(clock.ticks) == 2
+    timed(clock, lambda: 1.0, expected=0.1)
+    assert len(clock.ticks) > 10
+    clock.ticks[:] = [1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 500.0]
+    assert tick_seconds(clock) == 1.75
 
 
 @pytest.mark.parametrize("mode", ["affine", *MX_MODES])
@@ -67,11 +89,11 @@ def test_the_rest_is_what_generation_takes_beside_products(
 
     # With little room one block stands for all.
     monkeypatch.setattr(time_model, "ROOM", room)
-    monkeypatch.setattr(time_model, "TOKENS", (4, 8))
+    monkeypatch.setattr(time_model, "BURSTS", (3, 4))
     reference = time_model.Reference(job.source.config, job.inventory, choice)
-    rest = time_model.time_rest(reference, table, "a model", (16, 300), 0.01)
+    rest = time_model.time_rest(reference, table, "a model", (16, 300), 0.01, start_clock())
     assert set(rest.seconds) == {16, 300}
-    assert all(0 < seconds < 1 for seconds in rest.seconds.values())
+    assert all(0 < ticks < 500 for ticks in rest.seconds.values())
 
 
 def test_runs_and_sums_of_groups() -> None:
