@@ -9,6 +9,7 @@ text, and only the second half is scored, as `llama-perplexity` does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,12 @@ class Windows:
     def scored(self) -> int:
         """Number of tokens whose likelihood counts."""
         return len(self.tokens) * (self.tokens.shape[1] - self.first)
+
+
+def window_counts(text: Sequence[Windows]) -> list[int]:
+    """What a window of each set counts in the progress of all: its tokens where lengths differ."""
+    lengths = [windows.tokens.shape[1] for windows in text]
+    return lengths if len(set(lengths)) > 1 else [1] * len(text)
 
 
 def default_length(protocol: str, config: dict[str, Any]) -> int:
