@@ -11,6 +11,7 @@ from .tasks import all_tasks
 
 CHARACTERS = 3  # of a task to a token: much of it is digits
 TEMPLATE = 20  # tokens that a chat template adds
+LOADING = 5.0  # seconds, of programs, tokenizers and small models
 
 
 def check_seconds(inventory: Inventory) -> float:
@@ -25,4 +26,5 @@ def check_seconds(inventory: Inventory) -> float:
     lengths = [count // CHARACTERS + TEMPLATE for count in characters]
     replies = sum(work([lengths[i] for i in group], REPLY) for group in groups(lengths))
     scored = sum(lengths) + REPLY * len(lengths)
-    return 2 * (replies + scored) * 2 * active_weights(inventory) / product_rate()
+    operations = 2 * (replies + scored) * 2 * active_weights(inventory)
+    return LOADING + operations / product_rate()

@@ -91,6 +91,7 @@ def test_the_time_follows_from_weights_and_the_machine(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     monkeypatch.setattr(check_time, "product_rate", lambda: 1e9)
+    monkeypatch.setattr(check_time, "LOADING", 0.0)
     small, large = (prepare(str(make(llama(n), str(n)))).inventory for n in (1, 3))
     seconds = check_time.check_seconds(small)
 
