@@ -162,13 +162,13 @@ def _search(
         better = other[2] > best[2]
         for numbers, others in zip(best, other, strict=True):
             np.copyto(numbers, others, where=better)
-    scale, bias, _ = _refit(groups, *best[:2], top, total)
+    scale, _, _, count = _refit(groups, *best[:2], top, total)
 
     # The bias that is stored belongs to the scale that is stored, and so do the codes.
     stored, unit = rounder(dtype), np.float32(1) if groups.unit is None else groups.unit
     stored_scale = stored(scale * unit)
     scale = stored_scale / unit
-    bias = (total - scale * groups.counted.sum(axis=0)) / np.float32(config.group_size)
+    bias = (total - scale * count) / np.float32(config.group_size)
     stored_bias = stored((bias + groups.middle) * unit)
     _round(groups, scale, stored_bias / unit - groups.middle, top)
     return groups, stored_scale, stored_bias, total
@@ -218,21 +218,24 @@ def _round(groups: Groups, scale: np.ndarray, bias: np.ndarray, top: np.float32)
 
 def _refit(
     groups: Groups, scale: np.ndarray, bias: np.ndarray, top: np.float32, total: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Scale and bias of the least squared error for the codes of a grid.
 
     Returns:
-        Both, and by how much the squared error is less than that of one value for all.
+        Both; by how much the squared error is less than that of one value for all; the sums of the
+        codes, each times what it counts.
     """
     _round(groups, scale, bias, top)
-    code = groups.counted.sum(axis=0) / np.float32(len(groups.codes))
+    count = groups.counted.sum(axis=0)
+    code = count / np.float32(len(groups.codes))
     squares = _squares(groups)
     products = np.multiply(groups.counted, groups.weights, out=groups.work).sum(axis=0)
 
     products -= code * total
     spread = squares - np.float32(len(groups.codes)) * code * code
     scale = np.where(spread > 0, products / np.where(spread > 0, spread, 1), np.float32(0))
-    return scale, total / np.float32(len(groups.codes)) - scale * code, scale * products
+    bias = total / np.float32(len(groups.codes)) - scale * code
+    return scale, bias, scale * products, count
 
 
 def _squares(groups: Groups) -> np.ndarray:

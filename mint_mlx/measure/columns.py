@@ -14,6 +14,7 @@ import numpy as np
 
 from ..checkpoint.arrays import flat_view
 
+BLOCK = 2048  # rows that are transposed at once
 PACKED_AT_ONCE = 32  # codes of a group, which fill as many words as a code has bits
 
 
@@ -38,11 +39,24 @@ def as_columns(rows: np.ndarray, group_size: int) -> np.ndarray:
         return columns.reshape(group_size, -1)
 
     # The bits of bfloat16 are the upper half of those of float32.
-    pairs = np.ascontiguousarray(rows.view("<u4").reshape(-1, half).T)
+    pairs = _transposed(rows.view("<u4").reshape(-1, half))
     columns = np.empty((2, *pairs.shape), dtype=np.uint32)
     np.left_shift(pairs, np.uint32(16), out=columns[0])
     np.bitwise_and(pairs, np.uint32(0xFFFF0000), out=columns[1])
     return columns.reshape(group_size, -1).view(np.float32)
+
+
+def _transposed(array: np.ndarray) -> np.ndarray:
+    """The transpose of an array (rows, columns) in a memory of its own.
+
+    Block by block: numpy goes through all rows for each column, and then no line of them is in the
+    processor's cache any more.
+    """
+    transposed = np.empty(array.shape[::-1], dtype=array.dtype)
+    for start in range(0, len(array), BLOCK):
+        block = slice(start, start + BLOCK)
+        transposed[:, block] = array[block].T
+    return transposed
 
 
 def tiled(values: np.ndarray, rows: int) -> np.ndarray:
