@@ -47,6 +47,12 @@ def results_table() -> str:
     return str(module["table"]())
 
 
+def targets_table() -> str:
+    """The levels beside their best peers and beside an earlier build."""
+    module = runpy.run_path(str(ROOT / "eval" / "targets_table.py"))
+    return str(module["table"]())
+
+
 def readme_table() -> str:
     """The README's rows and columns of the same table."""
     lines = [line.strip("| ").split(" | ") for line in results_table().splitlines()]
@@ -105,6 +111,7 @@ def rooms_table(with_modules: bool = True) -> str:
 TABLES = {
     "six rows": readme_table,
     "all rows": results_table,
+    "targets": targets_table,
     "families": families_table,
     "saved by transformers 5": saved_table,
     "known to be right": known_table,

@@ -14,7 +14,7 @@ from mint_mlx.eval.bench import bench, make_model
 from mint_mlx.jobs.model import prepare
 
 
-@pytest.mark.parametrize("script", ["bench", "levels", "make_model"])
+@pytest.mark.parametrize("script", ["bench", "levels", "make_model", "seeded_text"])
 def test_the_scripts_start(script: str) -> None:
     command = [sys.executable, str(bench.FOLDER / f"{script}.py"), "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
