@@ -12,15 +12,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
-
-import mlx.core as mx
+from typing import TYPE_CHECKING, Any
 
 from ..base.errors import MintError
 from ..base.quant_config import QuantConfig
 from ..base.safetensors_header import TensorInfo
 from .layers import FLOATS, MLX_DTYPES, Inventory
 from .layout import TensorSpec, weight_tensors
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 IN_8_BITS = "mtp-8bit"  # of --parts
 CONFIG = QuantConfig(8, 64)
@@ -157,6 +158,8 @@ def codes(weight: Weight, dtype: str, read: Callable[[str], mx.array]) -> dict[s
         dtype: the safetensors code of its scales.
         read: gives a tensor of the source.
     """
+    import mlx.core as mx  # not at the top: words are refused before mlx is loaded
+
     arrays = [read(name) for name in weight.sources]
     whole = arrays[0] if len(arrays) == 1 else mx.stack(arrays)
     if weight.half is not None:
