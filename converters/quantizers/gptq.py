@@ -36,6 +36,17 @@ class SecondMoments(Protocol):
     def __getitem__(self, experts: slice, /) -> np.ndarray: ...
 
 
+class Missing(Protocol):
+    """What the inputs lack beside the source's, as weights see it (drift.py).
+
+    Called with a slice of experts and their weights, float32 (experts, rows, columns), it gives the
+    weights times E[|g|^2 (x - x') x'^T], of the same shape; x are the source's inputs, x' those
+    that the second moments are of.
+    """
+
+    def __call__(self, experts: slice, weight: np.ndarray, /) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Factors:
     """Damped second moments H = L D L^T of some experts, in the order of their columns.
@@ -57,6 +68,7 @@ def quantize(
     config: QuantConfig,
     moments: SecondMoments | None = None,
     searched: bool = False,
+    missing: Missing | None = None,
 ) -> dict[str, mx.array]:
     """Quantize one layer.
 
@@ -68,17 +80,22 @@ def quantize(
             nearest, as the mx modes are.
         searched: whether the ranges of the grids are searched, and what that shrinks is undone
             (search.py).
+        missing: what the inputs lack beside the source's, which the codes are to make up for.
 
     Returns:
         `weight` (uint32, packed), `scales`, and `biases` where the mode has them.
     """
     if moments is None or config.mode != "affine":
         return (search if searched else rtn).quantize(weight, config)
-    return find_codes(weight, config, moments, searched).packed()
+    return find_codes(weight, config, moments, searched, missing).packed()
 
 
 def find_codes(
-    weight: mx.array, config: QuantConfig, moments: SecondMoments, searched: bool = False
+    weight: mx.array,
+    config: QuantConfig,
+    moments: SecondMoments,
+    searched: bool = False,
+    missing: Missing | None = None,
 ) -> Codes:
     """As `quantize`, for an affine configuration, before packing."""
     weight_3d = weight.reshape(-1, *weight.shape[-2:])
@@ -92,15 +109,18 @@ def find_codes(
     shared_factors = _factors(shared) if shared is not None else None
     if shared is None:
         moments[:0]
+    if missing is not None:
+        missing(slice(0), np.empty((0, rows, columns), dtype=np.float32))
 
     def work(place: Place, exact: np.ndarray) -> None:
         moment = shared if shared is not None else moments[place[0]]
         grids = _grids(exact, weight.dtype, config, moment if searched else None)
         factors = shared_factors or _factors(moment)
         ordered = _ordered(exact, factors.order)
-        rounded, residuals = _feed_back(ordered, *grids, factors, config)
+        shift = None if missing is None else _shift(missing(place[0], exact), factors)
+        rounded, residuals = _feed_back(ordered, *grids, factors, config, shift)
         if searched:
-            factor = _row_factors(ordered, residuals, factors)
+            factor = _row_factors(ordered, residuals, factors, shift)
             grids = grids[0] * factor, grids[1] * factor
         codes[place] = _as_rows(rounded, factors.order)
         scales[place], biases[place] = grids
@@ -211,6 +231,7 @@ def _feed_back(
     biases: np.ndarray,
     factors: Factors,
     config: QuantConfig,
+    shift: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Codes of matrices on fixed grids.
 
@@ -219,6 +240,7 @@ def _feed_back(
         scales, biases: float32 (experts, rows, groups).
         factors: of the second moments.
         config: affine.
+        shift: of `_shift`, by which columns aim elsewhere than at the weights.
 
     Returns:
         Codes, uint8, and what each column was rounded by once the errors of others had been passed
@@ -233,7 +255,7 @@ def _feed_back(
     scales = np.where(scales == 0, np.float32(1), scales)
     scales_by_group = np.ascontiguousarray(scales.transpose(2, 0, 1))
     biases_by_group = np.ascontiguousarray(biases.transpose(2, 0, 1))
-    shifted = exact.copy()
+    shifted = exact.copy() if shift is None else exact + shift
     errors = np.empty_like(exact)
     rounded = np.empty(exact.shape, dtype=np.uint8)
 
@@ -259,30 +281,60 @@ def _feed_back(
     return rounded, shifted
 
 
-def _row_factors(exact: np.ndarray, residuals: np.ndarray, factors: Factors) -> np.ndarray:
+def _shift(seen: np.ndarray, factors: Factors) -> np.ndarray:
+    """By how much each column aims elsewhere, for codes that make up for what the inputs lack.
+
+    The weights W' that lose least on the inputs x' are W + W E[(x - x') x'^T] H^-1 (Li et al.,
+    "GPTAQ", 2025, who fold that into each step of GPTQ). With H = L D L^T the columns of W' L are
+    what error feedback aims at, and (W' - W) L is the right side times L^-T D^-1.
+
+    Args:
+        seen: float32 (experts, rows, columns), of `Missing`.
+        factors: of H, the second moments of x'.
+
+    Returns:
+        float32 (columns, experts, rows), columns in their order.
+    """
+    ordered = _ordered(seen, factors.order)
+    solved = np.ascontiguousarray(ordered.transpose(1, 0, 2))
+    for start in range(0, solved.shape[1], BLOCK):
+        some = slice(start, start + BLOCK)
+        if start:
+            solved[:, some] -= np.matmul(factors.passed[:, some, :start], solved[:, :start])
+        solved[:, some] = np.linalg.solve(factors.passed[:, some, some], solved[:, some])
+    solved /= factors.variance[..., None]
+    return solved.transpose(1, 0, 2)
+
+
+def _row_factors(
+    exact: np.ndarray, residuals: np.ndarray, factors: Factors, shift: np.ndarray | None = None
+) -> np.ndarray:
     """By how much rows are too small on their grids, as their inputs see them (search.py).
 
     That is (w H w) / (w' H w), w' from the codes. With H = L D L^T and u = w L, w H w is the sum of
-    D u^2; (w - w') L is what columns were rounded by.
+    D u^2; (w - w') L is what columns were rounded by. Where columns aim elsewhere, w is that.
 
     Args:
         exact, residuals: float32 (columns, experts, rows), of `_feed_back`.
         factors: of H.
+        shift: of `_shift`.
 
     Returns:
         float32 (experts, rows, 1).
     """
     unit = search.power_of_two(np.abs(exact).max(axis=0))
-    energy, missing = np.zeros((2, *unit.shape), dtype=np.float32)
+    energy, lost = np.zeros((2, *unit.shape), dtype=np.float32)
     for start in range(0, len(exact), BLOCK):
         some = slice(start, start + BLOCK)
         passed = factors.passed[:, start:, some].transpose(0, 2, 1)
         product = np.matmul(passed, exact[start:].transpose(1, 0, 2))
+        if shift is not None:
+            product += shift[some].transpose(1, 0, 2)
         product /= unit[:, None]
         weighted = product * factors.variance[:, some, None]
         energy += np.einsum("ecr,ecr->er", weighted, product)
-        missing += np.einsum("ecr,cer->er", weighted, residuals[some]) / unit
-    return search.stretch(energy, energy - missing)[..., None]
+        lost += np.einsum("ecr,cer->er", weighted, residuals[some]) / unit
+    return search.stretch(energy, energy - lost)[..., None]
 
 
 def _halves(start: int, stop: int) -> Iterator[tuple[int, int, int]]:

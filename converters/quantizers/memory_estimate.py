@@ -91,6 +91,23 @@ def feedback(inventory: Inventory, tokens: int, runs: bool) -> int:
     return walk.always + max(walk.head, tokens * walk.rows + beside)
 
 
+def following(inventory: Inventory, tokens: int, runs: bool) -> int:
+    """As `feedback`, by what layers read behind quantized layers as well.
+
+    Returns:
+        More by the same twice more (what one run on all windows holds, and what a layer reads), by
+        two hidden states, by the block, which stays, and by its largest layer as it was and as its
+        codes mean it.
+    """
+    if not runs:
+        return _three_layers(inventory)
+    walk = _walk(inventory)
+    layer = max((layer.size for layer in inventory.layers if layer.block is not None), default=0)
+    beside = walk.block + 2 * FLOAT * layer + max(walk.batch, _feedback_arrays(inventory))
+    hidden = 2 * FLOAT * tokens * max((layer.shape[-1] for layer in _outer(inventory)), default=0)
+    return walk.always + hidden + max(walk.head, 3 * tokens * walk.rows + beside)
+
+
 def learning(inventory: Inventory, tokens: int, runs: bool) -> int:
     """As `feedback`, with learning after a block's error feedback.
 
@@ -214,13 +231,18 @@ def learns_head(head: Layer) -> bool:
     return fits_here(_learned([head], 1))
 
 
+def has_room(needed: int) -> bool:
+    """Whether this machine has so much memory in all."""
+    return needed <= machine_memory()
+
+
 def check_room(needed: int, advice: str) -> None:
     """Refuse work that needs more memory than this machine has.
 
     Raises:
         MintError: it does; `advice` says what to do.
     """
-    if needed > machine_memory():
+    if not has_room(needed):
         raise MintError(
             f"this takes {both(needed)} of memory, and this machine has {both(machine_memory())}: "
             f"{advice}"

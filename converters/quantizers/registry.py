@@ -46,6 +46,7 @@ class Entry:
             pieces along its rows.
         sequential: whether a block needs the quantized blocks before it: several machines can't
             share the work, and hidden states are stored in the work folder.
+        shared: the quantizer that several machines take in its place; '' where there is none.
         plain: whether it is `mx.quantize` itself where it is asked for by name, also of weights
             that lie on a grid already (measure/grid.py).
         memory: (inventory, tokens, runs) -> bytes that a conversion holds at most; `tokens` are the
@@ -60,6 +61,7 @@ class Entry:
     needs_inputs: bool = False
     row_wise: bool = False
     sequential: bool = False
+    shared: str = ""
     plain: bool = False
     memory: Memory = _rounding_memory
     seconds: Seconds = _no_seconds
@@ -118,6 +120,24 @@ def _search_gptq_seconds(inventory: Inventory, tokens: int, rate: float) -> dict
     return _search_seconds(inventory, tokens, rate) | _gptq_seconds(inventory, tokens, rate)
 
 
+def _search_gptaq(work: Work) -> Quantizer:
+    from .drift_model import Follower
+
+    return Follower(work)
+
+
+def _following_memory(inventory: Inventory, tokens: int, runs: bool) -> int:
+    from .memory_estimate import following
+
+    return following(inventory, tokens, runs)
+
+
+def _search_gptaq_seconds(inventory: Inventory, tokens: int, rate: float) -> dict[str, float]:
+    from .time_estimate import following
+
+    return _search_seconds(inventory, tokens, rate) | following(inventory, tokens, rate)
+
+
 def _learn(work: Work) -> Quantizer:
     from .learn_model import Learner
 
@@ -162,6 +182,16 @@ QUANTIZERS = {
             needs_inputs=True,
             memory=_gptq_memory,
             seconds=_search_gptq_seconds,
+        ),
+        Entry(
+            "search-gptaq",
+            "the same, and makes up for what the blocks before did to a layer's inputs",
+            _search_gptaq,
+            needs_inputs=True,
+            sequential=True,
+            shared="search-gptq",
+            memory=_following_memory,
+            seconds=_search_gptaq_seconds,
         ),
         Entry(
             "learn",

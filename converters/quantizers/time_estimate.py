@@ -30,6 +30,19 @@ def feedback(inventory: Inventory, tokens: int, rate: float) -> dict[str, float]
     return {"error feedback": (columns + 2 * moments * tokens) / rate}
 
 
+def following(inventory: Inventory, tokens: int, rate: float) -> dict[str, float]:
+    """Seconds of error feedback behind quantized blocks by stage.
+
+    Each weight meets its columns' second moments half as often again, and the tokens that a layer
+    reads twice; each block runs twice more.
+    """
+    layers = _products(inventory)
+    columns = sum(3 * layer.size * layer.shape[-1] for layer in layers)
+    moments = sum(layer.reads * layer.experts * layer.shape[-1] ** 2 for layer in layers)
+    runs = (4 + 4) * active_weights(inventory) * tokens
+    return {"error feedback": (columns + 2 * moments * tokens + runs) / rate}
+
+
 def searching(inventory: Inventory) -> dict[str, float]:
     """Seconds of searching ranges by stage: the search itself is timed, on a million weights."""
     import time

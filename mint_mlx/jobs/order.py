@@ -26,7 +26,7 @@ from ..base.report import Report, Silent
 from ..base.units import Budget, both
 from ..base.versions import versions
 from ..checkpoint.tokenizer import why_no_sentence
-from ..converters.quantizers.memory_estimate import check_room, rounding
+from ..converters.quantizers.memory_estimate import check_room, has_room, rounding
 from ..converters.quantizers.registry import find_quantizer
 from ..measure.sample import Sample, default_sample
 from ..measure.sensitivity import Sensitivity
@@ -96,7 +96,11 @@ class Order:
     @property
     def peak_memory(self) -> int:
         """Bytes of memory that carrying it out takes."""
-        memory = find_quantizer(self.quantizer).memory
+        return self._memory_of(self.quantizer)
+
+    def _memory_of(self, quantizer: str) -> int:
+        """Bytes of memory that it takes with a quantizer of QUANTIZERS."""
+        memory = find_quantizer(quantizer).memory
         return memory(self.job.inventory, self.tokens, self.runs_model)
 
     def check_memory(self) -> None:
@@ -105,6 +109,9 @@ class Order:
         advice = "take a larger machine"
         if self.runs_model:
             advice = f"give --effort fast, which takes {both(least)}"
+        smaller = find_quantizer(self.quantizer).shared
+        if smaller and has_room(self._memory_of(smaller)):
+            advice = f"give --quantizer {smaller}, which takes {both(self._memory_of(smaller))}"
         check_room(self.peak_memory, advice)
 
 

@@ -201,7 +201,7 @@ def check_request(request: Request) -> CheckedRequest:
     # A plan brings its own effort, quantizer and parts.
     plan = _read_plan(request.plan)
     plain = uniform is not None or request.dequantize
-    quantizer = BASELINE if plain else EFFORTS[effort].quantizer
+    quantizer = BASELINE if plain else _quantizer_of(effort)
     if plan is not None:
         effort = effort_name(plan.effort)
         quantizer = plan.quantizer
@@ -300,11 +300,19 @@ def _read_plan(plan: str | Path | Plan | None) -> Plan | None:
     return read_plan(find_artifact(plan, PLAN_FILE))
 
 
+def _quantizer_of(effort: str) -> str:
+    """A level's quantizer, or the one that several machines take in its place."""
+    name = EFFORTS[effort].quantizer
+    return find_quantizer(name).shared or name if ranks().size > 1 else name
+
+
 def _check_quantizer(name: str) -> None:
     """Refuse an unknown quantizer, or one that several machines can't share (a UsageError)."""
-    if find_quantizer(name).sequential and ranks().size > 1:
+    entry = find_quantizer(name)
+    if entry.sequential and ranks().size > 1:
+        instead = f"--quantizer {entry.shared}" if entry.shared else "--effort balanced"
         raise UsageError(
-            "learning goes from block to block, which machines can't share: give --effort balanced"
+            f"{name} goes from block to block, which machines can't share: give {instead}"
         )
 
 

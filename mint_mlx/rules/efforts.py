@@ -44,7 +44,7 @@ class Effort:
 EFFORTS = {
     "fast": Effort("weights only", "prior", "search"),
     "balanced": Effort(
-        "weights, and text that the model wrote itself", "fisher-gptq", "search-gptq"
+        "weights, and text that the model wrote itself", "fisher-gptq", "search-gptaq"
     ),
     "best": Effort(
         "weights, and text that the model wrote itself",

@@ -15,6 +15,8 @@ returning_once        `__call__` of the blocks' classes, to run only what comes 
 blocks_run_by         `__call__` of the blocks' classes, to read, run and drop them one after the
                       other, for a model larger than memory (blocks.streamed_trunk_output); to
                       leave some out while the others are timed (time_model.time_rest).
+layers_run_by         `__call__` of some layers' classes, to quantize each when it is first called
+                      (converters/quantizers/drift_model.py).
 experts_run_by        `__call__` of some expert layers' classes, to learn a few of their experts at
                       a time (converters/quantizers/learn_turns.py).
 experts_computed_by   `__call__` of SwitchGLU, to run a group of experts whole in numpy, on a CPU
@@ -107,6 +109,11 @@ def returning_once(blocks: Collection[nn.Module], value: Any) -> AbstractContext
 def blocks_run_by(blocks: Collection[nn.Module], run: Call) -> AbstractContextManager[None]:
     """Let a call of a block be `run(block, *args, **kwargs)`; in there the block runs itself."""
     return _calls_replaced(blocks, run)
+
+
+def layers_run_by(layers: Collection[nn.Module], run: Call) -> AbstractContextManager[None]:
+    """Let a call of a layer be `run(layer, x, ...)`, as `blocks_run_by`."""
+    return _calls_replaced(layers, run)
 
 
 def experts_run_by(layers: Collection[nn.Module], run: Call) -> AbstractContextManager[None]:

@@ -150,6 +150,30 @@ def watched(
         yield
 
 
+@contextmanager
+def reading() -> Iterator[Callable[..., Activations]]:
+    """Gives a function that tells what a layer reads, from the arguments of its call.
+
+    `function(path, layer, x, *args, **kwargs)` is called before the layer is, in the order of the
+    model, and once for all windows; x is (windows, tokens, ...).
+    """
+    routes: list[np.ndarray] = []
+
+    def reads(path: str, layer: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Activations:
+        exact = x.astype(mx.float32)
+        if isinstance(layer, EXPERTS):
+            route = routes[-1] if routes else None
+            rows, expert, token = _expert_rows(exact, np.asarray(args[0]), route, **kwargs)
+            mx.eval(rows)
+            return Activations(path, rows, None, expert, token)
+        rows = exact.reshape(-1, x.shape[-1])
+        mx.eval(rows)
+        return Activations(path, rows, None, None, np.arange(len(rows)))
+
+    with patching.routing_seen(lambda _, indices: routes.append(np.asarray(indices))):
+        yield reads
+
+
 def _expert_rows(
     x: mx.array, chosen: np.ndarray, route: np.ndarray | None, sorted_indices: bool = False
 ) -> tuple[mx.array, np.ndarray, np.ndarray]:

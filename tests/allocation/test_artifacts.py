@@ -51,7 +51,7 @@ def test_a_checkpoint_keeps_what_made_it(
     again = convert.convert(folder, "5bpw", b, effort="balanced", sensitivity=a, smoke=False)
     assert first.plan.choice == again.plan.choice
     third = convert.convert(folder, plan=str(a), out=c, sensitivity=b, smoke=False)
-    assert third.plan.quantizer == "search-gptq"
+    assert third.plan.quantizer == "search-gptaq"
     files = [(folder / "model.safetensors").read_bytes() for folder in (a, b, c)]
     assert files[0] == files[1] == files[2]
     plan = steps.allocate(str(a), "5bpw", sensitivity=str(a)).plan

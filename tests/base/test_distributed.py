@@ -92,7 +92,8 @@ def test_two_processes_do_what_one_does(cli: Cli, make: Maker, tmp_path: Path) -
 def plan_conversions(source: Path, cli: Cli, tmp_path: Path) -> tuple[Commands, Check]:
     """Two processes measure, carry out plans, upload once, and refuse what isn't shared."""
     sensitivity, _ = steps.write_sensitivity(str(source), tmp_path / "s.npz", tokens=2048)
-    efforts = {"fast": [], "balanced": ["--sensitivity", str(sensitivity)]}
+    shared = ["--quantizer", "search-gptq", "--sensitivity", str(sensitivity)]
+    efforts = {"fast": [], "balanced": shared}
     plans = {effort: tmp_path / f"{effort}.yaml" for effort in efforts}
     for effort, more in efforts.items():
         command = ["convert", source, *more, "--budget", "5bpw", "--effort", effort]

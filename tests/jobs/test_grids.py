@@ -95,7 +95,7 @@ def test_uniform_takes_the_codes_that_are_there(make: Maker, tmp_path: Path, mod
     check_exact(source, tmp_path / "more")
 
 
-@pytest.mark.parametrize("quantizer", ["search-gptq", "learn"])
+@pytest.mark.parametrize("quantizer", ["search-gptq", "search-gptaq", "learn"])
 def test_quantizers_leave_the_codes_alone(make: Maker, tmp_path: Path, quantizer: str) -> None:
     source = put_on_grid(make(llama(1)))
     convert(

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from helpers import Maker, llama
 
+from mint_mlx.base.distributed import Ranks
 from mint_mlx.base.errors import MintError, UsageError
+from mint_mlx.jobs import request
 from mint_mlx.jobs.convert import convert
+from mint_mlx.jobs.request import Request
 
 
 @pytest.mark.parametrize(
@@ -78,3 +81,19 @@ def test_levels_that_cannot_be(make: Maker, more: dict[str, Any], message: str) 
 def test_fits_that_cannot_be(make: Maker, more: dict[str, Any], message: str) -> None:
     with pytest.raises(MintError, match=message):
         convert(str(make(llama(1))), **more)
+
+
+def test_several_machines_take_the_quantizer_that_they_can_share(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(make(llama(1)))
+    order = partial(Request, folder, budget="5bpw")
+    assert request.check_request(order(effort="balanced")).quantizer == "search-gptaq"
+    monkeypatch.setattr(request, "ranks", lambda: Ranks(0, 2))
+    assert request.check_request(order(effort="balanced")).quantizer == "search-gptq"
+    for refused, instead in (
+        (order(effort="balanced", quantizer="search-gptaq"), "--quantizer search-gptq"),
+        (order(effort="best"), "--effort balanced"),
+    ):
+        with pytest.raises(UsageError, match=f"machines can't share: give {instead}"):
+            request.check_request(refused)

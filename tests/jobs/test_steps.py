@@ -23,7 +23,7 @@ def test_the_steps_do_what_the_whole_job_does(make: Maker, tmp_path: Path) -> No
     plan = steps.allocate(profile, "5bpw", sensitivity=sensitivity).plan
     assert plan.objective == "fisher-gptq"
     assert plan.choice == whole.plan.choice
-    assert (plan.effort, plan.quantizer) == ("balanced", "search-gptq")
+    assert (plan.effort, plan.quantizer) == ("balanced", "search-gptaq")
     again = convert.convert(folder, plan=plan, out=tmp_path / "again", smoke=False)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "again")]
     assert again.bytes == whole.bytes

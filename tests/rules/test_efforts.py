@@ -25,7 +25,7 @@ def test_balanced_is_what_people_get(
     assert (plan.effort, plan.objective, plan.quantizer) == (
         "balanced",
         "fisher-gptq",
-        "search-gptq",
+        "search-gptaq",
     )
 
 
@@ -59,7 +59,7 @@ def test_released_families_are_balanced(tmp_path: Path, family: str) -> None:
     folder = released(family, tmp_path / family)
     result = convert.convert(str(folder), "5bpw", tmp_path / "out", effort="balanced", smoke=False)
     assert result.plan.objective == "fisher-gptq"
-    assert result.plan.quantizer == "search-gptq"
+    assert result.plan.quantizer == "search-gptaq"
     assert result.plan.effort == "balanced"
 
     # Every linear layer's inputs are followed.

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers import TOKENS, Maker, llama, qwen3_moe
+from helpers import TOKENS, Maker, llama, order_for, qwen3_moe
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.quant_config import KEEP
@@ -21,6 +21,7 @@ from mint_mlx.converters.quantizers.registry import QUANTIZERS
 from mint_mlx.eval.bench.shapes import COMMON, qwen3_30b
 from mint_mlx.jobs import convert, steps
 from mint_mlx.jobs.model import prepare
+from mint_mlx.jobs.request import Request
 from mint_mlx.measure.fisher import measure
 from mint_mlx.runtime import memory
 from mint_mlx.runtime.memory import GIB
@@ -41,6 +42,15 @@ def test_what_takes_more_memory_than_there_is_is_refused_before_it_starts(
     assert convert.convert(model, "5bpw", out, effort="fast", smoke=False).path == out
 
 
+def test_a_quantizer_that_takes_less_is_named(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = order_for(Request(str(make(qwen3_moe(1))), budget="5bpw", effort="balanced"))
+    less = QUANTIZERS["search-gptq"].memory(order.job.inventory, order.tokens, True)
+    assert less < order.peak_memory
+    monkeypatch.setattr(memory_estimate, "machine_memory", lambda: order.peak_memory - 1)
+    with pytest.raises(MintError, match="give --quantizer search-gptq, which takes"):
+        order.check_memory()
+
+
 def test_the_peak_follows_from_one_block_and_not_from_the_depth() -> None:
     """Two streamed layers of Qwen3-30B-A3B took 7.8 GB, with error feedback 8.4 (eval/bench)."""
     config = qwen3_30b(48)[0] | COMMON
@@ -51,6 +61,9 @@ def test_the_peak_follows_from_one_block_and_not_from_the_depth() -> None:
     deeper = list_layers(mlxlm.bare_model(config | {"num_hidden_layers": 60}), config)
     assert QUANTIZERS["gptq"].memory(deeper, 4096, True) == fed
     assert QUANTIZERS["rtn"].memory(inventory, 4096, False) < 3e9
+
+    # Behind quantized layers a block stays as well (12.6 GB).
+    assert 11e9 < QUANTIZERS["search-gptaq"].memory(inventory, 4096, True) < 16e9
 
 
 @pytest.mark.parametrize(

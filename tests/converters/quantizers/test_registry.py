@@ -48,15 +48,17 @@ def test_every_entry_is_found_by_its_name() -> None:
 def test_entries_tell_what_a_conversion_takes(make: Maker) -> None:
     """Error feedback takes more than rounding to nearest, learning more than both."""
     inventory = prepare(str(make(qwen3_moe(1)))).inventory
-    needed = [QUANTIZERS[name].memory(inventory, 4096, True) for name in ("rtn", "gptq", "learn")]
+    names = ("rtn", "gptq", "search-gptaq", "learn")
+    needed = [QUANTIZERS[name].memory(inventory, 4096, True) for name in names]
     assert needed == sorted(needed)
-    assert needed[0] < needed[2]
+    assert needed[0] < needed[3]
     assert len({entry.memory(inventory, 4096, False) for entry in QUANTIZERS.values()}) == 1
     stages = {name: entry.seconds(inventory, 4096, 1e9) for name, entry in QUANTIZERS.items()}
     assert list(stages["rtn"]) == []
     assert list(stages["gptq"]) == ["error feedback"]
     assert list(stages["search"]) == ["range search"]
     assert list(stages["learn"]) == ["error feedback", "range search", "learning", "refining"]
+    assert stages["search-gptaq"]["error feedback"] > stages["gptq"]["error feedback"]
     assert stages["learn"]["error feedback"] == stages["gptq"]["error feedback"] > 0
     half = QUANTIZERS["learn"].seconds(inventory, 4096, 2e9)
     del half["range search"], stages["learn"]["range search"]  # which is timed, whatever the rate
