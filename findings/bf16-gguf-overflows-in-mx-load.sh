@@ -3,7 +3,7 @@
 #   infinite and what is under 3e-8 becomes 0; and it ends at the first tensor of a type that it
 #   doesn't know, such as the MXFP4 of gpt-oss, dropping that one and all that follow. No word in
 #   either case, while types that it knows but can't decode (Q5_0) raise an error.
-# Guess before running: BF16 gives bfloat16, as from safetensors, and unknown types raise.
+# Guess before running: BF16 gives bfloat16, and unknown types raise.
 # Seen (mlx 0.32.4, gguf 0.19.0; 2026-11-30), which this script checks: 1e5 and -3e38
 #   come back as infinities, and 1e-9 as 0; of three tensors one is read where the second is MXFP4,
 #   TQ1_0 or TQ2_0.

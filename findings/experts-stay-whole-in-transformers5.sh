@@ -3,8 +3,8 @@
 #   for linear layers pass them by. Asked for 8 or 4 bits, torchao, quanto and bitsandbytes quantize
 #   the attention of a Qwen3-MoE, and nearly all of the model stays in bfloat16. They raise
 #   no error.
-# Guess before running: experts are quantized as they were in transformers 4, where each was a linear
-#   layer, or the quantizer refuses.
+# Guess before running: of the experts none; only that a model which is saved reloads the same, which
+#   held for torchao.
 # Seen (transformers 5.24.0, torch 2.13.0, torchao 0.18.0, optimum-quanto 0.2.7, bitsandbytes
 #   0.50.2; 2026-11-30), which this script checks: of a dense Qwen3's layers nothing stays,
 #   of a small Qwen3-MoE's 92 %.

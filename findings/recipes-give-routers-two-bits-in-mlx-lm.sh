@@ -3,7 +3,8 @@
 #   `convert` (`--quant-predicate mixed_2_6` and its like) takes the place of that wish instead of
 #   adding to it, and the router gets the low bits. So does a tied head: the recipe knows the head as
 #   `lm_head`, which a model with tied embeddings hasn't. Nothing is said.
-# Guess before running: routers keep their 8 bits, and a tied head gets the high bits, as a head does.
+# Guess before running: a tied head gets the high bits, as a head does. (Of routers none: the code was
+#   read first.)
 # Seen (mlx-lm 0.32.2, mlx 0.32.4; 2026-11-30), which this script checks with the two functions that
 #   `convert` calls: `mixed_2_6` gives 2 bits to each router and to a tied head.
 set -euo pipefail
