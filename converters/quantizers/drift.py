@@ -3,7 +3,7 @@
 Error feedback that goes by the source's inputs x lets the errors of all blocks add up. Where x' is
 what the quantized blocks hand on, and H its second moment, the weights that lose least are
 W + W E[|g|^2 (x - x') x'^T] H^-1 (Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for
-Asymmetric Calibration", 2025).
+Asymmetric Calibration", 2025). What is made up for in full overshoots on a dense model: SHARE.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHARE = 0.75  # of what the inputs lack that is made up for (docs/research-log.m
 
 @dataclass(frozen=True)
 class Drift:
-    """The weights of a layer times what its inputs lack; a `gptq.Missing`.
+    """The weights of a layer times SHARE of what its inputs lack; a `gptq.Missing`.
 
     Attributes:
         source: what the layer reads in the source, some windows each.
@@ -57,7 +57,7 @@ class Drift:
 
     @cached_property
     def _moment(self) -> np.ndarray:
-        """E[|g|^2 (x - x') x'^T] of a layer without experts, float32 (columns, columns)."""
+        """SHARE of the sum of |g|^2 (x - x') x'^T without experts, float32 (columns, columns)."""
         lacking = self._source_rows - self._drifted_rows
         lacking *= SHARE * self.inputs.batches[0].weight[:, None]
         return lacking.T @ self._drifted_rows

@@ -40,8 +40,8 @@ class Missing(Protocol):
     """What the inputs lack beside the source's, as weights see it (drift.py).
 
     Called with a slice of experts and their weights, float32 (experts, rows, columns), it gives the
-    weights times E[|g|^2 (x - x') x'^T], of the same shape; x are the source's inputs, x' those
-    that the second moments are of.
+    weights times the sum of |g|^2 (x - x') x'^T, of the same shape; x are the source's inputs, x'
+    those that the second moments are of.
     """
 
     def __call__(self, experts: slice, weight: np.ndarray, /) -> np.ndarray: ...
