@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from ...runtime.taps import Activations
-from .inputs import Inputs
+from .inputs import Inputs, by_expert
 
 SHARE = 0.75  # of what the inputs lack that is made up for (docs/research-log.md)
 
@@ -74,9 +74,5 @@ class Drift:
             token = np.concatenate([batch.token for batch in batches]).astype(np.int64)
             expert = np.concatenate([batch.expert for batch in batches if batch.expert is not None])
             keys.append(token * experts + expert)
-        common, *rows = np.intersect1d(*keys, return_indices=True)
-
-        expert = common % experts
-        order = np.argsort(expert, kind="stable")
-        edges = np.searchsorted(expert[order], np.arange(1, experts))
-        return list(zip(*(np.split(array[order], edges) for array in rows), strict=True))
+        common, ours, theirs = np.intersect1d(*keys, return_indices=True)
+        return [(ours[pairs], theirs[pairs]) for pairs in by_expert(common % experts, experts)]

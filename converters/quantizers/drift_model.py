@@ -10,17 +10,16 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from ...base.quant_config import QuantConfig
 from ...runtime import patching
-from ...runtime.blocks import Step, call_block
-from ...runtime.runner import Runner, make_dense, trunk_output_from
+from ...runtime.blocks import call_block
+from ...runtime.runner import Runner, make_dense
 from ...runtime.taps import Activations, reading
 from . import gptq
 from .drift import Drift
-from .inputs import weigh
-from .walk import Packed, Walk
+from .inputs import head_rows, weigh
+from .walk import Packed, Walk, WalkedBlock
 
 
 class Follower(Walk):
@@ -30,15 +29,9 @@ class Follower(Walk):
         """As `Walk`."""
         return gptq.quantize(weight, config, searched=True)
 
-    def quantize_block(
-        self,
-        step: Step,
-        modules: dict[str, nn.Module],
-        out: mx.array,
-        activations: dict[str, list[Activations]],
-        hidden: mx.array,
-    ) -> tuple[dict[str, Packed], mx.array]:
+    def quantize_block(self, block: WalkedBlock) -> tuple[dict[str, Packed], mx.array]:
         """As `Walk`."""
+        modules, activations = block.modules, block.activations
         paths = {id(module): path for path, module in modules.items()}
         packed: dict[str, Packed] = {}
 
@@ -51,7 +44,7 @@ class Follower(Walk):
             return cast(mx.array, module(x, *args, **kwargs))
 
         with reading() as reads, patching.layers_run_by(modules.values(), quantized):
-            out = call_block(step, hidden)
+            out = call_block(block.step, block.hidden)
             mx.eval(out)
         for path in modules.keys() - packed.keys():  # it was never called
             packed[path] = self._quantize(path, modules[path], None, None)
@@ -63,16 +56,9 @@ class Follower(Walk):
         if not heads:
             return {}
         (path,) = heads
-        source, drifted = (self._head_rows(runner, path, last) for last in (out, hidden))
+        source, drifted = (head_rows(runner, path, self.tokens, last) for last in (out, hidden))
         module = make_dense(runner, heads)[path]
         return {path: self._quantize(path, module, [source], drifted)}
-
-    def _head_rows(self, runner: Runner, path: str, hidden: mx.array) -> Activations:
-        """What the head reads behind the last block's output (windows, tokens, hidden)."""
-        x = trunk_output_from(runner, mx.array(self.tokens), hidden).astype(mx.float32)
-        mx.eval(x)
-        rows = x.reshape(-1, x.shape[-1])
-        return Activations(path, rows, None, None, np.arange(len(rows)))
 
     def _quantize(
         self,

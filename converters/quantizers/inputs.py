@@ -98,9 +98,7 @@ class Inputs:
         indices = []
         for batch in self.batches:
             assert batch.expert is not None
-            order = np.argsort(batch.expert, kind="stable")
-            edges = np.searchsorted(batch.expert[order], np.arange(1, self.experts))
-            indices.append(np.split(order, edges))
+            indices.append(by_expert(batch.expert, self.experts))
         return indices
 
     @cached_property
@@ -120,6 +118,13 @@ class Inputs:
             pool += rows.T @ rows
             sampled += len(rows)
         return POOL * columns / sampled * pool
+
+
+def by_expert(expert: np.ndarray, experts: int) -> list[np.ndarray]:
+    """The indices of each expert's rows, in their order, of int (rows,)."""
+    order = np.argsort(expert, kind="stable")
+    edges = np.searchsorted(expert[order], np.arange(1, experts))
+    return np.split(order, edges)
 
 
 def block_inputs(
@@ -159,11 +164,23 @@ def head_inputs(
     head = next((layer.path for layer in inventory.layers if layer.role == "head"), None)
     if head is None or head not in sensitivity.weights:
         return {}
-    x = trunk_output_from(runner, mx.array(sensitivity.tokens), hidden).astype(mx.float32)
+    read = head_rows(runner, head, sensitivity.tokens, hidden)
+    return weigh({head: [read]}, sensitivity, {head: 1})
+
+
+def head_rows(runner: Runner, path: str, tokens: np.ndarray, hidden: mx.array) -> Activations:
+    """What the head reads, a row for each token.
+
+    Args:
+        runner: the loaded model.
+        path: of the head.
+        tokens: int (windows, tokens).
+        hidden: (windows, tokens, hidden), the last block's output.
+    """
+    x = trunk_output_from(runner, mx.array(tokens), hidden).astype(mx.float32)
     mx.eval(x)
     rows = x.reshape(-1, x.shape[-1])
-    read = Activations(head, rows, None, None, np.arange(len(rows)))
-    return weigh({head: [read]}, sensitivity, {head: 1})
+    return Activations(path, rows, None, None, np.arange(len(rows)))
 
 
 def weigh(

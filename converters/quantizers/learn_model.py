@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...base.quant_config import QuantConfig
-from ...runtime.blocks import Step, call_block, run
+from ...runtime.blocks import call_block, run
 from ...runtime.divergence import mean_kl
 from ...runtime.runner import LOGITS, Runner, logits_of, make_dense, trunk_output_from
 from ...runtime.taps import Activations
@@ -23,7 +23,7 @@ from .learn_block import Block, learn, metric_cost, metric_root
 from .learn_turns import learn_in_turns
 from .memory_estimate import learns_head, turns
 from .protocol import Work
-from .walk import BATCH, Packed, Walk
+from .walk import BATCH, Packed, Walk, WalkedBlock
 
 
 class Learner(Walk):
@@ -37,50 +37,37 @@ class Learner(Walk):
         """As `Walk`."""
         return rtn.quantize(weight, config)
 
-    def quantize_block(
-        self,
-        step: Step,
-        modules: dict[str, nn.Module],
-        out: mx.array,
-        activations: dict[str, list[Activations]],
-        hidden: mx.array,
-    ) -> tuple[dict[str, Packed], mx.array]:
+    def quantize_block(self, block: WalkedBlock) -> tuple[dict[str, Packed], mx.array]:
         """As `Walk`."""
-        packed, start = self._begin(modules, activations)
+        packed, start = self._begin(block.modules, block.activations)
         for path in packed.keys() - start.keys():
-            self.put(path, modules[path], packed[path])
+            self.put(path, block.modules[path], packed[path])
         if start:
-            packed |= self._learned(step, modules, start, out, hidden)
+            packed |= self._learned(block, start)
         for path in start:
-            self.put(path, modules[path], packed[path])
-        return packed, run(step.with_input(hidden), BATCH)
+            self.put(path, block.modules[path], packed[path])
+        return packed, run(block.step.with_input(block.hidden), BATCH)
 
-    def _learned(
-        self,
-        step: Step,
-        modules: dict[str, nn.Module],
-        start: dict[str, Codes],
-        out: mx.array,
-        hidden: mx.array,
-    ) -> dict[str, Packed]:
-        """The layers that are learned; `start` are their codes before, the rest is as of `Walk`."""
+    def _learned(self, walked: WalkedBlock, start: dict[str, Codes]) -> dict[str, Packed]:
+        """The layers that are learned; `start` are their codes before."""
+        modules, index = walked.modules, walked.step.index
         block = Block(
-            call=partial(call_block, step),
+            call=partial(call_block, walked.step),
             modules={path: modules[path] for path in start},
             exact={path: modules[path].weight for path in start},
             start=start,
             # 16 bits would drown the errors of layers of 6 and 8 bits.
-            inputs=hidden.astype(mx.float32),
-            targets=out.astype(mx.float32),
-            cost=partial(metric_cost, metric_root(self.sensitivity.metric[step.index])),
+            inputs=walked.hidden.astype(mx.float32),
+            targets=walked.out.astype(mx.float32),
+            cost=partial(metric_cost, metric_root(self.sensitivity.metric[index])),
         )
         learned = learn_in_turns(
             block,
             [path for path in start if self.layers[path].kind == "experts"],
             self.turns,
             partial(self._put_codes, modules),
-            step.index,
-            partial(self._say, f"block {step.index}", step.index),
+            index,
+            partial(self._say, f"block {index}", index),
         )
         return {path: codes.packed() for path, codes in learned.items()}
 

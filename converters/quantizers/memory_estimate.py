@@ -104,7 +104,7 @@ def following(inventory: Inventory, tokens: int, runs: bool) -> int:
     walk = _walk(inventory)
     layer = max((layer.size for layer in inventory.layers if layer.block is not None), default=0)
     beside = walk.block + 2 * FLOAT * layer + max(walk.batch, _feedback_arrays(inventory))
-    hidden = 2 * FLOAT * tokens * max((layer.shape[-1] for layer in _outer(inventory)), default=0)
+    hidden = 2 * FLOAT * tokens * _hidden_size(inventory)
     return walk.always + hidden + max(walk.head, 3 * tokens * walk.rows + beside)
 
 
@@ -155,8 +155,8 @@ def _learning(inventory: Inventory, tokens: int, turns: int) -> int:
     # The head comes last, when no block is held.
     heads = [layer for layer in inventory.layers if layer.role == "head" and learns_head(layer)]
     head = max((_learned([layer], 1) for layer in heads), default=0)
-    hidden = max((layer.shape[-1] for layer in _outer(inventory)), default=0)
-    return walk.always + 4 * FLOAT * tokens * hidden + max(in_blocks, head, walk.head)
+    hidden = 4 * FLOAT * tokens * _hidden_size(inventory)
+    return walk.always + hidden + max(in_blocks, head, walk.head)
 
 
 def _three_layers(inventory: Inventory) -> int:
@@ -198,6 +198,11 @@ def _blocks(inventory: Inventory) -> list[list[Layer]]:
 def _outer(inventory: Inventory) -> list[Layer]:
     """Embedding and head."""
     return [layer for layer in inventory.layers if layer.role in ("embedding", "head")]
+
+
+def _hidden_size(inventory: Inventory) -> int:
+    """Columns of embedding and head."""
+    return max((layer.shape[-1] for layer in _outer(inventory)), default=0)
 
 
 def _feedback_arrays(inventory: Inventory) -> int:

@@ -24,10 +24,7 @@ def feedback(inventory: Inventory, tokens: int, rate: float) -> dict[str, float]
 
     It costs a row and column of each second moment for every weight, and the moments their tokens.
     """
-    layers = _products(inventory)
-    columns = sum(2 * layer.size * layer.shape[-1] for layer in layers)
-    moments = sum(layer.reads * layer.experts * layer.shape[-1] ** 2 for layer in layers)
-    return {"error feedback": (columns + 2 * moments * tokens) / rate}
+    return {"error feedback": _feeding(inventory, tokens, 2) / rate}
 
 
 def following(inventory: Inventory, tokens: int, rate: float) -> dict[str, float]:
@@ -36,11 +33,16 @@ def following(inventory: Inventory, tokens: int, rate: float) -> dict[str, float
     Each weight meets its columns' second moments half as often again, and the tokens that a layer
     reads twice; each block runs twice more.
     """
-    layers = _products(inventory)
-    columns = sum(3 * layer.size * layer.shape[-1] for layer in layers)
-    moments = sum(layer.reads * layer.experts * layer.shape[-1] ** 2 for layer in layers)
     runs = (4 + 4) * active_weights(inventory) * tokens
-    return {"error feedback": (columns + 2 * moments * tokens + runs) / rate}
+    return {"error feedback": (_feeding(inventory, tokens, 3) + runs) / rate}
+
+
+def _feeding(inventory: Inventory, tokens: int, each: int) -> float:
+    """Operations of error feedback, `each` for a weight and a column of its second moments."""
+    layers = _products(inventory)
+    columns = sum(each * layer.size * layer.shape[-1] for layer in layers)
+    moments = sum(layer.reads * layer.experts * layer.shape[-1] ** 2 for layer in layers)
+    return columns + 2 * moments * tokens
 
 
 def searching(inventory: Inventory) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -33,6 +34,25 @@ BATCH = 8  # windows at once
 Packed = dict[str, mx.array]  # a layer's tensors by local name
 
 
+@dataclass(frozen=True)
+class WalkedBlock:
+    """A block that is to be quantized.
+
+    Attributes:
+        step: the block, loaded.
+        modules: its layers that are quantized, dense, with the source's weights.
+        out: what it returns in the source, (windows, tokens, hidden).
+        activations: what its layers read in the source; may be emptied.
+        hidden: what it reads once the blocks before it are quantized, as `out`.
+    """
+
+    step: Step
+    modules: dict[str, nn.Module]
+    out: mx.array
+    activations: dict[str, list[Activations]]
+    hidden: mx.array
+
+
 class Walk(ABC):
     """A quantizer that quantizes a block when the first of its layers is asked for."""
 
@@ -48,23 +68,8 @@ class Walk(ABC):
         self._packed: dict[str, Packed] = {}
 
     @abstractmethod
-    def quantize_block(
-        self,
-        step: Step,
-        modules: dict[str, nn.Module],
-        out: mx.array,
-        activations: dict[str, list[Activations]],
-        hidden: mx.array,
-    ) -> tuple[dict[str, Packed], mx.array]:
-        """The layers of one block, and what it returns once they are quantized.
-
-        Args:
-            step: the block, loaded.
-            modules: its layers that are quantized, dense, with the source's weights.
-            out: what it returns in the source, (windows, tokens, hidden).
-            activations: what its layers read in the source; may be emptied.
-            hidden: what it reads once the blocks before it are quantized, as `out`.
-        """
+    def quantize_block(self, block: WalkedBlock) -> tuple[dict[str, Packed], mx.array]:
+        """The layers of one block, and what it returns once they are quantized."""
 
     @abstractmethod
     def quantize_head(self, runner: Runner, out: mx.array, hidden: mx.array) -> dict[str, Packed]:
@@ -81,10 +86,7 @@ class Walk(ABC):
         """A layer whose inputs aren't followed."""
 
     def __call__(self, layer: Layer, weight: mx.array, config: QuantConfig) -> Packed:
-        """One layer's tensors."""
-        on_grid = self.grid_codes(layer.path, weight)
-        if on_grid is not None:
-            return on_grid
+        """The tensors of one layer. (Those that keep the codes of a grid aren't asked for.)"""
         if layer.role == "embedding":
             return self._quantize_embedding(layer, weight, config)
         if layer.block is not None or layer.role == "head":
@@ -112,7 +114,8 @@ class Walk(ABC):
             if hidden is None:
                 hidden = self._embedded(runner)
             modules = make_dense(runner, self.changed(None, step.index))
-            packed, hidden = self.quantize_block(step, modules, out, activations, hidden)
+            block = WalkedBlock(step, modules, out, activations, hidden)
+            packed, hidden = self.quantize_block(block)
             mx.eval(hidden)
 
             # Nothing runs these layers again, and dense ones would add up to the whole model.

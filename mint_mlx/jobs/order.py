@@ -110,8 +110,8 @@ class Order:
         if self.runs_model:
             advice = f"give --effort fast, which takes {both(least)}"
         smaller = find_quantizer(self.quantizer).shared
-        if smaller and has_room(self._memory_of(smaller)):
-            advice = f"give --quantizer {smaller}, which takes {both(self._memory_of(smaller))}"
+        if smaller and has_room(needed := self._memory_of(smaller)):
+            advice = f"give --quantizer {smaller}, which takes {both(needed)}"
         check_room(self.peak_memory, advice)
 
 
