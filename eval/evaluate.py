@@ -26,7 +26,7 @@ from ..runtime.runner import Runner, load_shared
 from . import chat, stats
 from .kinds import Asked, ask, by_kind
 from .make_reference import device, get_reference
-from .protocol import Windows, bos_token, context_of, cut, default_length, window_counts
+from .protocol import Windows, bos_token, context_of, cut, default_length, done_of_all
 from .reference import Reference
 from .reference_file import check_reference_file, load_reference, save_reference
 from .score import Score, score
@@ -285,14 +285,10 @@ def _score_all(
     """
     scores: list[Score] = []
 
-    # Tasks are sets of one window each: what is done counts over all sets.
-    counts = window_counts(text)
-    total = sum(count * len(windows.tokens) for count, windows in zip(counts, text, strict=True))
-
     def progress(done: int, _: int) -> None:
         have_results()
-        before = sum(count * s.finished for count, s in zip(counts, scores, strict=False))
-        report.step(source.name, before + counts[len(scores)] * done, total)
+        # Tasks are sets of one window each: what is done counts over all sets.
+        report.step(source.name, *done_of_all(text, len(scores), done))
 
     for i, windows in enumerate(text):
         if i and runner.streamed:  # a streamed model has dropped its blocks

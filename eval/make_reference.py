@@ -21,7 +21,7 @@ from ..measure import cache
 from ..runtime.divergence import kl, log_softmax
 from ..runtime.forward import Routing, forward
 from ..runtime.runner import Runner, load_shared
-from .protocol import Windows, window_counts
+from .protocol import Windows, done_of_all
 from .reference import About, Predictions, Reference, predict, text_hash
 from .reference_file import load_reference, save_reference
 from .settings import Settings
@@ -107,14 +107,10 @@ def _run(
     # A rank that has some of the blocks sees what their routers choose, and no others.
     by_blocks = ranks().size > 1 and not mlxlm.splits_tensors(source.config, ranks().size)
     scored = sum(windows.scored for windows in text)
-    counts = window_counts(text)
-    costs = [count * len(windows.tokens) for count, windows in zip(counts, text, strict=True)]
     predictions: list[Predictions] = []
 
     def progress(done: int, _: int) -> None:
-        number = len(predictions)
-        before = sum(costs[:number])
-        report.step(source.name, before + counts[number] * done, sum(costs))
+        report.step(source.name, *done_of_all(text, len(predictions), done))
 
     noise: float | None = None
     runner: Runner | None = None

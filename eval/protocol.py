@@ -62,10 +62,20 @@ class Windows:
         return len(self.tokens) * (self.tokens.shape[1] - self.first)
 
 
-def window_counts(text: Sequence[Windows]) -> list[int]:
-    """What a window of each set counts in the progress of all: its tokens where lengths differ."""
+def done_of_all(text: Sequence[Windows], finished: int, done: int) -> tuple[int, int]:
+    """How much of all sets of windows is done, and how much there is.
+
+    A window counts one, or its tokens where lengths differ.
+
+    Args:
+        text: the sets.
+        finished: how many of them are.
+        done: windows of the next one.
+    """
     lengths = [windows.tokens.shape[1] for windows in text]
-    return lengths if len(set(lengths)) > 1 else [1] * len(text)
+    counts = lengths if len(set(lengths)) > 1 else [1] * len(text)
+    costs = [count * len(windows.tokens) for count, windows in zip(counts, text, strict=True)]
+    return sum(costs[:finished]) + counts[finished] * done, sum(costs)
 
 
 def default_length(protocol: str, config: dict[str, Any]) -> int:

@@ -65,13 +65,14 @@ def sizes(model: str) -> Iterator[list[Row]]:
     for size, index in sorted(by_bytes.values()):
         of_size = [row for row in scored[index] if row["group"] == size]
         others = [row for i, rows in enumerate(scored) if i != index for row in rows]
-        near = [
-            row
-            for row in others
-            if row["kind"] == "peer" and abs(row["bytes"] - size) <= SAME * size
-        ]
+        near = [row for row in at_size(others, size, "bytes") if row["kind"] == "peer"]
         present = {(row["method"], row["about"]) for row in of_size}
         yield of_size + [row for row in near if (row["method"], row["about"]) not in present]
+
+
+def at_size(rows: list[Row], size: int, what: str = "group") -> list[Row]:
+    """Those of some checkpoints that are as large, by `bytes` or by the `group` they stand in."""
+    return [row for row in rows if abs(row[what] - size) <= SAME * size]
 
 
 def line(model: str, rows: list[Row], built: list[Row]) -> str:
@@ -92,10 +93,8 @@ def line(model: str, rows: list[Row], built: list[Row]) -> str:
     seeing = [row for row in peers if row["sees_text"]]
     cells += [_best_of(blind), _best_of(published, name=False), _best_of(seeing)]
 
-    size = best["group"]
     older = {row["method"]: row["kl"] for row in rows if row["kind"] == "ours"}
-    near = [row for row in built if abs(row["group"] - size) <= SAME * size]
-    latest = {row["method"]: row["kl"] for row in near}
+    latest = {row["method"]: row["kl"] for row in at_size(built, best["group"])}
     figures = {
         name: figure(latest[name]) if name in latest else figure(older[name]) + OLDER
         for name in ("fast", "balanced", "best")

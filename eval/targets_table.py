@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mint_mlx.eval.compare import SAME
 from mint_mlx.eval.methods import PUBLISHED
-from mint_mlx.eval.results_table import MODELS, RESULTS, Row, levels, sizes
+from mint_mlx.eval.results_table import MODELS, RESULTS, Row, at_size, levels, sizes
 from mint_mlx.eval.stats import student
 
 MOES = ("demo-moe", "moe-22m")
@@ -77,12 +76,9 @@ def usual_sizes() -> Iterator[Size]:
             best = next(row for row in rows if row["method"] == "best")
             if f"{best['bits_per_weight']:.2f}" not in SIZES.get(model, ()):
                 continue
-            near = [
-                row for row in built if abs(row["group"] - best["group"]) <= SAME * row["group"]
-            ]
             older = {row["method"]: np.array(row["window_kl"]) for row in rows if _ours(row)}
             peers = [row for row in rows if row["kind"] == "peer"]
-            ours = _by_level(model, near)
+            ours = _by_level(model, at_size(built, best["group"]))
             yield Size(model, best["bits_per_weight"], ours, older, peers)
 
 
@@ -153,9 +149,8 @@ def _by_level(model: str, rows: list[Row]) -> dict[str, np.ndarray]:
         level = row["method"]
         again = [
             other["window_kl"]
-            for other in others
+            for other in at_size(others, row["bytes"], "bytes")
             if other["method"].startswith(f"{level}-")
-            and abs(other["bytes"] - row["bytes"]) <= SAME * row["bytes"]
         ]
         by_level[level] = np.mean([row["window_kl"], *again], axis=0)
     return by_level
