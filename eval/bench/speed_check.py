@@ -57,12 +57,10 @@ from mint_mlx.runtime.clock import Clock, start_clock, tick_seconds, timed  # no
 from mint_mlx.runtime.speed_table import layer_seconds, merged  # noqa: E402
 from mint_mlx.runtime.speed_table_file import load_table, save_table  # noqa: E402
 from mint_mlx.runtime.time_layers import timing  # noqa: E402
-from mint_mlx.runtime.time_model import BESIDE, generate_tokens  # noqa: E402
+from mint_mlx.runtime.time_model import BESIDE, generate_tokens, tokens_at_once  # noqa: E402
 
 CONTEXT = 64  # tokens in the cache, about, while mlx-lm generates
 PROMPT = 4
-BURST = 0.1  # seconds that mlx-lm generates at once, at least
-TOKENS = 8  # that it generates at once, at most
 BURSTS = (2, 10)  # in each pass, at least and at most
 LIMIT = 3.0  # seconds for each plan, in each pass
 PASSES = 100.0  # seconds after which no other pass begins
@@ -273,8 +271,7 @@ def _token_times(checkpoint: Path, clock: Clock) -> list[tuple[float, float]]:
     prompt = mx.array(np.random.default_rng(0).integers(0, 200, (1, PROMPT)))
     with wired_limit(model):
         mx.eval(model(prompt, cache=caches))
-        single = generate_tokens(model, 1, caches)
-        tokens = max(1, min(TOKENS, round(BURST / single)))
+        tokens, single = tokens_at_once(model, caches)
         burst = partial(generate_tokens, model, tokens, caches)
         count = max(BURSTS[0], min(BURSTS[1], round(LIMIT / (tokens + BESIDE) / single)))
         return [timed(clock, burst, tokens * single) for _ in range(count)]

@@ -153,8 +153,8 @@ def _tokens(
     count = tokens_needed(steps)
     sizes = sorted({count, *(effort.tokens for effort in efforts.EFFORTS.values())})
     profile = known_profile(job) if wish.writes else None
-    if wish.keep is not None:  # it stays, also where there is text already
-        twin_for(job, wish, profile, count, report)
+    stays = wish.keep is not None  # also where there is text already
+    twin = twin_for(job, wish, profile, count, report) if stays else None
     for size in [size for size in sizes if size >= count]:
         cached = known_sensitivity(job, size, wish, profile)
         if cached is not None:
@@ -163,7 +163,9 @@ def _tokens(
     of_source = beside is not None and beside.origin.matches(job.source.origin)
     if beside is not None and of_source and beside.tokens.size >= count:
         return _first(beside.tokens, count)
-    return get_tokens(job, count, report, twin_for(job, wish, profile, count, report))[0]
+    if not stays:
+        twin = twin_for(job, wish, profile, count, report)
+    return get_tokens(job, count, report, twin)[0]
 
 
 def _first(tokens: np.ndarray, count: int) -> np.ndarray:

@@ -229,8 +229,7 @@ def _token_ticks(
 
         # The first time tells how many tokens take long enough.
         started = time.perf_counter()
-        single = generate_tokens(model, 1, caches)
-        tokens = max(1, min(LONGEST, round(BURST / single)))
+        tokens, single = tokens_at_once(model, caches)
         ticks: list[float] = []
         while len(ticks) < BURSTS[0] or (
             len(ticks) < BURSTS[1] and time.perf_counter() - started < seconds
@@ -238,6 +237,12 @@ def _token_ticks(
             burst = partial(generate_tokens, model, tokens, caches)
             ticks.append(timed(clock, burst, tokens * single)[1])
     return ticks
+
+
+def tokens_at_once(model: nn.Module, caches: list[Any]) -> tuple[int, float]:
+    """How many tokens take long enough to be timed together, and the seconds of one, about."""
+    single = generate_tokens(model, 1, caches)
+    return max(1, min(LONGEST, round(BURST / single))), single
 
 
 def generate_tokens(model: nn.Module, tokens: int, caches: list[Any]) -> float:
