@@ -25,6 +25,7 @@ from .key_names import ALIASES
 from .layer_types import layer_type_keys
 from .model_classes import REQUIRED, ModelClass, is_known, model_class, text_class
 from .rope_keys import rope_keys
+from .rope_length import LENGTH, added_length, rope_length
 
 Table = dict[str, Any]
 BAILING_DELTA = "BailingMoeV3ForCausalLM"
@@ -95,9 +96,7 @@ def brought(config: Table) -> tuple[Brought, ...]:
     before, after = text_config(config), text_config(adapted)
     filled_in = family_defaults({"model_type": _type_inside(config)} | before, reader)
     changes = [
-        Brought(
-            key, value, before.get(key, reader.defaults.get(key)), reader.name, key in filled_in
-        )
+        _change(key, before.get(key, reader.defaults.get(key)), value, reader, key in filled_in)
         for key, value in after.items()
         if value != before.get(key, reader.defaults.get(key))
     ]
@@ -106,6 +105,16 @@ def brought(config: Table) -> tuple[Brought, ...]:
         size = outer.defaults.get("vocab_size")
         changes.append(Brought("vocab_size", adapted["vocab_size"], size, outer.name))
     return tuple({change.key: change for change in changes}.values())
+
+
+def _change(
+    key: str, otherwise: Any, value: Any, reader: ModelClass, is_filled_in: bool
+) -> Brought:
+    """A key that has another value than before."""
+    length = added_length(otherwise, value)
+    if length is not None:
+        return Brought(f"{key}.{LENGTH}", *length, reader.name, left_out=True)
+    return Brought(key, value, otherwise, reader.name, is_filled_in)
 
 
 def _short(value: Any) -> str:
@@ -195,6 +204,7 @@ RULES: tuple[Callable[[Table, ModelClass], Table], ...] = (
     layer_type_keys,
     family_keys,
     family_defaults,
+    rope_length,
 )
 
 
