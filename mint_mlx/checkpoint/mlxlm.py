@@ -41,6 +41,7 @@ from ..converters.sources.sanitize import wrap_sanitize
 from .class_towers import without_towers
 from .config_keys import adapt
 from .model_classes import text_class
+from .stored_dtype import with_stored_dtype
 from .tied_head import drop_copy, with_own_head
 from .tokenizer import first_line
 
@@ -140,7 +141,7 @@ def build_model(
             _reads_only(folder, headers),
             _trace_stacks() as stacks,
         ):
-            config = adapt(load_config(folder))
+            config = with_stored_dtype(adapt(load_config(folder)), headers)
             model, _ = load_model(folder, lazy=True, model_config=config, get_model_classes=classes)
     except _BUILD_ERRORS as error:
         raise MintError(_why_not_built(folder.name, config, error)) from error

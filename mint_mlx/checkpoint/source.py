@@ -26,6 +26,7 @@ from .config_file import check_depth, read_config
 from .config_keys import Brought, adapt, brought, encoded
 from .config_values import check_values
 from .origin import Origin
+from .stored_dtype import with_stored_dtype
 from .tied_head import unknown_head, with_own_head
 from .unread_keys import check_keys
 
@@ -288,6 +289,7 @@ def _read_checked(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Ten
     headers = read_folder(folder)
     check_depth(config, headers)
     check_tensors(config, folder, headers)
+    config = with_stored_dtype(config, headers)
     return with_own_head(config, folder, headers, mlxlm.bare_model), headers
 
 

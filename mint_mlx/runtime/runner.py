@@ -25,8 +25,10 @@ from mlx_lm.models.switch_layers import SwitchLinear
 
 from ..base.distributed import ranks
 from ..base.hf_config import HALVES, stated_dtype
+from ..base.safetensors_header import read_folder
 from ..checkpoint import mlxlm
 from ..checkpoint.layers import MLX_DTYPES
+from ..checkpoint.stored_dtype import with_stored_dtype
 from . import patching
 from .cpu_ops import GroupedSwitchLinear
 from .device import NARROW, fit_blas, keep_freed_memory, on_cpu
@@ -115,9 +117,12 @@ def _instead_of_half(folder: Path, dtype: str | None) -> mx.Dtype | None:
 
     That is how one is converted whose activations overflow float16.
     """
+    if on_cpu():
+        return None
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = with_stored_dtype(config, read_folder(folder))
     wanted = stated_dtype(config) if dtype is None else HALVES[dtype]
-    return None if on_cpu() or wanted != "BF16" else mx.bfloat16
+    return mx.bfloat16 if wanted == "BF16" else None
 
 
 def fits(folder: Path, packed: bool = False) -> bool:
