@@ -164,7 +164,8 @@ def _why_not_built(name: str, config: dict[str, Any], error: BaseException) -> s
         for key, value in text_config(config).items()
         if value is None and reader and reader.defaults.get(key) is not None
     )
-    if empty and isinstance(error, (TypeError, AttributeError, ValueError)):
+    of_tensors = str(error).startswith(("Missing ", "Received ", "Expected shape"))
+    if empty and not of_tensors and isinstance(error, (TypeError, AttributeError, ValueError)):
         return (
             f"mlx-lm cannot build a model from {name}: config.json says null for "
             f"{', '.join(empty)}: leave the keys out, or give their values"
@@ -185,7 +186,7 @@ def _why_not_built(name: str, config: dict[str, Any], error: BaseException) -> s
         if "lora_" in str(error):
             why = "an adapter was saved with the model: merge it first"
         return f"{text} ({why})"
-    if str(error).startswith("Expected shape"):
+    if of_tensors:
         return f"{text}: its config.json is of another model, give both as they were released"
     return f"{text} (check the values of its config.json)"
 

@@ -307,6 +307,15 @@ def test_null_for_an_empty_list_is_read_as_one(make: Maker) -> None:
         open_model(load_source(str(folder)))
 
 
+def test_a_missing_tensor_is_not_laid_at_the_door_of_a_null(make: Maker) -> None:
+    folder = make(qwen3_moe(1))
+    edit_config(folder, max_position_embeddings=None)
+    open_model(load_source(str(folder)))
+    edit_weights(folder, lambda w: {k: v for k, v in w.items() if "q_proj" not in k})
+    with pytest.raises(MintError, match=r"Missing .*q_proj.*is the checkpoint complete"):
+        open_model(load_source(str(folder)))
+
+
 def test_a_file_in_place_of_a_folder_is_refused(make: Maker) -> None:
     with pytest.raises(MintError, match=r"is a file: give the folder that holds config\.json"):
         load_source(str(make(llama(1)) / "model.safetensors"))
