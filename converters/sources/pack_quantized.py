@@ -144,14 +144,19 @@ def _check_zeros(group: Group, scheme: _Scheme) -> None:
 
 
 def _is_reordered(group: Group, scheme: _Scheme, stated: Stated) -> bool:
-    """Whether columns belong to groups in another order than their own."""
+    """Whether columns belong to groups in another order than their own.
+
+    compressed-tensors begins with an index of -1, and takes one that still holds any for none.
+    """
     if "g_idx" not in group.infos or scheme.groups == 1:
         return False
-    if any(table.get("actorder") in ("group", True) for table in stated.schemes):
-        return True
+    has_order = any(table.get("actorder") in ("group", True) for table in stated.schemes)
     index = stated.values(group.names["g_idx"])
+    if not index.size:
+        return has_order
     plain = np.arange(scheme.columns) // scheme.group
-    return bool(index.any() and (index >= 0).all() and not np.array_equal(index, plain))
+    is_set = (index >= 0).all() and (has_order or index.any())
+    return bool(is_set and not np.array_equal(index, plain))
 
 
 def _read(

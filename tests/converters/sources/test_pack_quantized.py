@@ -119,6 +119,18 @@ def test_reordered_columns_are_dequantized(actorder: str, stays: bool) -> None:
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("unset", [128, 3])
+def test_an_order_that_was_never_set_is_none(unset: int) -> None:
+    """compressed-tensors begins with -1, and takes an index that holds one for no index."""
+    arrays, expected = packed(4, 8, 128, 4)
+    order = RNG.permutation(np.repeat(np.arange(4), 32)).astype(np.int32)
+    order[:unset] = -1
+    arrays["g_idx"] = ("I32", order)
+    weight, values = read(pack_quantized, arrays, **scheme(4, 32, actorder="group"))
+    assert str(weight.config) == "4bit-g32"
+    np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-5)
+
+
 def test_the_scheme_is_found_where_the_numbers_are_elsewhere() -> None:
     arrays, _ = packed(3, 8, 192, 3, older=True)
     weight = matched(pack_quantized, arrays, local=False, **scheme(3, 64))
