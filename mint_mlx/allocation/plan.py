@@ -144,6 +144,8 @@ def check_config(layer: Layer, config: QuantConfig, ignore_guards: bool) -> None
             f"{config.group_size} don't divide: choose another group size or keep"
         )
     objection = layer.objection(config)
+    if objection and config.global_scale:  # nobody could write that
+        raise MintError(f"{layer.path} cannot be {config}: {objection}")
     if objection and not ignore_guards:
         raise MintError(
             f"{layer.path} cannot be {config}: {objection} (--ignore-guards overrules this)"

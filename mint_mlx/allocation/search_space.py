@@ -146,6 +146,11 @@ def check_feasible(
     if budget >= least:
         return
     bits = f"{least * 8 / inventory.parameters:.2f} bpw"
+    if least == most:
+        raise MintError(
+            f"a budget of {both(budget)} is too small for this model{why}: no layer has a choice, "
+            f"and all take {both(least, up=True)} ({bits}, `--budget {least}B`)"
+        )
     if floor is None:
         raise MintError(
             f"a budget of {both(budget)} is too small for this model{why}: before the safety floor "
