@@ -87,9 +87,17 @@ def config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
     block = plan.quantization()
     if block:
         config |= {"quantization": block, "quantization_config": block}
+    if not _takes_packed_activations(plan):
+        config.pop("quantize_activations", None)
     if plan.parts == IN_8_BITS:
         config |= head_settings(inventory, block)
     return json.dumps(encoded(dict(sorted(config.items()))), indent=4) + "\n"
+
+
+def _takes_packed_activations(plan: Plan) -> bool:
+    """Whether mlx-lm can quantize the activations too, as a source may say (mlx-lm 0.32)."""
+    modes = {config.mode for config in plan.choice.values() if config.quantized}
+    return bool(modes) and modes <= {"mxfp8", "nvfp4"}
 
 
 def _with_bfloat16(config: dict[str, Any]) -> dict[str, Any]:

@@ -152,8 +152,6 @@ def _is_reordered(group: Group, scheme: _Scheme, stated: Stated) -> bool:
         return False
     has_order = any(table.get("actorder") in ("group", True) for table in stated.schemes)
     index = stated.values(group.names["g_idx"])
-    if not index.size:
-        return has_order
     plain = np.arange(scheme.columns) // scheme.group
     is_set = (index >= 0).all() and (has_order or index.any())
     return bool(is_set and not np.array_equal(index, plain))

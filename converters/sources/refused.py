@@ -43,6 +43,7 @@ _NO_CODES = (*REALS, "I64", "BOOL")
 # The last parts of names that only one tool gives to its tensors.
 _TOOLS = {
     "W_q": "HQQ",
+    "bitmask": "compressed-tensors' sparse formats",
     "_data": "quanto",
     "codebooks": "AQLM",
     "q_weight": "EXL2",
@@ -78,6 +79,8 @@ def match(group: Group, stated: Stated) -> Packed | None:
     leaf = group.stem.rpartition(".")[2]
     if leaf in _TOOLS:
         raise Unread(f"is a tensor of {_TOOLS[leaf]}, which mint-mlx does not read")
+    if stated.table.get("checkpoint_format") == "marlin" or stated.table.get("is_marlin_format"):
+        raise Unread("is in Marlin's order of codes, which mint-mlx does not read")
     codes = any(info.dtype not in _NO_CODES for info in group.infos.values())
     if codes and stated.method in UNREAD:
         raise Unread(f"is packed by {UNREAD[stated.method]}, which mint-mlx does not read")

@@ -19,14 +19,13 @@ TABLES = ("rope_scaling", "rope_parameters")  # where a class looks for the scal
 
 def rope_length(table: Table, reader: ModelClass) -> Table:
     """The tables of positions that the class reads, with the context that they leave out."""
-    original = table.get(LENGTH) or table.get("max_position_embeddings")
     added = {}
     for name in TABLES:
         stated = table.get(name)
-        if name not in reader.keys or not isinstance(stated, dict) or not original:
+        if name not in reader.keys or not isinstance(stated, dict):
             continue
-        whole = _with_length(stated, original) | {
-            layers: _with_length(inner, original)
+        whole = _with_length(stated, table) | {
+            layers: _with_length(inner, table)
             for layers, inner in stated.items()
             if isinstance(inner, dict)
         }
@@ -47,8 +46,14 @@ def added_length(before: Any, after: Any) -> tuple[Any, Any] | None:
     return after[LENGTH], INSTEAD[rope_type(before)]
 
 
-def _with_length(stated: Table, original: Any) -> Table:
-    """Parameters of one type of layer, with the context where it is left out."""
-    if rope_type(stated) not in INSTEAD or stated.get(LENGTH):
+def _with_length(stated: Table, table: Table) -> Table:
+    """Parameters of one type of layer, with the context where they leave it out.
+
+    Only longrope's families state it beside its parameters.
+    """
+    kind = rope_type(stated)
+    if kind not in INSTEAD or stated.get(LENGTH):
         return stated
-    return stated | {LENGTH: original}
+    beside = table.get(LENGTH) if kind == "longrope" else None
+    original = beside or table.get("max_position_embeddings")
+    return stated | {LENGTH: original} if original else stated

@@ -183,18 +183,20 @@ def _attention_factor(table: Table, scaling: Table) -> Iterator[tuple[str, Any]]
     if rope_type(scaling) in ("longrope", "su"):
         yield from _longrope_factor(table, scaling)
         return
-    stated, factor = scaling.get("attention_factor"), scaling.get("factor")
-    if not isinstance(stated, (int, float)) or not isinstance(factor, (int, float)):
+    factor = scaling.get("factor")
+    if rope_type(scaling) != "yarn" or not isinstance(factor, (int, float)) or factor <= 1:
         return
-    if rope_type(scaling) != "yarn" or factor <= 1:
-        return
+
+    # transformers goes by both of these, or by neither; mlx-lm by each that is there.
     grown, kept_in_scale = scaling.get("mscale"), scaling.get("mscale_all_dim")
     log = 0.1 * math.log(factor)
-    follows = log + 1
-    if grown and kept_in_scale:
-        follows = (grown * log + 1) / (kept_in_scale * log + 1)
-    if abs(stated - follows) > TOLERANCE:
-        yield "attention_factor of the positions", stated
+    done = ((1 if grown is None else grown) * log + 1) / ((kept_in_scale or 0) * log + 1)
+    meant = scaling.get("attention_factor")
+    if not isinstance(meant, (int, float)):
+        both = grown and kept_in_scale
+        meant = (grown * log + 1) / (kept_in_scale * log + 1) if both else log + 1
+    if abs(meant - done) > TOLERANCE:
+        yield "attention_factor of the positions", meant
 
 
 def _longrope_factor(table: Table, scaling: Table) -> Iterator[tuple[str, Any]]:

@@ -253,6 +253,11 @@ NEVER: dict[str, tuple[str, dict[str, tuple[str, np.ndarray]], str]] = {
         {"weight": ("I8", np.ones((64, 128))), "weight_scales": ("F16", np.ones(128))},
         "is packed by EETQ",
     ),
+    "compressed-tensors' sparse weights": (
+        "compressed-tensors",
+        {"compressed": ("F16", np.ones((128, 64))), "bitmask": ("U8", np.ones((128, 16)))},
+        "is a tensor of compressed-tensors' sparse formats",
+    ),
     "EXL2": (
         "exl2",
         {"q_weight": WORDS, "q_groups": ("I32", np.ones(4))},
@@ -294,6 +299,14 @@ def test_formats_that_are_never_read_are_called_by_their_names(make: Maker, name
     holds(stated(quant_method=method), **tensors)(folder)
     ending = ", which mint-mlx does not read: give the original in bf16$"
     with pytest.raises(MintError, match=sentence + ending):
+        load_source(str(folder))
+
+
+def test_marlins_order_is_called_by_its_name(make: Maker) -> None:
+    folder = make(llama(1))
+    says = stated(quant_method="gptq", bits=4, group_size=128, checkpoint_format="marlin")
+    holds(says, B=("I32", np.ones((8, 256))), s=("F16", np.ones((1, 128))))(folder)
+    with pytest.raises(MintError, match="in Marlin's order of codes, which mint-mlx does not read"):
         load_source(str(folder))
 
 

@@ -1,7 +1,8 @@
 """The context that scaled positions were trained at is transformers' where a config leaves it out.
 
-transformers 5 (`standardize_rope_params`) takes the key beside the scaling, then the model's whole
-context; transformers 4.57 the latter. mlx-lm 0.32 takes 4,096 for YaRN and 8,192 for Llama 3's.
+transformers takes the model's whole context (4.57 for YaRN; 5.24, `standardize_rope_params`), and only
+families with longrope (Phi-3) state it beside the scaling. mlx-lm 0.32 takes 4,096 for YaRN and
+8,192 for Llama 3's.
 """
 
 from __future__ import annotations
@@ -49,17 +50,15 @@ def periods(config: dict[str, Any]) -> np.ndarray:
     return np.array(initialize_rope(SIZE, THETA, False, scaling, CONTEXT)._freqs)
 
 
-@pytest.mark.parametrize(
-    ("beside", "original"), [({}, CONTEXT), ({KEY: 16_384}, 16_384), ({KEY: None}, CONTEXT)]
-)
-def test_yarn_scales_what_transformers_scales(beside: dict[str, Any], original: int) -> None:
+@pytest.mark.parametrize("beside", [{}, {KEY: 16_384}, {KEY: None}])
+def test_yarn_scales_what_transformers_scales(beside: dict[str, Any]) -> None:
     config = llama({"rope_type": "yarn", "factor": FACTOR}, **beside)
-    np.testing.assert_allclose(periods(config), yarn_periods(original), rtol=1e-5)
-    assert not np.allclose(yarn_periods(original), yarn_periods(4096), rtol=0.1)
+    np.testing.assert_allclose(periods(config), yarn_periods(CONTEXT), rtol=1e-5)
+    assert not np.allclose(yarn_periods(CONTEXT), yarn_periods(4096), rtol=0.1)
 
     (change,) = brought(config)
     assert str(change) == (
-        f"leaves out rope_scaling.{KEY}, which is {original} in transformers and 4096 in mlx-lm's "
+        f"leaves out rope_scaling.{KEY}, which is {CONTEXT} in transformers and 4096 in mlx-lm's "
         "class llama"
     )
 
@@ -73,6 +72,8 @@ def test_a_context_that_is_stated_stays() -> None:
 def test_kinds_of_transformers_5() -> None:
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     assert adapt(llama(llama3))["rope_scaling"] == llama3 | {KEY: CONTEXT}
+    longrope = {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}
+    assert adapt(llama(longrope, **{KEY: 4096}))["rope_scaling"] == longrope | {KEY: 4096}
     linear = llama({"rope_type": "linear", "factor": 2.0})
     assert adapt(linear) == linear
 

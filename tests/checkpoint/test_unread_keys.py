@@ -136,6 +136,12 @@ def test_positions_that_a_class_can_not_do_are_refused() -> None:
     assert not unread(positions("llama", **YARN, attention_factor=1.1386294361119891))
     assert unread(positions("llama", **YARN, attention_factor=1.0))
 
+    # transformers goes by both of these or by neither, mlx-lm by each of them.
+    assert not unread(positions("llama", **YARN, mscale=0.7, mscale_all_dim=0.7))
+    assert not unread(positions("llama", **YARN, mscale=1.0))
+    assert unread(positions("llama", **YARN, mscale=0.5))
+    assert unread(positions("llama", **YARN, mscale_all_dim=1.0))
+
     # Sliding windows have a theta of their own where the class has a place for it.
     apart = {
         "full_attention": {"rope_theta": 5.0},

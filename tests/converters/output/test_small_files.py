@@ -101,3 +101,14 @@ def test_code_that_configs_name_comes_along_with_what_it_imports(make: Maker) ->
     assert code_files(folder) == named
     assert named < set(side_files(folder).copied)
     assert side_files(folder).others == ("json.py", "m.py", "other.txt", "train.py")
+
+
+def test_activations_stay_packed_only_where_mlx_lm_can_do_that(make: Maker, tmp_path: Path) -> None:
+    """mlx-lm 0.32 loads no other mode than nvfp4 and mxfp8 with `quantize_activations`."""
+    folder = make(llama(1))
+    edit_config(folder, quantize_activations=True)
+    for uniform, says in (("mxfp8", True), ("4bit-g64", None)):
+        out = tmp_path / uniform
+        convert(str(folder), uniform=uniform, out=out, smoke=False)
+        config = json.loads((out / "config.json").read_text())
+        assert config.get("quantize_activations") is says
