@@ -193,8 +193,9 @@ def _attention_factor(table: Table, scaling: Table) -> Iterator[tuple[str, Any]]
     done = ((1 if grown is None else grown) * log + 1) / ((kept_in_scale or 0) * log + 1)
     meant = scaling.get("attention_factor")
     if not isinstance(meant, (int, float)):
-        both = grown and kept_in_scale
-        meant = (grown * log + 1) / (kept_in_scale * log + 1) if both else log + 1
+        meant = log + 1
+        if grown and kept_in_scale:
+            meant = (grown * log + 1) / (kept_in_scale * log + 1)
     if abs(meant - done) > TOLERANCE:
         yield "attention_factor of the positions", meant
 

@@ -1,8 +1,8 @@
 """The context that scaled positions were trained at is transformers' where a config leaves it out.
 
-transformers takes the model's whole context (4.57 for YaRN; 5.24, `standardize_rope_params`), and only
-families with longrope (Phi-3) state it beside the scaling. mlx-lm 0.32 takes 4,096 for YaRN and
-8,192 for Llama 3's.
+transformers takes the model's whole context (4.57 for YaRN; 5.24, `standardize_rope_params`), and
+only families with longrope (Phi-3) state it beside the scaling. mlx-lm 0.32 takes 4,096 for YaRN
+and 8,192 for Llama 3's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def llama(scaling: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def yarn_periods(original: int) -> np.ndarray:
-    """YaRN's periods over 2 pi (Peng et al., 2023), by transformers' rounding of the ramp's ends."""
+    """YaRN's periods over 2 pi (Peng et al., 2023), as transformers rounds the ramp's ends."""
 
     def dimension(rotations: int) -> float:
         return SIZE * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(THETA))

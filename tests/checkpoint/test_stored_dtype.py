@@ -1,4 +1,4 @@
-"""A checkpoint is written in the 16-bit type that its tensors have, where its config says no other."""
+"""A checkpoint is written in the 16-bit type of its tensors where its config states no other."""
 
 from __future__ import annotations
 
