@@ -22,7 +22,7 @@ Headers = Mapping[str, Mapping[str, TensorInfo]]
 def with_stored_dtype(config: dict[str, Any], headers: Headers) -> dict[str, Any]:
     """The config with the 16-bit type that most of its tensors have.
 
-    As it is where it states a type that counts, and where bfloat16 or nothing is stored.
+    As it is where no tensor has one, and where it states one and isn't quantized in MLX's format.
 
     Args:
         config: of a checkpoint.
