@@ -47,25 +47,15 @@ def _feeding(inventory: Inventory, tokens: int, each: int) -> float:
 
 
 def searching(inventory: Inventory) -> dict[str, float]:
-    """Seconds of searching ranges by stage: the search itself is timed, a million weights a core.
-
-    The first of three times is for the memory that the others find ready.
-    """
-    import time
-
+    """Seconds of searching ranges by stage: the search is timed, on a million weights a core."""
     import mlx.core as mx
 
+    from ...runtime.product_rate import shortest
     from . import search
 
     weight = mx.random.normal((256 * cores(search.WORKERS), 4096)).astype(mx.bfloat16)
     mx.eval(weight)
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        search.quantize(weight, QuantConfig(4, 64))
-        return time.perf_counter() - start
-
-    each = min(seconds() for _ in range(3)) / weight.size
+    each = shortest(lambda: search.quantize(weight, QuantConfig(4, 64))) / weight.size
     return {"range search": each * sum(layer.size for layer in inventory.layers)}
 
 

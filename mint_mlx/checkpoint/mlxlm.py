@@ -159,18 +159,6 @@ def _why_not_built(name: str, config: dict[str, Any], error: BaseException) -> s
             "mint-mlx, or give the model as it was released"
         )
 
-    empty = sorted(
-        key
-        for key, value in text_config(config).items()
-        if value is None and reader and reader.defaults.get(key) is not None
-    )
-    of_tensors = str(error).startswith(("Missing ", "Received ", "Expected shape"))
-    if empty and not of_tensors and isinstance(error, (TypeError, AttributeError, ValueError)):
-        return (
-            f"mlx-lm cannot build a model from {name}: config.json says null for "
-            f"{', '.join(empty)}: leave the keys out, or give their values"
-        )
-
     # sanitize fails with the name of a tensor that it looks for, load_weights with a count.
     reason = first_line(error)
     lost = isinstance(error, KeyError) and "." in str(error)
@@ -186,8 +174,19 @@ def _why_not_built(name: str, config: dict[str, Any], error: BaseException) -> s
         if "lora_" in str(error):
             why = "an adapter was saved with the model: merge it first"
         return f"{text} ({why})"
-    if of_tensors:
+    if str(error).startswith("Expected shape"):
         return f"{text}: its config.json is of another model, give both as they were released"
+
+    empty = sorted(
+        key
+        for key, value in text_config(config).items()
+        if value is None and reader and reader.defaults.get(key) is not None
+    )
+    if empty and isinstance(error, (TypeError, AttributeError, ValueError)):
+        return (
+            f"mlx-lm cannot build a model from {name}: config.json says null for "
+            f"{', '.join(empty)}: leave the keys out, or give their values"
+        )
     return f"{text} (check the values of its config.json)"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..base.hf_config import HALVES, stated_dtype, with_stated_dtype
 from ..base.safetensors_header import TensorInfo
+from .layers import MLX_DTYPES
 
 SCALES = (".scales", ".biases")
 Headers = Mapping[str, Mapping[str, TensorInfo]]
@@ -35,8 +36,7 @@ def with_stored_dtype(config: dict[str, Any], headers: Headers) -> dict[str, Any
         stored = _most(headers, ("",))
     if stored is None or stored == stated:
         return config
-    name = next(name for name, code in HALVES.items() if code == stored)
-    return with_stated_dtype(config, name)
+    return with_stated_dtype(config, MLX_DTYPES[stored])
 
 
 def _most(headers: Headers, endings: tuple[str, ...]) -> str | None:

@@ -189,15 +189,19 @@ def _attention_factor(table: Table, scaling: Table) -> Iterator[tuple[str, Any]]
 
     # transformers goes by both of these, or by neither; mlx-lm by each that is there.
     grown, kept_in_scale = scaling.get("mscale"), scaling.get("mscale_all_dim")
-    log = 0.1 * math.log(factor)
-    done = ((1 if grown is None else grown) * log + 1) / ((kept_in_scale or 0) * log + 1)
+    done = _yarn_factor(factor, 1 if grown is None else grown, kept_in_scale or 0)
     meant = scaling.get("attention_factor")
     if not isinstance(meant, (int, float)):
-        meant = log + 1
-        if grown and kept_in_scale:
-            meant = (grown * log + 1) / (kept_in_scale * log + 1)
+        both = (grown, kept_in_scale) if grown and kept_in_scale else (1, 0)
+        meant = _yarn_factor(factor, *both)
     if abs(meant - done) > TOLERANCE:
         yield "attention_factor of the positions", meant
+
+
+def _yarn_factor(factor: float, grown: float, kept_in_scale: float) -> float:
+    """YaRN's factor on queries and keys, without what a class puts into the attention's scale."""
+    log = 0.1 * math.log(factor)
+    return (grown * log + 1) / (kept_in_scale * log + 1)
 
 
 def _longrope_factor(table: Table, scaling: Table) -> Iterator[tuple[str, Any]]:
