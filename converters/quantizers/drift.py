@@ -2,7 +2,7 @@
 
 Error feedback that goes by the source's inputs x lets the errors of all blocks add up. Where x' is
 what the quantized blocks hand on, and H its second moment, the weights that lose least are
-W + W E[|g|^2 (x - x') x'^T] H^-1 (Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for
+W + W E[|g| (x - x') x'^T] H^-1 (Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for
 Asymmetric Calibration", 2025). What is made up for in full overshoots on a dense model: SHARE.
 """
 
@@ -57,7 +57,7 @@ class Drift:
 
     @cached_property
     def _moment(self) -> np.ndarray:
-        """SHARE of the sum of |g|^2 (x - x') x'^T without experts, float32 (columns, columns)."""
+        """SHARE of the sum of |g| (x - x') x'^T without experts, float32 (columns, columns)."""
         lacking = self._source_rows - self._drifted_rows
         lacking *= SHARE * self.inputs.batches[0].weight[:, None]
         return lacking.T @ self._drifted_rows

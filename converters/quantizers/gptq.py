@@ -1,11 +1,11 @@
 """Error feedback: each column's rounding error is passed on to the columns not rounded yet.
 
 GPTQ (Frantar et al., 2022), in the form of LDLQ (Chee et al., 2023, who show that both are the
-same), which needs no inverse. With the model's own weighting: what is minimised is the error at the
-layer's output times how sensitive the model is to it, so the second moment of the inputs is
-`E[|g|^2 x x^T]`, with x and the output gradient g from tokens that the model wrote itself. Columns
-go by falling diagonal, on the grids that rounding to nearest has, which allows any bit width and
-group size. The experts of a layer are treated apart; one that was rarely chosen borrows from all.
+same), which needs no inverse. With the model's own weighting: tokens count by how sensitive the
+model is to an error at the layer's output, so the second moment of the inputs is `E[|g| x x^T]`,
+with x and the output gradient g from tokens that the model wrote itself (inputs.py). Columns go by
+falling diagonal, on the grids that rounding to nearest has, which allows any bit width and group
+size. The experts of a layer are treated apart; one that was rarely chosen borrows from all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Missing(Protocol):
     """What the inputs lack beside the source's, as weights see it (drift.py).
 
     Called with a slice of experts and their weights, float32 (experts, rows, columns), it gives the
-    weights times the sum of |g|^2 (x - x') x'^T, of the same shape; x are the source's inputs, x'
+    weights times the sum of |g| (x - x') x'^T, of the same shape; x are the source's inputs, x'
     those that the second moments are of.
     """
 

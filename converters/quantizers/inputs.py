@@ -1,7 +1,9 @@
 """What each layer reads, block by block, as second moments for error feedback.
 
-Of every expert it is `E[|g|^2 x x^T]`: inputs x are the source's own activations on its own tokens,
-the weights |g|^2 come from its sensitivity. Only one block's inputs are in memory.
+Of every expert it is `E[|g| x x^T]`: inputs x are the source's own activations on its own tokens,
+the gradients |g| come from its sensitivity. What an error costs goes with |g|^2, but a few tokens
+have most of that: on text that error feedback hasn't seen less is lost where they count by the root
+(docs/research-log.md). Only one block's inputs are in memory.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 from ...base.errors import MintError
 from ...checkpoint.layers import Inventory, Layer
 from ...checkpoint.source import Source
-from ...measure.moments import POOL, takes_feedback
+from ...measure.moments import POOL, add_ridge, takes_feedback
 from ...measure.sensitivity import Sensitivity, TokenWeights
 from ...runtime.blocks import forward_blocks
 from ...runtime.device import fit_blas
@@ -77,9 +79,17 @@ class Inputs:
             moment[:] = self._borrowed
             for rows in self._rows(expert):
                 moment += rows.T @ rows
+            add_ridge(moment, self._row_count(expert))
             if not np.isfinite(np.diagonal(moment)).all():  # which has the largest numbers
                 raise MintError(f"{self.path} has inputs that overflow: give --effort fast")
         return moments
+
+    def _row_count(self, expert: int) -> float:
+        """How many rows an expert's second moment is of, with those that it borrows."""
+        if self.experts == 1:
+            return sum(len(batch.weight) for batch in self.batches)
+        rows = sum(len(by_expert[expert]) for by_expert in self._rows_by_expert)
+        return rows + POOL * self.batches[0].x.shape[1]
 
     def _rows(self, expert: int) -> Iterator[np.ndarray]:
         """The scaled rows of an expert.
@@ -197,6 +207,7 @@ def weigh(
     length = sensitivity.tokens.shape[1]
     for path, batches in activations.items():
         weights = sensitivity.weights[path]
+        weights = TokenWeights(np.sqrt(weights.weight), weights.expert)
         usual = usual_weights(weights, length)
         weighted = tuple(_weighted(batch, weights, usual) for batch in batches)
         inputs[path] = Inputs(path, weighted, experts[path])

@@ -64,12 +64,13 @@ class Accumulator:
 
         # Second moments tell how much of an error's cost error feedback will leave.
         x = np.asarray(activations.x)
-        roots = np.sqrt(squared).astype(np.float32)
+        gradient = np.sqrt(squared).astype(np.float32)
         if path in self._layers.embeddings:  # it is the head as well
-            self._add_moment(x * roots[:, None])
+            self._add_moment(x * gradient[:, None])
         else:
             moments = self._moments.setdefault(path, SampledMoments())
-            moments.add(x, roots, activations.expert, self._layers.experts[path])
+            experts = self._layers.experts[path]
+            moments.add(x, gradient, activations.token, activations.expert, experts)
 
         self._contribution.rows.setdefault(path, []).append(
             RowWeights(

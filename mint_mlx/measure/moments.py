@@ -2,7 +2,10 @@
 
 A column's error that those still to be rounded can't make up for is its conditional variance given
 them: D of H = L D L^T (Chee et al., "QuIP", 2023). Rounding to nearest costs the trace of H, error
-feedback the trace of D.
+feedback the trace of D, on the rows that H is of. On others it costs more, and more than rounding
+where there are few rows for many columns: chance looks like a correlation. So the diagonal is
+raised by as much as there are columns for a row (`add_ridge`), and what feedback leaves is measured
+on rows that H is not of.
 """
 
 from __future__ import annotations
@@ -16,11 +19,15 @@ import numpy as np
 from ..base.threads import in_threads, single_blas
 from ..checkpoint.layers import Layer
 
-DAMPING = 0.01  # of the mean diagonal, added to it
+DAMPING = 0.01  # of the mean diagonal, added to it whatever the rows
 POOL = 1.0  # rows that each expert borrows from all, per column: average ones
 EXPERTS = 8  # of a layer, whose moments tell how much remains
 WIDE = 4096  # columns at most that tell it
 NARROW = 512  # columns below which one thread multiplies
+RUN = 256  # tokens that follow each other and are used alike
+HELD_OUT = 4  # of so many runs the last tells what remains
+TOLD_BY = 2048  # rows of an expert at most that tell it
+LARGEST = 2.0  # share that is reported
 
 
 def takes_feedback(layer: Layer) -> bool:
@@ -93,26 +100,54 @@ def root(matrix: np.ndarray, damping: float) -> np.ndarray:
     return np.asarray(np.linalg.cholesky(exact + 999 * step))
 
 
-def remaining(moments: list[np.ndarray]) -> float:
+def add_ridge(moment: np.ndarray, rows: float) -> None:
+    """Raise the diagonal of a second moment, in place, against what is chance in it.
+
+    By the mean diagonal times columns over rows: the share of the identity in the best estimate of
+    a covariance falls like that (Ledoit and Wolf, "A well-conditioned estimator for
+    large-dimensional covariance matrices", 2004).
+
+    Args:
+        moment: float32 (columns, columns), the sum over rows.
+        rows: how many those were.
+    """
+    columns = len(moment)
+    mean = float(np.trace(moment, dtype=np.float64)) / columns
+    moment[np.diag_indices(columns)] += np.float32(mean * columns / max(rows, 1))
+
+
+def remaining(moments: list[np.ndarray], held_out: list[np.ndarray] | None = None) -> float:
     """The share of an error's cost that error feedback leaves.
 
     Args:
         moments: of one layer's experts, (columns, columns) each.
+        held_out: of each, weighted rows (rows, columns) that are to tell it; by default those that
+            the moments are of.
     """
     with_feedback = 0.0
     to_nearest = 0.0
-    for moment in moments:
-        _, lower = factor(moment)
-        with_feedback += float(np.square(np.diagonal(lower), dtype=np.float64).sum())
-        to_nearest += float(np.trace(moment, dtype=np.float64))
+    for moment, rows in zip(moments, held_out or [None] * len(moments), strict=True):
+        column_order, lower = factor(moment)
+        diagonal = np.diagonal(lower)
+        if rows is None:
+            with_feedback += float(np.square(diagonal, dtype=np.float64).sum())
+            to_nearest += float(np.trace(moment, dtype=np.float64))
+            continue
+
+        # An error E = R L^-1 comes of columns that were rounded by R, and costs |L^-1 x|^2.
+        inverse = mx.linalg.tri_inv(mx.array(lower / diagonal), stream=mx.cpu)
+        passed = np.asarray(inverse) @ rows.T[column_order]
+        with_feedback += float(np.square(passed, dtype=np.float64).sum())
+        to_nearest += float(np.square(rows, dtype=np.float64).sum())
     if to_nearest > 0 and np.isfinite(to_nearest):
-        return min(1.0, with_feedback / to_nearest)
+        return min(LARGEST, with_feedback / to_nearest)
     return 1.0
 
 
 def held_moments(layer: Layer) -> int:
     """Bytes of a layer's `SampledMoments`."""
-    return 4 * min(EXPERTS, layer.experts) * min(WIDE, layer.shape[-1]) ** 2
+    columns = min(WIDE, layer.shape[-1])
+    return 4 * min(EXPERTS, layer.experts) * columns * (columns + TOLD_BY)
 
 
 @dataclass
@@ -121,41 +156,66 @@ class SampledMoments:
 
     Attributes:
         by_expert: float32 (columns, columns), by the expert's index.
-        rows: how many were added.
+        rows: how many each is of, by the expert's index.
+        held_out: float32 (rows, columns) each, by the expert's index: rows that they are not of.
     """
 
     by_expert: dict[int, np.ndarray] = field(default_factory=dict)
-    rows: int = 0
+    rows: dict[int, int] = field(default_factory=dict)
+    held_out: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
     def add(
-        self, rows: np.ndarray, roots: np.ndarray, expert: np.ndarray | None, experts: int
+        self,
+        rows: np.ndarray,
+        gradient: np.ndarray,
+        token: np.ndarray,
+        expert: np.ndarray | None,
+        experts: int,
     ) -> None:
         """Add some of what the layer reads.
 
         Args:
             rows: float32 (rows, columns).
-            roots: float32 (rows,), the square roots of their weights.
+            gradient: float32 (rows,), |g| at the layer's output.
+            token: int (rows,), the token of each, counted over all windows.
             expert: int (rows,), the expert of each; None for a layer without.
             experts: how many there are.
         """
         rows = rows[:, :: -(-rows.shape[1] // WIDE)]
+        is_held_out = token // RUN % HELD_OUT == HELD_OUT - 1
         for index in range(0, experts, -(-experts // EXPERTS)):
-            chosen = slice(None) if expert is None else np.flatnonzero(expert == index)
-            weighted = rows[chosen] * roots[chosen, None]
+            is_chosen = np.ones(len(rows), dtype=bool) if expert is None else expert == index
             if index not in self.by_expert:
                 self.by_expert[index] = np.zeros((rows.shape[1],) * 2, dtype=np.float32)
-            if len(weighted):
-                self.by_expert[index] += gram(weighted)
-                self.rows += len(weighted)
+                self.rows[index], self.held_out[index] = 0, []
+
+            # Error feedback goes by |g|, what is lost by its square (converters/quantizers/inputs).
+            chosen = np.flatnonzero(is_chosen & ~is_held_out)
+            if len(chosen):
+                self.by_expert[index] += gram(rows[chosen] * np.sqrt(gradient[chosen])[:, None])
+                self.rows[index] += len(chosen)
+            wanted = TOLD_BY - sum(map(len, self.held_out[index]))
+            telling = np.flatnonzero(is_chosen & is_held_out)[:wanted]
+            if len(telling):
+                self.held_out[index].append(rows[telling] * gradient[telling, None])
 
     def remaining(self) -> float:
-        """The share of an error's cost that error feedback leaves.
+        """The share of an error's cost that error feedback leaves, on rows that it doesn't know.
 
         Experts borrow from each other as they do for error feedback (converters/quantizers/
-        inputs.py).
+        inputs.py). Of a text too short to hold some of it out it is the share on all rows.
         """
-        moments = list(self.by_expert.values())
-        if len(moments) > 1 and self.rows:
-            pool = POOL * len(moments[0]) / self.rows * sum(moments[1:], moments[0])
-            moments = [moment + pool for moment in moments]
-        return remaining(moments)
+        counts = dict(self.rows)
+        pool: np.ndarray | float = 0.0
+        total = sum(counts.values())
+        if len(counts) > 1 and total:
+            columns = len(next(iter(self.by_expert.values())))
+            pool = POOL * columns / total * sum(self.by_expert.values())
+            counts = {index: count + POOL * columns for index, count in counts.items()}
+
+        moments, held_out = [], []
+        for index, moment in self.by_expert.items():
+            moments.append(moment + pool)
+            add_ridge(moments[-1], counts[index])
+            held_out.append(np.concatenate([moment[:0], *self.held_out[index]]))
+        return remaining(moments, held_out if any(map(len, held_out)) else None)

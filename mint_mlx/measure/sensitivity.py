@@ -12,7 +12,7 @@ import numpy as np
 
 from ..checkpoint.origin import Origin
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,16 @@ import pytest
 
 from mint_mlx.base.quant_config import QuantConfig
 from mint_mlx.converters.quantizers import gptq, learn_block, rtn
-from mint_mlx.measure.moments import EXPERTS, NARROW, WIDE, SampledMoments, factor, gram, remaining
+from mint_mlx.measure.moments import (
+    EXPERTS,
+    NARROW,
+    WIDE,
+    SampledMoments,
+    add_ridge,
+    factor,
+    gram,
+    remaining,
+)
 from mint_mlx.measure.sensitivity import compacted
 
 
@@ -31,6 +40,44 @@ def test_the_share_is_what_error_feedback_really_leaves(fall: float) -> None:
         error = np.array(back - weight)
         costs.append(float(np.sum((error @ moment) * error)))
     assert remaining([moment]) == pytest.approx(costs[0] / costs[1], rel=0.15)
+
+
+def cost(packed: dict[str, mx.array], weight: mx.array, moment: np.ndarray) -> float:
+    """What the error of 4-bit codes costs under a second moment."""
+    back = mx.dequantize(packed["weight"], packed["scales"], packed["biases"], 64, 4)
+    error = np.array(back - weight)
+    return float(np.sum((error @ moment) * error))
+
+
+def test_few_rows_for_many_columns_are_no_worse_than_rounding() -> None:
+    """Correlations of chance, made up for, cost more than they save on other rows."""
+    rows = correlated(256, 0.3)
+    few = rows[:320]
+    moment, others = few.T @ few, rows[320:].T @ rows[320:]
+    weight = mx.array(np.random.default_rng(1).normal(size=(64, 256)).astype(np.float32))
+    config = QuantConfig(4, 64)
+    nearest = cost(rtn.quantize(weight, config), weight, others)
+    assert cost(gptq.quantize(weight, config, moment[None]), weight, others) > 1.1 * nearest
+    add_ridge(moment, len(few))
+    assert cost(gptq.quantize(weight, config, moment[None]), weight, others) < 0.96 * nearest
+
+
+def test_what_remains_is_told_by_rows_that_error_feedback_has_not_seen() -> None:
+    rows = correlated(256, 0.3)
+    few = np.arange(1024)
+    moments = SampledMoments()
+    moments.add(rows[few], np.ones(len(few), dtype=np.float32), few, None, 1)
+    assert moments.rows == {0: 768}
+
+    moment, others = rows[:768].T @ rows[:768], rows[1024:].T @ rows[1024:]
+    seen = remaining([moment])
+    add_ridge(moment, 768)
+    weight = mx.array(np.random.default_rng(1).normal(size=(64, 256)).astype(np.float32))
+    config = QuantConfig(4, 64)
+    fed_back = cost(gptq.quantize(weight, config, moment[None]), weight, others)
+    share = fed_back / cost(rtn.quantize(weight, config), weight, others)
+    assert moments.remaining() == pytest.approx(share, rel=0.1)
+    assert seen < 0.85 * share
 
 
 def test_the_factor_gives_the_damped_moment_back() -> None:
@@ -63,7 +110,7 @@ def test_moments_are_bounded_and_an_expert_that_nobody_chose_borrows(
     rows = correlated(16, 0.5)
     weights = np.ones(len(rows), dtype=np.float32)
     experts = np.zeros(len(rows), dtype=np.int64)
-    moments.add(rows, weights, experts, 100)
+    moments.add(rows, weights, np.arange(len(rows)), experts, 100)
     assert len(moments.by_expert) <= EXPERTS
     assert 0 < moments.remaining() < 1
     borrowed = moments.remaining()
@@ -71,7 +118,8 @@ def test_moments_are_bounded_and_an_expert_that_nobody_chose_borrows(
     assert moments.remaining() != borrowed
 
     wide = SampledMoments()
-    wide.add(np.ones((2, 2 * WIDE + 2), dtype=np.float32), np.ones(2, dtype=np.float32), None, 1)
+    ones = np.ones(2, dtype=np.float32)
+    wide.add(np.ones((2, 2 * WIDE + 2), dtype=np.float32), ones, np.arange(2), None, 1)
     assert len(wide.by_expert[0]) <= WIDE
 
 

@@ -155,7 +155,7 @@ def test_what_was_not_measured_weighs_as_tokens_at_its_place_do(
     blocks = dict(block_inputs(job.source, job.inventory, measured, batch=4))
     for path, inputs in (("model.layers.0.self_attn.q_proj", blocks[0]), ("lm_head", blocks[None])):
         weight = np.concatenate([batch.weight for batch in inputs[path].batches])
-        known = measured.weights[path].weight[:, 0]
+        known = np.sqrt(measured.weights[path].weight[:, 0])
         np.testing.assert_array_equal(weight[:32], known)
         place = known.reshape(2, 16).mean(0)
         runs = (slice(1), slice(1, 3), slice(3, 7), slice(7, 15), slice(15, 16))
@@ -165,6 +165,7 @@ def test_what_was_not_measured_weighs_as_tokens_at_its_place_do(
     # Experts of all tokens are followed, each row with a mean over those of its place.
     rows = blocks[0][UP]
     assert sum(len(batch.weight) for batch in rows.batches) == TEXT.size * 2
-    usual = usual_weights(measured.weights[UP], 16)
+    squared = measured.weights[UP]
+    usual = usual_weights(TokenWeights(np.sqrt(squared.weight), squared.expert), 16)
     assert len(set(usual.tolist())) == 5
     assert set(rows.batches[-1].weight.tolist()) == set(usual.tolist())
