@@ -25,6 +25,7 @@ from ...runtime.device import fit_blas
 from ...runtime.runner import Runner, load_runner, release_block, trunk_output_from
 from ...runtime.taps import Activations
 
+EMBEDDING_DAMPING = 0.2  # of the mean diagonal: few tokens have most of what its moment sums up
 POOLED = 16  # tokens that the pool is measured on, at most about twice as many, per column
 
 
@@ -244,7 +245,7 @@ def hidden_size(inventory: Inventory) -> int:
 
 
 def embedding_moments(layer: Layer, moment: np.ndarray | None) -> np.ndarray | None:
-    """What weighs an error in the rows of an embedding; None where it wasn't measured.
+    """What weighs an error in the rows of an embedding, damped; None where it wasn't measured.
 
     Args:
         layer: an embedding.
@@ -255,7 +256,9 @@ def embedding_moments(layer: Layer, moment: np.ndarray | None) -> np.ndarray | N
     """
     if moment is None or layer.kind != "embedding" or len(moment) != layer.shape[-1]:
         return None
-    return moment[None]
+    damped = moment.copy()
+    damped[np.diag_indices(len(moment))] += EMBEDDING_DAMPING * np.trace(moment) / len(moment)
+    return damped[None]
 
 
 def usual_weights(weights: TokenWeights, length: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from families import write_family
 from helpers import TOKENS, Maker, qwen3_moe
 
-from mint_mlx.converters.quantizers.inputs import Moments, block_inputs
+from mint_mlx.converters.quantizers.inputs import EMBEDDING_DAMPING, Moments, block_inputs
 from mint_mlx.jobs.model import prepare
 from mint_mlx.measure.fisher import measure
 from mint_mlx.measure.moments import add_ridge
@@ -46,14 +46,14 @@ def test_moments_are_those_of_the_layers_inputs(make: Maker) -> None:
     )
     np.testing.assert_allclose(trace, sensitivity.trace[path], rtol=1e-3)
 
-    # So the trace of an embedding's second moment is its trace in the sensitivity.
+    # So the trace of an embedding's second moment, but for damping, is that of the sensitivity.
     moments = Moments(job.source, job.inventory, sensitivity)
     embedding = moments.of("model.embed_tokens")
     query = moments.of("model.layers.1.self_attn.q_proj")
     assert embedding is not None
     assert query is not None
     assert embedding[:].shape == query[:].shape == (1, 128, 128)
-    expected = sensitivity.trace["model.embed_tokens"].sum()
+    expected = (1 + EMBEDDING_DAMPING) * sensitivity.trace["model.embed_tokens"].sum()
     assert np.trace(embedding[:][0]) == pytest.approx(expected, rel=2e-3)
 
     # An expert's are those of its rows, and as much of all experts' as rows are few, with a ridge.
