@@ -18,7 +18,7 @@ import numpy as np
 from ...base.errors import MintError
 from ...checkpoint.layers import Inventory, Layer
 from ...checkpoint.source import Source
-from ...measure.moments import POOL, add_ridge, takes_feedback
+from ...measure.moments import POOL, add_ridge, effective_rows, takes_feedback
 from ...measure.sensitivity import Sensitivity, TokenWeights
 from ...runtime.blocks import forward_blocks
 from ...runtime.device import fit_blas
@@ -80,17 +80,18 @@ class Inputs:
             moment[:] = self._borrowed
             for rows in self._rows(expert):
                 moment += rows.T @ rows
-            add_ridge(moment, self._row_count(expert))
+            add_ridge(moment, self._effective_rows(expert))
             if not np.isfinite(np.diagonal(moment)).all():  # which has the largest numbers
                 raise MintError(f"{self.path} has inputs that overflow: give --effort fast")
         return moments
 
-    def _row_count(self, expert: int) -> float:
-        """How many rows an expert's second moment is of, with those that it borrows."""
+    def _effective_rows(self, expert: int) -> float:
+        """How many rows of one weight an expert's second moment is of, with those it borrows."""
         if self.experts == 1:
-            return sum(len(batch.weight) for batch in self.batches)
-        rows = sum(len(by_expert[expert]) for by_expert in self._rows_by_expert)
-        return rows + POOL * self.batches[0].x.shape[1]
+            return effective_rows(np.concatenate([batch.weight for batch in self.batches]))
+        pairs = zip(self.batches, self._rows_by_expert, strict=True)
+        weights = [batch.weight[by_expert[expert]] for batch, by_expert in pairs]
+        return effective_rows(np.concatenate(weights)) + POOL * self.batches[0].x.shape[1]
 
     def _rows(self, expert: int) -> Iterator[np.ndarray]:
         """The scaled rows of an expert.

@@ -100,6 +100,17 @@ def root(matrix: np.ndarray, damping: float) -> np.ndarray:
     return np.asarray(np.linalg.cholesky(exact + 999 * step))
 
 
+def effective_rows(weight: np.ndarray) -> float:
+    """How many rows of one weight tell as much as these (Kish, "Survey Sampling", 1965).
+
+    Args:
+        weight: float32 (rows,).
+    """
+    exact = weight.astype(np.float64)
+    squares = float(np.square(exact).sum())
+    return float(exact.sum()) ** 2 / squares if squares else 0.0
+
+
 def add_ridge(moment: np.ndarray, rows: float) -> None:
     """Raise the diagonal of a second moment, in place, against what is chance in it.
 
@@ -109,7 +120,7 @@ def add_ridge(moment: np.ndarray, rows: float) -> None:
 
     Args:
         moment: float32 (columns, columns), the sum over rows.
-        rows: how many those were.
+        rows: how many those were, of one weight.
     """
     columns = len(moment)
     mean = float(np.trace(moment, dtype=np.float64)) / columns
@@ -156,12 +167,12 @@ class SampledMoments:
 
     Attributes:
         by_expert: float32 (columns, columns), by the expert's index.
-        rows: how many each is of, by the expert's index.
+        weights: float32 (rows,) each, of the rows that they are of, by the expert's index.
         held_out: float32 (rows, columns) each, by the expert's index: rows that they are not of.
     """
 
     by_expert: dict[int, np.ndarray] = field(default_factory=dict)
-    rows: dict[int, int] = field(default_factory=dict)
+    weights: dict[int, list[np.ndarray]] = field(default_factory=dict)
     held_out: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
     def add(
@@ -187,13 +198,13 @@ class SampledMoments:
             is_chosen = np.ones(len(rows), dtype=bool) if expert is None else expert == index
             if index not in self.by_expert:
                 self.by_expert[index] = np.zeros((rows.shape[1],) * 2, dtype=np.float32)
-                self.rows[index], self.held_out[index] = 0, []
+                self.weights[index], self.held_out[index] = [], []
 
             # Error feedback goes by |g|, what is lost by its square (converters/quantizers/inputs).
             chosen = np.flatnonzero(is_chosen & ~is_held_out)
             if len(chosen):
                 self.by_expert[index] += gram(rows[chosen] * np.sqrt(gradient[chosen])[:, None])
-                self.rows[index] += len(chosen)
+                self.weights[index].append(gradient[chosen])
             wanted = TOLD_BY - sum(map(len, self.held_out[index]))
             telling = np.flatnonzero(is_chosen & is_held_out)[:wanted]
             if len(telling):
@@ -205,17 +216,17 @@ class SampledMoments:
         Experts borrow from each other as they do for error feedback (converters/quantizers/
         inputs.py). Of a text too short to hold some of it out it is the share on all rows.
         """
-        counts = dict(self.rows)
+        borrowed = 0.0
         pool: np.ndarray | float = 0.0
-        total = sum(counts.values())
-        if len(counts) > 1 and total:
-            columns = len(next(iter(self.by_expert.values())))
-            pool = POOL * columns / total * sum(self.by_expert.values())
-            counts = {index: count + POOL * columns for index, count in counts.items()}
+        rows = sum(len(part) for parts in self.weights.values() for part in parts)
+        if len(self.by_expert) > 1 and rows:
+            borrowed = POOL * len(next(iter(self.by_expert.values())))
+            pool = borrowed / rows * sum(self.by_expert.values())
 
         moments, held_out = [], []
         for index, moment in self.by_expert.items():
+            weights = np.concatenate([np.empty(0, dtype=np.float32), *self.weights[index]])
             moments.append(moment + pool)
-            add_ridge(moments[-1], counts[index])
+            add_ridge(moments[-1], effective_rows(weights) + borrowed)
             held_out.append(np.concatenate([moment[:0], *self.held_out[index]]))
         return remaining(moments, held_out if any(map(len, held_out)) else None)

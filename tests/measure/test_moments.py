@@ -14,6 +14,7 @@ from mint_mlx.measure.moments import (
     WIDE,
     SampledMoments,
     add_ridge,
+    effective_rows,
     factor,
     gram,
     remaining,
@@ -62,12 +63,19 @@ def test_few_rows_for_many_columns_are_no_worse_than_rounding() -> None:
     assert cost(gptq.quantize(weight, config, moment[None]), weight, others) < 0.96 * nearest
 
 
+def test_rows_count_by_how_evenly_they_weigh() -> None:
+    assert effective_rows(np.full(7, 3.0, dtype=np.float32)) == pytest.approx(7)
+    one = np.array([1, 0, 0, 1e-9], dtype=np.float32)
+    assert effective_rows(one) == pytest.approx(1)
+    assert effective_rows(np.zeros(3, dtype=np.float32)) == 0.0
+
+
 def test_what_remains_is_told_by_rows_that_error_feedback_has_not_seen() -> None:
     rows = correlated(256, 0.3)
     few = np.arange(1024)
     moments = SampledMoments()
     moments.add(rows[few], np.ones(len(few), dtype=np.float32), few, None, 1)
-    assert moments.rows == {0: 768}
+    assert sum(map(len, moments.weights[0])) == 768
 
     moment, others = rows[:768].T @ rows[:768], rows[1024:].T @ rows[1024:]
     seen = remaining([moment])
