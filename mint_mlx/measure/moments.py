@@ -26,7 +26,7 @@ WIDE = 4096  # columns at most that tell it
 NARROW = 512  # columns below which one thread multiplies
 RUN = 256  # tokens that follow each other and are used alike
 HELD_OUT = 4  # of so many runs the last tells what remains
-TOLD_BY = 2048  # rows of an expert at most that tell it
+TOLD_BY = 2048  # rows of a layer at most that tell it, the same of each expert
 LARGEST = 2.0  # share that is reported
 
 
@@ -158,7 +158,7 @@ def remaining(moments: list[np.ndarray], held_out: list[np.ndarray] | None = Non
 def held_moments(layer: Layer) -> int:
     """Bytes of a layer's `SampledMoments`."""
     columns = min(WIDE, layer.shape[-1])
-    return 4 * min(EXPERTS, layer.experts) * columns * (columns + TOLD_BY)
+    return 4 * columns * (min(EXPERTS, layer.experts) * columns + TOLD_BY)
 
 
 @dataclass
@@ -193,8 +193,9 @@ class SampledMoments:
             experts: how many there are.
         """
         rows = rows[:, :: -(-rows.shape[1] // WIDE)]
+        indices = range(0, experts, -(-experts // EXPERTS))
         is_held_out = token // RUN % HELD_OUT == HELD_OUT - 1
-        for index in range(0, experts, -(-experts // EXPERTS)):
+        for index in indices:
             is_chosen = np.ones(len(rows), dtype=bool) if expert is None else expert == index
             if index not in self.by_expert:
                 self.by_expert[index] = np.zeros((rows.shape[1],) * 2, dtype=np.float32)
@@ -205,7 +206,7 @@ class SampledMoments:
             if len(chosen):
                 self.by_expert[index] += gram(rows[chosen] * np.sqrt(gradient[chosen])[:, None])
                 self.weights[index].append(gradient[chosen])
-            wanted = TOLD_BY - sum(map(len, self.held_out[index]))
+            wanted = TOLD_BY // len(indices) - sum(map(len, self.held_out[index]))
             telling = np.flatnonzero(is_chosen & is_held_out)[:wanted]
             if len(telling):
                 self.held_out[index].append(rows[telling] * gradient[telling, None])
