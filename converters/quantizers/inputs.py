@@ -18,7 +18,7 @@ import numpy as np
 from ...base.errors import MintError
 from ...checkpoint.layers import Inventory, Layer
 from ...checkpoint.source import Source
-from ...measure.moments import POOL, add_ridge, effective_rows, takes_feedback
+from ...measure.moments import POOL, add_ridge, borrows, effective_rows, takes_feedback
 from ...measure.sensitivity import Sensitivity, TokenWeights
 from ...runtime.blocks import forward_blocks
 from ...runtime.device import fit_blas
@@ -86,12 +86,12 @@ class Inputs:
         return moments
 
     def _effective_rows(self, expert: int) -> float:
-        """How many rows of one weight an expert's second moment is of, with those it borrows."""
-        if self.experts == 1:
+        """How many rows of one weight an expert's second moment is of; all, where it borrows."""
+        if self.experts == 1 or borrows(self.path):
             return effective_rows(np.concatenate([batch.weight for batch in self.batches]))
         pairs = zip(self.batches, self._rows_by_expert, strict=True)
         weights = [batch.weight[by_expert[expert]] for batch, by_expert in pairs]
-        return effective_rows(np.concatenate(weights)) + POOL * self.batches[0].x.shape[1]
+        return effective_rows(np.concatenate(weights))
 
     def _rows(self, expert: int) -> Iterator[np.ndarray]:
         """The scaled rows of an expert.
@@ -115,10 +115,10 @@ class Inputs:
 
     @cached_property
     def _borrowed(self) -> np.ndarray:
-        """What each expert takes from all: the moment of POOL average rows a column."""
+        """What an expert takes from all where it borrows: POOL average rows a column."""
         columns = self.batches[0].x.shape[1]
         pool = np.zeros((columns, columns), dtype=np.float32)
-        if self.experts == 1:
+        if self.experts == 1 or not borrows(self.path):
             return pool
 
         # A sample of the rows is enough for an average.

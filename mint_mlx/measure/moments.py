@@ -18,9 +18,10 @@ import numpy as np
 
 from ..base.threads import in_threads, single_blas
 from ..checkpoint.layers import Layer
+from ..checkpoint.roles import WRITES
 
 DAMPING = 0.01  # of the mean diagonal, added to it whatever the rows
-POOL = 1.0  # rows that each expert borrows from all, per column: average ones
+POOL = 1.0  # rows that an expert borrows from all, per column: average ones
 EXPERTS = 8  # of a layer, whose moments tell how much remains
 WIDE = 4096  # columns at most that tell it
 NARROW = 512  # columns below which one thread multiplies
@@ -38,6 +39,14 @@ def takes_feedback(layer: Layer) -> bool:
     if layer.role == "embedding":
         return layer.kind == "embedding"
     return layer.kind in ("linear", "experts") and (layer.block is not None or layer.role == "head")
+
+
+def borrows(path: str) -> bool:
+    """Whether a layer's experts read the same thing, so that one can borrow rows from all.
+
+    What experts write back from is each one's own: its columns mean nothing to others.
+    """
+    return not path.endswith(WRITES)
 
 
 def gram(rows: np.ndarray) -> np.ndarray:
@@ -166,11 +175,13 @@ class SampledMoments:
     """Second moments of what a layer reads, of at most WIDE columns and EXPERTS experts.
 
     Attributes:
+        borrows: whether experts borrow rows from all.
         by_expert: float32 (columns, columns), by the expert's index.
         weights: float32 (rows,) each, of the rows that they are of, by the expert's index.
         held_out: float32 (rows, columns) each, by the expert's index: rows that they are not of.
     """
 
+    borrows: bool = True
     by_expert: dict[int, np.ndarray] = field(default_factory=dict)
     weights: dict[int, list[np.ndarray]] = field(default_factory=dict)
     held_out: dict[int, list[np.ndarray]] = field(default_factory=dict)
@@ -217,17 +228,18 @@ class SampledMoments:
         Experts borrow from each other as they do for error feedback (converters/quantizers/
         inputs.py). Of a text too short to hold some of it out it is the share on all rows.
         """
-        borrowed = 0.0
-        pool: np.ndarray | float = 0.0
-        rows = sum(len(part) for parts in self.weights.values() for part in parts)
-        if len(self.by_expert) > 1 and rows:
-            borrowed = POOL * len(next(iter(self.by_expert.values())))
-            pool = borrowed / rows * sum(self.by_expert.values())
+        none = np.empty(0, dtype=np.float32)
+        weights = {i: np.concatenate([none, *parts]) for i, parts in self.weights.items()}
+        every = np.concatenate([none, *weights.values()])
 
         moments, held_out = [], []
         for index, moment in self.by_expert.items():
-            weights = np.concatenate([np.empty(0, dtype=np.float32), *self.weights[index]])
-            moments.append(moment + pool)
-            add_ridge(moments[-1], effective_rows(weights) + borrowed)
             held_out.append(np.concatenate([moment[:0], *self.held_out[index]]))
+            if self.borrows and len(weights) > 1 and len(every):
+                pool = POOL * len(moment) / len(every) * sum(self.by_expert.values())
+                moments.append(moment + pool)
+                add_ridge(moments[-1], effective_rows(every))
+            else:
+                moments.append(moment.copy())
+                add_ridge(moments[-1], effective_rows(weights[index]))
         return remaining(moments, held_out if any(map(len, held_out)) else None)

@@ -56,7 +56,8 @@ def test_moments_are_those_of_the_layers_inputs(make: Maker) -> None:
     expected = (1 + EMBEDDING_DAMPING) * sensitivity.trace["model.embed_tokens"].sum()
     assert np.trace(embedding[:][0]) == pytest.approx(expected, rel=2e-3)
 
-    # An expert's are those of its rows, and as much of all experts' as rows are few, with a ridge.
+    # An expert's are those of its rows and, where all read the same, of as many average ones as
+    # there are columns, with a ridge.
     np.testing.assert_array_equal(np.concatenate([up[:3], up[3:]]), up[:])
     rows = np.concatenate([np.array(batch.x)[batch.expert == 5] for batch in up.batches])
     weight = np.concatenate([batch.weight[batch.expert == 5] for batch in up.batches])
@@ -65,8 +66,15 @@ def test_moments_are_those_of_the_layers_inputs(make: Maker) -> None:
     )
     pooled = every.T @ every * (128 / len(every))  # a row a column
     expected = (rows * weight[:, None]).T @ rows + pooled
-    add_ridge(expected, effective_rows(weight) + 128)
+    add_ridge(expected, effective_rows(np.concatenate([batch.weight for batch in up.batches])))
     np.testing.assert_allclose(up[5:6][0], expected, rtol=1e-3, atol=1e-6)
+
+    down = blocks[1]["model.layers.1.mlp.switch_mlp.down_proj"]
+    rows = np.concatenate([np.array(batch.x)[batch.expert == 5] for batch in down.batches])
+    weight = np.concatenate([batch.weight[batch.expert == 5] for batch in down.batches])
+    expected = (rows * weight[:, None]).T @ rows
+    add_ridge(expected, effective_rows(weight))
+    np.testing.assert_allclose(down[5:6][0], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_error_feedback_runs_experts_as_the_sensitivity_did(tmp_path: Path) -> None:
