@@ -27,7 +27,7 @@ WIDE = 4096  # columns at most that tell it
 NARROW = 512  # columns below which one thread multiplies
 RUN = 256  # tokens that follow each other and are used alike
 HELD_OUT = 4  # of so many runs the last tells what remains
-TOLD_BY = 2048  # rows of a layer at most that tell it, the same of each expert
+TOLD_BY = 2048  # rows at most that tell it
 LARGEST = 2.0  # share that is reported
 
 
@@ -136,29 +136,29 @@ def add_ridge(moment: np.ndarray, rows: float) -> None:
     moment[np.diag_indices(columns)] += np.float32(mean * columns / max(rows, 1))
 
 
-def remaining(moments: list[np.ndarray], held_out: list[np.ndarray] | None = None) -> float:
+def remaining(moments: list[np.ndarray], held_out: np.ndarray | None = None) -> float:
     """The share of an error's cost that error feedback leaves.
 
     Args:
         moments: of one layer's experts, (columns, columns) each.
-        held_out: of each, weighted rows (rows, columns) that are to tell it; by default those that
-            the moments are of.
+        held_out: float32 (rows, columns), weighted rows that are to tell it of the only moment; by
+            default those that the moments are of.
     """
     with_feedback = 0.0
     to_nearest = 0.0
-    for moment, rows in zip(moments, held_out or [None] * len(moments), strict=True):
+    for moment in moments:
         column_order, lower = factor(moment)
         diagonal = np.diagonal(lower)
-        if rows is None:
+        if held_out is None:
             with_feedback += float(np.square(diagonal, dtype=np.float64).sum())
             to_nearest += float(np.trace(moment, dtype=np.float64))
             continue
 
         # An error E = R L^-1 comes of columns that were rounded by R, and costs |L^-1 x|^2.
         inverse = mx.linalg.tri_inv(mx.array(lower / diagonal), stream=mx.cpu)
-        passed = np.asarray(inverse) @ rows.T[column_order]
+        passed = np.asarray(inverse) @ held_out.T[column_order]
         with_feedback += float(np.square(passed, dtype=np.float64).sum())
-        to_nearest += float(np.square(rows, dtype=np.float64).sum())
+        to_nearest += float(np.square(held_out, dtype=np.float64).sum())
     if to_nearest > 0 and np.isfinite(to_nearest):
         return min(LARGEST, with_feedback / to_nearest)
     return 1.0
@@ -167,7 +167,8 @@ def remaining(moments: list[np.ndarray], held_out: list[np.ndarray] | None = Non
 def held_moments(layer: Layer) -> int:
     """Bytes of a layer's `SampledMoments`."""
     columns = min(WIDE, layer.shape[-1])
-    return 4 * columns * (min(EXPERTS, layer.experts) * columns + TOLD_BY)
+    told_by = TOLD_BY if layer.experts == 1 else 0
+    return 4 * columns * (min(EXPERTS, layer.experts) * columns + told_by)
 
 
 @dataclass
@@ -178,13 +179,14 @@ class SampledMoments:
         borrows: whether experts borrow rows from all.
         by_expert: float32 (columns, columns), by the expert's index.
         weights: float32 (rows,) each, of the rows that they are of, by the expert's index.
-        held_out: float32 (rows, columns) each, by the expert's index: rows that they are not of.
+        held_out: float32 (rows, columns) each: rows of a layer without experts that its moment is
+            not of. (An expert has too few rows to spare some.)
     """
 
     borrows: bool = True
     by_expert: dict[int, np.ndarray] = field(default_factory=dict)
     weights: dict[int, list[np.ndarray]] = field(default_factory=dict)
-    held_out: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    held_out: list[np.ndarray] = field(default_factory=list)
 
     def add(
         self,
@@ -204,37 +206,37 @@ class SampledMoments:
             experts: how many there are.
         """
         rows = rows[:, :: -(-rows.shape[1] // WIDE)]
-        indices = range(0, experts, -(-experts // EXPERTS))
-        is_held_out = token // RUN % HELD_OUT == HELD_OUT - 1
-        for index in indices:
-            is_chosen = np.ones(len(rows), dtype=bool) if expert is None else expert == index
+        if expert is None:
+            is_held_out = token // RUN % HELD_OUT == HELD_OUT - 1
+            wanted = TOLD_BY - sum(map(len, self.held_out))
+            telling = np.flatnonzero(is_held_out)[:wanted]
+            self.held_out.append(rows[telling] * gradient[telling, None])
+            expert = np.where(is_held_out, -1, 0)
+
+        for index in range(0, experts, -(-experts // EXPERTS)):
             if index not in self.by_expert:
                 self.by_expert[index] = np.zeros((rows.shape[1],) * 2, dtype=np.float32)
-                self.weights[index], self.held_out[index] = [], []
+                self.weights[index] = []
 
             # Error feedback goes by |g|, what is lost by its square (converters/quantizers/inputs).
-            chosen = np.flatnonzero(is_chosen & ~is_held_out)
+            chosen = np.flatnonzero(expert == index)
             if len(chosen):
                 self.by_expert[index] += gram(rows[chosen] * np.sqrt(gradient[chosen])[:, None])
                 self.weights[index].append(gradient[chosen])
-            wanted = TOLD_BY // len(indices) - sum(map(len, self.held_out[index]))
-            telling = np.flatnonzero(is_chosen & is_held_out)[:wanted]
-            if len(telling):
-                self.held_out[index].append(rows[telling] * gradient[telling, None])
 
     def remaining(self) -> float:
-        """The share of an error's cost that error feedback leaves, on rows that it doesn't know.
+        """The share of an error's cost that error feedback leaves.
 
+        Without experts it is the share on rows held out, of which a short text may have none.
         Experts borrow from each other as they do for error feedback (converters/quantizers/
-        inputs.py). Of a text too short to hold some of it out it is the share on all rows.
+        inputs.py).
         """
         none = np.empty(0, dtype=np.float32)
         weights = {i: np.concatenate([none, *parts]) for i, parts in self.weights.items()}
         every = np.concatenate([none, *weights.values()])
 
-        moments, held_out = [], []
+        moments = []
         for index, moment in self.by_expert.items():
-            held_out.append(np.concatenate([moment[:0], *self.held_out[index]]))
             if self.borrows and len(weights) > 1 and len(every):
                 pool = POOL * len(moment) / len(every) * sum(self.by_expert.values())
                 moments.append(moment + pool)
@@ -242,4 +244,5 @@ class SampledMoments:
             else:
                 moments.append(moment.copy())
                 add_ridge(moments[-1], effective_rows(weights[index]))
-        return remaining(moments, held_out if any(map(len, held_out)) else None)
+        held_out = np.concatenate(self.held_out) if self.held_out else none
+        return remaining(moments, held_out if len(held_out) else None)
