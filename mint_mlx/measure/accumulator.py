@@ -9,7 +9,7 @@ import numpy as np
 
 from ..checkpoint.layers import Inventory
 from ..runtime.taps import Activations
-from .moments import WIDE, SampledMoments, borrows, gram
+from .moments import WIDE, SampledMoments, gram
 from .pass_state import Contribution, RowWeights
 
 
@@ -68,7 +68,7 @@ class Accumulator:
         if path in self._layers.embeddings:  # it is the head as well
             self._add_moment(x * gradient[:, None])
         else:
-            moments = self._moments.setdefault(path, SampledMoments(borrows(path)))
+            moments = self._moments.setdefault(path, SampledMoments())
             experts = self._layers.experts[path]
             moments.add(x, gradient, activations.token, activations.expert, experts)
 

@@ -176,16 +176,14 @@ class SampledMoments:
     """Second moments of what a layer reads, of at most WIDE columns and EXPERTS experts.
 
     Attributes:
-        borrows: whether experts borrow rows from all.
         by_expert: float32 (columns, columns), by the expert's index.
-        weights: float32 (rows,) each, of the rows that they are of, by the expert's index.
+        weights: float32 (rows,) each, of the rows that they are of.
         held_out: float32 (rows, columns) each: rows of a layer without experts that its moment is
             not of. (An expert has too few rows to spare some.)
     """
 
-    borrows: bool = True
     by_expert: dict[int, np.ndarray] = field(default_factory=dict)
-    weights: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    weights: list[np.ndarray] = field(default_factory=list)
     held_out: list[np.ndarray] = field(default_factory=list)
 
     def add(
@@ -206,43 +204,41 @@ class SampledMoments:
             experts: how many there are.
         """
         rows = rows[:, :: -(-rows.shape[1] // WIDE)]
+        scaled = rows * gradient[:, None]
         if expert is None:
             is_held_out = token // RUN % HELD_OUT == HELD_OUT - 1
             wanted = TOLD_BY - sum(map(len, self.held_out))
-            telling = np.flatnonzero(is_held_out)[:wanted]
-            self.held_out.append(rows[telling] * gradient[telling, None])
+            self.held_out.append(scaled[is_held_out][:wanted])
+
+            # Error feedback goes by |g|, what is lost by its square (converters/quantizers/inputs).
+            scaled = rows * np.sqrt(gradient)[:, None]
             expert = np.where(is_held_out, -1, 0)
 
         for index in range(0, experts, -(-experts // EXPERTS)):
-            if index not in self.by_expert:
-                self.by_expert[index] = np.zeros((rows.shape[1],) * 2, dtype=np.float32)
-                self.weights[index] = []
-
-            # Error feedback goes by |g|, what is lost by its square (converters/quantizers/inputs).
             chosen = np.flatnonzero(expert == index)
+            moment = self.by_expert.setdefault(
+                index, np.zeros((rows.shape[1],) * 2, dtype=np.float32)
+            )
             if len(chosen):
-                self.by_expert[index] += gram(rows[chosen] * np.sqrt(gradient[chosen])[:, None])
-                self.weights[index].append(gradient[chosen])
+                moment += gram(scaled[chosen])
+                self.weights.append(gradient[chosen])
 
     def remaining(self) -> float:
         """The share of an error's cost that error feedback leaves.
 
-        Without experts it is the share on rows held out, of which a short text may have none.
-        Experts borrow from each other as they do for error feedback (converters/quantizers/
-        inputs.py).
+        Without experts it is the share on rows held out, of which a short text may have none. Of
+        experts it is that on the rows themselves, with as much borrowed as rows are few: plans by
+        what is left under |g| and a ridge were worse (docs/research-log.md).
         """
-        none = np.empty(0, dtype=np.float32)
-        weights = {i: np.concatenate([none, *parts]) for i, parts in self.weights.items()}
-        every = np.concatenate([none, *weights.values()])
+        moments = list(self.by_expert.values())
+        weights = np.concatenate([np.empty(0, dtype=np.float32), *self.weights])
+        if len(moments) > 1 and len(weights):
+            pool = POOL * len(moments[0]) / len(weights) * sum(moments[1:], moments[0])
+            return remaining([moment + pool for moment in moments])
+        if len(moments) != 1 or not len(weights):
+            return remaining(moments)
 
-        moments = []
-        for index, moment in self.by_expert.items():
-            if self.borrows and len(weights) > 1 and len(every):
-                pool = POOL * len(moment) / len(every) * sum(self.by_expert.values())
-                moments.append(moment + pool)
-                add_ridge(moments[-1], effective_rows(every))
-            else:
-                moments.append(moment.copy())
-                add_ridge(moments[-1], effective_rows(weights[index]))
-        held_out = np.concatenate(self.held_out) if self.held_out else none
-        return remaining(moments, held_out if len(held_out) else None)
+        moment = moments[0].copy()
+        add_ridge(moment, effective_rows(weights))
+        held_out = np.concatenate([moment[:0], *self.held_out])
+        return remaining([moment], held_out if len(held_out) else None)
