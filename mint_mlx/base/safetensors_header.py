@@ -170,7 +170,8 @@ def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
     """Headers of all weight files of a checkpoint by file name: each tensor once.
 
     The files are those that its index names, and all model*.safetensors. Of several copies of a
-    tensor the index decides; a file of which no tensor is used is left out.
+    tensor the index decides. Of a file that it doesn't name, which an earlier save may have left,
+    only tensors that it lists are read; a file of which no tensor is used is left out.
 
     Raises:
         MintError: no weights, a shard is missing, two copies of a tensor of which no index says
@@ -211,11 +212,13 @@ def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
                 f"{names[1]}), and no index says which one counts: delete one of them"
             )
     _refuse_another_whole(folder, headers, listed)
+    named = set(listed.values())
     used = {
         name: {
             tensor: info
             for tensor, info in tensors.items()
-            if len(holders[tensor]) == 1 or listed[tensor] == name
+            if (len(holders[tensor]) == 1 or listed[tensor] == name)
+            and (not listed or name in named or tensor in listed)
         }
         for name, tensors in headers.items()
     }
@@ -299,8 +302,8 @@ def index_notes(folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]]) -
     unused = sorted({file.name for file in folder.glob("model*.safetensors")} - headers.keys())
     if unused and listed:
         notes.append(
-            f"{unused[0]} holds a second copy of tensors, which is not read: the index names "
-            f"another file ({len(unused)} such files)"
+            f"{unused[0]} is not read: the index doesn't name it, or another file for what it "
+            f"holds ({len(unused)} such files)"
         )
     return notes
 

@@ -194,11 +194,19 @@ def _step3p5(table: Table) -> Table:
 
 def _scaling_by_one(table: Table) -> Table:
     """A scaling by 1, for classes that can't do without one. (transformers goes by its type.)"""
-    if table.get("rope_scaling") is not None or "rope_parameters" not in table:
+    if table.get("rope_scaling") is not None:
         return {}
     length = table.get("max_position_embeddings", 4096)
     scaling = {"rope_type": "default", "factor": 1.0, "original_max_position_embeddings": length}
     return {"rope_scaling": scaling}
+
+
+def _gpt_bigcode(table: Table) -> Table:
+    """The width of the MLP, four times the model's where the config says none."""
+    width = table.get("n_embd")
+    if table.get("n_inner") is not None or not isinstance(width, int):
+        return {}
+    return {"n_inner": 4 * width}
 
 
 def _dbrx(table: Table) -> Table:
@@ -216,6 +224,7 @@ FAMILY_RULES: dict[str, Callable[[Table], Table]] = {
     "exaone4": _exaone4,
     "exaone_moe": _exaone_moe,
     "gemma4_text": _gemma4,
+    "gpt_bigcode": _gpt_bigcode,
     "kimi_linear": _kimi_linear,
     "mamba2": _mamba2,
     "minicpm3": _scaling_by_one,

@@ -19,6 +19,7 @@ from .family_keys import full_attention_heads, has_known_heads
 from .key_names import ALIASES
 from .layer_types import period
 from .model_classes import ModelClass, text_class
+from .read_in_part import read_in_part
 from .rope_keys import FACTOR, LOCAL_THETA, THETA
 from .router_keys import is_router_key, not_gone_by, says_what_is_done
 from .unread_positions import SHARE, says_nothing_new, unread_positions
@@ -118,23 +119,30 @@ BOTH_WAYS = {"use_bidirectional_attention": True, "is_causal": False}
 # Classes without linear attention, of a type that models with it have too (MiniMax-Text-01).
 FULL_ALONE = {"minimax"}
 # Classes that look for a layer of full attention, and fail where there is none.
-FULL_NEEDED = {"cohere2", "gemma3_text", "mellum"}
+FULL_NEEDED = {"cohere2", "gemma3_text", "mellum", "qwen3_5", "qwen3_5_moe", "qwen3_next"}
+# Classes that add 1 to norms only where they see the convolution of linear attention.
+LINEAR_NEEDED = {"qwen3_5", "qwen3_5_moe"}
 # Epsilons that differ by what no logit shows.
 NEAR = {"nanochat": {"rms_norm_eps"}, "mamba": {"layer_norm_epsilon"}}
 
 
 @dataclass(frozen=True)
 class Unread:
-    """A key of a config that mlx-lm's class doesn't read, with its value and the class's name."""
+    """A key of a config that mlx-lm's class doesn't read, with its value and the class's name.
+
+    Attributes:
+        verb: what the class doesn't do with the key.
+    """
 
     key: str
     value: Any
     reader: str
+    verb: str = "read"
 
     def __str__(self) -> str:
         value = json.dumps(self.value)
         short = value if len(value) <= 60 else f"{value[:57]}..."
-        return f"{self.key} is {short}, which mlx-lm's class {self.reader} does not read"
+        return f"{self.key} is {short}, which mlx-lm's class {self.reader} does not {self.verb}"
 
 
 def check_keys(config: Table) -> None:
@@ -156,6 +164,11 @@ def check_keys(config: Table) -> None:
         raise MintError(
             f"config.json says {unread[0]}: attention to later tokens is an embedding model's, and "
             "mlx-lm's classes have none; give a model that writes text"
+        )
+    if unread[0].verb != "read":
+        raise MintError(
+            f"config.json says {unread[0]}, so that mlx-lm would run another model: wait for a "
+            "version of mlx-lm that runs it, and of mint-mlx that knows so"
         )
     raise MintError(
         f"config.json says {unread[0]}, so that mlx-lm would run another model: update mlx-lm "
@@ -179,6 +192,10 @@ def unread_keys(config: Table) -> list[Unread]:
     ]
     unread += [Unread(key, value, reader.name) for key, value in unread_positions(table, reader)]
     unread += [Unread(key, value, reader.name) for key, value in not_gone_by(table, reader)]
+    unread += [
+        Unread(key, value, reader.name, "go by everywhere")
+        for key, value in read_in_part(table, reader)
+    ]
     unread += _activations(table, reader) + _both_ways(table, reader)
     return unread + _layer_types(table, reader) + _layers_apart(table, reader)
 
@@ -223,7 +240,7 @@ def _activations(table: Table, reader: ModelClass) -> list[Unread]:
         if not isinstance(name, str) or f".{key}" in code:
             continue
         kind = next((kind for kind in KINDS if name.startswith(kind)), None)
-        if kind is not None and kind not in computed:
+        if kind not in computed and (kind is not None or name.lower() not in code):
             unread.append(Unread(key, name, reader.name))
     return unread
 
@@ -243,13 +260,14 @@ def _layer_types(table: Table, reader: ModelClass) -> list[Unread]:
     if not isinstance(types, list):
         return []
     alone = "linear_attention" in types and reader.name in FULL_ALONE
-    no_full = "full_attention" not in types and reader.name in FULL_NEEDED
+    needed = {"full_attention": FULL_NEEDED, "linear_attention": LINEAR_NEEDED}
+    lacks = any(kind not in types and reader.name in names for kind, names in needed.items())
     apart = reader.name == "llama4" and types != [
         "full_attention" if (i + 1) % 4 == 0 else "chunked_attention" for i in range(len(types))
     ]
     # A model with windows has no positions in full attention; this class goes by the types alone.
     unseen = reader.name == "exaone_moe" and bool(table.get("sliding_window"))
-    if alone or no_full or apart or (unseen and "sliding_attention" not in types):
+    if alone or lacks or apart or (unseen and "sliding_attention" not in types):
         return [Unread("layer_types", types, reader.name)]
     periods = {"sliding_window_pattern", "full_attention_interval"} & reader.keys
     if "layer_types" in reader.keys or not periods:

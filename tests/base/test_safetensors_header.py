@@ -174,7 +174,17 @@ def test_of_two_copies_the_index_decides(make: Maker) -> None:
     headers = read_folder(folder)
     assert "model-old.safetensors" not in headers
     (note,) = index_notes(folder, headers)
-    assert "model-old.safetensors holds a second copy" in note
+    assert "model-old.safetensors is not read" in note
+
+
+def test_a_tensor_that_the_index_does_not_list_is_not_read_from_another_save(make: Maker) -> None:
+    """As transformers reads a folder into which a smaller model was saved again."""
+    folder = make(llama(1), shards=2)
+    headers = read_folder(folder)
+    mx.save_safetensors(str(folder / "model-00003-of-00003.safetensors"), {"late": mx.zeros((2,))})
+    assert read_folder(folder) == headers
+    (note,) = index_notes(folder, headers)
+    assert note.startswith("model-00003-of-00003.safetensors is not read: the index doesn't name")
 
 
 def test_a_whole_file_beside_shards_of_other_weights_is_refused(make: Maker) -> None:

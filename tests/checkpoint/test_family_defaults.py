@@ -96,6 +96,14 @@ def config_at_qwen3_moe() -> dict[str, Any]:
     return config
 
 
+def test_granite_s_null_for_the_type_of_positions_is_none() -> None:
+    """transformers rotates where it says `rope`, and writes null where nothing was said."""
+    hybrid = {"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]}
+    for said in ({}, {"position_embedding_type": None}):
+        assert adapt(hybrid | said)["position_embedding_type"] == "nope"
+    assert adapt(hybrid | {"position_embedding_type": "rope"})["position_embedding_type"] == "rope"
+
+
 def test_what_is_left_out_is_filled_in_and_told() -> None:
     config = SMALL | {"model_type": "qwen2"}
     assert adapt(config) == config | {"rope_theta": 10000.0}

@@ -293,7 +293,13 @@ def test_a_share_and_a_power_of_their_own_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("hidden_act", "gelu"), ("use_bidirectional_attention", True), ("is_causal", False)],
+    [
+        ("hidden_act", "gelu"),
+        ("hidden_act", "quick_gelu"),
+        ("hidden_act", "tanh"),
+        ("use_bidirectional_attention", True),
+        ("is_causal", False),
+    ],
 )
 def test_another_function_between_products_and_attention_both_ways_are_refused(
     key: str, value: object
