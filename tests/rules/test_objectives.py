@@ -81,7 +81,7 @@ def test_the_levels_name_entries_and_fall_back_without_feedback() -> None:
 
 def test_a_kl_is_expected_where_the_entry_knows_the_quantizer() -> None:
     assert efforts.expected_kl("fisher", "rtn", 0.5) == 0.5
-    assert efforts.expected_kl("fisher-gptq", "gptq", 0.5) == pytest.approx(0.55)
+    assert efforts.expected_kl("fisher-gptq", "gptq", 0.5) == pytest.approx(0.6)
     for unknown in (("fisher-gptq", "rtn", 0.5), ("prior", "gptq", 0.5), (None, "gptq", 0.5)):
         assert efforts.expected_kl(*unknown) is None
     assert efforts.expected_kl("fisher", "rtn", None) is None
