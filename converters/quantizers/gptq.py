@@ -5,7 +5,7 @@ same), which needs no inverse. With the model's own weighting: tokens count by h
 model is to an error at the layer's output, so the second moment of the inputs is `E[|g| x x^T]`,
 with x and the output gradient g from tokens that the model wrote itself (inputs.py). Columns go by
 falling diagonal, on the grids that rounding to nearest has, which allows any bit width and group
-size. The experts of a layer are treated apart; one that was rarely chosen borrows from all.
+size. The experts of a layer are treated apart; where all read the same, each borrows from all.
 """
 
 from __future__ import annotations
