@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from mint_mlx.checkpoint.config_keys import adapt
 from mint_mlx.checkpoint.unread_keys import check_keys
 
 Table = dict[str, Any]
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 FALCON: Table = {
     "model_type": "falcon_h1",
     "rope_theta": 1e4,
@@ -62,3 +65,14 @@ def test_deepseek_v2_needs_no_table_of_scaling() -> None:
     config = {"model_type": "deepseek_v2", "max_position_embeddings": 64}
     for said in ({}, {"rope_scaling": None}, {"rope_parameters": {"rope_type": "default"}}):
         assert adapt(config | said)["rope_scaling"]["factor"] == 1.0
+
+
+@pytest.mark.parametrize("kind", ["full_attention", "linear_attention"])
+def test_qwen3_5_needs_layers_of_both_kinds(kind: str) -> None:
+    """mlx-lm's class adds 1 to norms only beside linear attention, and fails without full."""
+    config = json.loads((FIXTURES / "qwen3_5_moe" / "config.json").read_text())
+    check_keys(adapt(config))
+    count = config["text_config"]["num_hidden_layers"]
+    config["text_config"]["layer_types"] = [kind] * count
+    with pytest.raises(MintError, match="layer_types is"):
+        check_keys(adapt(config))
