@@ -18,7 +18,7 @@ import numpy as np
 from ...base.errors import MintError
 from ...checkpoint.layers import Inventory, Layer
 from ...checkpoint.source import Source
-from ...measure.moments import POOL, add_ridge, borrows, effective_rows, takes_feedback
+from ...measure.moments import POOL, add_ridge, borrows, damp, effective_rows, takes_feedback
 from ...measure.sensitivity import Sensitivity, TokenWeights
 from ...runtime.blocks import forward_blocks
 from ...runtime.device import fit_blas
@@ -80,18 +80,20 @@ class Inputs:
             moment[:] = self._borrowed
             for rows in self._rows(expert):
                 moment += rows.T @ rows
-            add_ridge(moment, self._effective_rows(expert))
+            add_ridge(moment, self._effective_rows[expert])
             if not np.isfinite(np.diagonal(moment)).all():  # which has the largest numbers
                 raise MintError(f"{self.path} has inputs that overflow: give --effort fast")
         return moments
 
-    def _effective_rows(self, expert: int) -> float:
-        """How many rows of one weight an expert's second moment is of; all, where it borrows."""
+    @cached_property
+    def _effective_rows(self) -> list[float]:
+        """How many rows of one weight each second moment is of; all, where an expert borrows."""
         if self.experts == 1 or borrows(self.path):
-            return effective_rows(np.concatenate([batch.weight for batch in self.batches]))
+            every = np.concatenate([batch.weight for batch in self.batches])
+            return [effective_rows(every)] * self.experts
         pairs = zip(self.batches, self._rows_by_expert, strict=True)
-        weights = [batch.weight[by_expert[expert]] for batch, by_expert in pairs]
-        return effective_rows(np.concatenate(weights))
+        weights = [[batch.weight[rows] for rows in by_expert] for batch, by_expert in pairs]
+        return [effective_rows(np.concatenate(parts)) for parts in zip(*weights, strict=True)]
 
     def _rows(self, expert: int) -> Iterator[np.ndarray]:
         """The scaled rows of an expert.
@@ -261,7 +263,7 @@ def embedding_moments(layer: Layer, moment: np.ndarray | None) -> np.ndarray | N
     if moment is None or layer.kind != "embedding" or len(moment) != layer.shape[-1]:
         return None
     damped = moment.copy()
-    damped[np.diag_indices(len(moment))] += EMBEDDING_DAMPING * np.trace(moment) / len(moment)
+    damp(damped, EMBEDDING_DAMPING)
     return damped[None]
 
 

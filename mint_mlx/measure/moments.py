@@ -85,13 +85,12 @@ def factor(moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     column_order = np.argsort(np.diagonal(moment), kind="stable")
     damped = moment.take(column_order, 0).take(column_order, 1)
-    mean = float(np.trace(moment, dtype=np.float64)) / len(moment) or 1.0
-    damped[np.diag_indices(len(moment))] += np.float32(DAMPING * mean)
+    added = damp(damped, DAMPING)
 
     # MLX's is several times as fast as numpy's; LAPACK's failure is silent in it.
     lower = np.asarray(mx.linalg.cholesky(mx.array(damped), stream=mx.cpu))
     if not (np.diagonal(lower) > 0).all():
-        lower = root(damped, DAMPING * mean).astype(np.float32)
+        lower = root(damped, added).astype(np.float32)
     return column_order, lower
 
 
@@ -107,6 +106,18 @@ def root(matrix: np.ndarray, damping: float) -> np.ndarray:
         with suppress(np.linalg.LinAlgError):
             return np.asarray(np.linalg.cholesky(exact + more * step))
     return np.asarray(np.linalg.cholesky(exact + 999 * step))
+
+
+def damp(moment: np.ndarray, share: float) -> float:
+    """Add a share of its mean diagonal to the diagonal of a moment, in place; of 1 where all is 0.
+
+    Returns:
+        What was added.
+    """
+    columns = len(moment)
+    added = share * (float(np.trace(moment, dtype=np.float64)) / columns or 1.0)
+    moment[np.diag_indices(columns)] += np.float32(added)
+    return added
 
 
 def effective_rows(weight: np.ndarray) -> float:
@@ -131,34 +142,42 @@ def add_ridge(moment: np.ndarray, rows: float) -> None:
         moment: float32 (columns, columns), the sum over rows.
         rows: how many those were, of one weight.
     """
-    columns = len(moment)
-    mean = float(np.trace(moment, dtype=np.float64)) / columns
-    moment[np.diag_indices(columns)] += np.float32(mean * columns / max(rows, 1))
+    damp(moment, len(moment) / max(rows, 1))
 
 
-def remaining(moments: list[np.ndarray], held_out: np.ndarray | None = None) -> float:
-    """The share of an error's cost that error feedback leaves.
+def remaining(moments: list[np.ndarray]) -> float:
+    """The share of an error's cost that error feedback leaves on the rows that moments are of.
 
     Args:
         moments: of one layer's experts, (columns, columns) each.
-        held_out: float32 (rows, columns), weighted rows that are to tell it of the only moment; by
-            default those that the moments are of.
     """
     with_feedback = 0.0
     to_nearest = 0.0
     for moment in moments:
-        column_order, lower = factor(moment)
-        diagonal = np.diagonal(lower)
-        if held_out is None:
-            with_feedback += float(np.square(diagonal, dtype=np.float64).sum())
-            to_nearest += float(np.trace(moment, dtype=np.float64))
-            continue
+        _, lower = factor(moment)
+        with_feedback += float(np.square(np.diagonal(lower), dtype=np.float64).sum())
+        to_nearest += float(np.trace(moment, dtype=np.float64))
+    return _share(with_feedback, to_nearest)
 
-        # An error E = R L^-1 comes of columns that were rounded by R, and costs |L^-1 x|^2.
-        inverse = mx.linalg.tri_inv(mx.array(lower / diagonal), stream=mx.cpu)
-        passed = np.asarray(inverse) @ held_out.T[column_order]
-        with_feedback += float(np.square(passed, dtype=np.float64).sum())
-        to_nearest += float(np.square(held_out, dtype=np.float64).sum())
+
+def remaining_on(rows: np.ndarray, moment: np.ndarray) -> float:
+    """The share of an error's cost that error feedback by a moment leaves on other rows.
+
+    Args:
+        rows: float32 (rows, columns), weighted.
+        moment: (columns, columns).
+    """
+    column_order, lower = factor(moment)
+
+    # An error E = R L^-1 comes of columns that were rounded by R, and costs |L^-1 x|^2.
+    inverse = mx.linalg.tri_inv(mx.array(lower / np.diagonal(lower)), stream=mx.cpu)
+    passed = np.asarray(inverse) @ rows.T[column_order]
+    with_feedback = float(np.square(passed, dtype=np.float64).sum())
+    return _share(with_feedback, float(np.square(rows, dtype=np.float64).sum()))
+
+
+def _share(with_feedback: float, to_nearest: float) -> float:
+    """Of one cost in another, at most LARGEST; 1 where there is none."""
     if to_nearest > 0 and np.isfinite(to_nearest):
         return min(LARGEST, with_feedback / to_nearest)
     return 1.0
@@ -204,23 +223,22 @@ class SampledMoments:
             experts: how many there are.
         """
         rows = rows[:, :: -(-rows.shape[1] // WIDE)]
-        scaled = rows * gradient[:, None]
+        scale = gradient
         if expert is None:
             is_held_out = token // RUN % HELD_OUT == HELD_OUT - 1
-            wanted = TOLD_BY - sum(map(len, self.held_out))
-            self.held_out.append(scaled[is_held_out][:wanted])
+            telling = np.flatnonzero(is_held_out)[: TOLD_BY - sum(map(len, self.held_out))]
+            self.held_out.append(rows[telling] * gradient[telling, None])
 
             # Error feedback goes by |g|, what is lost by its square (converters/quantizers/inputs).
-            scaled = rows * np.sqrt(gradient)[:, None]
+            scale = np.sqrt(gradient)
             expert = np.where(is_held_out, -1, 0)
 
         for index in range(0, experts, -(-experts // EXPERTS)):
             chosen = np.flatnonzero(expert == index)
-            moment = self.by_expert.setdefault(
-                index, np.zeros((rows.shape[1],) * 2, dtype=np.float32)
-            )
+            if index not in self.by_expert:
+                self.by_expert[index] = np.zeros((rows.shape[1],) * 2, dtype=np.float32)
             if len(chosen):
-                moment += gram(scaled[chosen])
+                self.by_expert[index] += gram(rows[chosen] * scale[chosen, None])
                 self.weights.append(gradient[chosen])
 
     def remaining(self) -> float:
@@ -241,4 +259,4 @@ class SampledMoments:
         moment = moments[0].copy()
         add_ridge(moment, effective_rows(weights))
         held_out = np.concatenate([moment[:0], *self.held_out])
-        return remaining([moment], held_out if len(held_out) else None)
+        return remaining_on(held_out, moment) if len(held_out) else remaining([moment])

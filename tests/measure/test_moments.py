@@ -63,6 +63,20 @@ def test_few_rows_for_many_columns_are_no_worse_than_rounding() -> None:
     assert cost(gptq.quantize(weight, config, moment[None]), weight, others) < 0.96 * nearest
 
 
+def test_nothing_seen_is_the_unit_matrix() -> None:
+    """An expert that no token took, and that can't borrow, is rounded as if all counted alike."""
+    moment = np.zeros((64, 64), dtype=np.float32)
+    add_ridge(moment, 0.0)
+    weight = mx.array(np.random.default_rng(1).normal(size=(8, 64)).astype(np.float32))
+    config = QuantConfig(4, 64)
+    unit = np.eye(64, dtype=np.float32)
+    seen, alike = (
+        cost(gptq.quantize(weight, config, m[None], True), weight, unit) for m in (moment, unit)
+    )
+    assert seen == pytest.approx(alike, rel=1e-6)
+    assert seen < 0.02 * float(mx.square(weight).sum())
+
+
 def test_rows_count_by_how_evenly_they_weigh() -> None:
     assert effective_rows(np.full(7, 3.0, dtype=np.float32)) == pytest.approx(7)
     one = np.array([1, 0, 0, 1e-9], dtype=np.float32)
