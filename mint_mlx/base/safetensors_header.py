@@ -300,10 +300,17 @@ def index_notes(folder: Path, headers: Mapping[str, Mapping[str, TensorInfo]]) -
             f"({len(misplaced)} such tensors). Every tensor is in another file, and read from there"
         )
     unused = sorted({file.name for file in folder.glob("model*.safetensors")} - headers.keys())
-    if unused and listed:
+    unlisted = [name for name in unused if not listed.keys() & read_header(folder / name)[0].keys()]
+    copies = [name for name in unused if name not in unlisted]
+    if copies and listed:
         notes.append(
-            f"{unused[0]} is not read: the index doesn't name it, or another file for what it "
-            f"holds ({len(unused)} such files)"
+            f"{copies[0]} holds a second copy of tensors, which is not read: the index names "
+            f"another file ({len(copies)} such files)"
+        )
+    if unlisted and listed:
+        notes.append(
+            f"{unlisted[0]} is not read: the index doesn't name it, nor what it holds "
+            f"({len(unlisted)} such files)"
         )
     return notes
 

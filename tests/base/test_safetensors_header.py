@@ -174,7 +174,7 @@ def test_of_two_copies_the_index_decides(make: Maker) -> None:
     headers = read_folder(folder)
     assert "model-old.safetensors" not in headers
     (note,) = index_notes(folder, headers)
-    assert "model-old.safetensors is not read" in note
+    assert "model-old.safetensors holds a second copy" in note
 
 
 def test_a_tensor_that_the_index_does_not_list_is_not_read_from_another_save(make: Maker) -> None:
