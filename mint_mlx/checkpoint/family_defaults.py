@@ -161,9 +161,7 @@ def _says(table: Table, key: str) -> bool:
     names = next((names for names in ALIASES if key in names), (key,))
     parameters = table.get("rope_parameters")
     full = by_layer(parameters)[0] if isinstance(parameters, dict) else {}
-    if key == "position_embedding_type":  # null is none of the types, as transformers takes it
-        return table.get(key) is not None
-    if key == "rope_theta":  # null is none, and no class has positions without one
+    if key in ("position_embedding_type", "rope_theta"):  # null says none, as transformers takes it
         return any(values.get(key) is not None for values in (table, full))
     return key == "rope_parameters" or any(name in table or name in full for name in names)
 
