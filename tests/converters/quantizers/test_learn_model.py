@@ -20,7 +20,7 @@ def test_best_beats_balanced_on_a_trained_model(
     demo_model: Path, demo_text: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(efforts, "TOKENS", 1024)
-    monkeypatch.setattr(learn_block, "STEPS", 24)
+    monkeypatch.setattr(learn_block, "STEPS", 36)
     monkeypatch.setattr(learn_block, "TOKENS", 512)
     divergence = {}
     for effort in ("balanced", "best"):
@@ -29,7 +29,7 @@ def test_best_beats_balanced_on_a_trained_model(
         divergence[effort] = kl(demo_model, out, demo_text)
     assert (result.plan.quantizer, result.plan.effort) == ("learn", "best")
     print(divergence)
-    assert divergence["best"] < 0.95 * divergence["balanced"]
+    assert divergence["best"] < 0.9 * divergence["balanced"]
 
 
 def test_best_streamed_is_best(
