@@ -77,8 +77,16 @@ def match(group: Group, stated: Stated) -> Packed | None:
         values = codes.astype(mx.float32) - mx.take(zeros, index, axis=-1)
         return values * mx.take(scales, index, axis=-1)
 
-    symmetric = stated.table.get("sym") is True
-    return Packed(group, form, (rows, columns), config, read, symmetric)
+    return Packed(group, form, (rows, columns), config, read, _all_symmetric(stated.table))
+
+
+def _all_symmetric(table: Mapping[str, Any]) -> bool:
+    """Whether no weight has zero points of other values than the middle.
+
+    GPTQModel's `dynamic` and AutoRound's `extra_config` may say otherwise of single layers."""
+    tables = [table.get(key) or {} for key in ("dynamic", "extra_config")]
+    overrides = [each for by_name in tables for each in by_name.values() if isinstance(each, dict)]
+    return table.get("sym") is True and all(each.get("sym", True) for each in overrides)
 
 
 def _group_size(stated: Stated, columns: int, groups: int) -> int:

@@ -89,6 +89,21 @@ def test_a_symmetric_zero_is_in_the_middle_whatever_the_format_says(name: str, s
     np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("table", "symmetric"),
+    [
+        ({"dynamic": {r"+:.*\.down_proj": {"bits": 8}, r"-:.*\.q_proj": {}}}, True),
+        ({"dynamic": {r"+:.*\.down_proj": {"sym": False}}}, False),
+        ({"extra_config": {"model.layers.0.mlp.up_proj": {"sym": False}}}, False),
+        ({"extra_config": {}, "dynamic": None}, True),
+    ],
+)
+def test_single_layers_may_have_zeros_of_their_own(table: dict[str, Any], symmetric: bool) -> None:
+    arrays, _ = gptq_tensors(4, 64, -1)
+    weight, _ = read(gptq, arrays, quant_method="gptq", sym=True, **table)
+    assert weight.symmetric is symmetric
+
+
 def test_a_zero_point_of_nothing_wraps_around() -> None:
     arrays, _ = gptq_tensors(4, 64, -1)
     arrays["qzeros"] = ("I32", np.full(arrays["qzeros"][1].shape, -1, dtype=np.int32))
