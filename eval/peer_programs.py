@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -76,16 +76,29 @@ def _version(python: str, package: str) -> str | None:
 
 
 def auto_round(
-    source: Source, config: QuantConfig, average: float | None, text: str, out: Path
+    source: Source,
+    config: QuantConfig,
+    average: float | None,
+    rounded: Mapping[str, QuantConfig],
+    text: str,
+    out: Path,
 ) -> None:
     """AutoRound's `mlx` export: at uniform bits, or by AutoScheme at an average of bits.
+
+    Args:
+        source: the model.
+        config: the bits, unless there is an average, and the group.
+        average: bits a weight, which AutoScheme distributes.
+        rounded: the layers that it leaves alone and that are rounded to nearest, by path.
+        text: it calibrates on.
+        out: the checkpoint's folder.
 
     Raises:
         MintError: it isn't installed, it fails, or the text is too short.
     """
     asked = _asked(config) | {"iterations": ITERATIONS, "average": average}
     with _exported(AUTO_ROUND, "run_auto_round.py", source, asked, text) as export:
-        copy_stacked(source, export, out)
+        copy_stacked(source, export, out, rounded)
 
 
 def gptq_model(source: Source, config: QuantConfig, text: str, out: Path) -> None:
@@ -117,7 +130,7 @@ def optiq(source: Source, bits: Sequence[int], target: float, out: Path) -> None
         words = ["convert", str(given), "--target-bpw", f"{target:.4f}", "--skip-baselines"]
         words += ["--candidate-bits", ",".join(map(str, bits)), "-o", str(folder / "export")]
         _run(OPTIQ, ["-c", "from optiq.cli import cli; cli()", *words], folder)
-        copy_stacked(source, _checkpoint(OPTIQ, folder / "export"), out)
+        copy_stacked(source, _checkpoint(OPTIQ, folder / "export"), out, {})
 
 
 def _asked(config: QuantConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 from ..base.errors import MintError
 from ..base.quant_config import AFFINE_BITS, AFFINE_GROUPS, KEEP, QuantConfig
-from ..checkpoint.layers import Inventory
+from ..checkpoint.layers import Inventory, Layer
 from ..checkpoint.layout import weight_tensors
 from ..checkpoint.source import Source, open_model
 from ..converters.sources.layouts import read_layout
@@ -207,19 +207,18 @@ def _dynamic_quant(
     return partial(peer_methods.dynamic_quant, source, low, high, target, text), about
 
 
-def _inner_sizes(
-    inventory: Inventory, bits: Iterable[int], head: bool = True
+def _partial_sizes(
+    inventory: Inventory, bits: Iterable[int], whole: Collection[str]
 ) -> dict[QuantConfig, int]:
-    """Bytes of all weights where embeddings and routers stay as they are.
+    """Bytes of all weights where some stay as they are.
 
     Args:
         inventory: the layers.
         bits: of the configurations; their groups are those that fit all rows.
-        head: whether an untied head is quantized too.
+        whole: the roles of the layers that aren't quantized.
     """
-    whole = {"embedding", "router"} | (set() if head else {"head"})
-    inner = [layer for layer in inventory.layers if layer.role not in whole]
-    groups = [g for g in AFFINE_GROUPS if all(layer.shape[-1] % g == 0 for layer in inner)]
+    quantized = [layer for layer in inventory.layers if layer.role not in whole]
+    groups = [g for g in AFFINE_GROUPS if all(layer.shape[-1] % g == 0 for layer in quantized)]
     sizes = {}
     for config in (QuantConfig(width, group) for width in bits for group in groups):
         parts = (layer.bytes(KEEP if layer.role in whole else config) for layer in inventory.layers)
@@ -249,31 +248,39 @@ def _optiq(source: Source, inventory: Inventory, budget: int) -> tuple[Build, st
 
 
 def _auto_round(source: Source, inventory: Inventory, budget: int, text: str) -> tuple[Build, str]:
-    config = nearest(_inner_sizes(inventory, AFFINE_BITS), budget)
-    build = partial(peer_programs.auto_round, source, config, None, text)
+    """AutoRound at uniform bits, with embeddings, which it leaves alone, rounded to nearest."""
+    config = nearest(_partial_sizes(inventory, AFFINE_BITS, {"router"}), budget)
+    rounded = dict.fromkeys(_embeddings(inventory), config)
+    build = partial(peer_programs.auto_round, source, config, None, rounded, text)
     about = f"{config}, {peer_programs.ITERATIONS} iterations"
     return build, about + _version(peer_programs.AUTO_ROUND)
 
 
 def _auto_scheme(source: Source, inventory: Inventory, budget: int, text: str) -> tuple[Build, str]:
-    """AutoRound at the average of bits that meets the budget.
+    """AutoRound at the average of bits that meets the budget, embeddings rounded to 4 bits.
 
     It counts zero points of as many bits as the codes, of which MLX makes biases of 16.
     """
-    group = max(config.group_size for config in _inner_sizes(inventory, (4,)))
-    weights = sum(layer.size for layer in inventory.layers if layer.role != "embedding")
-    embeddings = [layer for layer in inventory.layers if layer.role == "embedding"]
-    beside = inventory.other_bytes + sum(layer.bytes(KEEP) for layer in embeddings)
+    group = max(config.group_size for config in _partial_sizes(inventory, (4,), {"router"}))
+    config = QuantConfig(4, group)
+    embeddings = _embeddings(inventory)
+    beside = inventory.other_bytes + sum(layer.bytes(config) for layer in embeddings.values())
+    weights = sum(layer.size for layer in inventory.layers if layer.path not in embeddings)
     average = max(2.5, (budget - beside) * 8 / weights - 12 / group)
 
-    config = QuantConfig(4, group)
-    build = partial(peer_programs.auto_round, source, config, average, text)
+    rounded = dict.fromkeys(embeddings, config)
+    build = partial(peer_programs.auto_round, source, config, average, rounded, text)
     about = f"{average:.3f} bits on average, g{group}, {peer_programs.ITERATIONS} iterations"
     return build, about + _version(peer_programs.AUTO_ROUND)
 
 
+def _embeddings(inventory: Inventory) -> dict[str, Layer]:
+    return {layer.path: layer for layer in inventory.layers if layer.role == "embedding"}
+
+
 def _gptq_model(source: Source, inventory: Inventory, budget: int, text: str) -> tuple[Build, str]:
-    config = nearest(_inner_sizes(inventory, (2, 3, 4, 8), head=False), budget)
+    whole = {"embedding", "router", "head"}
+    config = nearest(_partial_sizes(inventory, (2, 3, 4, 8), whole), budget)
     build = partial(peer_programs.gptq_model, source, config, text)
     return build, str(config) + _version(peer_programs.GPTQ_MODEL)
 

@@ -1,13 +1,15 @@
 """Copies an MLX export of another program as the checkpoint that it means.
 
 AutoRound writes the codes of each expert by itself, where stock mlx-lm stacks plain weights only,
-and on a CPU without bf16 leaves float32 behind: experts are stacked, and what isn't quantized has
-the source's 16-bit type, before anything is scored or counted.
+leaves embeddings in 16 bits, which are half of a small model, and on a CPU without bf16 leaves
+float32 behind: experts are stacked, embeddings rounded to nearest, and what isn't quantized has the
+source's 16-bit type, before anything is scored or counted.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,22 @@ import mlx.core as mx
 
 from ..base.errors import MintError
 from ..base.hf_config import stated_dtype
+from ..base.quant_config import QuantConfig
 from ..checkpoint.source import Source
 from ..converters.output.small_files import copy_small_files
+from ..converters.quantizers import rtn
 
 
-def copy_stacked(source: Source, export: Path, out: Path) -> None:
+def copy_stacked(
+    source: Source, export: Path, out: Path, rounded: Mapping[str, QuantConfig]
+) -> None:
     """Write an export as a checkpoint of the source's layout.
 
     Args:
         source: the model that it was made from, whose config and tokenizer it gets.
         export: the folder that the other program wrote.
         out: the checkpoint's folder, which must not exist.
+        rounded: layers to round to nearest unless the export quantizes them, by path.
 
     Raises:
         MintError: experts of one layer have different bits, which no MLX checkpoint can say.
@@ -42,6 +49,11 @@ def copy_stacked(source: Source, export: Path, out: Path) -> None:
 
     config = json.loads((export / "config.json").read_text(encoding="utf-8"))
     block = {"mode": "affine"} | stack_entries(config.get("quantization", {}))
+    for path, asked in rounded.items():
+        if f"{path}.scales" not in weights:
+            parts = rtn.quantize(weights.pop(f"{path}.weight"), asked)
+            weights |= {f"{path}.{kind}": array for kind, array in parts.items()}
+            block[path] = asked.as_mlx()
     out.mkdir(parents=True)
     mx.save_safetensors(str(out / "model.safetensors"), weights, metadata={"format": "mlx"})
     written = json.dumps(dict(source.config) | {"quantization": block}, indent=1)

@@ -111,16 +111,19 @@ def test_an_export_of_single_experts_becomes_a_checkpoint_of_mlx_lm(
     loaded, _ = load_model(tmp_path / "out")
     parameters = dict(tree_flatten(loaded.parameters()))
     path = "model.layers.0.mlp.switch_mlp.up_proj"
-    config = peers.nearest(peers._inner_sizes(job.inventory, (2, 3, 4, 5, 6, 8)), budget)
+    sizes = peers._partial_sizes(job.inventory, (2, 3, 4, 5, 6, 8), {"router"})
+    config = peers.nearest(sizes, budget)
     source = mx.load(str(job.source.path / "model.safetensors"))
     expected = mx.quantize(
         source["model.layers.0.mlp.experts.10.up_proj.weight"], config.group_size, config.bits
     )
     for kind, array in zip(("weight", "scales", "biases"), expected, strict=True):
         assert mx.array_equal(parameters[f"{path}.{kind}"][10], array), kind
-    assert parameters["model.embed_tokens.weight"].dtype == mx.bfloat16
 
-    sizes = peers._inner_sizes(job.inventory, (config.bits,))
+    # AutoRound leaves the embedding alone, which would be half of a small model.
+    codes, *_ = mx.quantize(source["model.embed_tokens.weight"], config.group_size, config.bits)
+    assert mx.array_equal(parameters["model.embed_tokens.weight"], codes)
+    assert parameters["model.layers.0.mlp.gate.weight"].dtype == mx.bfloat16
     assert stored_bytes(tmp_path / "out") == pytest.approx(sizes[config], rel=0.02)
 
 
@@ -128,7 +131,7 @@ def test_a_program_that_fails_is_quoted(make: Maker, tmp_path: Path, auto_round:
     (auto_round / "auto_round.py").write_text("raise SystemExit('no kernel for this model')\n")
     source = load_source(str(make(llama(1))))
     with pytest.raises(MintError, match="AutoRound cannot quantize this model: no kernel"):
-        peer_programs.auto_round(source, QuantConfig(4, 64), None, TEXT, tmp_path / "out")
+        peer_programs.auto_round(source, QuantConfig(4, 64), None, {}, TEXT, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -148,6 +151,6 @@ def test_auto_round_itself_runs(
 ) -> None:
     monkeypatch.setattr(peer_programs, "ITERATIONS", 2)
     source = load_source(str(make(qwen3_moe(1))))
-    peer_programs.auto_round(source, QuantConfig(4, 64), None, TEXT, tmp_path / "out")
+    peer_programs.auto_round(source, QuantConfig(4, 64), None, {}, TEXT, tmp_path / "out")
     loaded, _ = load_model(tmp_path / "out")
     assert loaded(mx.array([[1, 2, 3]])).shape[1] == 3
