@@ -34,6 +34,7 @@ _RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
         (r"^model\.(?!language_model\.)", "model.language_model."),
         (r"\.per_layer_model\.language_model_projection\.", ".per_layer_model_projection."),
     ),
+    "gemma4": ((r"^lm_head\.", "language_model.lm_head."),),
     "gpt2": ((r"^transformer\.", ""),),
     "gpt_neox": ((r"^lm_head\.", "embed_out."),),
     "kimi_linear": ((r"\.self_attn\.forget_gate\.", ".self_attn."),),
@@ -44,7 +45,7 @@ _RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
         (r"^lm_head\.", "language_model.lm_head."),
     ),
     "laguna": ((r"\.mlp\.shared_experts\.", ".mlp.shared_expert."),),
-    "lfm2": ((r"^model\.language_model\.", "model."),),
+    "lfm2": ((r"^(model\.language_model|language_model\.model)\.", "model."),),
     "mimo_v2_flash": ((r"\.self_attn\.sinks$", ".self_attn.attention_sink_bias"),),
     "minimax_m3_vl": (
         (r"^(?=(lm_head|model)\.)", "language_model."),

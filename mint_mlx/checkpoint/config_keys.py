@@ -231,8 +231,9 @@ def _wrapped(config: Table) -> Table:
 def is_flattened(stated: Table) -> bool:
     """Whether `adapt` takes the text model out of the larger one that a config describes."""
     model_type = stated.get("model_type")
-    inside = text_config(stated) is not stated
-    return inside and model_type in ALONE and not is_known(str(model_type))
+    if text_config(stated) is stated or model_type not in ALONE:
+        return False
+    return not is_known(model_type) or (model_type in UNSANITIZED and "quantization" not in stated)
 
 
 def _flattened(config: Table) -> Table:
@@ -269,9 +270,13 @@ def _has_experts(config: Table) -> bool:
 INSIDE = {"kimi_k25": "deepseek_v3", "llava": "llama", "mistral3": "mistral"}
 # Larger models of which mlx-lm has the text model alone: its type, and its class in transformers.
 ALONE = {
+    "lfm2-vl": ("lfm2", "Lfm2ForCausalLM"),
     "lfm2_vl": ("lfm2", "Lfm2ForCausalLM"),
     "step3p7": ("step3p5", "Step3p5ForCausalLM"),
 }
+# Of these mlx-lm has a class, which loads no tensors but those of an MLX checkpoint: convolutions
+# are not transposed.
+UNSANITIZED = {"lfm2-vl"}
 # What a config says of the whole checkpoint, and not of its text model.
 NOT_INSIDE = ("architectures", "quantization", "quantization_config", "transformers_version")
 OUTSIDE = (

@@ -19,7 +19,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ..base.errors import MintError
-from ..base.hf_config import edit_text_config, text_config
+from ..base.hf_config import config_tables, edit_text_config, text_config
 from ..base.safetensors_header import TensorInfo, read_header
 from .arrays import FLOATS
 from .block_path import block_of
@@ -32,6 +32,7 @@ HEADS = re.compile(r"(.+\.)?(lm_head|embed_out|output|head)\.weight")
 EMBEDDING = re.compile(
     r"(.+\.)?(embed_tokens|word_embeddings|tok_embeddings|embed_in|embeddings|embedding|wte)\.weight"
 )
+TIED = "tie_word_embeddings"
 CHUNK = 1 << 24  # bytes compared at once
 SAMPLE = 12  # rows that are compared of a model on the Hub
 
@@ -56,6 +57,8 @@ def with_own_head(
 ) -> dict[str, Any]:
     """A config that unties head and embedding, where the folder holds two that differ.
 
+    Of a text model inside a larger one it says in both tables what the tensors say.
+
     Args:
         config: config.json.
         folder: of the checkpoint; where its shards are sparse (hub.Skeleton) no tensors differ.
@@ -65,8 +68,10 @@ def with_own_head(
     Raises:
         MintError: they differ, and mlx-lm's class can't have a head of its own.
     """
-    untied = _says(config) is False
-    if "quantization" in config or (untied and _builds_heads(config)):
+    if "quantization" in config:
+        return config
+    config = _with_inner_tie(config, folder, headers)
+    if _says(config) is False and _builds_heads(config):
         return config
     head = _find(HEAD, folder, headers)
     embedding = _find(EMBEDDING, folder, headers)
@@ -75,7 +80,7 @@ def with_own_head(
     if _equal(head, embedding):
         return config
 
-    config_untied = edit_text_config(_untied(config), _untied)
+    config_untied = _stating(config, tied=False)
     if not _has_head(config_untied, bare_model):
         raise MintError(
             f"{folder.name} holds an lm_head.weight that differs from its embedding, but "
@@ -131,14 +136,37 @@ def drop_copy(
     return {name: array for name, array in weights.items() if not HEAD.fullmatch(name)}
 
 
-def _untied(table: dict[str, Any]) -> dict[str, Any]:
-    return table | {"tie_word_embeddings": False}
+def _with_inner_tie(config: dict[str, Any], folder: Path, headers: Headers) -> dict[str, Any]:
+    """The config of a text model inside a larger one whose table says whether it has a head.
+
+    mlx-lm's classes read that table alone, transformers 4 one of the two, transformers 5 the outer
+    one, and each leaves out what is its default: only the tensors tell it for all.
+    """
+    tables = config_tables(config)
+    stated = [table[TIED] for table in tables if isinstance(table.get(TIED), bool)]
+    if len(tables) == 1 or stated in ([True, True], [False, False]):
+        return config
+    head = _find(HEAD, folder, headers)
+    embedding = _find(EMBEDDING, folder, headers)
+    if embedding is None:
+        return config
+
+    # A head that is missing is no tied one where all that is stated denies it.
+    denied = stated == [False]
+    if head is None:
+        return config if denied else _stating(config, tied=True)
+    return _stating(config, tied=not denied and _equal(head, embedding))
+
+
+def _stating(config: dict[str, Any], tied: bool) -> dict[str, Any]:
+    """The config that says so in all its tables."""
+    return edit_text_config(config | {TIED: tied}, lambda table: table | {TIED: tied})
 
 
 def _says(config: dict[str, Any]) -> Any:
     """Whether a config ties both; None where it doesn't say it."""
     text = text_config(config)
-    return text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    return text.get(TIED, config.get(TIED))
 
 
 def _builds_heads(config: dict[str, Any]) -> bool:
