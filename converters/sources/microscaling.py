@@ -3,6 +3,9 @@
 compressed-tensors (`mxfp4-pack-quantized`, Kimi-K3; `mxfp8-quantized`), ModelOpt, Quark and MiniMax
 write them under different names; only the codes' words and the scales' bytes count. gpt-oss has a
 layout of its own, which mlx-lm reads.
+
+AutoRound's MXINT4 looks the same, but for a word in its config: a code is a sign and a number of
+quarters, which MLX's affine form holds.
 """
 
 from __future__ import annotations
@@ -11,14 +14,30 @@ from collections.abc import Mapping
 
 import mlx.core as mx
 
-from ...base.quant_config import mx_mode
-from .packed import BYTES, EXPONENTS, Codes, Group, Packed, Stated
+from ...base.quant_config import QuantConfig, mx_mode
+from .packed import (
+    BYTES,
+    EXPONENTS,
+    Codes,
+    Group,
+    Packed,
+    Stated,
+    Unread,
+    affine_codes,
+    exponents,
+    pack,
+    unpack,
+)
 
 GROUP = 32
 
 
 def match(group: Group, stated: Stated) -> Packed | None:
-    """A weight of MXFP4 or MXFP8."""
+    """A weight of MXFP4, MXFP8 or MXINT4.
+
+    Raises:
+        Unread: its integers have another width.
+    """
     scale = "scale_inv" if "scale_inv" in group.infos else "scale"
     if group.dtype(scale) not in EXPONENTS:
         return None
@@ -37,7 +56,35 @@ def match(group: Group, stated: Stated) -> Packed | None:
     if columns % GROUP:
         return None
 
+    if _has_integers(group, stated):
+        if mode != "mxfp4":
+            raise Unread("holds integers of 8 bits with shared exponents (MXINT8)")
+        return _integers(group, codes, scale, (*rows, columns))
+
     def read(tensors: Mapping[str, mx.array]) -> Codes:
         return Codes(mx.contiguous(tensors[codes]).view(mx.uint32), tensors[scale])
 
     return Packed(group, mode.upper(), (*rows, columns), mx_mode(mode), read)
+
+
+def _has_integers(group: Group, stated: Stated) -> bool:
+    """Whether AutoRound's config says so, of this layer or of all."""
+    single = stated.table.get("extra_config") or {}
+    layer = single.get(group.stem.removesuffix(".weight"), {})
+    return str((stated.table | layer).get("data_type")).startswith("mx_int")
+
+
+def _integers(group: Group, codes: str, scale: str, shape: tuple[int, ...]) -> Packed:
+    """A weight of MXINT4: bit 3 of a code is its sign, the others are quarters."""
+    config = QuantConfig(4, GROUP)
+    columns = shape[-1]
+
+    def read(tensors: Mapping[str, mx.array]) -> Codes:
+        signed = unpack(mx.contiguous(tensors[codes]).view(mx.uint32), 4, columns)
+        quarters = signed & 7
+        above_zero = mx.where(signed & 8, 8 - quarters, 8 + quarters).astype(mx.uint8)
+        scales = exponents(tensors[scale].view(mx.uint8)) / 4
+        words = pack(above_zero, config.bits)
+        return affine_codes(words, scales, mx.array(8.0), config, columns)
+
+    return Packed(group, "MXINT4", shape, config, read)

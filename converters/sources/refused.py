@@ -77,6 +77,12 @@ def match(group: Group, stated: Stated) -> Packed | None:
             "runs, for which MLX has no place"
         )
     leaf = group.stem.rpartition(".")[2]
+    packed = group.roles != {""}
+    if leaf.startswith("spinquant_") or (stated.table.get("rotation_config") and packed):
+        raise Unread(
+            "was rotated by AutoRound (rotation_config): its inputs are rotated when it runs, for "
+            "which MLX has no place"
+        )
     if leaf in _TOOLS:
         raise Unread(f"is a tensor of {_TOOLS[leaf]}, which mint-mlx does not read")
     if stated.table.get("checkpoint_format") == "marlin" or stated.table.get("is_marlin_format"):

@@ -194,6 +194,19 @@ UNREAD: dict[str, tuple[dict[str, tuple[str, np.ndarray]], dict[str, Any], str]]
         },
         "was rotated by compressed-tensors (transform_config)",
     ),
+    "a rotation of AutoRound": (
+        {
+            "weight_packed": ("U8", np.ones((128, 64))),
+            "weight_scale": ("U8", np.ones((128, 4))),
+        },
+        {"quant_method": "auto-round", "rotation_config": {"algorithm": "hadamard"}},
+        "was rotated by AutoRound (rotation_config)",
+    ),
+    "what AutoRound rotates by": (
+        {"spinquant_r1_size": ("I64", np.ones(1))},
+        {"quant_method": "auto-round", "rotation_config": {"algorithm": "quarot"}},
+        "was rotated by AutoRound (rotation_config)",
+    ),
     "HQQ": ({"W_q": ("U8", np.ones((64, 128)))}, {"quant_method": "hqq"}, "is a tensor of HQQ"),
     "quanto": (
         {"weight._data": ("I8", np.ones((128, 128))), "weight._scale": ("F32", np.ones((128, 1)))},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from formulas import E2M1, e4m3
@@ -35,6 +37,40 @@ def test_mxfp4_stays(lead: tuple[int, ...], role: str, code: str, scale: str) ->
     assert str(weight.config) == "mxfp4"
     sizes = np.repeat(2.0 ** (byte.astype(np.float32) - 127), 32, -1)
     np.testing.assert_array_equal(got, values * sizes)
+
+
+@pytest.mark.parametrize("lead", LEADS)
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"data_type": "mx_int"},
+        {"data_type": "mx_fp", "extra_config": {"layer": {"data_type": "mx_int"}}},
+    ],
+)
+def test_integers_with_shared_exponents_are_a_sign_and_quarters(
+    lead: tuple[int, ...], table: dict[str, Any]
+) -> None:
+    """As AutoRound 0.16.1 writes `MXINT4`: the tensors of MXFP4, and a word in the config."""
+    packed = RNG.integers(0, 256, (*lead, 48)).astype(np.uint8)
+    byte = RNG.integers(110, 140, (*lead, 3)).astype(np.uint8)
+    arrays: Arrays = {"packed": ("U8", packed), "scale": ("U8", byte)}
+    weight, got = read(microscaling, arrays, quant_method="auto-round", **table)
+    assert str(weight.config) == "4bit-g32"
+    assert weight.form == "MXINT4"
+
+    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*lead, 96)
+    values = np.where(codes & 8, -1.0, 1.0) * (codes & 7) / 4
+    sizes = np.repeat(2.0 ** (byte.astype(np.float32) - 127), 32, -1)
+    np.testing.assert_array_equal(got, values * sizes)
+
+
+def test_wider_integers_with_shared_exponents_are_refused() -> None:
+    arrays: Arrays = {
+        "": ("F8_E4M3", np.zeros((8, 64), np.uint8)),
+        "scale": ("U8", np.zeros((8, 2), np.uint8)),
+    }
+    with pytest.raises(Unread, match="MXINT8"):
+        read(microscaling, arrays, quant_method="auto-round", data_type="mx_int")
 
 
 @pytest.mark.parametrize("role", ["scale", "scale_inv"])
