@@ -3,7 +3,9 @@
 `mx.quantize` spreads a grid over all of a group's range. A narrower one clips its largest weights
 and rounds all others finer. Its grid and one or two of other ranges are tried, each with scale and
 bias refitted by least squares to the codes that it gives, and the best one is refitted once more
-(Choukroun et al., 2019, choose ranges by squared error; llama.cpp's K-quants refit as well).
+(Choukroun et al., 2019, choose ranges by squared error; llama.cpp's K-quants refit as well). Of 2
+and 3 bits a weight's error counts the more the larger it is, as theirs does: what a narrow range
+clips may belong to one of the few huge inputs that language models have, which weights don't show.
 
 Least squares returns (1 - e) w plus noise, coherent over a layer's rows: at 2 bits gate and up come
 out 3 to 4 % too small each, and their product 7 %. Squared errors call that good, the model doesn't
@@ -40,6 +42,7 @@ Grid = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 # The ranges that are tried, as shares of a group's own, by bits (docs/research-log.md).
 RANGES = {2: (0.7,), 3: (0.92, 0.8), 4: (0.97, 0.9), 5: (0.98,), 6: (1.0,), 8: (1.0,)}
+COARSE = 3  # bits up to which large weights count more
 SMALLEST = 1e-37  # numbers below lose digits in float32
 SAFE = 2.0**20  # the squares of weights up to this, and from its inverse on, are normal numbers
 CHUNK = 1 << 20  # weights at once: for fewer, threads wait for the interpreter
@@ -90,7 +93,9 @@ def quantize(weight: mx.array, config: QuantConfig) -> dict[str, mx.array]:
     biases = np.empty_like(scales)
 
     def work(rows: slice) -> None:
-        groups, scale, bias, total = _search(raw[rows], config, weight.dtype)
+        by_size = config.bits <= COARSE
+        groups, scale, bias, total = _search(raw[rows], config, weight.dtype, by_size=by_size)
+        total = groups.weights.sum(axis=0) if by_size else total
         words[rows] = pack_columns(groups.codes, config.bits).reshape(words[rows].shape)
         factor = _row_factor(groups, scale, bias, total, len(raw[rows]))
         np.multiply(scale.reshape(len(factor), -1), factor, out=scales[rows])
@@ -138,19 +143,21 @@ def _search(
     config: QuantConfig,
     dtype: mx.Dtype,
     importance: np.ndarray | None = None,
+    by_size: bool = False,
 ) -> tuple[Groups, np.ndarray, np.ndarray, np.ndarray]:
     """The best grids of some rows.
 
     Args:
         rows: as `raw_rows` gives them.
         config, dtype, importance: as for `find_grid`.
+        by_size: whether a weight's error counts the more the larger it is, importance aside.
 
     Returns:
         The groups with their codes; scales and biases (groups,) as they are stored; the sums of
-        the groups' weights.
+        the groups' weights, each times what it counts.
     """
     top = np.float32(2**config.bits - 1)
-    groups, low, high = _as_groups(rows, config.group_size, importance)
+    groups, low, high = _as_groups(rows, config.group_size, importance, by_size)
     total = _total(groups)
 
     # Each range is refitted once, and the best one again.
@@ -175,7 +182,7 @@ def _search(
 
 
 def _as_groups(
-    rows: np.ndarray, size: int, importance: np.ndarray | None
+    rows: np.ndarray, size: int, importance: np.ndarray | None, by_size: bool
 ) -> tuple[Groups, np.ndarray, np.ndarray]:
     """Some rows as groups, with each one's lowest and highest weight, divided by its unit."""
     weights = as_columns(rows, size)
@@ -188,7 +195,11 @@ def _as_groups(
     # Weights are told from the middle of their group, for the precision of the sums.
     middle = (high + low) / 2
     weights -= middle
-    counts = None if importance is None else _counts(importance, len(rows), size)
+    counts = None
+    if importance is not None:
+        counts = _counts(importance, len(rows), size)
+    elif by_size:
+        counts = _counts_by_size(weights, middle)
     codes, work = np.empty_like(weights), np.empty_like(weights)
     counted = codes if counts is None else np.empty_like(codes)
     return Groups(weights, unit, middle, counts, codes, counted, work), low, high
@@ -305,6 +316,14 @@ def _counts(importance: np.ndarray, rows: int, size: int) -> np.ndarray:
     groups = importance.reshape(-1, size)
     groups = groups / np.maximum(groups.mean(axis=1, keepdims=True), 1e-30)
     return tiled(groups.astype(np.float32), rows)
+
+
+def _counts_by_size(weights: np.ndarray, middle: np.ndarray) -> np.ndarray:
+    """What weights count, one on average: half of it alike for all, half in proportion to size."""
+    counts = np.abs(weights + middle)
+    counts *= np.float32(0.5) / _or_one(counts.mean(axis=0))
+    counts += np.float32(0.5)
+    return counts
 
 
 def _unit(low: np.ndarray, high: np.ndarray, rows: int) -> np.ndarray | None:
