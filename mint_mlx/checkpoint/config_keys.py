@@ -19,7 +19,7 @@ from typing import Any
 
 from ..base.hf_config import edit_text_config, text_config
 from .bad_value import MALFORMED, bad_value
-from .family_defaults import family_defaults
+from .family_defaults import family_defaults, sizes_inside
 from .family_keys import family_keys
 from .key_names import ALIASES
 from .layer_types import layer_type_keys
@@ -94,7 +94,8 @@ def brought(config: Table) -> tuple[Brought, ...]:
     if adapted.get("model_type") != config.get("model_type"):
         return (Brought("model_type", adapted["model_type"], REQUIRED, reader.name),)
     before, after = text_config(config), text_config(adapted)
-    filled_in = family_defaults({"model_type": _type_inside(config)} | before, reader)
+    typed = {"model_type": _type_inside(config)} | before
+    filled_in = family_defaults(typed, reader) | sizes_inside(typed)
     changes = [
         _change(key, before.get(key, reader.defaults.get(key)), value, reader, key in filled_in)
         for key, value in after.items()
@@ -143,7 +144,7 @@ def _adapted(config: Table) -> Table:
 def _brought_inside(table: Table, config: Table, reader: ModelClass) -> Table:
     """The table of a text model inside a larger one, brought to what its class reads."""
     typed = {"model_type": _type_inside(config)} | table | _tied(config)
-    brought_table = _brought(typed, reader)
+    brought_table = _brought(typed | sizes_inside(typed), reader)
     return {k: v for k, v in brought_table.items() if k != "model_type" or k in table}
 
 

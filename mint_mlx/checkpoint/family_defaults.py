@@ -117,9 +117,20 @@ DEFAULTS: dict[str, Table] = {
     "qwen3_5_text": _QWEN3_5,
     "qwen3_moe": {"norm_topk_prob": False},
     "qwen3_next": {"norm_topk_prob": True},
-    "qwen3_vl_moe_text": {"norm_topk_prob": True},  # its class has no such key
     "smollm3": {"rope_theta": 2000000.0},
     "starcoder2": {"rope_theta": 10000.0},
+}
+# Sizes that mlx-lm's class requires, and that LLaVA and Pixtral leave out of the table inside.
+_LLAMA: Table = {
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 32000,
+}
+SIZES_INSIDE: dict[str, Table] = {
+    "llama": _LLAMA | {"intermediate_size": 11008},
+    "mistral": _LLAMA | {"intermediate_size": 14336, "num_key_value_heads": 8},
 }
 # The same of families whose models need not have experts, where they have some.
 WITH_EXPERTS: dict[str, Table] = {"nemotron_h": {"norm_topk_prob": True}}
@@ -152,6 +163,12 @@ def family_defaults(table: Table, reader: ModelClass) -> Table:
     if "rope_parameters" in defaults:
         added |= _positions(table, defaults["rope_parameters"])
     return added
+
+
+def sizes_inside(table: Table) -> Table:
+    """The sizes that the table of a text model inside a larger one leaves out."""
+    sizes = SIZES_INSIDE.get(str(table.get("model_type")), {})
+    return {key: size for key, size in sizes.items() if key not in table}
 
 
 def _says(table: Table, key: str) -> bool:

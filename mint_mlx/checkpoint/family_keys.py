@@ -217,6 +217,12 @@ def _dbrx(table: Table) -> Table:
     return {"attn_config": attention | {"rope_theta": parameters["rope_theta"]}}
 
 
+def _qwen3_moe(table: Table) -> Table:
+    """Qwen3-VL's class of transformers has no such key, and always normalizes."""
+    inside = table.get("model_type") == "qwen3_vl_moe_text"
+    return {"norm_topk_prob": True} if inside else {}
+
+
 FAMILY_RULES: dict[str, Callable[[Table], Table]] = {
     "bailing_moe_v3": _bailing_delta,
     "dbrx": _dbrx,
@@ -229,5 +235,6 @@ FAMILY_RULES: dict[str, Callable[[Table], Table]] = {
     "mamba2": _mamba2,
     "minicpm3": _scaling_by_one,
     "mimo_v2_flash": _mimo,
+    "qwen3_moe": _qwen3_moe,
     "step3p5": _step3p5,
 }

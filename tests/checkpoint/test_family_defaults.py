@@ -12,7 +12,7 @@ from helpers import OLD_MLX_LM
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.hf_config import text_config
 from mint_mlx.checkpoint.config_keys import INSIDE, adapt, brought
-from mint_mlx.checkpoint.family_defaults import DEFAULTS, UNSETTLED_THETA
+from mint_mlx.checkpoint.family_defaults import DEFAULTS, SIZES_INSIDE, UNSETTLED_THETA
 from mint_mlx.checkpoint.model_classes import REQUIRED, is_known, model_class
 from mint_mlx.checkpoint.unread_keys import COUNTED, HARMLESS, check_keys
 
@@ -84,10 +84,31 @@ def test_the_defaults_are_those_of_transformers(family: str) -> None:
     for key, value in DEFAULTS[family].items():
         if (family, key) == ("granitemoehybrid", "position_embedding_type"):
             assert theirs[key] != "rope"  # none at all
-        elif (family, key) == ("qwen3_vl_moe_text", "norm_topk_prob"):
-            assert key not in stated_by(family)
         else:
             assert theirs[key] == value, key
+
+
+@pytest.mark.parametrize("family", SIZES_INSIDE)
+def test_sizes_that_a_table_inside_leaves_out_are_those_of_transformers(family: str) -> None:
+    theirs = stated_by(family)
+    assert {key: theirs[key] for key in SIZES_INSIDE[family]} == SIZES_INSIDE[family]
+
+    # Pixtral 12B says all but the number of heads, LLaVA 1.5 next to nothing.
+    text = {"model_type": family, "vocab_size": 64, "rope_theta": 1e6}
+    config = {"model_type": "llava", "text_config": text}
+    filled_in = SIZES_INSIDE[family] | text
+    assert text_config(adapt(config)) == filled_in
+    told = {change.key for change in brought(config) if change.left_out}
+    assert told >= filled_in.keys() - text.keys()
+
+
+def test_qwen3_vl_normalizes_whatever_its_config_says() -> None:
+    """transformers' class has no such key."""
+    assert "norm_topk_prob" not in stated_by("qwen3_vl_moe_text")
+    for said in ({}, {"norm_topk_prob": False}):
+        text = config_of("qwen3_moe") | said | {"model_type": "qwen3_vl_moe_text"}
+        config = {"model_type": "qwen3_vl_moe", "text_config": text}
+        assert text_config(adapt(config))["norm_topk_prob"] is True
 
 
 def config_at_qwen3_moe() -> dict[str, Any]:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(OLD_MLX_LM, reason="it has fewer families")
 @pytest.mark.parametrize("family", READ)
 def test_a_family_is_read_and_its_layers_have_roles(tmp_path: Path, family: str) -> None:
     config = config_of(family)
-    assert adapt(config) == config
+    assert adapt(config) == config or family == "lfm2-vl"  # its text model alone is read
     source = load_source(str(write_family(tmp_path / family, family)))
     inventory = list_layers(open_model(source), source.config)
     roles = {layer.role for layer in inventory.layers}
