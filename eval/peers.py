@@ -264,8 +264,11 @@ def _auto_scheme(source: Source, inventory: Inventory, budget: int, text: str) -
     group = max(config.group_size for config in _partial_sizes(inventory, (4,), {"router"}))
     config = QuantConfig(4, group)
     embeddings = _embeddings(inventory)
+    routers = {layer.path: layer for layer in inventory.layers if layer.role == "router"}
     beside = inventory.other_bytes + sum(layer.bytes(config) for layer in embeddings.values())
-    weights = sum(layer.size for layer in inventory.layers if layer.path not in embeddings)
+    beside += sum(layer.bytes(KEEP) for layer in routers.values())
+    chosen = (layer for layer in inventory.layers if layer.path not in embeddings | routers)
+    weights = sum(layer.size for layer in chosen)
     average = max(2.5, (budget - beside) * 8 / weights - 12 / group)
 
     rounded = dict.fromkeys(embeddings, config)
