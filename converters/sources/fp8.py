@@ -2,7 +2,8 @@
 
 The scales are called `weight_scale_inv` (DeepSeek-V3, Qwen3-FP8, transformers), `weight_scale`
 (compressed-tensors, AutoFP8, ModelOpt, Quark, FBGEMM) or `scale` (DeepSeek-V4). All are multiplied
-with the code. They are floats, or bytes that stand for powers of two.
+with the code, but for GPTQModel's: its `weight_scale_inv` divides, and a word in its config says
+so. They are floats, or bytes that stand for powers of two.
 """
 
 from __future__ import annotations
@@ -55,9 +56,11 @@ def read_fp8(group: Group, codes: str, scale: str, stated: Stated) -> Packed:
             f"{list(group.shape(scale))}, which is not that of FP8 {expected}"
         )
     form = in_words(block)
+    divides = stated.table.get("weight_scale_semantics") == "inverse"
 
     def read(tensors: Mapping[str, mx.array]) -> mx.array:
         scales = exponents(tensors[scale]) if dtype in EXPONENTS else tensors[scale]
+        scales = 1 / scales.astype(mx.float32) if divides else scales
         return dequantize(tensors[codes], scales, block)
 
     return Packed(group, f"FP8 {form}", shape, None, read)

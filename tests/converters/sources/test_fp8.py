@@ -139,6 +139,19 @@ def _wide(numbers: np.ndarray, shape: tuple[int, ...], table: dict[str, Any]) ->
     return np.repeat(np.repeat(numbers, block, -2), block, -1)[..., :rows, :columns]
 
 
+@pytest.mark.parametrize(
+    ("scales", "table"), [((128, 1), {}), ((2, 4), {"weight_block_size": [64, 64]})]
+)
+def test_gptqmodel_s_scales_divide(scales: tuple[int, ...], table: dict[str, Any]) -> None:
+    """Version 7.7.0 calls them `weight_scale_inv` and writes 1 / scale."""
+    codes, numbers = fp8(128, 256), (2000 + 400 * RNG.random(scales)).astype(np.float32)
+    arrays = {"": ("F8_E4M3", codes), "scale_inv": ("F32", numbers)}
+    stated = table | {"quant_method": "fp8", "weight_scale_semantics": "inverse"}
+    _, values = read(sources_fp8, arrays, **stated)
+    expected = e4m3(codes) / _wide(numbers, (128, 256), table)
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("code", ["U8", "F8_E8M0"])
 def test_scales_that_are_bytes_are_powers_of_two(code: str) -> None:
     codes, byte = fp8(128, 256), np.array([[0, 130]], dtype=np.uint8)
