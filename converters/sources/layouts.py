@@ -37,6 +37,7 @@ from . import (
     gpt_oss,
     gptq,
     int8,
+    kimi_vl,
     metal,
     microscaling,
     nvfp4,
@@ -328,7 +329,7 @@ def reader(
         weights, codes = unpack(weights, packed, dtype)
         if config.get("model_type") == "gpt_oss":
             weights = gpt_oss.split_experts(weights)
-        weights = stock(weights)
+        weights = stock(kimi_vl.split_latent(config, weights))
         stored = restore(model, weights, codes, stacks, None if as_read.exact else dtype)
         table.update({path: layer.as_mlx() for path, layer in stored.items()})
         if not as_read.keep_nvfp4:

@@ -71,16 +71,11 @@ def match(group: Group, stated: Stated) -> Packed | None:
             raise Unread("is int4 of ModelOpt (AWQ), with two rows in a byte")
     if kind == "I32" and "scale" in group.infos:
         raise Unread("is int4 of Quark, whose order of codes its config does not tell for sure")
-    if stated.table.get("transform_config") and group.roles != {""}:
-        raise Unread(
-            "was rotated by compressed-tensors (transform_config): its inputs are rotated when it "
-            "runs, for which MLX has no place"
-        )
     leaf = group.stem.rpartition(".")[2]
-    packed = group.roles != {""}
-    if leaf.startswith("spinquant_") or (stated.table.get("rotation_config") and packed):
+    rotation = _rotated_by(stated.table)
+    if leaf.startswith("spinquant_") or (rotation and group.roles != {""}):
         raise Unread(
-            "was rotated by AutoRound (rotation_config): its inputs are rotated when it runs, for "
+            f"was rotated by {rotation or 'AutoRound'}: its inputs are rotated when it runs, for "
             "which MLX has no place"
         )
     if leaf in _TOOLS:
@@ -91,6 +86,23 @@ def match(group: Group, stated: Stated) -> Packed | None:
     if codes and stated.method in UNREAD:
         raise Unread(f"is packed by {UNREAD[stated.method]}, which mint-mlx does not read")
     return None
+
+
+def _rotated_by(table: dict[str, Any]) -> str:
+    """The tool whose rotations must run with the model, and the key that says so; '' for none.
+
+    Rotations of compressed-tensors that lie in the weights alone are undone by other weights.
+    """
+    groups = (table.get("transform_config") or {}).get("config_groups") or {}
+    applied = [use for group in groups.values() for use in group.get("apply") or [{}]]
+    if any(not str(use.get("location")).startswith("weight_") for use in applied):
+        return "compressed-tensors (transform_config)"
+    tools = {
+        "rotation_config": "AutoRound",
+        "spinquant_config": "AutoRound",
+        "rotation": "GPTQModel",
+    }
+    return next((f"{tool} ({key})" for key, tool in tools.items() if table.get(key)), "")
 
 
 def what_instead(folder: Path) -> str:

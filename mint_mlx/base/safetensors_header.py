@@ -171,13 +171,18 @@ def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
 
     The files are those that its index names, and all model*.safetensors. Of several copies of a
     tensor the index decides. Of a file that it doesn't name, which an earlier save may have left,
-    only tensors that it lists are read; a file of which no tensor is used is left out.
+    only tensors that it lists are read; a file of which no tensor is used is left out. An index none
+    of whose shards is there says nothing of a `model.safetensors`, which is whole.
 
     Raises:
         MintError: no weights, a shard is missing, two copies of a tensor of which no index says
             which one counts, or other weights in `model.safetensors` than in the index's shards.
     """
     listed = read_index(folder)
+    if (folder / WHOLE).exists() and not any(
+        (folder / shard).exists() for shard in listed.values()
+    ):
+        listed = {}
     files = {file.name for file in folder.glob("model*.safetensors")}
     files |= {shard for shard in listed.values() if (folder / shard).exists()}
     headers = {name: read_header(folder / name)[0] for name in sorted(files)}

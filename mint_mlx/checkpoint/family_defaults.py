@@ -117,6 +117,7 @@ DEFAULTS: dict[str, Table] = {
     "qwen3_5_text": _QWEN3_5,
     "qwen3_moe": {"norm_topk_prob": False},
     "qwen3_next": {"norm_topk_prob": True},
+    "qwen3_vl_moe_text": {"norm_topk_prob": True},  # its class has no such key
     "smollm3": {"rope_theta": 2000000.0},
     "starcoder2": {"rope_theta": 10000.0},
 }

@@ -217,10 +217,10 @@ def _dbrx(table: Table) -> Table:
     return {"attn_config": attention | {"rope_theta": parameters["rope_theta"]}}
 
 
-def _qwen3_moe(table: Table) -> Table:
-    """Qwen3-VL's class of transformers has no such key, and always normalizes."""
-    inside = table.get("model_type") == "qwen3_vl_moe_text"
-    return {"norm_topk_prob": True} if inside else {}
+def _normalized(table: Table) -> Table:
+    """What routers choose adds up to 1, where transformers' class has no key that says otherwise."""
+    always = table.get("model_type") in ("qwen3_5_moe_text", "qwen3_vl_moe_text")
+    return {"norm_topk_prob": True} if always and table.get("norm_topk_prob") is False else {}
 
 
 FAMILY_RULES: dict[str, Callable[[Table], Table]] = {
@@ -235,6 +235,7 @@ FAMILY_RULES: dict[str, Callable[[Table], Table]] = {
     "mamba2": _mamba2,
     "minicpm3": _scaling_by_one,
     "mimo_v2_flash": _mimo,
-    "qwen3_moe": _qwen3_moe,
+    "qwen3_5": _normalized,
+    "qwen3_moe": _normalized,
     "step3p5": _step3p5,
 }

@@ -43,6 +43,7 @@ ONE_EXPERT_WEIGHS = {
     "glm4_moe_lite",
     "glm_moe_dsa",
     "kimi_linear",
+    "kimi_vl",
     "mimo_v2_flash",
     "nemotron_h",
     "solar_open",

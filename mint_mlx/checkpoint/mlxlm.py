@@ -59,6 +59,8 @@ _BUILD_ERRORS = (
     NameError,
     AssertionError,
 )
+# What names of tensors hold that an adapter was saved in, by itself or around the model's own.
+ADAPTED = ("lora_", "modules_to_save", "original_module", "base_layer")
 
 
 def check_model(config: dict[str, Any]) -> None:
@@ -171,7 +173,7 @@ def _why_not_built(name: str, config: dict[str, Any], error: BaseException) -> s
         return f"{text} (is the checkpoint complete, and does its config.json belong to it?)"
     if str(error).startswith("Received "):
         why = "its config.json is of another model, or the class of mlx-lm knows no such tensors"
-        if "lora_" in str(error):
+        if any(part in str(error) for part in ADAPTED):
             why = "an adapter was saved with the model: merge it first"
         return f"{text} ({why})"
     if str(error).startswith("Expected shape"):

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..base.hf_config import edit_text_config, text_config
+from .config_keys import OUTSIDE
 from .layers import Inventory
 
 Table = dict[str, Any]
@@ -69,8 +70,10 @@ def with_vlm_keys(config: Table) -> Table:
 
     config = edit_text_config(config, lambda table: _text_keys(str(family), table))
     if family in FLAT:
-        text = {k: v for k, v in text_config(config).items() if k != "model_type"}
-        config = text | {key: value for key, value in config.items() if key != "text_config"}
+        # transformers 4 leaves what the flat release said beside the table, and goes by the table.
+        outer = {key: value for key, value in config.items() if key != "text_config"}
+        whole = {key: outer[key] for key in ("model_type", *OUTSIDE) if key in outer}
+        config = outer | text_config(config) | whole
     return config
 
 

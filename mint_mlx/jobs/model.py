@@ -29,6 +29,8 @@ from ..checkpoint.towers import UnusedTensors, find_unused, remarks, with_towers
 from ..checkpoint.vlm_keys import for_vlm, vlm_limits
 from ..rules.recipes import Recipe, find_recipe
 
+ADAPTER = "adapter_config.json"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -135,6 +137,11 @@ def note_side_files(job: Job, report: Report) -> None:
     code = [name for name in beside.copied if name.endswith(".py")]
     if code:
         report.note(f"Python code that configs name is copied and never run here: {listed(code)}")
+    if ADAPTER in beside.others:
+        report.note(
+            f"an adapter lies beside the model ({ADAPTER}) and is not applied: if the result shall "
+            "have it, merge it first"
+        )
     if beside.others:
         report.note(f"not copied from {job.source.name}: {listed(beside.others)}")
 

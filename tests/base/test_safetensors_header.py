@@ -126,6 +126,17 @@ def test_an_index_that_is_out_of_date_is_a_note(make: Maker) -> None:
     assert "is out of date" in index_notes(folder, headers)[0]
 
 
+def test_an_index_of_shards_that_are_gone_says_nothing_of_a_whole_file(make: Maker) -> None:
+    """transformers reads `model.safetensors` whole, and so a head that the index doesn't list."""
+    folder = make(llama(1), shards=2)
+    index = folder / "model.safetensors.index.json"
+    table = json.loads(index.read_text())["weight_map"]
+    rewrite_shards(folder, lambda tensors: None)
+    del table["lm_head.weight"]
+    index.write_text(json.dumps({"weight_map": table}))
+    assert "lm_head.weight" in read_folder(folder)["model.safetensors"]
+
+
 @pytest.mark.parametrize("shard", ["model-00001-of-00002.safetensors", "model-1.safetensors"])
 def test_an_index_that_names_a_tensor_that_is_nowhere_is_refused(shard: str, make: Maker) -> None:
     folder = make(llama(1), shards=2)

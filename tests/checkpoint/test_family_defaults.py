@@ -84,6 +84,8 @@ def test_the_defaults_are_those_of_transformers(family: str) -> None:
     for key, value in DEFAULTS[family].items():
         if (family, key) == ("granitemoehybrid", "position_embedding_type"):
             assert theirs[key] != "rope"  # none at all
+        elif (family, key) == ("qwen3_vl_moe_text", "norm_topk_prob"):
+            assert key not in stated_by(family)
         else:
             assert theirs[key] == value, key
 
@@ -102,13 +104,14 @@ def test_sizes_that_a_table_inside_leaves_out_are_those_of_transformers(family: 
     assert told >= filled_in.keys() - text.keys()
 
 
-def test_qwen3_vl_normalizes_whatever_its_config_says() -> None:
-    """transformers' class has no such key."""
-    assert "norm_topk_prob" not in stated_by("qwen3_vl_moe_text")
+@pytest.mark.parametrize(("family", "like"), [("qwen3_vl_moe", "qwen3_moe"), ("qwen3_5_moe", "")])
+def test_families_that_normalize_whatever_their_config_says(family: str, like: str) -> None:
+    """transformers' classes have no such key."""
+    assert "norm_topk_prob" not in stated_by(f"{family}_text")
     for said in ({}, {"norm_topk_prob": False}):
-        text = config_of("qwen3_moe") | said | {"model_type": "qwen3_vl_moe_text"}
-        config = {"model_type": "qwen3_vl_moe", "text_config": text}
-        assert text_config(adapt(config))["norm_topk_prob"] is True
+        text = (config_of(like) if like else SMALL) | said | {"model_type": f"{family}_text"}
+        config = {"model_type": family, "text_config": text}
+        assert text_config(adapt(config)).get("norm_topk_prob", True) is True
 
 
 def config_at_qwen3_moe() -> dict[str, Any]:

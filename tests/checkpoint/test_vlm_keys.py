@@ -102,6 +102,16 @@ def test_what_transformers_5_wrote_is_said_in_both_words(family: str) -> None:
     assert adapt(said) == said
 
 
+def test_what_a_flat_release_said_gives_way_to_the_table() -> None:
+    """transformers 4 writes the old flat keys beside the table that it goes by."""
+    text = {"model_type": "qwen2_5_vl_text", "rope_theta": 50.0, "vocab_size": 104}
+    outer = {"rope_theta": 5000.0, "vocab_size": 96, "architectures": ["A"], "dtype": "bfloat16"}
+    config = outer | {"model_type": "qwen2_5_vl", "text_config": text | {"architectures": ["B"]}}
+    said = with_vlm_keys(config)
+    assert (said["rope_theta"], said["vocab_size"]) == (50.0, 104)
+    assert (said["architectures"], said["model_type"]) == (["A"], "qwen2_5_vl")
+
+
 def test_limits_are_told() -> None:
     """What mlx-vlm can't load whatever config.json says."""
     (limit,) = vlm_limits({"model_type": "gemma3"}, has_tower=False, quantized=True)

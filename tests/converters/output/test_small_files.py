@@ -55,6 +55,15 @@ def test_small_files_and_a_card_come_along(make: Maker, tmp_path: Path) -> None:
     assert str(tmp_path) not in card + (tmp_path / "out" / "mint-plan.yaml").read_text()
 
 
+def test_an_adapter_beside_the_model_is_told(make: Maker, tmp_path: Path) -> None:
+    folder = make(llama(1))
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    notes = Notes()
+    convert(str(folder), "6bpw", tmp_path / "out", smoke=False, report=notes)
+    assert any("an adapter lies beside the model" in note for note in notes.said)
+
+
 def test_a_link_out_of_the_folder_is_not_followed(make: Maker, tmp_path: Path) -> None:
     """But one to the Hub's blobs is, as its cache is made of such links."""
     folder = make(llama(1))

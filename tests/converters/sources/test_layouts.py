@@ -24,14 +24,16 @@ from helpers import (
     rewrite_shards,
 )
 from mlx.utils import tree_flatten
-from quantized import CODES
+from quantized import CODES, Arrays, matched
 from released import RELEASED, known, released
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.quant_config import KEEP, QuantConfig
 from mint_mlx.base.safetensors_header import read_header
 from mint_mlx.checkpoint.source import load_source, open_model
+from mint_mlx.converters.sources import refused
 from mint_mlx.converters.sources.layouts import find_packed
+from mint_mlx.converters.sources.packed import Unread
 from mint_mlx.jobs import convert
 from mint_mlx.jobs.request import Request
 
@@ -202,6 +204,15 @@ UNREAD: dict[str, tuple[dict[str, tuple[str, np.ndarray]], dict[str, Any], str]]
         {"quant_method": "auto-round", "rotation_config": {"algorithm": "hadamard"}},
         "was rotated by AutoRound (rotation_config)",
     ),
+    "a rotation of GPTQModel": (
+        {
+            "qweight": ("I32", np.ones((16, 128))),
+            "qzeros": ("I32", np.ones((4, 16))),
+            "scales": ("F16", np.ones((4, 128))),
+        },
+        {"quant_method": "gptq", "bits": 4, "rotation": "hadamard"},
+        "was rotated by GPTQModel (rotation)",
+    ),
     "what AutoRound rotates by": (
         {"spinquant_r1_size": ("I64", np.ones(1))},
         {"quant_method": "auto-round", "rotation_config": {"algorithm": "quarot"}},
@@ -276,6 +287,20 @@ def test_other_formats_are_refused_by_their_reason(make: Maker, name: str) -> No
         MintError, match=f"{re.escape(UNREAD[name][2])}.*: give the original in bf16"
     ):
         convert.convert(str(folder), "5bpw")
+
+
+@pytest.mark.parametrize("location", ["weight_input", "input"])
+def test_rotations_that_lie_in_the_weights_alone_are_no_reason(location: str) -> None:
+    """llm-compressor's SpinQuant with R1 and R2 runs as a plain model."""
+    uses = [{"location": "weight_output"}, {"location": location}]
+    table = {"transform_config": {"config_groups": {"R1": {"apply": uses}}}}
+    arrays: Arrays = {"packed": ("I32", np.ones((8, 8), np.int32))}
+    arrays["scale"] = ("F32", np.ones((8, 1), np.float32))
+    if location == "input":
+        with pytest.raises(Unread, match="was rotated by compressed-tensors"):
+            matched(refused, arrays, quant_method="compressed-tensors", **table)
+    else:
+        assert matched(refused, arrays, quant_method="compressed-tensors", **table) is None
 
 
 @pytest.mark.parametrize(
