@@ -171,8 +171,8 @@ def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
 
     The files are those that its index names, and all model*.safetensors. Of several copies of a
     tensor the index decides. Of a file that it doesn't name, which an earlier save may have left,
-    only tensors that it lists are read; a file of which no tensor is used is left out. An index none
-    of whose shards is there says nothing of a `model.safetensors`, which is whole.
+    only tensors that it lists are read; a file of which no tensor is used is left out. Where none
+    of its shards is there, it says nothing of a `model.safetensors`, which is whole.
 
     Raises:
         MintError: no weights, a shard is missing, two copies of a tensor of which no index says

@@ -218,7 +218,7 @@ def _dbrx(table: Table) -> Table:
 
 
 def _normalized(table: Table) -> Table:
-    """What routers choose adds up to 1, where transformers' class has no key that says otherwise."""
+    """Routers' choices add up to 1, where transformers' class has no key that says otherwise."""
     always = table.get("model_type") in ("qwen3_5_moe_text", "qwen3_vl_moe_text")
     return {"norm_topk_prob": True} if always and table.get("norm_topk_prob") is False else {}
 

@@ -36,7 +36,13 @@ def generate_sentence(folder: Path, report: Report, max_tokens: int = SENTENCE) 
     """
     from mlx_lm import generate, load
 
-    model, tokenizer = load(str(folder))
+    try:
+        model, tokenizer = load(str(folder))
+    except TypeError as error:
+        raise MintError(
+            f"mlx-lm cannot load the result ({first_line(error)}): check the values of the "
+            "source's config.json and generation_config.json, its eos_token_id above all"
+        ) from error
     if mx.default_device() == mx.cpu:  # gather_mm takes only float32 there
         model.set_dtype(mx.float32)
     prompt, start = sentence_prompt(folder, tokenizer, report)

@@ -28,6 +28,14 @@ def test_a_result_that_cannot_generate_gets_no_name(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_result_that_stock_mlx_lm_cannot_load_gets_no_name(make: Maker, tmp_path: Path) -> None:
+    folder = make(qwen3_moe(1))
+    (folder / "generation_config.json").write_text('{"eos_token_id": 2.0}')
+    with pytest.raises(MintError, match=r"cannot load the result .* eos_token_id"):
+        convert(str(folder), "5bpw", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_configs_are_adapted_only_while_a_split_model_is_loaded() -> None:
     from mlx_lm import utils
 
