@@ -73,7 +73,8 @@ def match(group: Group, stated: Stated) -> Packed | None:
         raise Unread("is int4 of Quark, whose order of codes its config does not tell for sure")
     leaf = group.stem.rpartition(".")[2]
     rotation = _rotated_by(stated.table)
-    if leaf.startswith("spinquant_") or (rotation and group.roles != {""}):
+    by_autoround = leaf.startswith("spinquant_") or leaf == "hadamard_matrix"
+    if by_autoround or (rotation and group.roles != {""}):
         raise Unread(
             f"was rotated by {rotation or 'AutoRound'}: its inputs are rotated when it runs, for "
             "which MLX has no place"

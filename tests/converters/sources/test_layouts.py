@@ -218,6 +218,11 @@ UNREAD: dict[str, tuple[dict[str, tuple[str, np.ndarray]], dict[str, Any], str]]
         {"quant_method": "auto-round", "rotation_config": {"algorithm": "quarot"}},
         "was rotated by AutoRound (rotation_config)",
     ),
+    "what AutoRound rotates by, exported without a word of it": (
+        {"hadamard_matrix": ("F32", np.ones((32, 32)))},
+        {"quant_method": "compressed-tensors", "provider": "auto-round"},
+        "was rotated by AutoRound",
+    ),
     "HQQ": ({"W_q": ("U8", np.ones((64, 128)))}, {"quant_method": "hqq"}, "is a tensor of HQQ"),
     "quanto": (
         {"weight._data": ("I8", np.ones((128, 128))), "weight._scale": ("F32", np.ones((128, 1)))},
