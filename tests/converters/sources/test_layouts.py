@@ -219,7 +219,11 @@ UNREAD: dict[str, tuple[dict[str, tuple[str, np.ndarray]], dict[str, Any], str]]
         "was rotated by AutoRound (rotation_config)",
     ),
     "what AutoRound rotates by, exported without a word of it": (
-        {"hadamard_matrix": ("F32", np.ones((32, 32)))},
+        {
+            "hadamard_matrix": ("F32", np.ones((32, 32))),
+            "weight_packed": ("U8", np.ones((128, 64))),
+            "weight_scale": ("U8", np.ones((128, 4))),
+        },
         {"quant_method": "compressed-tensors", "provider": "auto-round"},
         "was rotated by AutoRound",
     ),
