@@ -3,7 +3,7 @@
 #   a power of two for each 32 weights in `weight_scale`, of the same names, types and shapes. Words
 #   in config.json alone tell them apart. Nor are its integers two's complement: a code is a sign and
 #   a number of quarters, so that there are two zeros and nothing below -1.75.
-# Guess before running: two's complement, and a name or a type of tensor of their own.
+# Expected: two's complement, and a name or a type of tensor of their own.
 # Seen (auto-round 0.16.1, transformers 5.24.0, torch 2.13.0; 2026-12-01), which this script checks:
 #   names, types and shapes of all tensors are equal; config.json differs in `data_type` and
 #   `act_data_type` (mx_int, mx_fp) and in `packing_format`; codes 1 to 7 are .25 to 1.75 times the

