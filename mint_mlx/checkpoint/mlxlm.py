@@ -162,6 +162,11 @@ def _why_not_built(name: str, config: dict[str, Any], error: BaseException) -> s
         )
 
     # sanitize fails with the name of a tensor that it looks for, load_weights with a count.
+    if isinstance(error, KeyError) and error.args == ("lm_head",):
+        return (
+            f"{name} has no head but its embedding, and mlx-lm's class for "
+            f"{config.get('model_type')!r} wants one of its own"
+        )
     reason = first_line(error)
     lost = isinstance(error, KeyError) and "." in str(error)
     if lost:

@@ -15,7 +15,7 @@ from mint_mlx.base.safetensors_header import read_folder, read_header
 from mint_mlx.checkpoint import hub, source
 from mint_mlx.checkpoint.config_file import read_config
 from mint_mlx.checkpoint.mlxlm import bare_model, build_model
-from mint_mlx.checkpoint.source import load_source
+from mint_mlx.checkpoint.source import load_source, open_model
 from mint_mlx.checkpoint.tied_head import SAMPLE, with_own_head
 from mint_mlx.jobs.convert import convert
 
@@ -94,6 +94,16 @@ def test_a_class_without_a_head_refuses_another_one(tmp_path: Path) -> None:
     tie(folder, equal=False)
     with pytest.raises(MintError, match=r"lm_head.weight that differs .* no head of its own"):
         load_source(str(folder))
+
+
+def test_a_class_that_wants_a_head_refuses_a_tied_model(tmp_path: Path) -> None:
+    folder = write_family(tmp_path / "moe", "qwen3_vl_moe")
+    edit_weights(folder, lambda w: {k: a for k, a in w.items() if "lm_head" not in k})
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"] | {"tie_word_embeddings": True}
+    edit_config(folder, text_config=text, tie_word_embeddings=True)
+    with pytest.raises(MintError, match="has no head but its embedding, .* wants one of its own"):
+        open_model(load_source(str(folder)))
 
 
 def test_types_may_differ_where_the_numbers_do_not(make: Maker) -> None:
