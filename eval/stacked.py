@@ -1,7 +1,7 @@
 """Copies an MLX export of another program as the checkpoint that it means.
 
 AutoRound writes the codes of each expert by itself, where stock mlx-lm stacks plain weights only,
-leaves embeddings in 16 bits, which are half of a small model, and on a CPU without bf16 leaves
+leaves embeddings in 16 bits, which are a third of a small model, and on a CPU without bf16 leaves
 float32 behind: experts are stacked, embeddings rounded to nearest, and what isn't quantized has the
 source's 16-bit type, before anything is scored or counted.
 """

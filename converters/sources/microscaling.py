@@ -70,7 +70,7 @@ def match(group: Group, stated: Stated) -> Packed | None:
 def _has_integers(group: Group, stated: Stated) -> bool:
     """Whether AutoRound's config says so, of this layer or of all."""
     single = stated.table.get("extra_config") or {}
-    layer = single.get(group.stem.removesuffix(".weight"), {})
+    layer = single.get(group.stem.removesuffix(".weight")) or {}
     return str((stated.table | layer).get("data_type")).startswith("mx_int")
 
 

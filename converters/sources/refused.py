@@ -94,9 +94,8 @@ def _rotated_by(table: dict[str, Any]) -> str:
 
     Rotations of compressed-tensors that lie in the weights alone are undone by other weights.
     """
-    groups = (table.get("transform_config") or {}).get("config_groups") or {}
-    applied = [use for group in groups.values() for use in group.get("apply") or [{}]]
-    if any(not str(use.get("location")).startswith("weight_") for use in applied):
+    transforms = table.get("transform_config")
+    if transforms and not _lie_in_weights(transforms):
         return "compressed-tensors (transform_config)"
     tools = {
         "rotation_config": "AutoRound",
@@ -104,6 +103,16 @@ def _rotated_by(table: dict[str, Any]) -> str:
         "rotation": "GPTQModel",
     }
     return next((f"{tool} ({key})" for key, tool in tools.items() if table.get(key)), "")
+
+
+def _lie_in_weights(transforms: Any) -> bool:
+    """Whether a transform_config applies to nothing but weights."""
+    try:
+        groups = (transforms.get("config_groups") or {}).values()
+        uses = [use for group in groups for use in group.get("apply") or [{}]]
+        return all(str(use.get("location")).startswith("weight_") for use in uses)
+    except AttributeError:  # of another form than any release has
+        return False
 
 
 def what_instead(folder: Path) -> str:

@@ -29,6 +29,7 @@ from .roles import TOWER
 HEAD = re.compile(r"(.+\.)?lm_head\.weight")
 # What a head is called in the classes of mlx-lm.
 HEADS = re.compile(r"(.+\.)?(lm_head|embed_out|output|head)\.weight")
+ANY_HEAD = re.compile(r"(.+\.)?(lm_head|embed_out|output|head)\.\w+")
 EMBEDDING = re.compile(
     r"(.+\.)?(embed_tokens|word_embeddings|tok_embeddings|embed_in|embeddings|embedding|wte)\.weight"
 )
@@ -148,7 +149,7 @@ def _with_inner_tie(config: dict[str, Any], folder: Path, headers: Headers) -> d
         return config
     head = _find(HEAD, folder, headers)
     embedding = _find(EMBEDDING, folder, headers)
-    if embedding is None:
+    if embedding is None or (head is None and _has_other_head(headers)):
         return config
 
     # A head that is missing is no tied one where all that is stated denies it.
@@ -156,6 +157,12 @@ def _with_inner_tie(config: dict[str, Any], folder: Path, headers: Headers) -> d
     if head is None:
         return config if denied else _stating(config, tied=True)
     return _stating(config, tied=not denied and _equal(head, embedding))
+
+
+def _has_other_head(headers: Headers) -> bool:
+    """Whether a head may be stored in packed form, or by another name."""
+    names = (name for table in headers.values() for name in table if block_of(name) is None)
+    return any(ANY_HEAD.fullmatch(name) for name in names if not TOWER.search(name))
 
 
 def _stating(config: dict[str, Any], tied: bool) -> dict[str, Any]:

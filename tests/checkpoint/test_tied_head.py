@@ -102,7 +102,7 @@ def test_a_class_that_wants_a_head_refuses_a_tied_model(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     text = config["text_config"] | {"tie_word_embeddings": True}
     edit_config(folder, text_config=text, tie_word_embeddings=True)
-    with pytest.raises(MintError, match="has no head but its embedding, .* wants one of its own"):
+    with pytest.raises(MintError, match=r"has no head but its embedding, .* wants one of its own"):
         open_model(load_source(str(folder)))
 
 
@@ -122,3 +122,40 @@ def test_a_nested_config_is_untied_in_both_tables(tmp_path: Path) -> None:
     mx.save_safetensors(str(folder / "model.safetensors"), tensors)
     untied = with_own_head(config, folder, read_folder(folder), bare_model)
     assert untied["tie_word_embeddings"] is untied["text_config"]["tie_word_embeddings"] is False
+
+
+@pytest.mark.parametrize(
+    ("stored", "stated", "tied"),
+    [
+        ("none", {}, True),
+        ("none", {"tie_word_embeddings": True}, True),
+        ("none", {"tie_word_embeddings": False}, None),  # it is missing
+        ("other", {}, False),
+        ("other", {"tie_word_embeddings": True}, False),
+        ("copy", {"tie_word_embeddings": True}, True),
+        ("copy", {"tie_word_embeddings": False}, False),
+        ("packed", {}, None),  # its class decides, as it was
+    ],
+)
+def test_what_an_inner_table_leaves_out_is_told_by_the_tensors(
+    stored: str, stated: dict[str, bool], tied: bool | None, tmp_path: Path
+) -> None:
+    folder = write_family(tmp_path / "moe", "qwen3_5_moe")
+    embedding = mx.arange(96 * 64).reshape(96, 64).astype(mx.bfloat16)
+    tensors = {"model.language_model.embed_tokens.weight": embedding}
+    if stored in ("other", "copy"):
+        tensors[HEAD] = embedding if stored == "copy" else embedding + 1
+    elif stored == "packed":
+        tensors["lm_head.qweight"] = mx.zeros((8, 96), dtype=mx.int32)
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+
+    config = config_of("qwen3_5_moe")
+    text = {k: v for k, v in config["text_config"].items() if k != "tie_word_embeddings"}
+    config = {k: v for k, v in config.items() if k != "tie_word_embeddings"}
+    config |= {"text_config": text} | stated
+    decided = with_own_head(config, folder, read_folder(folder), bare_model)
+    if tied is None:
+        assert decided == config
+    else:
+        assert decided["tie_word_embeddings"] is decided["text_config"]["tie_word_embeddings"]
+        assert decided["tie_word_embeddings"] is tied
