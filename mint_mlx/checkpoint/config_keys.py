@@ -135,9 +135,10 @@ def _adapted(config: Table) -> Table:
         return _brought(config, text)
 
     config = edit_text_config(config, lambda table: _brought_inside(table, config, text))
-    vocabulary = nested.get("vocab_size", outer.defaults.get("vocab_size"))
-    if "vocab_size" not in config and vocabulary != outer.defaults.get("vocab_size", vocabulary):
-        config["vocab_size"] = vocabulary
+    # Where the outer class reads it too, the table that transformers goes by decides.
+    outer_size = config.get("vocab_size", outer.defaults.get("vocab_size"))
+    if "vocab_size" in outer.keys and nested.get("vocab_size", outer_size) != outer_size:
+        config["vocab_size"] = nested["vocab_size"]
     return config
 
 
