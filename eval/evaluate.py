@@ -267,7 +267,7 @@ def _parameters(source: Source) -> int:
     """Numbers in a checkpoint, with those that its language model doesn't use."""
     inventory = list_layers(open_model(source), source.config)
     unused = find_unused(source.headers.values(), source.config, inventory)
-    return inventory.parameters + unused.parameters
+    return inventory.parameters + unused.parameters(source.config)
 
 
 def _score_all(

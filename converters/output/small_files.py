@@ -20,7 +20,13 @@ from ...checkpoint.mtp_codes import IN_8_BITS, head_settings
 from ...checkpoint.roles import TOWER
 from ...checkpoint.source import Source
 from ...checkpoint.tokenizer import tokenizer_settings
-from ...checkpoint.towers import has_mtp, text_only, without_mtp
+from ...checkpoint.towers import (
+    default_entry,
+    has_mtp,
+    text_only,
+    tower_entries,
+    without_mtp,
+)
 from ...checkpoint.vlm_keys import NEEDS_PROCESSOR, PROCESSOR_CLASS, vision_keys, with_vlm_keys
 from ..sources.multipliers import folded
 
@@ -85,6 +91,9 @@ def config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
     if "BF16" in {layer.dtype for layer in inventory.layers}:
         config = edit_text_config(_with_bfloat16(config), _with_bfloat16)
     block = plan.quantization()
+    towers = tower_entries(source.config, inventory)
+    if towers:
+        block = (block or default_entry(source.config)) | towers
     if block:
         config |= {"quantization": block, "quantization_config": block}
     if not _takes_packed_activations(plan):

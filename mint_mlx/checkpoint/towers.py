@@ -72,10 +72,23 @@ class UnusedTensors:
         """Whether MLX has the types of the blocks for multi-token prediction."""
         return all(info.dtype in MLX_DTYPES for info in self.mtp.values())
 
-    @property
-    def parameters(self) -> int:
-        """How many numbers they hold, for figures that count all bytes of a source."""
-        return sum(prod(info.shape) for table in (self.towers, self.mtp) for info in table.values())
+    def parameters(self, config: dict[str, Any]) -> int:
+        """How many weights they hold, for figures that count all bytes of a source.
+
+        Args:
+            config: the source's, which says how many bits those have that are packed.
+        """
+        entries = _entries(config)
+        count = 0
+        for name, info in [*self.towers.items(), *self.mtp.items()]:
+            owner, _, leaf = name.rpartition(".")
+            packed = f"{owner}.scales" in self.towers
+            if packed and leaf == "weight":
+                bits = entries.get(owner, default_entry(config)).get("bits", 4)
+                count += prod(info.shape) * 32 // bits
+            elif not (packed and leaf in ("scales", "biases")):
+                count += prod(info.shape)
+        return count
 
 
 def find_unused(
@@ -138,6 +151,38 @@ def with_towers(
     others = inventory.others | {owner: tuple(specs) for owner, specs in owned.items()}
     order = inventory.order + carried
     return replace(inventory, others=others, order=order, carried=inventory.carried + carried)
+
+
+def default_entry(config: dict[str, Any]) -> dict[str, Any]:
+    """What the `quantization` of an MLX checkpoint says of modules that it doesn't name."""
+    stored = config.get("quantization") or {}
+    return {key: value for key, value in stored.items() if not isinstance(value, (dict, bool))}
+
+
+def tower_entries(config: dict[str, Any], inventory: Inventory) -> dict[str, dict[str, Any]]:
+    """Entries of a `quantization` for modules of a tower that stay packed, by name in a result.
+
+    mlx-vlm quantizes towers too. What the source says of all modules need not be what the result
+    says of them.
+    """
+    entries = _entries(config)
+    packed = [
+        owner
+        for owner in inventory.carried
+        if any(spec.name == f"{owner}.scales" for spec in inventory.others[owner])
+    ]
+    if "quantization" not in config:
+        return {}
+    return {owner: entries.get(owner, default_entry(config)) for owner in packed}
+
+
+def _entries(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The entries of an MLX checkpoint's `quantization`, by the modules' names in a result."""
+    return {
+        tower_name(config, f"{path}.").removesuffix("."): entry
+        for path, entry in (config.get("quantization") or {}).items()
+        if isinstance(entry, dict)
+    }
 
 
 def text_only(config: dict[str, Any], needed: Collection[str]) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def _inspect_model(model: str) -> InspectedModel:
         name=source.name,
         model_type=source.config["model_type"],
         bytes=source.weight_bytes,
-        parameters=job.inventory.parameters + job.unused.parameters,
+        parameters=job.inventory.parameters + job.unused.parameters(job.source.config),
         plan=plan,
         inventory=inventory,
         source_format=describe(source.config, source.path, source.headers) or None,

@@ -187,3 +187,38 @@ def test_a_tower_of_an_unknown_type_is_refused() -> None:
     strange = {name: type(info)("F8_E5M2", info.shape, 0, 0)}
     with pytest.raises(MintError, match="cannot be copied as it is"):
         with_towers(job.inventory, strange)
+
+
+def test_a_packed_tower_keeps_its_bits_and_is_counted_by_weights(tmp_path: Path) -> None:
+    """mlx-vlm quantizes towers too; a result's own default says nothing of them."""
+
+    def parameters(model: Path) -> int:
+        job = prepare(str(model), parts="all")
+        return job.unused.parameters(job.source.config)
+
+    folder = source("qwen3_5_moe", tmp_path / "source")
+    packed = tmp_path / "packed"
+    convert.convert(str(folder), uniform="4bit-g32", parts="all", out=packed, smoke=False)
+    before = parameters(packed)
+    shard = next(packed.glob("model*.safetensors"))
+    weights = mx.load(str(shard))
+    matrices = [n for n in weights if ".visual." in n and weights[n].ndim == 2]
+    name = next(n for n in matrices if weights[n].shape[-1] % 32 == 0)
+    path = name.removesuffix(".weight")
+    for kind, array in zip(
+        ("weight", "scales", "biases"), mx.quantize(weights[name], 32, 8), strict=True
+    ):
+        weights[f"{path}.{kind}"] = array
+    mx.save_safetensors(str(shard), weights, metadata={"format": "mlx"})
+    config = json.loads((packed / "config.json").read_text())
+    entry = {"bits": 8, "group_size": 32, "mode": "affine"}
+    config["quantization"][path] = entry
+    (packed / "config.json").write_text(json.dumps(config))
+
+    assert parameters(packed) == before
+    result = convert.convert(
+        str(packed), uniform="3bit-g32", parts="all", out=tmp_path / "out", smoke=False
+    )
+    written = json.loads((result.path / "config.json").read_text())["quantization"]
+    assert written["bits"] == 3
+    assert written[path] == entry
