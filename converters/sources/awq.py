@@ -11,7 +11,18 @@ from typing import Any
 
 import mlx.core as mx
 
-from .packed import REALS, Group, Packed, Stated, Unread, affine_codes, affine_config, pack, spread
+from .packed import (
+    REALS,
+    Group,
+    Packed,
+    Stated,
+    Unread,
+    affine_codes,
+    affine_config,
+    group_size,
+    pack,
+    spread,
+)
 
 BITS = 4
 SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)  # where each of eight rows begins in its word
@@ -23,19 +34,19 @@ def match(group: Group, stated: Stated) -> Packed | None:
         return None
     (columns, width), (groups, rows) = group.shape("qweight"), group.shape("scales")
     version = str(stated.table.get("version", "gemm")).lower()
+    size = group_size(stated, columns, groups)
     if (
-        group.dtype("scales") not in REALS
+        size is None
+        or group.dtype("scales") not in REALS
         or group.roles - {"qzeros"} != {"qweight", "scales"}
         or width * 32 != rows * BITS
         or ("qzeros" in group.roles and group.shape("qzeros") != (groups, width))
-        or columns % groups
         or version not in ("gemm", "none")
     ):
         raise Unread(
             f"has codes of shape {[columns, width]} and scales of shape {[groups, rows]}, which is "
             f"neither GPTQ nor AWQ of 4 bits in version GEMM (config.json says {version})"
         )
-    size = columns // groups
     config = affine_config(BITS, columns, size)
     form = f"{BITS}-bit AWQ (one scale a group of {size})"
 

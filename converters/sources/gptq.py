@@ -19,7 +19,18 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from .packed import REALS, Group, Packed, Stated, Unread, affine_codes, affine_config, pack, unpack
+from .packed import (
+    REALS,
+    Group,
+    Packed,
+    Stated,
+    Unread,
+    affine_codes,
+    affine_config,
+    group_size,
+    pack,
+    unpack,
+)
 
 WORDS = ("I32", "U32")
 TENSORS = {"qweight", "qzeros", "scales", "g_idx"}
@@ -55,7 +66,9 @@ def match(group: Group, stated: Stated) -> Packed | None:
             f"is GPTQ with codes of shape {[height, rows]} and zero points of shape "
             f"{list(group.shape('qzeros'))}, which do not fit each other"
         )
-    size = _group_size(stated, columns, groups)
+    size = group_size(stated, columns, groups)
+    if size is None:
+        raise Unread(f"is GPTQ with {groups} groups, which {columns} columns do not fall into")
     planar = _is_planar(stated, bits)
     reordered = _is_reordered(group, stated, columns, size)
     config = None if reordered else affine_config(bits, columns, size)
@@ -87,16 +100,6 @@ def _all_symmetric(table: Mapping[str, Any]) -> bool:
     tables = [table.get(key) or {} for key in ("dynamic", "extra_config")]
     overrides = [each for by_name in tables for each in by_name.values() if isinstance(each, dict)]
     return table.get("sym") is True and all(each.get("sym", True) for each in overrides)
-
-
-def _group_size(stated: Stated, columns: int, groups: int) -> int:
-    """Columns that share a scale."""
-    if columns % groups == 0:
-        return columns // groups
-    size = stated.table.get("group_size")
-    if type(size) is int and size > 0 and -(-columns // size) == groups:
-        return size
-    raise Unread(f"is GPTQ with {groups} groups, which {columns} columns do not fall into")
 
 
 def _is_reordered(group: Group, stated: Stated, columns: int, size: int) -> bool:

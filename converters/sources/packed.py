@@ -251,6 +251,18 @@ def pack(codes: mx.array, bits: int) -> mx.array:
     return (by_word << mx.arange(32, dtype=mx.uint32)).sum(-1).astype(mx.uint32)
 
 
+def group_size(stated: Stated, columns: int, groups: int) -> int | None:
+    """Columns that share a scale; None where they don't fall into so many groups.
+
+    The last group may have fewer: 192 columns in groups of 128 have two scales, as 192 in groups of
+    96 would. What config.json says comes first.
+    """
+    size = stated.table.get("group_size")
+    if type(size) is int and size > 0 and -(-columns // size) == groups:
+        return size
+    return columns // groups if columns % groups == 0 else None
+
+
 def affine_config(bits: int, columns: int, group: int) -> QuantConfig | None:
     """MLX's configuration for codes whose scales are shared by `group` columns; None without one.
 

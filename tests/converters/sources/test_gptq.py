@@ -61,6 +61,32 @@ def test_every_width_stays(bits: int, group: int) -> None:
     np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-4)
 
 
+def last_group_is_short(columns: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes (rows, columns), scales (rows, groups), and the weight with zero points of 8."""
+    codes = RNG.integers(0, 16, (ROWS, columns))
+    scales = RNG.random((ROWS, -(-columns // group))).astype(np.float16)
+    wide = np.repeat(scales.astype(np.float32), group, 1)[:, :columns]
+    return codes, scales, (codes - 8) * wide
+
+
+@pytest.mark.parametrize("with_index", [True, False])
+@pytest.mark.parametrize("columns", [192, 960])
+def test_the_last_group_may_be_short(columns: int, with_index: bool) -> None:
+    """192 columns in groups of 128 have as many scales as in groups of 96."""
+    codes, scales, expected = last_group_is_short(columns, 128)
+    zeros = np.full(scales.shape, 7)  # less one
+    arrays: Arrays = {
+        "qweight": ("I32", bit_stream(codes, 4).T),
+        "qzeros": ("I32", bit_stream(zeros.T, 4)),
+        "scales": ("F16", scales.T),
+    }
+    if with_index:
+        arrays["g_idx"] = ("I32", (np.arange(columns) // 128).astype(np.int32))
+    weight, values = read(gptq, arrays, quant_method="gptq", bits=4, group_size=128, sym=True)
+    assert "group of 128" in weight.form
+    np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("table", "stored"),
     [
