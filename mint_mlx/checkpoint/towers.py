@@ -22,6 +22,7 @@ from ..base.files import MTP_FILE
 from ..base.hf_config import HALVES, edit_text_config, text_config
 from ..base.safetensors_header import TensorInfo
 from ..base.units import human
+from .arrays import FLOATS
 from .block_path import block_of
 from .layers import MLX_DTYPES, Inventory
 from .layout import TensorSpec
@@ -69,8 +70,11 @@ class UnusedTensors:
 
     @property
     def mtp_can_be_copied(self) -> bool:
-        """Whether MLX has the types of the blocks for multi-token prediction."""
-        return all(info.dtype in MLX_DTYPES for info in self.mtp.values())
+        """Whether the blocks for multi-token prediction are of 16 or 32 bits.
+
+        A result's config.json doesn't say how packed ones are read.
+        """
+        return all(info.dtype in FLOATS for info in self.mtp.values())
 
     def parameters(self, config: dict[str, Any]) -> int:
         """How many weights they hold, for figures that count all bytes of a source.

@@ -85,6 +85,11 @@ def prepare(
         half = HALVES.get(dtype or "")
         inventory = with_coded_head(inventory, unused.mtp, source.config, half)
     elif unused.keeps_mtp(parts):
+        if not unused.mtp_can_be_copied:
+            raise MintError(
+                f"the blocks for multi-token prediction of {source.name} are packed, and a result "
+                "doesn't say how: leave them out with --parts text, or give the original in bf16"
+            )
         inventory = with_towers(inventory, unused.mtp, HALVES.get(dtype or ""))
     return Job(source, inventory, chosen, parts, unused)
 

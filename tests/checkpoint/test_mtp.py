@@ -11,7 +11,7 @@ import mlx_lm.utils
 import numpy as np
 import pytest
 from fake_hub import FakeHub
-from helpers import Notes
+from helpers import Notes, RawTensors, edit_config, rewrite_shards
 from released import known, released
 
 from mint_mlx.base.errors import MintError
@@ -131,6 +131,38 @@ def test_what_has_none_is_told_and_what_cannot_be_copied_refused(tmp_path: Path)
     assert find_unused([strange], job.source.config, job.inventory).mtp == strange
     with pytest.raises(MintError, match="leave it out with --parts text"):
         with_towers(job.inventory, strange)
+
+
+def test_packed_blocks_are_not_copied(tmp_path: Path) -> None:
+    """As GPTQ packs them: nothing in a result's config.json would tell how."""
+    folder = released("glm4_moe", tmp_path / "glm")
+    blocks = prepare(str(folder)).unused.mtp
+    name = next(n for n in blocks if n.endswith("q_proj.weight"))
+    rows, columns = blocks[name].shape
+    groups = columns // 32
+    packed = {
+        "qweight": ("I32", [columns // 8, rows]),
+        "qzeros": ("I32", [groups, rows // 8]),
+        "scales": ("F32", [groups, rows]),
+    }
+
+    def pack(tensors: RawTensors) -> None:
+        if tensors.pop(name, None) is not None:
+            stem = name.removesuffix("weight")
+            tensors.update(
+                {
+                    stem + kind: (code, shape, bytes(4 * shape[0] * shape[1]))
+                    for kind, (code, shape) in packed.items()
+                }
+            )
+
+    rewrite_shards(folder, pack)
+    edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 32})
+    with pytest.raises(MintError, match="are packed, and a result doesn't say how"):
+        prepare(str(folder), parts="mtp")
+    job = prepare(str(folder), parts="all")
+    assert not job.inventory.carried
+    assert "of their type they can't be copied" in " ".join(remarks(job.unused, "all"))
 
 
 def weights_of(folder: Path) -> dict[str, mx.array]:
