@@ -16,7 +16,7 @@ from ...base.side_files import PROCESSOR, matches, may_be_copied, side_files
 from ...checkpoint.config_keys import encoded
 from ...checkpoint.layers import Inventory
 from ...checkpoint.model_classes import model_class
-from ...checkpoint.mtp_codes import IN_8_BITS, head_settings
+from ...checkpoint.mtp_codes import IN_8_BITS, SETTINGS, head_settings
 from ...checkpoint.roles import TOWER
 from ...checkpoint.source import Source
 from ...checkpoint.tokenizer import tokenizer_settings
@@ -98,6 +98,7 @@ def config_text(source: Source, inventory: Inventory, plan: Plan) -> str:
         config |= {"quantization": block, "quantization_config": block}
     if not _takes_packed_activations(plan):
         config.pop("quantize_activations", None)
+    config.pop(SETTINGS, None)  # of the source's own head in 8 bits, which isn't read
     if plan.parts == IN_8_BITS:
         config |= head_settings(inventory, block)
     return json.dumps(encoded(dict(sorted(config.items()))), indent=4) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..base.errors import MintError
+from ..base.files import MTP_PLACES
 from ..base.hf_config import HALVES, text_config
 from ..base.one_line import listed
 from ..base.report import Report
@@ -157,6 +158,12 @@ def note_source(job: Job, report: Report) -> None:
 
     for text in remarks(job.unused, job.parts):
         report.note(text)
+    beside = [file for file in MTP_PLACES if (job.source.path / file).is_file()]
+    if beside and not job.unused.mtp:
+        report.note(
+            f"the blocks for multi-token prediction in {beside[0]} are not read, and the result has "
+            "none: to keep them, convert the original with --parts mtp"
+        )
     for text in index_notes(job.source.path, job.source.headers):
         report.note(text)
     name = job.source.name

@@ -229,6 +229,21 @@ def test_the_blocks_are_written_in_8_bits(tmp_path: Path, dtype: str | None) -> 
     assert (again.path / MTP_FILE).read_bytes() == (result.path / MTP_FILE).read_bytes()
 
 
+def test_what_is_made_of_a_result_says_that_it_has_no_such_blocks(tmp_path: Path) -> None:
+    """Their file lies beside the shards, where mlx-lm doesn't look."""
+    model = source_of("qwen3_5_moe", tmp_path / "model")
+    chosen: dict[str, Any] = {"uniform": "8bit-g32", "smoke": False}
+    first = convert.convert(str(model), out=tmp_path / "first", parts="mtp-8bit", **chosen)
+    notes = Notes()
+    second = convert.convert(
+        str(first.path), uniform="4bit-g32", out=tmp_path / "second", smoke=False, report=notes
+    )
+    assert any(f"in {MTP_FILE} are not read, and the result has none" in n for n in notes.said)
+    config = json.loads((second.path / "config.json").read_text())
+    assert "mtplx_mtp_quantization" not in config
+    assert not [path for path in config["quantization"] if ".mtp." in path]
+
+
 def test_experts_apart_are_stacked_and_what_nobody_reads_is_refused(tmp_path: Path) -> None:
     def float_tensor(*shape: int, dtype: str = "BF16") -> TensorInfo:
         return TensorInfo(dtype, shape, 0, 0)
