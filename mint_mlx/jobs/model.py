@@ -161,8 +161,8 @@ def note_source(job: Job, report: Report) -> None:
     beside = [file for file in MTP_PLACES if (job.source.path / file).is_file()]
     if beside and not job.unused.mtp:
         report.note(
-            f"the blocks for multi-token prediction in {beside[0]} are not read, and the result has "
-            "none: to keep them, convert the original with --parts mtp"
+            f"the blocks for multi-token prediction in {beside[0]} are not read, and the result "
+            "has none: to keep them, convert the original with --parts mtp"
         )
     for text in index_notes(job.source.path, job.source.headers):
         report.note(text)
