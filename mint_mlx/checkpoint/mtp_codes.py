@@ -107,9 +107,10 @@ def with_coded_head(
     coded = {name for weight in weights.values() for name in weight.sources}
     problem = _problem(mtp, weights, coded, config)
     if problem:
-        raise MintError(
-            f"{problem}: --parts mtp keeps the blocks for multi-token prediction as they are"
-        )
+        instead = "--parts mtp keeps the blocks for multi-token prediction as they are"
+        if any(info.dtype not in FLOATS for info in mtp.values()):
+            instead = "--parts text leaves the blocks for multi-token prediction out"
+        raise MintError(f"{problem}: {instead}")
 
     def written(dtype: str) -> str:
         return half if half and dtype != "F32" else dtype
