@@ -22,9 +22,8 @@ from ..base.files import MTP_FILE
 from ..base.hf_config import HALVES, edit_text_config, text_config
 from ..base.safetensors_header import TensorInfo
 from ..base.units import human
-from .arrays import FLOATS
 from .block_path import block_of
-from .layers import MLX_DTYPES, Inventory
+from .layers import FLOATS, MLX_DTYPES, Inventory
 from .layout import TensorSpec
 from .mtp_codes import IN_8_BITS
 from .roles import TOWER

@@ -27,6 +27,11 @@ FLAT = frozenset(("qwen2_vl", "qwen2_5_vl"))
 # Those whose class reads the kind of scaled positions as `type` only, and knows one kind.
 NAMES_TYPE = frozenset(("llava", "mistral3"))
 LINEAR = "linear"
+# Keys of towers that may be null for a family's class.
+READS_NULL = {
+    "gemma4": frozenset(("audio_config",)),
+    "muse_spark": frozenset(("vision_config", "audio_config")),
+}
 # How transformers 5 calls towers that have their family's own name in releases.
 OF_TRANSFORMERS_5 = frozenset(
     f"{family}_vision" for family in (*FLAT, "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
@@ -48,8 +53,7 @@ def vision_keys(config: Table) -> frozenset[str]:
 
 def reads_null(config: Table) -> frozenset[str]:
     """The keys that describe a tower and may be null for mlx-vlm's class."""
-    known = config.get("model_type") == "muse_spark"
-    return frozenset(("vision_config", "audio_config")) if known else frozenset()
+    return READS_NULL.get(str(config.get("model_type")), frozenset())
 
 
 def with_vlm_keys(config: Table) -> Table:

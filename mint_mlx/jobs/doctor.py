@@ -134,7 +134,9 @@ def _loaded_layers(inventory: Inventory, loaded: set[str] | None) -> Inventory:
 
 
 def _quantized_embedding(inventory: Inventory, tensors: dict[str, TensorInfo]) -> bool:
-    """Whether the embedding is quantized."""
+    """Whether the embedding is quantized, and no head is stored beside it."""
+    if any(name.endswith("lm_head.weight") for name in tensors):
+        return False
     embeddings = (layer.path for layer in inventory.layers if layer.role == "embedding")
     return any(f"{path}.scales" in tensors for path in embeddings)
 

@@ -17,7 +17,13 @@ from seeing import SEEING, seeing
 
 from mint_mlx.base.safetensors_header import read_folder
 from mint_mlx.checkpoint.config_keys import adapt
-from mint_mlx.checkpoint.vlm_keys import NEEDS_VISION, TEXT_ALONE, vlm_limits, with_vlm_keys
+from mint_mlx.checkpoint.vlm_keys import (
+    NEEDS_VISION,
+    TEXT_ALONE,
+    reads_null,
+    vlm_limits,
+    with_vlm_keys,
+)
 from mint_mlx.jobs import convert
 from mint_mlx.jobs.doctor import doctor
 
@@ -119,6 +125,35 @@ def test_limits_are_told() -> None:
     assert not list(vlm_limits({"model_type": "gemma3"}, has_tower=True, quantized=False))
     assert list(vlm_limits({"model_type": "gemma3n"}, has_tower=False, quantized=False))
     assert not TEXT_ALONE.keys() & NEEDS_VISION
+
+
+def test_gemma_4_may_have_no_ears() -> None:
+    """mlx-vlm 0.7.10 loads a Gemma 4 whose audio_config is null, as transformers writes it."""
+    assert reads_null({"model_type": "gemma4"}) == {"audio_config"}
+    assert not reads_null({"model_type": "gemma3"})
+
+
+def test_a_head_of_its_own_is_no_limit_of_gemma_3(tmp_path: Path) -> None:
+    """mlx-vlm writes one beside the quantized embedding, and loads both."""
+    folder = converted("gemma3", tmp_path, "text")
+    shard = next(folder.glob("model*.safetensors"))
+    weights = mx.load(str(shard))
+    table = "language_model.model.embed_tokens"
+    for kind, array in zip(
+        ("weight", "scales", "biases"), mx.quantize(weights[f"{table}.weight"], 32, 8), strict=True
+    ):
+        weights[f"{table}.{kind}"] = weights[f"language_model.lm_head.{kind}"] = array
+    config = written(folder)
+    config["quantization"] |= {table: {"bits": 8, "group_size": 32, "mode": "affine"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    for with_head in (True, False):
+        if not with_head:
+            weights = {name: array for name, array in weights.items() if "lm_head" not in name}
+        mx.save_safetensors(str(shard), weights, metadata={"format": "mlx"})
+        told = [
+            text for text in doctor(str(folder)).known_differences if "quantized embedding" in text
+        ]
+        assert bool(told) != with_head
 
 
 @pytest.mark.parametrize("family", ["llava", "mistral3"])
