@@ -131,11 +131,13 @@ def tower_name(config: Table, name: str) -> str:
 
 
 def for_vlm(inventory: Inventory, config: Table) -> Inventory:
-    """An inventory whose embedding stays at 16 bits where mlx-vlm can't load it otherwise."""
+    """An inventory whose embedding and head stay at 16 bits where mlx-vlm can't load others."""
     if config.get("model_type") != "gemma3":
         return inventory
     layers = tuple(
-        replace(layer, keep=layer.keep or COPIED_HEAD) if layer.role == "embedding" else layer
+        replace(layer, keep=layer.keep or COPIED_HEAD)
+        if layer.role in ("embedding", "head")
+        else layer
         for layer in inventory.layers
     )
     return replace(inventory, layers=layers)

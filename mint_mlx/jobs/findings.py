@@ -21,7 +21,7 @@ from ..checkpoint.config_keys import brought
 from ..checkpoint.layers import ROUTER_BITS, Inventory, Layer
 from ..checkpoint.mtp_codes import in_coded_head
 from ..checkpoint.tokenizer import tokenizer_settings
-from ..checkpoint.towers import MTP_KEYS, TOWERS, has_mtp, is_mtp
+from ..checkpoint.towers import MTP_KEYS, TOWERS, has_mtp, is_mtp, tower_entries
 from ..checkpoint.unread_keys import unread_keys
 from ..checkpoint.vlm_keys import NEEDS_PROCESSOR, PROCESSOR_CLASS, reads_null, vision_keys
 
@@ -81,7 +81,10 @@ def config_findings(config: dict[str, Any], inventory: Inventory) -> Iterator[Fi
         yield Finding("config.json", "quantization and quantization_config disagree")
 
     layers = {layer.path: layer.kind for layer in inventory.layers}
+    towers = tower_entries(config, inventory)  # that stay packed, for mlx-vlm
     for path, entry in _entries(config).items():
+        if path in towers:
+            continue
         if path not in layers and not in_coded_head(path, config):
             yield Finding(
                 path, "has an entry in config.json, but the model has no such quantizable layer"

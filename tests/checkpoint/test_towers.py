@@ -222,3 +222,4 @@ def test_a_packed_tower_keeps_its_bits_and_is_counted_by_weights(tmp_path: Path)
     written = json.loads((result.path / "config.json").read_text())["quantization"]
     assert written["bits"] == 3
     assert written[path] == entry
+    assert not [f for f in doctor(str(result.path)).findings if "no such" in f.problem]
