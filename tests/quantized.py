@@ -98,6 +98,10 @@ def difference(products: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(products - expected) / np.linalg.norm(expected))
 
 
+# A scheme of weights in a compressed-tensors config.
+INT4 = {"num_bits": 4, "type": "int", "group_size": 32, "symmetric": True}
+
+
 def raw_tensor(code: str, values: np.ndarray) -> tuple[str, list[int], bytes]:
     """A tensor for `rewrite_shards` from numbers in the NumPy type of a safetensors code."""
     values = np.ascontiguousarray(values, dtype=CODES[code])
