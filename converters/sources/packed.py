@@ -260,7 +260,7 @@ def group_size(stated: Stated, columns: int, groups: int) -> int | None:
     size = stated.table.get("group_size")
     if type(size) is int and size > 0 and -(-columns // size) == groups:
         return size
-    return columns // groups if columns % groups == 0 else None
+    return columns // groups if groups and columns % groups == 0 else None
 
 
 def affine_config(bits: int, columns: int, group: int) -> QuantConfig | None:

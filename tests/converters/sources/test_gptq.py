@@ -238,3 +238,13 @@ def test_other_versions_of_awq_are_refused() -> None:
     }
     with pytest.raises(Unread, match=r"neither GPTQ nor AWQ.*says gemv"):
         matched(awq, arrays, quant_method="awq", version="GEMV")
+
+
+def test_scales_of_no_group_are_refused() -> None:
+    arrays: Arrays = {
+        "qweight": ("I32", np.zeros((32, 96), np.int32)),
+        "qzeros": ("I32", np.zeros((0, 12), np.int32)),
+        "scales": ("F16", np.zeros((0, 96), np.float16)),
+    }
+    with pytest.raises(Unread, match="0 groups, which 256 columns do not fall into"):
+        matched(gptq, arrays, quant_method="gptq")
