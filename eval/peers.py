@@ -10,7 +10,7 @@ from typing import Any
 
 from ..base.errors import MintError
 from ..base.quant_config import AFFINE_BITS, AFFINE_GROUPS, KEEP, QuantConfig
-from ..checkpoint.layers import Inventory, Layer
+from ..checkpoint.layers import Inventory
 from ..checkpoint.layout import weight_tensors
 from ..checkpoint.source import Source, open_model
 from ..converters.sources.layouts import read_layout
@@ -250,7 +250,7 @@ def _optiq(source: Source, inventory: Inventory, budget: int) -> tuple[Build, st
 def _auto_round(source: Source, inventory: Inventory, budget: int, text: str) -> tuple[Build, str]:
     """AutoRound at uniform bits, with embeddings, which it leaves alone, rounded to nearest."""
     config = nearest(_partial_sizes(inventory, AFFINE_BITS, {"router"}), budget)
-    rounded = dict.fromkeys(_embeddings(inventory), config)
+    rounded = _rounded(inventory, config)
     build = partial(peer_programs.auto_round, source, config, None, rounded, text)
     about = f"{config}, {peer_programs.ITERATIONS} iterations"
     return build, about + _version(peer_programs.AUTO_ROUND)
@@ -263,22 +263,22 @@ def _auto_scheme(source: Source, inventory: Inventory, budget: int, text: str) -
     """
     group = max(config.group_size for config in _partial_sizes(inventory, (4,), {"router"}))
     config = QuantConfig(4, group)
-    embeddings = _embeddings(inventory)
-    routers = {layer.path: layer for layer in inventory.layers if layer.role == "router"}
-    beside = inventory.other_bytes + sum(layer.bytes(config) for layer in embeddings.values())
-    beside += sum(layer.bytes(KEEP) for layer in routers.values())
-    chosen = (layer for layer in inventory.layers if layer.path not in embeddings | routers)
-    weights = sum(layer.size for layer in chosen)
-    average = max(2.5, (budget - beside) * 8 / weights - 12 / group)
+    apart = {"embedding": config, "router": KEEP}
+    beside = sum(
+        layer.bytes(apart[layer.role]) for layer in inventory.layers if layer.role in apart
+    )
+    weights = sum(layer.size for layer in inventory.layers if layer.role not in apart)
+    average = max(2.5, (budget - inventory.other_bytes - beside) * 8 / weights - 12 / group)
 
-    rounded = dict.fromkeys(embeddings, config)
+    rounded = _rounded(inventory, config)
     build = partial(peer_programs.auto_round, source, config, average, rounded, text)
     about = f"{average:.3f} bits on average, g{group}, {peer_programs.ITERATIONS} iterations"
     return build, about + _version(peer_programs.AUTO_ROUND)
 
 
-def _embeddings(inventory: Inventory) -> dict[str, Layer]:
-    return {layer.path: layer for layer in inventory.layers if layer.role == "embedding"}
+def _rounded(inventory: Inventory, config: QuantConfig) -> dict[str, QuantConfig]:
+    """The embeddings, which AutoRound leaves alone, at a configuration, by path."""
+    return {layer.path: config for layer in inventory.layers if layer.role == "embedding"}
 
 
 def _gptq_model(source: Source, inventory: Inventory, budget: int, text: str) -> tuple[Build, str]:

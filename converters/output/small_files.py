@@ -11,6 +11,7 @@ from ...allocation.artifacts import ARTIFACTS
 from ...allocation.plan import Plan
 from ...base.files import MTP_FILE, REFINED_FILE
 from ...base.hf_config import edit_text_config
+from ...base.quant_config import default_entry
 from ...base.safetensors_header import INDEX, read_folder
 from ...base.side_files import PROCESSOR, matches, may_be_copied, side_files
 from ...checkpoint.config_keys import encoded
@@ -20,13 +21,7 @@ from ...checkpoint.mtp_codes import IN_8_BITS, SETTINGS, head_settings
 from ...checkpoint.roles import TOWER
 from ...checkpoint.source import Source
 from ...checkpoint.tokenizer import tokenizer_settings
-from ...checkpoint.towers import (
-    default_entry,
-    has_mtp,
-    text_only,
-    tower_entries,
-    without_mtp,
-)
+from ...checkpoint.towers import has_mtp, text_only, tower_entries, without_mtp
 from ...checkpoint.vlm_keys import NEEDS_PROCESSOR, PROCESSOR_CLASS, vision_keys, with_vlm_keys
 from ..sources.multipliers import folded
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import UsageError
 
@@ -56,6 +57,7 @@ class QuantConfig:
 
 
 KEEP = QuantConfig(16, 0, "keep")
+KEYS = frozenset(("group_size", "bits", "mode"))  # of an entry of a config.json
 # A global scale is the largest code times the largest scale for MLX, one for others.
 NVFP4_LARGEST = 6 * 448
 NVFP4_GLOBAL = QuantConfig(4, 16, "nvfp4", global_scale=True)
@@ -96,3 +98,18 @@ def parse_config(text: str) -> QuantConfig:
         f"{AFFINE_BITS} and groups of {AFFINE_GROUPS} (such as 4bit-g64), or one of "
         f"{', '.join(MX_MODES)}, or keep"
     )
+
+
+def layer_entries(config: dict[str, Any]) -> dict[str, Any]:
+    """The entries of single layers in the `quantization` of a config.json, by path."""
+    return {path: entry for path, entry in _block(config).items() if path not in KEYS}
+
+
+def default_entry(config: dict[str, Any]) -> dict[str, Any]:
+    """What the `quantization` of a config.json says of layers without an entry."""
+    return {k: value for k, value in _block(config).items() if not isinstance(value, (dict, bool))}
+
+
+def _block(config: dict[str, Any]) -> dict[str, Any]:
+    block = config.get("quantization")
+    return block if isinstance(block, dict) else {}

@@ -179,12 +179,11 @@ def read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
             which one counts, or other weights in `model.safetensors` than in the index's shards.
     """
     listed = read_index(folder)
-    if (folder / WHOLE).exists() and not any(
-        (folder / shard).exists() for shard in listed.values()
-    ):
-        listed = {}
     files = {file.name for file in folder.glob("model*.safetensors")}
-    files |= {shard for shard in listed.values() if (folder / shard).exists()}
+    present = {shard for shard in set(listed.values()) if (folder / shard).exists()}
+    if WHOLE in files and not present:
+        listed = {}
+    files |= present
     headers = {name: read_header(folder / name)[0] for name in sorted(files)}
 
     # An index that is out of date does no harm where all that it lists is there.

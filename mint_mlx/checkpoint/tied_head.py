@@ -8,7 +8,7 @@ two, and so does this file. mlx-lm drops the head in silence, or fails.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,9 +27,8 @@ from .model_classes import text_class
 from .roles import TOWER
 
 HEAD = re.compile(r"(.+\.)?lm_head\.weight")
-# What a head is called in the classes of mlx-lm.
-HEADS = re.compile(r"(.+\.)?(lm_head|embed_out|output|head)\.weight")
-ANY_HEAD = re.compile(r"(.+\.)?(lm_head|embed_out|output|head)\.\w+")
+# What a head's tensors, also packed ones, are called in the classes of mlx-lm.
+HEADS = re.compile(r"(.+\.)?(lm_head|embed_out|output|head)\.\w+")
 EMBEDDING = re.compile(
     r"(.+\.)?(embed_tokens|word_embeddings|tok_embeddings|embed_in|embeddings|embedding|wte)\.weight"
 )
@@ -69,14 +68,13 @@ def with_own_head(
     Raises:
         MintError: they differ, and mlx-lm's class can't have a head of its own.
     """
-    if "quantization" in config:
-        return config
-    config = _with_inner_tie(config, folder, headers)
-    if _says(config) is False and _builds_heads(config):
+    if "quantization" in config or (_agrees(config) and _is_untied(config)):
         return config
     head = _find(HEAD, folder, headers)
     embedding = _find(EMBEDDING, folder, headers)
-    if head is None or embedding is None or _has_head(config, bare_model):
+    if not _agrees(config):
+        config = _with_inner_tie(config, head, embedding, headers)
+    if head is None or embedding is None or _is_untied(config) or _has_head(config, bare_model):
         return config
     if _equal(head, embedding):
         return config
@@ -106,8 +104,7 @@ def unknown_head(
         By shard the first byte and the end of each of some rows of both tensors, from where the
         shard's data begins; nothing where there is no head that would be dropped.
     """
-    untied = _says(config) is False
-    if "quantization" in config or (untied and _builds_heads(config)):
+    if "quantization" in config or _is_untied(config):
         return {}
     head = _find(HEAD, folder, headers)
     embedding = _find(EMBEDDING, folder, headers)
@@ -132,28 +129,35 @@ def drop_copy(
 
     `config` must be that of `with_own_head`.
     """
-    if "quantization" in config or _holds_head(model):
+    if "quantization" in config or _holds_head(_parameters(model)):
         return weights
     return {name: array for name, array in weights.items() if not HEAD.fullmatch(name)}
 
 
-def _with_inner_tie(config: dict[str, Any], folder: Path, headers: Headers) -> dict[str, Any]:
+def _stated(config: dict[str, Any]) -> list[bool]:
+    """What the tables of a config say, the outer one first; nothing of a table that is silent."""
+    tables = config_tables(config)
+    return [table[TIED] for table in tables if isinstance(table.get(TIED), bool)]
+
+
+def _agrees(config: dict[str, Any]) -> bool:
+    """Whether all tables of a config say the same; a single one does, whatever it says."""
+    return text_config(config) is config or _stated(config) in ([True, True], [False, False])
+
+
+def _with_inner_tie(
+    config: dict[str, Any], head: _Stored | None, embedding: _Stored | None, headers: Headers
+) -> dict[str, Any]:
     """The config of a text model inside a larger one whose table says whether it has a head.
 
     mlx-lm's classes read that table alone, transformers 4 one of the two, transformers 5 the outer
     one, and each leaves out what is its default: only the tensors tell it for all.
     """
-    tables = config_tables(config)
-    stated = [table[TIED] for table in tables if isinstance(table.get(TIED), bool)]
-    if len(tables) == 1 or stated in ([True, True], [False, False]):
-        return config
-    head = _find(HEAD, folder, headers)
-    embedding = _find(EMBEDDING, folder, headers)
     if embedding is None or (head is None and _has_other_head(headers)):
         return config
 
     # A head that is missing is no tied one where all that is stated denies it.
-    denied = stated == [False]
+    denied = _stated(config) == [False]
     if head is None:
         return config if denied else _stating(config, tied=True)
     return _stating(config, tied=not denied and _equal(head, embedding))
@@ -161,8 +165,8 @@ def _with_inner_tie(config: dict[str, Any], folder: Path, headers: Headers) -> d
 
 def _has_other_head(headers: Headers) -> bool:
     """Whether a head may be stored in packed form, or by another name."""
-    names = (name for table in headers.values() for name in table if block_of(name) is None)
-    return any(ANY_HEAD.fullmatch(name) for name in names if not TOWER.search(name))
+    names = (name for table in headers.values() for name in table)
+    return _holds_head(name for name in names if not TOWER.search(name))
 
 
 def _stating(config: dict[str, Any], tied: bool) -> dict[str, Any]:
@@ -176,8 +180,10 @@ def _says(config: dict[str, Any]) -> Any:
     return text.get(TIED, config.get(TIED))
 
 
-def _builds_heads(config: dict[str, Any]) -> bool:
-    """Whether the class of a config's text model knows heads at all."""
+def _is_untied(config: dict[str, Any]) -> bool:
+    """Whether a config says so, and the class of its text model knows heads at all."""
+    if _says(config) is not False:
+        return False
     reader = text_class(config)
     return reader is None or "lm_head" in reader.code
 
@@ -185,14 +191,18 @@ def _builds_heads(config: dict[str, Any]) -> bool:
 def _has_head(config: dict[str, Any], bare_model: Build) -> bool:
     """Whether the class of a config builds a head (true also where it builds no model at all)."""
     try:
-        return _holds_head(bare_model(config))
+        return _holds_head(_parameters(bare_model(config)))
     except MintError:
         return True
 
 
-def _holds_head(model: Any) -> bool:
-    names = [name for name, _ in tree_flatten(model.parameters())]
+def _holds_head(names: Iterable[str]) -> bool:
+    """Whether a head is among tensors of these names."""
     return any(HEADS.fullmatch(name) and block_of(name) is None for name in names)
+
+
+def _parameters(model: Any) -> Iterator[str]:
+    return (name for name, _ in tree_flatten(model.parameters()))
 
 
 def _find(pattern: re.Pattern[str], folder: Path, headers: Headers) -> _Stored | None:

@@ -20,6 +20,7 @@ from typing import Any
 from ..base.errors import MintError, UsageError
 from ..base.files import MTP_FILE
 from ..base.hf_config import HALVES, edit_text_config, text_config
+from ..base.quant_config import default_entry, layer_entries
 from ..base.safetensors_header import TensorInfo
 from ..base.units import human
 from .block_path import block_of
@@ -81,15 +82,14 @@ class UnusedTensors:
         Args:
             config: the source's, which says how many bits those have that are packed.
         """
-        entries = _entries(config)
+        owners = [name.removesuffix(".scales") for name in self.towers if name.endswith(".scales")]
+        packed = _stated(config, owners)
         count = 0
         for name, info in [*self.towers.items(), *self.mtp.items()]:
             owner, _, leaf = name.rpartition(".")
-            packed = f"{owner}.scales" in self.towers
-            if packed and leaf == "weight":
-                bits = entries.get(owner, default_entry(config)).get("bits", 4)
-                count += prod(info.shape) * 32 // bits
-            elif not (packed and leaf in ("scales", "biases")):
+            if owner in packed and leaf == "weight":
+                count += prod(info.shape) * 32 // (packed[owner].get("bits") or 4)
+            elif owner not in packed or leaf not in ("scales", "biases"):
                 count += prod(info.shape)
         return count
 
@@ -156,36 +156,31 @@ def with_towers(
     return replace(inventory, others=others, order=order, carried=inventory.carried + carried)
 
 
-def default_entry(config: dict[str, Any]) -> dict[str, Any]:
-    """What the `quantization` of an MLX checkpoint says of modules that it doesn't name."""
-    stored = config.get("quantization") or {}
-    return {key: value for key, value in stored.items() if not isinstance(value, (dict, bool))}
-
-
 def tower_entries(config: dict[str, Any], inventory: Inventory) -> dict[str, dict[str, Any]]:
     """Entries of a `quantization` for modules of a tower that stay packed, by name in a result.
 
     mlx-vlm quantizes towers too. What the source says of all modules need not be what the result
     says of them.
     """
-    entries = _entries(config)
-    packed = [
+    if "quantization" not in config:
+        return {}
+    owners = [
         owner
         for owner in inventory.carried
         if any(spec.name == f"{owner}.scales" for spec in inventory.others[owner])
     ]
-    if "quantization" not in config:
-        return {}
-    return {owner: entries.get(owner, default_entry(config)) for owner in packed}
+    return _stated(config, owners)
 
 
-def _entries(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The entries of an MLX checkpoint's `quantization`, by the modules' names in a result."""
-    return {
+def _stated(config: dict[str, Any], owners: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What an MLX checkpoint's `quantization` says of modules, by their names in a result."""
+    default = default_entry(config)
+    entries = {
         tower_name(config, f"{path}.").removesuffix("."): entry
-        for path, entry in (config.get("quantization") or {}).items()
+        for path, entry in layer_entries(config).items()
         if isinstance(entry, dict)
     }
+    return {owner: entries.get(owner, default) for owner in owners}
 
 
 def text_only(config: dict[str, Any], needed: Collection[str]) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def doctor(model: str) -> Examination:
         *mtp_findings(folder, config, tensors),
         *claim_findings(name, bits),
     ]
-    limits = vlm_limits(config, bool(inventory.carried), _quantized_embedding(inventory, tensors))
+    limits = vlm_limits(config, bool(inventory.carried), _is_copied(inventory, tensors))
     return Examination(name, size, bits, findings, [*known_differences(config), *limits])
 
 
@@ -133,8 +133,8 @@ def _loaded_layers(inventory: Inventory, loaded: set[str] | None) -> Inventory:
     return replace(inventory, layers=layers)
 
 
-def _quantized_embedding(inventory: Inventory, tensors: dict[str, TensorInfo]) -> bool:
-    """Whether the embedding is quantized, and no head is stored beside it."""
+def _is_copied(inventory: Inventory, tensors: dict[str, TensorInfo]) -> bool:
+    """Whether a loader copies a quantized embedding to its head, as none is stored."""
     if any(name.endswith("lm_head.weight") for name in tensors):
         return False
     embeddings = (layer.path for layer in inventory.layers if layer.role == "embedding")

@@ -14,7 +14,14 @@ from typing import Any
 
 from ..base.files import MTP_FILE, MTP_PLACES, TOWER_PLACES
 from ..base.hf_config import config_tables
-from ..base.quant_config import AFFINE_BITS, AFFINE_GROUPS, MX_MODES, QuantConfig
+from ..base.quant_config import (
+    AFFINE_BITS,
+    AFFINE_GROUPS,
+    KEYS,
+    MX_MODES,
+    QuantConfig,
+    layer_entries,
+)
 from ..base.safetensors_header import INDEX, TensorInfo
 from ..base.side_files import PROCESSOR
 from ..checkpoint.config_keys import brought
@@ -25,7 +32,6 @@ from ..checkpoint.towers import MTP_KEYS, TOWERS, has_mtp, is_mtp, tower_entries
 from ..checkpoint.unread_keys import unread_keys
 from ..checkpoint.vlm_keys import NEEDS_PROCESSOR, PROCESSOR_CLASS, reads_null, vision_keys
 
-KEYS = {"group_size", "bits", "mode"}
 _CLAIM = re.compile(r"(\d+(?:\.\d+)?)[-_ ]?(bpw|bits?)(?![a-z])", re.IGNORECASE)
 
 
@@ -35,14 +41,6 @@ class Finding:
 
     where: str
     problem: str
-
-
-def _entries(config: dict[str, Any]) -> dict[str, Any]:
-    """The entries of single layers in a config's quantization block, by path."""
-    block = config.get("quantization") or {}
-    if not isinstance(block, dict):
-        return {}
-    return {path: entry for path, entry in block.items() if path not in KEYS}
 
 
 def key_findings(stated: dict[str, Any], adapted: dict[str, Any]) -> Iterator[Finding]:
@@ -82,7 +80,7 @@ def config_findings(config: dict[str, Any], inventory: Inventory) -> Iterator[Fi
 
     layers = {layer.path: layer.kind for layer in inventory.layers}
     towers = tower_entries(config, inventory)  # that stay packed, for mlx-vlm
-    for path, entry in _entries(config).items():
+    for path, entry in layer_entries(config).items():
         if path in towers:
             continue
         if path not in layers and not in_coded_head(path, config):
@@ -129,7 +127,7 @@ def tensor_findings(
     """
     block = config.get("quantization")
     block = block if isinstance(block, dict) else None
-    entries = _entries(config)
+    entries = layer_entries(config)
     if block and _experts_alone(block, inventory, tensors):
         unquantized = unquantized | {layer.path for layer in inventory.layers}
     for layer in inventory.layers:

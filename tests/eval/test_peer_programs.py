@@ -120,7 +120,7 @@ def test_an_export_of_single_experts_becomes_a_checkpoint_of_mlx_lm(
     for kind, array in zip(("weight", "scales", "biases"), expected, strict=True):
         assert mx.array_equal(parameters[f"{path}.{kind}"][10], array), kind
 
-    # AutoRound leaves the embedding alone, which would be half of a small model.
+    # AutoRound leaves the embedding alone, which would be a third of a small model.
     codes, *_ = mx.quantize(source["model.embed_tokens.weight"], config.group_size, config.bits)
     assert mx.array_equal(parameters["model.embed_tokens.weight"], codes)
     assert parameters["model.layers.0.mlp.gate.weight"].dtype == mx.bfloat16
