@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from ..checkpoint.chat_template import as_messages, tool_schema
+
 FILE = Path(__file__).parent / "data" / "tasks.yaml"
 SENTENCES = 60  # of the long text
 PLACES = ("island", "harbour", "mill", "market", "bridge", "orchard", "school")
@@ -52,7 +54,7 @@ class Task:
 def all_tasks() -> tuple[Task, ...]:
     """The tasks, in the order of their file."""
     data = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    tools = {name: _schema(name, tool) for name, tool in data["tools"].items()}
+    tools = {name: tool_schema(name, **tool) for name, tool in data["tools"].items()}
     return tuple(_task(entry, tools) for entry in data["tasks"])
 
 
@@ -63,26 +65,14 @@ def _task(entry: dict[str, Any], tools: dict[str, dict[str, Any]]) -> Task:
         text = " ".join(long_text(entry["needle"], entry["depth"]))
         turns[0] = f"{text}\n\n{turns[0]}"
         base = f"{text}\n\n{base}"
-    roles = ("user", "assistant")
-    messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
-    if "system" in entry:
-        messages.insert(0, {"role": "system", "content": entry["system"]})
     return Task(
         entry["kind"],
-        tuple(messages),
+        tuple(as_messages(turns, entry.get("system"))),
         base,
         tuple(map(str, entry["answers"])),
         tuple(tools[name] for name in entry.get("tools", ())),
         entry.get("call"),
     )
-
-
-def _schema(name: str, tool: dict[str, Any]) -> dict[str, Any]:
-    """A tool as the JSON schema that chat templates take."""
-    parameters = {"type": "object", "properties": tool["parameters"]}
-    parameters["required"] = list(tool["parameters"])
-    function = {"name": name, "description": tool["description"], "parameters": parameters}
-    return {"type": "function", "function": function}
 
 
 def long_text(needle: str, depth: float) -> Iterator[str]:

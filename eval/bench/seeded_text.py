@@ -15,7 +15,8 @@ from mint_mlx.base.blas import use_fast_blas
 
 use_fast_blas()  # before anything imports mlx
 
-from mint_mlx.jobs.measurements import first_token, vocabulary  # noqa: E402
+from mint_mlx.base.report import Silent  # noqa: E402
+from mint_mlx.jobs.measurements import first_token, text_start, vocabulary  # noqa: E402
 from mint_mlx.jobs.model import prepare  # noqa: E402
 from mint_mlx.measure import rounds  # noqa: E402
 from mint_mlx.measure.self_text import random_windows, write_tokens  # noqa: E402
@@ -30,12 +31,16 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     parser.add_argument("file", type=Path)
     parser.add_argument("--effort", default="best", choices=EFFORTS)
+    parser.add_argument("--plain", action="store_true", help="no conversations")
     asked = parser.parse_args()
 
     job = prepare(asked.model)
     count = EFFORTS[asked.effort].tokens
-    windows = random_windows(vocabulary(job), count, first_token(job), asked.seed)
-    tokens, how = write_tokens(job.source, windows, asked.seed)
+    windows, given = text_start(job, count, Silent(), asked.seed)
+    if asked.plain:
+        windows = random_windows(vocabulary(job), count, first_token(job), asked.seed)
+        given = None
+    tokens, how = write_tokens(job.source, windows, asked.seed, given=given)
     save_sensitivity(rounds.measure(job.source, job.inventory, tokens, how), asked.file)
 
 

@@ -75,6 +75,20 @@ def render(folder: Path, conversations: Sequence[dict[str, Any]]) -> list[list[i
     return [prompt or EMPTY for prompt in tokens]
 
 
+def as_messages(turns: Sequence[str], system: str | None = None) -> list[dict[str, Any]]:
+    """Turns of user and assistant as the messages that chat templates take."""
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    roles = ("user", "assistant")
+    return messages + [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
+
+
+def tool_schema(name: str, description: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """A tool as the JSON schema that chat templates take; all its parameters are required."""
+    schema = {"type": "object", "properties": parameters, "required": list(parameters)}
+    function = {"name": name, "description": description, "parameters": schema}
+    return {"type": "function", "function": function}
+
+
 def _problem(folder: Path, problem: str) -> TemplateProblem:
     name = folder.name.removesuffix(".partial")
     return TemplateProblem(

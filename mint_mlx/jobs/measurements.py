@@ -155,20 +155,23 @@ def get_tokens(
     Returns:
         Tokens, int32 (windows, tokens), and how they were made.
     """
-    from ..measure.self_text import random_windows, write_tokens
+    from ..measure.conversations import in_words
+    from ..measure.self_text import write_tokens
 
-    windows = random_windows(vocabulary(job), count, first_token(job))
+    windows, given = text_start(job, count, report)
     place = cache.sensitivity_path(job.source, count, twin.key if twin else "")
     if twin is None:
         report.stage("write tokens")
-        return write_tokens(job.source, windows, progress=report.step, resume_file=place)
+        return write_tokens(
+            job.source, windows, progress=report.step, resume_file=place, given=given
+        )
 
     # Text that is complete needs no twin any more.
     kind = f"{job.source.stamp}-whole" if job.source.sampled else "whole"
-    how = f"by a twin of {twin.bits_per_weight:.2f} bits per weight"
-    noted = resume.read_tokens(place, kind, windows)
+    how = f"sampled by a twin of {twin.bits_per_weight:.2f} bits per weight, seed 0{in_words(given)}"
+    noted = resume.read_tokens(place, kind, windows, given)
     if noted is not None:
-        return noted[0], f"sampled {how}, seed 0"
+        return noted[0], how
     report.note(f"{twin} writes the text")
     with open_twin(job, twin, report) as source:
         report.stage("write tokens")
@@ -179,9 +182,32 @@ def get_tokens(
             streamed=False,
             resume_file=place,
             packed=True,
+            given=given,
         )
     resume.write_tokens(place, kind, tokens, 1)
-    return tokens, f"sampled {how}, seed 0"
+    return tokens, how
+
+
+def text_start(
+    job: Job, count: int, report: Report, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a model's own text goes on from, half of it conversations where it has a chat template.
+
+    Args:
+        job: the model.
+        count: tokens of the text.
+        report: is told of a chat template that can't be used.
+        seed: the same seed gives the same.
+
+    Returns:
+        Tokens, int32 (windows, tokens), and how many at the start of each window are given.
+    """
+    from ..measure.conversations import begin_with, conversation_prompts
+    from ..measure.self_text import random_windows
+
+    windows = random_windows(vocabulary(job), count, first_token(job), seed)
+    prompts = conversation_prompts(job.source.path, report)
+    return begin_with(windows, prompts, vocabulary(job), seed)
 
 
 def vocabulary(job: Job) -> int:

@@ -56,22 +56,26 @@ def append_curve(target: Path, path: str, curve: Any) -> None:
             file.write("\n" + with_checksum(json.dumps({path: curve})) + "\n")
 
 
-def read_tokens(target: Path, kind: str, start: np.ndarray) -> tuple[np.ndarray, int] | None:
+def read_tokens(
+    target: Path, kind: str, start: np.ndarray, given: np.ndarray
+) -> tuple[np.ndarray, int] | None:
     """The noted tokens of a kind, and how many batches or passes were finished; None without notes.
 
     Args:
         target: the file that the run makes.
         kind: names one of several texts that the run writes.
         start: int32 (windows, length), the tokens that the text began from.
+        given: int (windows,), how many of them at the start of each window stay.
     """
+    stays = np.arange(start.shape[1]) < given[:, None]
 
     def read(path: Path) -> tuple[np.ndarray, int]:
         arrays = read_npz(path)
         try:
-            # Each window's first token stays, and no text has more parts than tokens.
+            # No text has more parts than tokens.
             tokens = schema.check_array(arrays["tokens"], schema.INTEGER, start.shape, 0, 2**31 - 1)
             done = schema.check_array(arrays["done"], schema.INTEGER, (), 0, start.size)
-            if not np.array_equal(tokens[:, 0], start[:, 0]):
+            if not np.array_equal(tokens[stays], start[stays]):
                 raise ValueError("another text")
         except (KeyError, ValueError):
             raise Damaged(f"{path} is damaged") from None

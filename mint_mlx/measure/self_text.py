@@ -30,6 +30,7 @@ from ..runtime.kvcache import cache_size
 from ..runtime.memory import RESERVE, room
 from ..runtime.runner import Runner, load_runner
 from . import resume
+from .conversations import in_words
 
 PASSES = 4
 LENGTH = 256  # tokens a window
@@ -69,19 +70,22 @@ def write_tokens(
     streamed: bool | None = None,
     resume_file: Path | None = None,
     packed: bool = False,
+    given: np.ndarray | None = None,
 ) -> tuple[np.ndarray, str]:
     """Tokens of a model's own, int32 (windows, length), and how they were written, in words.
 
     Args:
         source: a checkpoint whose weights are on this machine.
-        tokens: of `random_windows`; each window's first token stays.
+        tokens: of `random_windows`, or of `conversations.begin_with`.
         seed: the same seed gives the same tokens.
         progress: called with (what, done, total).
         streamed: as in `runner.load_runner`.
         resume_file: beside which finished batches or passes are noted (resume.py), for a run that
             goes on from there.
         packed: as in `runner.load_runner`.
+        given: int (windows,), how many tokens at the start of each window stay; one by default.
     """
+    given = np.ones(len(tokens), dtype=np.int64) if given is None else given
     runner = load_runner(source.path, streamed, source.dtype, packed=packed)
     length = tokens.shape[1]
     windows = WINDOWS if runner.streamed else at_once(source, runner, length)
@@ -89,7 +93,7 @@ def write_tokens(
     kind += f"-{source.stamp}" if source.sampled else ""
     done = 0
     if resume_file is not None:
-        tokens, done = resume.read_tokens(resume_file, kind, tokens) or (tokens, 0)
+        tokens, done = resume.read_tokens(resume_file, kind, tokens, given) or (tokens, 0)
 
     def note(tokens: np.ndarray, done: int) -> None:
         if resume_file is not None:
@@ -97,18 +101,18 @@ def write_tokens(
 
     if not runner.streamed:
         uniform = uniform_numbers("text", seed, tokens.shape)
-        tokens = sample(runner, tokens, uniform, progress, done, note, windows)
-        return tokens, f"sampled, seed {seed}"
+        tokens = sample(runner, tokens, given, uniform, progress, done, note, windows)
+        return tokens, f"sampled, seed {seed}{in_words(given)}"
 
     for number in range(done, PASSES):
         progress(f"pass {number + 1}", number, PASSES)
         if number > done:  # a streamed model has dropped its blocks
             runner = load_runner(source.path, True, source.dtype)
         uniform = uniform_numbers(f"pass {number}", seed, tokens.shape)
-        tokens = resample(runner, tokens, uniform)
+        tokens = resample(runner, tokens, uniform, given)
         note(tokens, number + 1)
     progress("", PASSES, PASSES)
-    return tokens, f"resampled {PASSES} times, seed {seed}"
+    return tokens, f"resampled {PASSES} times, seed {seed}{in_words(given)}"
 
 
 def at_once(source: Source, runner: Runner, length: int) -> int:
@@ -149,17 +153,19 @@ def room_beside(config: dict[str, Any], tokens: int) -> int:
 def sample(
     runner: Runner,
     tokens: np.ndarray,
+    given: np.ndarray,
     uniform: np.ndarray,
     progress: Progress = lambda *_: None,
     done: int = 0,
     note: Callable[[np.ndarray, int], None] = lambda *_: None,
     windows: int = WINDOWS,
 ) -> np.ndarray:
-    """Every token but each window's first drawn one after the other, given all those before it.
+    """Every token that isn't given drawn one after the other, from all those before it.
 
     Args:
         runner: a loaded model.
         tokens: int32 (windows, length).
+        given: int (windows,), how many tokens at the start of each window stay.
         uniform: float64 (windows, length), from 0 to 1, which decide the draws.
         progress: called with (what, tokens done, tokens in all).
         done: batches of windows that are drawn already.
@@ -177,45 +183,56 @@ def sample(
             drawn = some.start * length + position * (some.stop - some.start)
             progress("sample", drawn, tokens.size)
 
-        written[some] = continued(runner, tokens[some, 0], uniform[some], report)
+        written[some] = continued(runner, tokens[some], given[some], uniform[some], report)
         note(written, batch + 1)
     return written
 
 
 def continued(
-    runner: Runner, first: np.ndarray, uniform: np.ndarray, report: Callable[[int], None]
+    runner: Runner,
+    tokens: np.ndarray,
+    given: np.ndarray,
+    uniform: np.ndarray,
+    report: Callable[[int], None],
 ) -> np.ndarray:
-    """Windows that begin with these tokens, int32 (windows, length).
+    """Windows whose given tokens stay and whose others are drawn, int32 (windows, length).
 
     Args:
         runner: a loaded model.
-        first: int (windows,).
+        tokens: int32 (windows, length).
+        given: int (windows,), how many tokens at the start of each window stay.
         uniform: float64 (windows, length), from 0 to 1, which decide the draws.
         report: called with each position before it is drawn.
     """
     cache = make_prompt_cache(runner.model)
-    drawn = [first.astype(np.int32)]
+    written = tokens.copy()
     with (
         fast_math(runner.model),
         whole_experts(),
         dense_products(),
         decoding_attention(),
     ):
-        for position in range(1, uniform.shape[1]):
+        for position in range(1, tokens.shape[1]):
             report(position)
-            logits = runner.model(mx.array(drawn[-1][:, None]), cache=cache)[:, -1]
-            drawn.append(draw(logits.astype(mx.float32), uniform[:, position]))
-    return np.stack(drawn, axis=1)
+            last = mx.array(written[:, position - 1 : position])
+            logits = runner.model(last, cache=cache)[:, -1]
+            drawn = draw(logits.astype(mx.float32), uniform[:, position])
+            written[:, position] = np.where(position < given, tokens[:, position], drawn)
+    return written
 
 
-def resample(runner: Runner, tokens: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """Every token but each window's first drawn anew, given those before it.
+def resample(
+    runner: Runner, tokens: np.ndarray, uniform: np.ndarray, given: np.ndarray | None = None
+) -> np.ndarray:
+    """Every token that isn't given drawn anew, from those before it.
 
     Args:
         runner: a loaded model.
         tokens: int32 (windows, length).
         uniform: float64 (windows, length), from 0 to 1, which decide the draws.
+        given: int (windows,), how many tokens at the start of each window stay; one by default.
     """
+    given = np.ones(len(tokens), dtype=np.int64) if given is None else given
     written = tokens.copy()
     batch = max(1, 4096 // tokens.shape[1])
     for piece in forward(runner, tokens, batch):
@@ -224,5 +241,7 @@ def resample(runner: Runner, tokens: np.ndarray, uniform: np.ndarray) -> np.ndar
         # What is predicted at a position is the next one's token; the last has no next one.
         start = piece.columns.start + 1
         stop = min(piece.columns.stop, tokens.shape[1] - 1) + 1
-        written[piece.rows, start:stop] = drawn[:, : stop - start]
+        stays = np.arange(start, stop) < given[piece.rows, None]
+        before = tokens[piece.rows, start:stop]
+        written[piece.rows, start:stop] = np.where(stays, before, drawn[:, : stop - start])
     return written

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..checkpoint.origin import Origin
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 @dataclass(frozen=True)
