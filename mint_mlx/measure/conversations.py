@@ -82,10 +82,10 @@ def _call(entry: dict[str, Any]) -> list[dict[str, Any]]:
 def begin_with(
     windows: np.ndarray, prompts: list[list[int]], vocabulary: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Windows of which one of each two begins with a prompt, in turn of all that fit.
+    """Windows of which one of each two begins with a prompt, in turn of all.
 
     Which one of the two is drawn, so that no part of the text that is measured or held out has
-    more of either.
+    more of either. A prompt that leaves too little of a window to the reply loses its beginning.
 
     Args:
         windows: int32 (windows, length), of `self_text.random_windows`.
@@ -98,15 +98,15 @@ def begin_with(
     """
     count, length = windows.shape
     longest = length - length // REPLY
-    fitting = [p for p in prompts if len(p) <= longest and max(p) < vocabulary]
+    known = [prompt[-longest:] for prompt in prompts if max(prompt) < vocabulary]
     begun = windows.copy()
     given = np.ones(count, dtype=np.int64)
-    if not fitting:
+    if not known:
         return begun, given
 
     second = np.random.default_rng(seed).integers(0, 2, count // 2)
     for i, row in enumerate(2 * np.arange(count // 2) + second):
-        prompt = fitting[i % len(fitting)]
+        prompt = known[i % len(known)]
         begun[row, : len(prompt)] = prompt
         given[row] = len(prompt)
     return begun, given
