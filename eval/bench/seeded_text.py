@@ -36,11 +36,12 @@ def main() -> None:
 
     job = prepare(asked.model)
     count = EFFORTS[asked.effort].tokens
-    windows, given = text_start(job, count, Silent(), asked.seed)
     if asked.plain:
         windows = random_windows(vocabulary(job), count, first_token(job), asked.seed)
-        given = None
-    tokens, how = write_tokens(job.source, windows, asked.seed, given=given)
+        tokens, how = write_tokens(job.source, windows, asked.seed)
+    else:
+        windows, given = text_start(job, count, Silent(), asked.seed)
+        tokens, how = write_tokens(job.source, windows, asked.seed, given=given)
     save_sensitivity(rounds.measure(job.source, job.inventory, tokens, how), asked.file)
 
 

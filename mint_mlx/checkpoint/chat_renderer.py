@@ -12,14 +12,22 @@ import json
 import os
 import resource
 import sys
-from datetime import datetime
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
 GROWTH = 1 << 30  # bytes of address space that rendering may take, where the system holds it
 SECONDS = 60  # of processor time: should the watching process be killed, this one ends too
-DATE = datetime(2026, 1, 1)  # templates that tell the date say this one: same text, same results
 MAX_TEXT = 1_000_000  # characters of a rendered prompt
+
+
+class FixedDay(datetime):
+    """The day that templates tell: the same model gives the same prompts, and results, each day."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> FixedDay:
+        """The first of January 2026."""
+        return cls(2026, 1, 1, tzinfo=tz)
 
 
 def main() -> None:
@@ -29,8 +37,11 @@ def main() -> None:
     os.dup2(2, 1)
     request = json.loads(sys.stdin.read())
 
+    from transformers.utils import chat_template_utils
+
     from .tokenizer import load_tokenizer
 
+    chat_template_utils.datetime = FixedDay
     tokenizer = load_tokenizer(Path(request["folder"]))
     _limit()
     print("ready", file=answer, flush=True)
@@ -64,8 +75,6 @@ def _render(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> l
         options: what the template is given besides, such as tools.
     """
     options["add_generation_prompt"] = True
-    if "strftime_now" in str(tokenizer.chat_template):
-        options["strftime_now"] = DATE.strftime
     prompt = tokenizer.apply_chat_template(messages, **options, tokenize=False)
     if not isinstance(prompt, str) or len(prompt) > MAX_TEXT:
         raise ValueError(f"it makes more than {MAX_TEXT:,} characters of a message")

@@ -168,7 +168,8 @@ def get_tokens(
 
     # Text that is complete needs no twin any more.
     kind = f"{job.source.stamp}-whole" if job.source.sampled else "whole"
-    how = f"sampled by a twin of {twin.bits_per_weight:.2f} bits per weight, seed 0{in_words(given)}"
+    how = f"sampled by a twin of {twin.bits_per_weight:.2f} bits per weight, seed 0"
+    how += in_words(given)
     noted = resume.read_tokens(place, kind, windows, given)
     if noted is not None:
         return noted[0], how

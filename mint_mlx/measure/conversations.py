@@ -19,6 +19,7 @@ from ..checkpoint.chat_template import TemplateProblem, as_messages, render, too
 from ..checkpoint.tokenizer import has_tokenizer, load_tokenizer, tokenizer_is_code
 
 FILE = Path(__file__).with_name("conversations.yaml")
+WITHOUT = "no conversation is among the model's own text"
 REPLY = 4  # at least one of so many parts of a window is left to the reply
 
 
@@ -42,9 +43,12 @@ def conversation_prompts(folder: Path, report: Report) -> list[list[int]]:
     try:
         rendered = render(folder, conversations())
     except TemplateProblem as problem:
-        report.note(f"{problem}; no conversation is among the model's own text")
+        report.note(f"{problem}; {WITHOUT}")
         return []
-    return [prompt for prompt in rendered if not isinstance(prompt, str)]
+    prompts = [prompt for prompt in rendered if not isinstance(prompt, str)]
+    if not prompts:
+        report.note(f"the chat template of {folder.name} fails ({rendered[0]}); {WITHOUT}")
+    return prompts
 
 
 @cache

@@ -83,3 +83,13 @@ def test_the_child_limits_the_length_of_a_prompt(
     monkeypatch.setattr(chat_renderer, "MAX_TEXT", 50)
     with pytest.raises(ValueError, match="more than 50 characters"):
         chat_renderer._render(tokenizer, [{"role": "user", "content": "abc"}])
+
+
+def test_a_template_that_tells_the_date_gives_the_same_prompt_each_day(make: Maker) -> None:
+    folder = make(llama(1))
+    (folder / "chat_template.jinja").write_text(
+        "{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}"
+    )
+    (prompt,) = chat_prompts(folder, ["Hello"])
+    expected = load_tokenizer(folder).encode("01 Jan 2026: Hello", add_special_tokens=False)
+    assert prompt == expected

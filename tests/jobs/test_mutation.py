@@ -213,6 +213,7 @@ def note_targets(sound: Sound) -> dict[str, Target]:
     expected = plain({p: curve_to_json(c) for p, c in measured.items()})
     written = np.where(np.arange(TOKENS.shape[1]) > 0, 1, TOKENS).astype(np.int32)
     resume.write_tokens(sound.folder / "text" / "s.npz", "sampled-64", written, 1)
+    given = np.ones(len(TOKENS), dtype=np.int64)
 
     def curves(path: Path) -> Any:
         place = path / "p.json"
@@ -220,7 +221,7 @@ def note_targets(sound: Sound) -> dict[str, Target]:
         return plain({p: curve_to_json(c) for p, c in again.items()})
 
     def text(path: Path) -> Any:
-        read = resume.read_tokens(path / "s.npz", "sampled-64", TOKENS)
+        read = resume.read_tokens(path / "s.npz", "sampled-64", TOKENS, given)
         return read and (read[0].tolist(), read[1])
 
     assert curves(copy(notes, sound.folder / "again")) == expected

@@ -71,11 +71,12 @@ def test_text_that_was_interrupted_goes_on_after_its_last_pass(
     assert len(passes) == self_text.PASSES
 
     # The notes stay until they are cleared; damaged ones are none.
-    assert resume.read_tokens(place, "resampled", windows) is not None
+    given = np.ones(len(windows), dtype=np.int64)
+    assert resume.read_tokens(place, "resampled", windows, given) is not None
     resume.clear(place)
     assert not list(place.parent.iterdir())
     resume._tokens_file(place, "sampled-256").write_bytes(b"cut short")
-    assert resume.read_tokens(place, "sampled-256", windows) is None
+    assert resume.read_tokens(place, "sampled-256", windows, given) is None
 
 
 def test_as_many_windows_are_sampled_at_once_as_memory_has_room_for(
