@@ -42,13 +42,20 @@ def match(group: Group, stated: Stated) -> Packed | None:
 def read_fp8(group: Group, codes: str, scale: str, stated: Stated) -> Packed:
     """A weight of FP8 codes under one role, with scales under another.
 
+    Of Llama-4's experts FBGEMM holds what writes back as (experts, inputs, outputs), and its scales
+    as (experts, outputs, 1).
+
     Raises:
         Unread: type or shape of the scales are those of no known FP8.
     """
     shape, dtype = group.shape(codes), group.dtype(scale)
     if dtype not in (*REALS, *EXPONENTS):
         raise Unread(f"is FP8 with scales of type {dtype}, which mint-mlx does not read")
-    block = find_block(shape, group.shape(scale), stated, BLOCK)
+    scale_shape = group.shape(scale)
+    turned = stated.method == "fbgemm_fp8" and len(scale_shape) == 3 and scale_shape[-1] == 1
+    if turned:
+        scale_shape = (scale_shape[0], 1, scale_shape[1])
+    block = find_block(shape, scale_shape, stated, BLOCK)
     if block is None:
         expected = in_words((*stated_blocks(stated), BLOCK)[0])
         raise Unread(
@@ -61,6 +68,7 @@ def read_fp8(group: Group, codes: str, scale: str, stated: Stated) -> Packed:
     def read(tensors: Mapping[str, mx.array]) -> mx.array:
         scales = exponents(tensors[scale]) if dtype in EXPONENTS else tensors[scale]
         scales = 1 / scales.astype(mx.float32) if divides else scales
+        scales = scales.swapaxes(1, 2) if turned else scales
         return dequantize(tensors[codes], scales, block)
 
     return Packed(group, f"FP8 {form}", shape, None, read)

@@ -13,6 +13,7 @@ from .packed import Stated
 Block = tuple[int, int]  # rows and columns that share a scale; 0 for all of them
 TENSOR: Block = (0, 0)
 ROW: Block = (1, 0)
+COLUMN: Block = (0, 1)  # of FBGEMM alone, whose fused experts are (experts, inputs, outputs)
 
 
 def find_block(
@@ -27,7 +28,7 @@ def find_block(
         default: the block where config.json names none.
     """
     blocks = stated_blocks(stated) or ([default] if default else [])
-    whole = [TENSOR, ROW]
+    whole = [TENSOR, ROW, *([COLUMN] if stated.method == "fbgemm_fp8" else [])]
 
     # Where blocks are stated, a table of scales is one of blocks.
     if stated.table.get("weight_block_size") and len(scales) >= 2:
@@ -81,6 +82,8 @@ def in_words(block: Block) -> str:
         return "with one scale a tensor"
     if block == ROW:
         return "with one scale a row"
+    if block == COLUMN:
+        return "with one scale a column"
     if block[0] == 1:
         return f"in groups of {block[1]}"
     return f"in blocks of {block[0]}x{block[1]}"

@@ -152,6 +152,21 @@ def test_gptqmodel_s_scales_divide(scales: tuple[int, ...], table: dict[str, Any
     np.testing.assert_allclose(values, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("shape", "scales"),
+    [((4, 64, 96), (4, 1, 96)), ((4, 96, 64), (4, 64, 1)), ((4, 64, 64), (4, 64, 1))],
+)
+def test_fbgemm_s_fused_experts_have_a_scale_a_column(
+    shape: tuple[int, ...], scales: tuple[int, ...]
+) -> None:
+    """As transformers 4.57.6 runs Llama-4's: (experts, inputs, outputs), `down_proj`'s turned."""
+    codes, numbers = fp8(*shape[-2:], *shape[:-2]), RNG.random(scales).astype(np.float32)
+    arrays = {"": ("F8_E4M3", codes), "scale": ("F32", numbers)}
+    weight, values = read(sources_fp8, arrays, quant_method="fbgemm_fp8")
+    assert "one scale a column" in weight.form
+    np.testing.assert_array_equal(values, e4m3(codes) * numbers.reshape(4, 1, shape[-1]))
+
+
 @pytest.mark.parametrize("code", ["U8", "F8_E8M0"])
 def test_scales_that_are_bytes_are_powers_of_two(code: str) -> None:
     codes, byte = fp8(128, 256), np.array([[0, 130]], dtype=np.uint8)
