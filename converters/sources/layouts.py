@@ -94,7 +94,7 @@ def _what_becomes(stored: QuantConfig | None, dtype: str) -> str:
         return f"its weights are dequantized to {dtype} as they are read"
     if stored.global_scale:
         return f"the codes of experts stay as they are, all else is dequantized to {dtype}"
-    return f"its codes stay as they are ({stored} in MLX)"
+    return f"MLX holds its codes as they are ({stored})"
 
 
 @dataclass(frozen=True)

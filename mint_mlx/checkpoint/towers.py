@@ -216,8 +216,14 @@ def has_mtp(names: Iterable[str], config: dict[str, Any]) -> bool:
     return any(is_mtp(name, config) for name in names)
 
 
-def remarks(unused: UnusedTensors, parts: str) -> list[str]:
-    """Notes for the user about the tensors besides the language model."""
+def remarks(unused: UnusedTensors, parts: str, mtp_beside: bool = False) -> list[str]:
+    """Notes for the user about the tensors besides the language model.
+
+    Args:
+        unused: these tensors.
+        parts: what is asked for.
+        mtp_beside: whether blocks for multi-token prediction lie in a file that isn't read.
+    """
 
     def extent(tensors: dict[str, TensorInfo]) -> str:
         size = sum(info.end - info.start for info in tensors.values())
@@ -245,7 +251,7 @@ def remarks(unused: UnusedTensors, parts: str) -> list[str]:
         )
     if parts == "all" and not unused.towers and not unused.mtp:
         notes.append("this model has no vision or audio tower: --parts all has no effect")
-    if parts in ("mtp", IN_8_BITS) and not unused.mtp:
+    if parts in ("mtp", IN_8_BITS) and not unused.mtp and not mtp_beside:
         notes.append(
             f"this model has no blocks for multi-token prediction: --parts {parts} has no effect"
         )

@@ -156,14 +156,14 @@ def note_source(job: Job, report: Report) -> None:
     """Say what of a source is read in another form or left out, and whether it is quantized."""
     from ..converters.sources.layouts import describe
 
-    for text in remarks(job.unused, job.parts):
-        report.note(text)
     beside = [file for file in MTP_PLACES if (job.source.path / file).is_file()]
     if beside and not job.unused.mtp:
         report.note(
             f"the blocks for multi-token prediction in {beside[0]} are not read, and the result "
             "has none: to keep them, convert the original with --parts mtp"
         )
+    for text in remarks(job.unused, job.parts, bool(beside)):
+        report.note(text)
     for text in index_notes(job.source.path, job.source.headers):
         report.note(text)
     name = job.source.name

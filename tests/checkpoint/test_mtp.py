@@ -236,9 +236,15 @@ def test_what_is_made_of_a_result_says_that_it_has_no_such_blocks(tmp_path: Path
     first = convert.convert(str(model), out=tmp_path / "first", parts="mtp-8bit", **chosen)
     notes = Notes()
     second = convert.convert(
-        str(first.path), uniform="4bit-g32", out=tmp_path / "second", smoke=False, report=notes
+        str(first.path),
+        uniform="4bit-g32",
+        out=tmp_path / "second",
+        parts="mtp",
+        smoke=False,
+        report=notes,
     )
     assert any(f"in {MTP_FILE} are not read, and the result has none" in n for n in notes.said)
+    assert not any("has no blocks for multi-token prediction" in note for note in notes.said)
     config = json.loads((second.path / "config.json").read_text())
     assert "mtplx_mtp_quantization" not in config
     assert not [path for path in config["quantization"] if ".mtp." in path]

@@ -303,7 +303,7 @@ def test_mixed_formats_are_told_apart_by_their_tensors(tmp_path: Path) -> None:
     order_for(Request(str(folder), budget="5bpw"), notes)
     note = next(note for note in notes.said if "FP8 with one scale a row" in note)
     assert "4-bit integers (symmetric, one scale a group of 32) (4 weights)" in note
-    assert "its codes stay as they are (4bit-g32 in MLX)" in note
+    assert "MLX holds its codes as they are (4bit-g32)" in note
 
 
 def test_mxfp8_with_experts_of_nvfp4_is_not_all_mxfp8(tmp_path: Path) -> None:
