@@ -32,6 +32,7 @@ from ..converters.output.conversion import Conversion
 from ..converters.output.small_files import copy_small_files
 from ..converters.output.write import write
 from ..measure.sensitivity import Sensitivity, TokenWeights
+from ..measure.text import Text
 from ..runtime.cpu_ops import dense_products
 from .protocol import context_of
 
@@ -100,7 +101,7 @@ def feedback(
     tokens = calibration(source, text)
     ones = TokenWeights(np.ones((tokens.size, 1), dtype=np.float32), None)
     weights = {layer.path: ones for layer in inventory.layers}
-    unweighted = Sensitivity(source.origin, tokens.astype(np.int32), "text", {}, weights)
+    unweighted = Sensitivity(source.origin, Text(tokens.astype(np.int32)), {}, weights)
     plan = replace(uniform(source, inventory, config, {}), quantizer="gptq")
     write(Conversion(source, inventory, plan, out, force=True, sensitivity=unweighted))
 

@@ -177,8 +177,8 @@ def _refine(conversion: Conversion) -> dict[str, mx.array] | None:
     from ..quantizers.distil import refine_written
 
     assert conversion.sensitivity is not None
-    tokens, file = conversion.sensitivity.tokens, conversion.work / REFINED
-    refine_written(conversion.source, tokens, conversion.report, conversion.work, file)
+    text, file = conversion.sensitivity.text, conversion.work / REFINED
+    refine_written(conversion.source, text, conversion.report, conversion.work, file)
     return _stored_refined(conversion)
 
 

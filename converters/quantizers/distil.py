@@ -27,6 +27,7 @@ from ...base.quant_config import QuantConfig
 from ...base.report import Progress, Report
 from ...checkpoint.layers import Inventory
 from ...checkpoint.source import Source
+from ...measure.text import Text
 from ...runtime.device import on_cpu
 from ...runtime.divergence import mean_merged_kl
 from ...runtime.memory import fits_here, workspace
@@ -87,16 +88,18 @@ def refine(
     steps = steps or STEPS
     student = Student(folder)
     student.check_names(folder)
-    train, valid = hold_out(len(targets.tokens))
+    train, valid = hold_out(len(targets.text.tokens))
     params: Params = {
         path: {name: mx.zeros_like(array) for name, array in start.items()}
         for path, start in student.start.items()
     }
     size = _step_windows(student, params, targets, len(train))
 
+    arrays = targets.text.tokens, targets.ids, targets.logp, targets.text.counted
+
     def loss(params: Params, rows: np.ndarray) -> mx.array:
-        tokens, ids, logp = (mx.array(a[rows]) for a in (targets.tokens, targets.ids, targets.logp))
-        return mean_merged_kl(student.logits(params, tokens), ids, logp)
+        tokens, ids, logp, counted = (mx.array(array[rows]) for array in arrays)
+        return mean_merged_kl(student.logits(params, tokens), ids, logp, counted)
 
     def total(params: Params) -> float:
         pieces = [valid[i : i + size] for i in range(0, len(valid), size)]
@@ -148,14 +151,15 @@ def refine(
 
 def _step_windows(student: Student, params: Params, targets: Targets, train: int) -> int:
     """Windows of a step: TOKENS of them, or fewer where their logits would be too large."""
-    length = targets.tokens.shape[1]
-    vocabulary = int(student.logits(params, mx.array(targets.tokens[:1, :1])).shape[-1])
+    tokens = targets.text.tokens
+    length = tokens.shape[1]
+    vocabulary = int(student.logits(params, mx.array(tokens[:1, :1])).shape[-1])
     return max(1, min(TOKENS // length, 2 * LOGITS // (length * vocabulary), train))
 
 
 def refine_own(
     source: Source,
-    tokens: np.ndarray,
+    text: Text,
     folder: Path,
     progress: Progress = lambda *_: None,
     steps: int | None = None,
@@ -167,30 +171,30 @@ def refine_own(
 
     Args:
         source: what it was made from.
-        tokens: int (windows, tokens), the source's own.
+        text: the source's own.
         folder: the checkpoint.
         progress, steps, rate: as for `refine`.
     """
-    targets = predict(source, tokens, progress)
+    targets = predict(source, text, progress)
     refined = refine(folder, targets, steps, progress, rate)
     return refined if refined.after < refined.before else None
 
 
 def refine_written(
-    source: Source, tokens: np.ndarray, report: Report, work: Path, refined_file: Path
+    source: Source, text: Text, report: Report, work: Path, refined_file: Path
 ) -> None:
     """Refine what was learned block by block and written, before the folder gets its name.
 
     Args:
         source: what it was made from.
-        tokens: int (windows, tokens), the source's own.
+        text: the source's own.
         report: receives progress.
         work: the folder.
         refined_file: where the result is stored, for `replace_tensors` to write into the shards, so
             that an interruption between two of them loses nothing; absent where nothing is gained.
     """
     report.stage("refine")
-    targets = stored_targets(source, tokens, report, work / f"{SCRATCH}targets.safetensors")
+    targets = stored_targets(source, text, report, work / f"{SCRATCH}targets.safetensors")
     resume_file = work / f"{SCRATCH}refining.safetensors"
     refined = refine(work, targets, learned_steps(), report.step, LEARNED_RATE, resume_file)
     if refined.after >= refined.before:

@@ -211,11 +211,11 @@ def weigh(
         experts: how many each layer has.
     """
     inputs = {}
-    length = sensitivity.tokens.shape[1]
+    counted = sensitivity.text.counted
     for path, batches in activations.items():
         weights = sensitivity.weights[path]
         weights = TokenWeights(np.sqrt(weights.weight), weights.expert)
-        usual = usual_weights(weights, length)
+        usual = usual_weights(weights, counted)
         weighted = tuple(_weighted(batch, weights, usual) for batch in batches)
         inputs[path] = Inputs(path, weighted, experts[path])
     return inputs
@@ -267,34 +267,41 @@ def embedding_moments(layer: Layer, moment: np.ndarray | None) -> np.ndarray | N
     return damped[None]
 
 
-def usual_weights(weights: TokenWeights, length: int) -> np.ndarray:
-    """What a token weighs that was not measured: the mean of those about its place in a window.
+def usual_weights(weights: TokenWeights, counted: np.ndarray) -> np.ndarray:
+    """What each token of a text weighs that was not measured: the mean of those at such a place.
 
     The first tokens of a window weigh more than later ones. Places are taken together in runs, each
-    twice as long as the one before: one token of a great weight is not to speak for its place.
+    twice as long as the one before: one token of a great weight is not to speak for its place. The
+    tokens of prompts have a mean of their own: they weigh only by what follows from them.
 
     Args:
         weights: of the measured tokens.
-        length: tokens of a window.
+        counted: of `Text`, bool (windows, length).
 
     Returns:
-        float32 (length,), by the place in a window.
+        float32 (windows * length,).
     """
-    by_place = weights.weight.mean(1).reshape(-1, length).mean(0)
-    run = np.log2(np.arange(length) + 1).astype(np.int64)
-    means = np.bincount(run, by_place) / np.bincount(run)
-    return means[run].astype(np.float32)
+    length = counted.shape[1]
+    of_token = weights.weight.mean(1).reshape(-1, length)
+    run = np.broadcast_to(np.log2(np.arange(length) + 1).astype(np.int64), counted.shape)
+    place = np.where(counted, run + 1, 0)
+
+    measured = place[: len(of_token)]
+    totals = np.bincount(measured.reshape(-1), of_token.reshape(-1), minlength=place.max() + 1)
+    counts = np.bincount(measured.reshape(-1), minlength=place.max() + 1)
+    means = totals / np.maximum(counts, 1)
+    return means[place].astype(np.float32).reshape(-1)
 
 
-def _weighted(rows: Activations, weights: TokenWeights, usual_by_place: np.ndarray) -> Batch:
+def _weighted(rows: Activations, weights: TokenWeights, usual_by_token: np.ndarray) -> Batch:
     """What a layer read in some windows, with each row's weight.
 
     Args:
         rows: what it read.
         weights: of the measured tokens.
-        usual_by_place: of `usual_weights`, for all others.
+        usual_by_token: of `usual_weights`, for all others.
     """
-    usual = usual_by_place[rows.token % len(usual_by_place)]
+    usual = usual_by_token[rows.token]
     known = rows.token < len(weights.weight)
     token = np.where(known, rows.token, 0)
     if weights.expert is None or rows.expert is None:

@@ -149,6 +149,10 @@ class Learner(Walk):
         exact = module.weight
         top = trunk_output_from(runner, mx.array(self.tokens), hidden).astype(mx.float32)
         target = moments.batches[0].x.reshape(top.shape)
+
+        # Of zeros both have the same predictions: nothing is learned from those within prompts.
+        counted = mx.array(self.sensitivity.text.counted)[..., None]
+        top, target = (mx.where(counted, array, 0) for array in (top, target))
         mx.eval(top)
 
         def call(top: mx.array) -> mx.array:

@@ -90,11 +90,12 @@ def _sensitivity(model: Path, count: int) -> dict[str, float]:
     from mint_mlx.jobs.model import prepare
     from mint_mlx.measure.fisher import measure
     from mint_mlx.measure.sensitivity_file import save_sensitivity
+    from mint_mlx.measure.text import Text
 
     job = prepare(str(model))
     clock = Clock()
     sensitivity = measure(
-        job.source, job.inventory, _tokens(count), "random", progress=clock.step, streamed=True
+        job.source, job.inventory, Text(_tokens(count)), progress=clock.step, streamed=True
     )
     seconds = clock.seconds
     save_sensitivity(sensitivity, _sensitivity_file(model, count))

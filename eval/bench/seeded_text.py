@@ -21,6 +21,7 @@ from mint_mlx.jobs.model import prepare  # noqa: E402
 from mint_mlx.measure import rounds  # noqa: E402
 from mint_mlx.measure.self_text import random_windows, write_tokens  # noqa: E402
 from mint_mlx.measure.sensitivity_file import save_sensitivity  # noqa: E402
+from mint_mlx.measure.text import Text  # noqa: E402
 from mint_mlx.rules.efforts import EFFORTS  # noqa: E402
 
 
@@ -38,11 +39,11 @@ def main() -> None:
     count = EFFORTS[asked.effort].tokens
     if asked.plain:
         windows = random_windows(vocabulary(job), count, first_token(job), asked.seed)
-        tokens, how = write_tokens(job.source, windows, asked.seed)
+        text = Text(*write_tokens(job.source, windows, asked.seed))
     else:
         windows, given = text_start(job, count, Silent(), asked.seed)
-        tokens, how = write_tokens(job.source, windows, asked.seed, given=given)
-    save_sensitivity(rounds.measure(job.source, job.inventory, tokens, how), asked.file)
+        text = Text(*write_tokens(job.source, windows, asked.seed, given=given), given)
+    save_sensitivity(rounds.measure(job.source, job.inventory, text), asked.file)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def sensitivity(
     layers = len(measured.trace)
     count = int(measured.tokens.size)
     part = "" if measured.measured == count else f"{measured.measured} of "
-    output.line(f"{path}: {layers} layers on {part}{count} tokens ({measured.how})")
+    output.line(f"{path}: {layers} layers on {part}{count} tokens ({measured.text.how})")
     output.line(
         f"Next: mint-mlx allocate PROFILE --sensitivity {shlex.quote(str(path))} --budget 4.5bpw "
         "-o plan.yaml"
@@ -60,6 +60,6 @@ def sensitivity(
             "layers": layers,
             "tokens": count,
             "measured": measured.measured,
-            "how": measured.how,
+            "how": measured.text.how,
         }
     )

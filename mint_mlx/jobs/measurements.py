@@ -24,6 +24,7 @@ from ..measure.profile_file import save_profile
 from ..measure.sample import Sample, default_sample
 from ..measure.sensitivity import Sensitivity
 from ..measure.sensitivity_file import load_sensitivity, save_sensitivity
+from ..measure.text import Text
 from ..rules import efforts
 from .model import Job
 from .twin import Twin, Wish, find_twin, open_twin, wish_of, write_kept
@@ -108,11 +109,9 @@ def _measure_sensitivity(
     # The model is tried before it writes text, which takes as long as measuring on it.
     try:
         check_chain(job.source, job.inventory)
-        tokens, how = get_tokens(job, count, report, twin)
+        text = get_text(job, count, report, twin)
         report.stage("sensitivity")
-        sensitivity = rounds.measure(
-            job.source, job.inventory, tokens, how, report.step, key=place.stem
-        )
+        sensitivity = rounds.measure(job.source, job.inventory, text, report.step, key=place.stem)
         check_unchanged(job.source)
     except NoChain as error:
         report.note(
@@ -147,14 +146,8 @@ def _first_rank_measures(
         return load_sensitivity(file)
 
 
-def get_tokens(
-    job: Job, count: int, report: Report, twin: Twin | None = None
-) -> tuple[np.ndarray, str]:
-    """Text that the model, or its twin, wrote.
-
-    Returns:
-        Tokens, int32 (windows, tokens), and how they were made.
-    """
+def get_text(job: Job, count: int, report: Report, twin: Twin | None = None) -> Text:
+    """Text of so many tokens that the model, or its twin, wrote."""
     from ..measure.conversations import in_words
     from ..measure.self_text import write_tokens
 
@@ -162,9 +155,10 @@ def get_tokens(
     place = cache.sensitivity_path(job.source, count, twin.key if twin else "")
     if twin is None:
         report.stage("write tokens")
-        return write_tokens(
+        tokens, how = write_tokens(
             job.source, windows, progress=report.step, resume_file=place, given=given
         )
+        return Text(tokens, how, given)
 
     # Text that is complete needs no twin any more.
     kind = f"{job.source.stamp}-whole" if job.source.sampled else "whole"
@@ -172,7 +166,7 @@ def get_tokens(
     how += in_words(given)
     noted = resume.read_tokens(place, kind, windows, given)
     if noted is not None:
-        return noted[0], how
+        return Text(noted[0], how, given)
     report.note(f"{twin} writes the text")
     with open_twin(job, twin, report) as source:
         report.stage("write tokens")
@@ -186,7 +180,7 @@ def get_tokens(
             given=given,
         )
     resume.write_tokens(place, kind, tokens, 1)
-    return tokens, how
+    return Text(tokens, how, given)
 
 
 def text_start(

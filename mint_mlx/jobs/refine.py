@@ -6,8 +6,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ..allocation.artifacts import sensitivity_beside
 from ..base.errors import MintError
 from ..base.files import REFINED_FILE, write_text
@@ -26,8 +24,9 @@ from ..converters.output.verify import verify_copy
 from ..converters.quantizers.distil import TOKENS as STEP_TOKENS
 from ..converters.quantizers.distil import Refined, can_refine, refine_own
 from ..measure.self_text import LENGTH
+from ..measure.text import Text
 from ..rules import efforts
-from .measurements import get_tokens, known_profile, known_sensitivity, twin_for
+from .measurements import get_text, known_profile, known_sensitivity, twin_for
 from .model import Job, check_same_model, prepare
 from .request import check_twin
 from .twin import Wish, wish_of
@@ -96,10 +95,10 @@ def refine(
 
     # Refining works on a copy, which gets its name only if something was gained.
     wish = wish_of(job, twin, keep_twin, no_twin)
-    tokens = _tokens(job, given.path, steps, wish, report)
+    text = _text(job, given.path, steps, wish, report)
     with copied(given.path, target, force, report) as work:
         report.stage("refine")
-        refined = refine_own(job.source, tokens, work, report.step, steps)
+        refined = refine_own(job.source, text, work, report.step, steps)
         if refined is None:
             raise MintError(
                 f"refining {given.name} gained nothing on text that it was not trained on: nothing "
@@ -143,10 +142,8 @@ def tokens_needed(steps: int | None) -> int:
     return min(most, max(MIN_TOKENS, -(-trained * HELD_OUT // (HELD_OUT - 1) // LENGTH) * LENGTH))
 
 
-def _tokens(
-    job: Job, checkpoint: Path, steps: int | None, wish: Wish, report: Report
-) -> np.ndarray:
-    """Text that the source, or its twin, wrote, int32 (windows, tokens): as much as steps need.
+def _text(job: Job, checkpoint: Path, steps: int | None, wish: Wish, report: Report) -> Text:
+    """Text that the source, or its twin, wrote: as much as steps need.
 
     That of a sensitivity, in the cache or beside the checkpoint, serves; else it is written.
     """
@@ -158,19 +155,19 @@ def _tokens(
     for size in [size for size in sizes if size >= count]:
         cached = known_sensitivity(job, size, wish, profile)
         if cached is not None:
-            return _first(cached.tokens, count)
+            return _first(cached.text, count)
     beside = sensitivity_beside(checkpoint)
     of_source = beside is not None and beside.origin.matches(job.source.origin)
     if beside is not None and of_source and beside.tokens.size >= count:
-        return _first(beside.tokens, count)
+        return _first(beside.text, count)
     if not stays:
         twin = twin_for(job, wish, profile, count, report)
-    return get_tokens(job, count, report, twin)[0]
+    return get_text(job, count, report, twin)
 
 
-def _first(tokens: np.ndarray, count: int) -> np.ndarray:
+def _first(text: Text, count: int) -> Text:
     """The first windows of a text, with `count` tokens at least."""
-    return tokens[: -(-count // tokens.shape[1])]
+    return text[: -(-count // text.tokens.shape[1])]
 
 
 def _write_facts(work: Path, name: str, source: str, refined: Refined) -> None:

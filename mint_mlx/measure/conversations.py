@@ -98,13 +98,13 @@ def begin_with(
         seed: the same seed chooses the same windows.
 
     Returns:
-        The windows, and how many tokens at the start of each are given: int (windows,).
+        The windows, and how many tokens at the start of each are given: int32 (windows,).
     """
     count, length = windows.shape
     longest = length - length // REPLY
     known = [prompt[-longest:] for prompt in prompts if max(prompt) < vocabulary]
     begun = windows.copy()
-    given = np.ones(count, dtype=np.int64)
+    given = np.ones(count, dtype=np.int32)
     if not known:
         return begun, given
 

@@ -47,6 +47,7 @@ from .accumulator import Accumulator, Layers, followed_layers
 from .moments import gram, remaining
 from .pass_state import Contribution, RowWeights
 from .sensitivity import SCHEMA, Sensitivity, TokenWeights, compacted
+from .text import Text
 
 WHOLE_METRIC = 1024  # the hidden size up to which a block's whole metric is kept
 SEED = 0  # of the labels
@@ -56,8 +57,7 @@ NO_HEAD = "its head is no layer that can be followed"
 def measure(
     source: Source,
     inventory: Inventory,
-    tokens: np.ndarray,
-    how: str,
+    text: Text,
     batch: int = 8,
     progress: Progress = lambda *_: None,
     streamed: bool | None = None,
@@ -68,8 +68,7 @@ def measure(
     Args:
         source: a checkpoint whose weights are on this machine.
         inventory: its layers.
-        tokens: int (windows, tokens).
-        how: where they come from, in words.
+        text: the model's own.
         batch: windows at once.
         progress: called with (what, done, total).
         streamed: whether blocks are read one at a time; by default where the model is larger than
@@ -82,15 +81,15 @@ def measure(
         MintError: activations overflow, or the hidden states don't fit on the disk.
     """
     layers = followed_layers(inventory)
-    digest = hashlib.blake2b(
-        f"{SCHEMA} {stamp()} {source.identity}".encode() + tokens.tobytes(), digest_size=8
-    )
+    what = f"{SCHEMA} {stamp()} {source.identity}".encode()
+    what += text.tokens.tobytes() + text.given.tobytes()
+    digest = hashlib.blake2b(what, digest_size=8)
     key = key and f"{key}-{digest.hexdigest()}"
     with pass_state.pass_folder(key, refused=(NoChain, MintError)) as folder:
         runner = _load(source.path, streamed, source.dtype)
-        steps, last = forward(runner, tokens, batch, folder, progress)
-        contributions = backward(runner, steps, last, tokens, batch, layers, folder, progress)
-    return assemble(source, layers, contributions, tokens, how)
+        steps, last = forward(runner, text.tokens, batch, folder, progress)
+        contributions = backward(runner, steps, last, text, batch, layers, folder, progress)
+    return assemble(source, layers, contributions, text)
 
 
 def forward(
@@ -137,7 +136,7 @@ def backward(
     runner: Runner,
     steps: list[Step],
     last: mx.array,
-    tokens: np.ndarray,
+    text: Text,
     batch: int,
     layers: Layers,
     folder: Path,
@@ -148,7 +147,7 @@ def backward(
     Args:
         runner: the loaded model, whose blocks were dropped if it is streamed.
         steps, last: of `forward`.
-        tokens: int (windows, tokens).
+        text: the model's own.
         batch: windows at once.
         layers: which ones are followed.
         folder: of the pass, with the hidden states; what lies there of the way back is not done
@@ -162,14 +161,14 @@ def backward(
     Raises:
         NoChain: the head is no layer that can be followed, or an operation has no gradient.
     """
-    depth = len(steps)
+    depth, tokens = len(steps), text.tokens
     accumulator = Accumulator(layers)
 
     # The head: from predictions to the last block's output.
     contributions, grad = pass_state.read_contributions(folder, depth, tokens.shape, layers.experts)
     if grad is None:
         names = names_of(runner, layers.experts)
-        grad = from_logits(runner, tokens, last, batch, SEED, accumulator.add, names)
+        grad = from_logits(runner, tokens, text.counted, last, batch, SEED, accumulator.add, names)
         contributions[depth] = accumulator.finish()
         if not contributions[depth].rows:
             raise NoChain(NO_HEAD)
@@ -206,8 +205,7 @@ def assemble(
     source: Source,
     layers: Layers,
     contributions: dict[int, Contribution],
-    tokens: np.ndarray,
-    how: str,
+    text: Text,
 ) -> Sensitivity:
     """The sensitivity that all blocks add up to.
 
@@ -215,8 +213,7 @@ def assemble(
         source: the model.
         layers: which ones were followed.
         contributions: of `backward`, the last block's first.
-        tokens: int (windows, tokens).
-        how: where they come from, in words.
+        text: the model's own.
 
     Raises:
         MintError: the trace of a layer overflows; it is named.
@@ -246,10 +243,9 @@ def assemble(
 
     return Sensitivity(
         origin=source.origin,
-        tokens=tokens,
-        how=how,
+        text=text,
         trace=trace,
-        weights={path: _by_token(batches, tokens.size) for path, batches in rows.items()},
+        weights={path: _by_token(batches, text.tokens.size) for path, batches in rows.items()},
         metric=metric,
         embedding=embedding,
         remaining=remaining_shares,
@@ -275,7 +271,7 @@ def check_chain(source: Source, inventory: Inventory) -> None:
             grad = pull_back(step, mx.zeros(out.shape), 2, lambda _: None, names)
 
         names = names_of(runner, paths)
-        from_logits(runner, tokens, out, 2, SEED, seen.append, names)
+        from_logits(runner, tokens, tokens == 0, out, 2, SEED, seen.append, names)
         if not seen:
             raise NoChain(NO_HEAD)
         first_block = runner.blocks[0]

@@ -18,6 +18,7 @@ from ..checkpoint.layers import Inventory
 from ..checkpoint.source import Source
 from . import fisher
 from .sensitivity import Sensitivity, TokenWeights, compacted
+from .text import Text
 
 LEAST = 4096  # tokens that are measured, where the text has so many
 SHARE = 2  # and at least one in so many of its windows
@@ -27,8 +28,7 @@ ERROR = 0.1  # standard error of a cost, relative to it, at which no more is mea
 def measure(
     source: Source,
     inventory: Inventory,
-    tokens: np.ndarray,
-    how: str,
+    text: Text,
     progress: Progress = lambda *_: None,
     key: str | None = None,
 ) -> Sensitivity:
@@ -37,8 +37,7 @@ def measure(
     Args:
         source: a checkpoint whose weights are on this machine.
         inventory: its layers.
-        tokens: int (windows, tokens).
-        how: where they come from, in words.
+        text: the model's own.
         progress: called with (what, done, total).
         key: as for `fisher.measure`.
 
@@ -47,14 +46,13 @@ def measure(
     """
 
     def of(windows: slice) -> Sensitivity:
-        some = tokens[windows]
-        return fisher.measure(source, inventory, some, how, progress=progress, key=key)
+        return fisher.measure(source, inventory, text[windows], progress=progress, key=key)
 
-    begun = first_windows(tokens.shape)
+    begun = first_windows(text.tokens.shape)
     sensitivity = of(slice(begun))
-    if (wanted := windows_needed(sensitivity, inventory, len(tokens))) > begun:
+    if (wanted := windows_needed(sensitivity, inventory, len(text.tokens))) > begun:
         sensitivity = joined(sensitivity, of(slice(begun, wanted)))
-    return replace(sensitivity, tokens=tokens)
+    return replace(sensitivity, text=text)
 
 
 def first_windows(shape: tuple[int, ...]) -> int:
@@ -116,7 +114,7 @@ def joined(first: Sensitivity, second: Sensitivity) -> Sensitivity:
         embedding = compacted(embedding + second.embedding)
     return replace(
         first,
-        tokens=np.concatenate([first.tokens, second.tokens]),
+        text=first.text + second.text,
         trace={path: trace + second.trace[path] for path, trace in first.trace.items()},
         weights={path: rows(path) for path in first.weights},
         metric={block: mean(one, second.metric[block]) for block, one in first.metric.items()},

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..checkpoint.origin import Origin
+from .text import Text
 
 SCHEMA = 5
 
@@ -34,9 +35,8 @@ class Sensitivity:
 
     Attributes:
         origin: the weights that it belongs to.
-        tokens: int32 (windows, tokens), the model's own text. Error feedback reads all of it; the
-            rest of what stands here was measured on its first windows (rounds.py).
-        how: how these tokens were written, in words (self_text.py).
+        text: the model's own. Error feedback reads all of it; the rest of what stands here was
+            measured on its first windows (rounds.py).
         trace: float64 (experts,) by layer: the sum over measured tokens of |g|^2 |x|^2.
         weights: |g|^2 by layer and measured token, for error feedback.
         metric: by block, E[g g^T] with g the gradient at the block's output: float32 (hidden,
@@ -48,13 +48,17 @@ class Sensitivity:
     """
 
     origin: Origin
-    tokens: np.ndarray
-    how: str
+    text: Text
     trace: dict[str, np.ndarray]
     weights: dict[str, TokenWeights] = field(default_factory=dict)
     metric: dict[int, np.ndarray] = field(default_factory=dict)
     embedding: np.ndarray | None = None
     remaining: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The tokens of the text, int32 (windows, length)."""
+        return self.text.tokens
 
     @property
     def measured(self) -> int:
@@ -67,7 +71,8 @@ class Sensitivity:
 
         It is the expected KL in nats per token.
         """
-        return np.asarray(self.trace[path] / (2 * self.measured))
+        counted = self.text.counted.reshape(-1)[: self.measured].sum()
+        return np.asarray(self.trace[path] / (2 * counted))
 
 
 def halved(matrix: np.ndarray) -> tuple[np.ndarray, np.float32]:

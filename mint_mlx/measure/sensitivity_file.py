@@ -18,6 +18,7 @@ from ..base.errors import MintError
 from ..checkpoint.layers import Inventory, Layer
 from .profile_file import origin_from
 from .sensitivity import SCHEMA, Sensitivity, TokenWeights, halved
+from .text import Text
 
 MARKER = "mint_mlx_sensitivity"  # in every file of ours
 LARGEST = 1e100  # a trace; larger ones would overflow where they weigh errors
@@ -30,7 +31,7 @@ def save_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
         "source": sensitivity.origin.source,
         "structure": sensitivity.origin.structure,
         "content": sensitivity.origin.content,
-        "how": sensitivity.how,
+        "how": sensitivity.text.how,
         "layers": list(sensitivity.trace),
         "followed": list(sensitivity.weights),
         "left": sensitivity.remaining,
@@ -39,6 +40,7 @@ def save_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
     arrays: dict[str, np.ndarray] = {
         "head": np.array(json.dumps(head)),
         "tokens": sensitivity.tokens,
+        "given": sensitivity.text.given,
     }
     arrays |= {f"trace.{i}": trace for i, trace in enumerate(sensitivity.trace.values())}
 
@@ -104,6 +106,8 @@ def load_sensitivity(path: Path) -> Sensitivity:
 def _from_arrays(head: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Sensitivity:
     """A sensitivity from its file's header and arrays; damaged ones raise one of _WRONG."""
     tokens = schema.check_array(arrays["tokens"], schema.INTEGER, (None, None), 0, 2**31 - 1)
+    windows, length = tokens.shape
+    given = schema.check_array(arrays["given"], schema.INTEGER, (windows,), 1, length)
     matrices = {
         name.removesuffix(".scale"): _scaled(arrays[name.removesuffix(".scale")], arrays[name])
         for name in arrays
@@ -123,8 +127,7 @@ def _from_arrays(head: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Sens
 
     return Sensitivity(
         origin=origin_from(head, None),
-        tokens=tokens.astype(np.int32),
-        how=schema.text(head["how"]),
+        text=Text(tokens.astype(np.int32), schema.text(head["how"]), given.astype(np.int32)),
         trace=trace,
         weights=_token_weights(head["followed"], arrays, tokens.shape),
         metric={int(name.removeprefix("metric.")): matrix for name, matrix in matrices.items()},

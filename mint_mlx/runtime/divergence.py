@@ -64,29 +64,34 @@ def mean_kl(logits: mx.array, target: mx.array) -> mx.array:
     return mx.mean(kl(logp, log_softmax(logits)))
 
 
-def mean_merged_kl(logits: mx.array, ids: mx.array, logp: mx.array) -> mx.array:
+def mean_merged_kl(logits: mx.array, ids: mx.array, logp: mx.array, counted: mx.array) -> mx.array:
     """The mean over tokens of KL(source || model) over the source's K best, with a gradient.
 
     Args:
         logits: float32 (windows, tokens, vocabulary) of the model.
         ids, logp: (windows, tokens, K) of the source.
+        counted: bool (windows, tokens), which tokens count.
     """
     if on_cpu():
-        return _written_out(logits, logp, ids)
+        return _written_out(logits, logp, ids, counted)
     logq = mx.take_along_axis(logits, ids, axis=-1) - logsumexp(logits)
     p, q = mx.exp(logp), mx.exp(logq)
     rest_p, rest_q = (mx.maximum(1 - mx.sum(x, axis=-1), TRAINED_REST) for x in (p, q))
     best = mx.sum(p * (logp - logq), axis=-1)
-    return mx.mean(best + rest_p * (mx.log(rest_p) - mx.log(rest_q)))
+    each = best + rest_p * (mx.log(rest_p) - mx.log(rest_q))
+    return mx.sum(mx.where(counted, each, 0)) / mx.sum(counted)
 
 
-def _written_out(logits: mx.array, logp: mx.array, ids: mx.array | None) -> mx.array:
+def _written_out(
+    logits: mx.array, logp: mx.array, ids: mx.array | None, counted: mx.array | None = None
+) -> mx.array:
     """Both of these in numpy, where the gradient takes the same exponentials.
 
     Args:
         logits: float32 (..., vocabulary) of the model.
         logp: float32 (..., K) of the source.
         ids: int (..., K), its K best; None for the whole vocabulary.
+        counted: bool (...), which rows count; all by default.
     """
     known = [array for array in (logp, ids) if array is not None]
 
@@ -96,8 +101,12 @@ def _written_out(logits: mx.array, logp: mx.array, ids: mx.array | None) -> mx.a
         values = np.empty((len(rows[0]), 1), dtype=np.float32)
         slopes = np.empty_like(rows[0])
         in_chunks(_merged if ids is not None else _whole, values, slopes, *rows)
-        slopes /= len(slopes)
-        return mx.array(values.mean()), mx.array(slopes.reshape(logits.shape))
+        share = np.float32(1 / len(slopes))
+        if counted is not None:
+            counts = np.asarray(counted).reshape(-1, 1)
+            share = counts / np.float32(counts.sum())
+        slopes *= share
+        return mx.array((values * share).sum()), mx.array(slopes.reshape(logits.shape))
 
     @divergence.vjp
     def _(

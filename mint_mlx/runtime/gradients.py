@@ -6,7 +6,7 @@ embedding's output; blocks.py has what lies between.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -24,6 +24,7 @@ from .taps import Visit
 def from_logits(
     runner: Runner,
     tokens: np.ndarray,
+    counted: np.ndarray,
     hidden: mx.array,
     batch: int,
     seed: int,
@@ -38,6 +39,7 @@ def from_logits(
     Args:
         runner: the loaded model.
         tokens: int (windows, tokens).
+        counted: bool (windows, tokens), whether what is predicted after a token counts.
         hidden: (windows, tokens, hidden), the last block's output.
         batch: windows at once.
         seed: of the labels.
@@ -50,15 +52,17 @@ def from_logits(
     grads = []
     uniform = uniform_numbers("labels", seed, tokens.shape)
     for start in range(0, len(tokens), batch):
-        some_tokens = mx.array(tokens[start : start + batch])
-        some_hidden = hidden[start : start + batch]
-        some_uniform = uniform[start : start + batch]
+        some = slice(start, start + batch)
+        some_tokens = mx.array(tokens[some])
+        some_hidden = hidden[some]
+        loss = partial(_loss, runner, some_tokens, uniform[some], counted[some])
 
         to_top = partial(trunk_output_from, runner, some_tokens)
         top = to_top(some_hidden)
         mx.eval(top)
         first_token = start * hidden.shape[1]
-        top_grad = _head_gradient(runner, some_tokens, top, first_token, some_uniform, visit, names)
+        width = max(1, LOGITS // (len(top) * _vocabulary(runner, some_tokens, top)))
+        top_grad = _head_gradient(loss, top, width, first_token, visit, names)
         _, (grad,) = mx.vjp(to_top, [some_hidden], [top_grad])
 
         mx.eval(grad)
@@ -107,30 +111,27 @@ def to_embedding(
 
 
 def _head_gradient(
-    runner: Runner,
-    tokens: mx.array,
+    loss: Callable[[slice, mx.array], mx.array],
     top: mx.array,
+    width: int,
     first_token: int,
-    uniform: np.ndarray,
     visit: Visit,
     names: dict[int, str],
 ) -> mx.array:
     """The gradient at the trunk's output of some windows, a few positions at a time.
 
     Args:
-        tokens: int (windows, tokens).
+        loss: of some positions, of the trunk's output there.
         top: (windows, tokens, hidden), the trunk's output.
+        width: positions at a time.
         first_token: of these windows, counted through all.
-        uniform: float64 (windows, tokens), which decide the labels.
-        runner, visit, names: as for `from_logits`.
+        visit, names: as for `from_logits`.
     """
     length = top.shape[1]
-    width = max(1, LOGITS // (len(tokens) * _vocabulary(runner, tokens, top)))
     pieces = []
     for column in range(0, length, width):
         columns = slice(column, min(column + width, length))
-        loss = partial(_loss, runner, tokens[:, columns], uniform[:, columns])
-        grad, calls = tapped_gradient(loss, top[:, columns], mx.array(1.0), names)
+        grad, calls = tapped_gradient(partial(loss, columns), top[:, columns], mx.array(1.0), names)
 
         for call, to_output in calls:
             activations = call.activations(0, grad.shape[:2], to_output)
@@ -147,9 +148,29 @@ def _vocabulary(runner: Runner, tokens: mx.array, top: mx.array) -> int:
     return int(logits_of(runner, tokens[:1, :1], top[:1, :1]).shape[-1])
 
 
-def _loss(runner: Runner, tokens: mx.array, uniform: np.ndarray, top: mx.array) -> mx.array:
-    """The negative log-likelihood of labels drawn from the model, of the trunk's output."""
-    return drawn_loss(logits_of(runner, tokens, top), uniform)
+def _loss(
+    runner: Runner,
+    tokens: mx.array,
+    uniform: np.ndarray,
+    counted: np.ndarray,
+    columns: slice,
+    top: mx.array,
+) -> mx.array:
+    """The negative log-likelihood of labels drawn from the model, of the trunk's output.
+
+    Args:
+        runner: the loaded model.
+        tokens: int (windows, tokens).
+        uniform: float64 (windows, tokens), which decide the labels.
+        counted: bool (windows, tokens), whether what is predicted after a token counts.
+        columns: the positions that are asked for.
+        top: (windows, positions, hidden), the trunk's output there.
+    """
+    logits = logits_of(runner, tokens[:, columns], top)
+    if not counted[:, columns].all():
+        counts = mx.array(counted[:, columns])[..., None]
+        logits = mx.where(counts, logits, mx.stop_gradient(logits))
+    return drawn_loss(logits, uniform[:, columns])
 
 
 def _first_input_with_tap(

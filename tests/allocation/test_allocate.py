@@ -27,6 +27,7 @@ from mint_mlx.jobs.model import Job, prepare
 from mint_mlx.measure.fisher import measure
 from mint_mlx.measure.profile import Profile
 from mint_mlx.measure.sensitivity import Sensitivity
+from mint_mlx.measure.text import Text
 from mint_mlx.rules.objectives import OBJECTIVES
 from mint_mlx.rules.recipes import find_recipe
 
@@ -39,7 +40,7 @@ def space(job: Job) -> SearchSpace:
 
 def without_text(trace: dict[str, np.ndarray], **more: Any) -> Sensitivity:
     """A sensitivity that says no more than this."""
-    return Sensitivity(Origin(), np.zeros((1, 100), np.int32), "", trace, **more)
+    return Sensitivity(Origin(), Text(np.zeros((1, 100), np.int32)), trace, **more)
 
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
@@ -153,7 +154,7 @@ def test_feedback_mends_what_it_knows(job: Job) -> None:
 
 def test_a_sensitivity_of_another_model_is_refused(make: Maker) -> None:
     one, two = (prepare(str(make(llama(1), f"m{seed}", seed=seed))) for seed in (0, 1))
-    sensitivity = measure(one.source, one.inventory, TOKENS, "random")
+    sensitivity = measure(one.source, one.inventory, Text(TOKENS, "random"))
     profile = measurements.get_profile(two)
     space = SearchSpace(two.inventory, two.recipe)
     with pytest.raises(MintError, match="another model"):

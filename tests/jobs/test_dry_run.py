@@ -13,6 +13,7 @@ from mint_mlx.jobs.model import prepare
 from mint_mlx.jobs.request import Request, check_request
 from mint_mlx.jobs.sizes import size_table
 from mint_mlx.measure.sensitivity import Sensitivity
+from mint_mlx.measure.text import Text
 
 
 def test_what_is_said_before_a_sensitivity_is_what_comes_after_it(
@@ -21,7 +22,7 @@ def test_what_is_said_before_a_sensitivity_is_what_comes_after_it(
     """Experts' lower floor holds for a dry run too, though what errors cost isn't known yet."""
     profile = measurements.get_profile(prepare(str(demo_model)))
     traces = {layer.path: np.ones(layer.as_experts[0]) for layer in profile.inventory.layers}
-    sensitivity = Sensitivity(profile.origin, np.zeros((1, 1), np.int32), "", traces)
+    sensitivity = Sensitivity(profile.origin, Text(np.zeros((1, 1), np.int32)), traces)
     model = str(demo_model)
     for budget in ("smallest", "0.88MB"):
         order = order_for(Request(model, budget, out=tmp_path / "out", effort="balanced"))

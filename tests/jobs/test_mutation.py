@@ -43,6 +43,7 @@ from mint_mlx.measure.profile import measure_curves
 from mint_mlx.measure.profile_file import save_profile
 from mint_mlx.measure.sample import EXACT
 from mint_mlx.measure.sensitivity_file import save_sensitivity
+from mint_mlx.measure.text import Text
 from mint_mlx.rules.recipes import bundled, read_recipe
 from mint_mlx.runtime.runner import Runner, load_shared
 
@@ -133,7 +134,7 @@ def sensitivity_targets(sound: Sound) -> dict[str, Target]:
     """Sensitivities, by name and in the cache; an interrupted walk; the text of one."""
     job, file = sound.job, sound.folder / "s.npz"
     source, inventory = job.source, job.inventory
-    save_sensitivity(fisher.measure(source, inventory, TOKENS, "r"), file)
+    save_sensitivity(fisher.measure(source, inventory, Text(TOKENS, "r")), file)
 
     def named(path: Path) -> Any:
         plan = steps.allocate(sound.folder / "p.json", "5bpw", sensitivity=path).plan
@@ -156,12 +157,12 @@ def sensitivity_targets(sound: Sound) -> dict[str, Target]:
     walks.mkdir()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(tempfile, "tempdir", str(walks))
-        fisher.measure(source, inventory, TOKENS, "r", progress=stop, key="k")
+        fisher.measure(source, inventory, Text(TOKENS, "r"), progress=stop, key="k")
 
     def walk(path: Path) -> Any:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tempfile, "tempdir", str(path))
-            measured = fisher.measure(source, inventory, TOKENS, "r", key="k")
+            measured = fisher.measure(source, inventory, Text(TOKENS, "r"), key="k")
         return plain({p: trace.tolist() for p, trace in measured.trace.items()})
 
     walked = ("*/hidden-*", "*/grad-*", "*/part-*")
@@ -273,7 +274,7 @@ def work_targets(sound: Sound) -> dict[str, Target]:
         note = if_sound(path / "scratch-n.safetensors", lambda file: read_note(file, offsets, 9))
         targets = if_sound(
             path / "scratch-targets.safetensors",
-            lambda file: read_targets(file, TOKENS),
+            lambda file: read_targets(file, Text(TOKENS)),
         )
         return (
             tensors and {n: a.astype(mx.float32).tolist() for n, a in tensors.items()},

@@ -15,6 +15,7 @@ from mint_mlx.jobs.model import Job
 from mint_mlx.jobs.refine import refine, tokens_needed
 from mint_mlx.jobs.twin import Wish
 from mint_mlx.measure.sensitivity import Sensitivity
+from mint_mlx.measure.text import Text
 from mint_mlx.rules.efforts import EFFORTS
 
 
@@ -46,22 +47,22 @@ def test_text_of_an_earlier_sensitivity_serves(
     wanted = []
     monkeypatch.setattr("mint_mlx.rules.efforts.TOKENS", 16_384)
 
-    def write(job: Job, count: int, report: object, twin: object) -> tuple[np.ndarray, str]:
+    def write(job: Job, count: int, report: object, twin: object) -> Text:
         assert twin is None
         wanted.append(count)
-        return np.zeros((count // 256, 256), np.int32), ""
+        return Text(np.zeros((count // 256, 256), np.int32))
 
-    monkeypatch.setattr(refining, "get_tokens", write)
-    assert refining._tokens(job, tmp_path, 10, Wish(), Notes()).size == tokens_needed(10)
+    monkeypatch.setattr(refining, "get_text", write)
+    assert refining._text(job, tmp_path, 10, Wish(), Notes()).tokens.size == tokens_needed(10)
     assert wanted == [tokens_needed(10)]
 
     # A longer one in the cache: its first windows.
     stored = Sensitivity.__new__(Sensitivity)
     tokens = np.arange(64 * 256, dtype=np.int32).reshape(64, 256)
-    object.__setattr__(stored, "tokens", tokens)
+    object.__setattr__(stored, "text", Text(tokens))
     monkeypatch.setattr(
         measurements.cache, "cached_sensitivity", lambda *a: stored if a[2] == 16384 else None
     )
-    reused = refining._tokens(job, tmp_path, 10, Wish(), Notes())
+    reused = refining._text(job, tmp_path, 10, Wish(), Notes()).tokens
     assert np.array_equal(reused, tokens[: tokens_needed(10) // 256])
     assert len(wanted) == 1

@@ -94,7 +94,7 @@ def test_a_model_that_does_not_fit_has_its_text_written_by_a_twin(
     assert before.twin is not None and before.spilled > 100_000
     convert(str(model), **asked, smoke=False, report=notes)
     written = load_sensitivity(tmp_path / "out" / "mint-sensitivity.npz")
-    assert "by a twin of" in written.how
+    assert "by a twin of" in written.text.how
     assert list(temporary.glob("mint-mlx-*")) == []
     assert notes.begun == notes.expected
     assert any(note.startswith("twin ") and note.endswith("writes the text") for note in notes.said)
@@ -102,7 +102,7 @@ def test_a_model_that_does_not_fit_has_its_text_written_by_a_twin(
     # The same twin, left in a folder, samples the same; what was measured is in the cache.
     job = prepare(str(model))
     again = get_sensitivity(job, notes, TOKENS, wish_of(job, keep=tmp_path / "twin"))
-    assert again is not None and again.how == written.how
+    assert again is not None and again.text.how == written.text.how
     np.testing.assert_array_equal(text_of(tmp_path / "twin", model), written.tokens)
     np.testing.assert_array_equal(again.tokens, written.tokens)
     assert (tmp_path / "twin" / "model.safetensors").stat().st_size < ROOM
@@ -112,7 +112,7 @@ def test_a_model_that_does_not_fit_has_its_text_written_by_a_twin(
 
     # The source's own text is another entry of the cache.
     alone = get_sensitivity(job, notes, TOKENS, wish_of(job, never=True))
-    assert alone is not None and alone.how.startswith("resampled 4 times")
+    assert alone is not None and alone.text.how.startswith("resampled 4 times")
     assert len([e for e in cache.entries() if e.kind == "sensitivities"]) == 2
 
 
@@ -124,8 +124,8 @@ def test_a_twin_that_is_given_writes_the_text(model: Path, tmp_path: Path) -> No
     given, alone = (load_sensitivity(tmp_path / n / "mint-sensitivity.npz") for n in "ab")
     size = (folder / "model.safetensors").stat().st_size
     bits = size * 8 / prepare(str(model)).inventory.parameters
-    assert given.how == f"sampled by a twin of {bits:.2f} bits per weight, seed 0"
-    assert alone.how == "sampled, seed 0"
+    assert given.text.how == f"sampled by a twin of {bits:.2f} bits per weight, seed 0"
+    assert alone.text.how == "sampled, seed 0"
     np.testing.assert_array_equal(text_of(folder, model), given.tokens)
     assert (given.tokens != alone.tokens).any()
     assert given.origin == alone.origin
@@ -287,7 +287,7 @@ def test_refining_has_its_text_written_alike(
 
     def text(wish: Wish) -> np.ndarray:
         monkeypatch.setenv("MINT_MLX_CACHE", str(tmp_path / str(len(list(tmp_path.iterdir())))))
-        return refining._tokens(job, tmp_path, 1, wish, Notes())
+        return refining._text(job, tmp_path, 1, wish, Notes()).tokens
 
     # The checkpoint itself may write it, and so may a twin that stays.
     given = text(wish_of(job, twin=str(folder)))
@@ -340,7 +340,7 @@ def test_text_that_is_complete_needs_no_twin_again(
     (notes,) = cache.cache_dir().glob("sensitivities/*-whole")
     monkeypatch.setattr(measurements, "open_twin", None)
     again = get_sensitivity(job, None, TOKENS)
-    assert again is not None and "by a twin of" in again.how
+    assert again is not None and "by a twin of" in again.text.how
     assert not notes.exists()
 
 

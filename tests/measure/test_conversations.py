@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mint_mlx.base.report import Silent
 from mint_mlx.checkpoint.tokenizer import load_tokenizer
 from mint_mlx.eval.tasks import all_tasks
-from mint_mlx.jobs.measurements import get_tokens
+from mint_mlx.jobs.measurements import get_text
 from mint_mlx.jobs.model import prepare
 from mint_mlx.measure.conversations import begin_with, conversation_prompts, conversations
 from mint_mlx.measure.self_text import random_windows, write_tokens
@@ -126,12 +126,12 @@ def test_given_tokens_stay_and_replies_follow_from_them(make: Maker, streamed: b
 
 
 def test_a_models_own_text_has_conversations_only_with_a_template(make: Maker) -> None:
-    plain = prepare(str(make(llama(1))))
-    _, how = get_tokens(plain, 256, Silent())
-    assert how == "sampled, seed 0"
+    plain = get_text(prepare(str(make(llama(1)))), 256, Silent())
+    assert plain.how == "sampled, seed 0"
+    assert plain.counted.all()
 
     chat = prepare(str(chat_model(make)))
-    tokens, how = get_tokens(chat, 256, Silent())
-    assert how == "sampled, seed 0, 2 of 4 windows in conversations"
-    again, _ = get_tokens(chat, 256, Silent())
-    np.testing.assert_array_equal(again, tokens)
+    text = get_text(chat, 256, Silent())
+    assert text.how == "sampled, seed 0, 2 of 4 windows in conversations"
+    assert sorted(text.given > 1) == [False, False, True, True]
+    np.testing.assert_array_equal(get_text(chat, 256, Silent()).tokens, text.tokens)

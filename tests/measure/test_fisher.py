@@ -19,7 +19,8 @@ from mint_mlx.jobs import convert, measurements
 from mint_mlx.jobs.model import prepare
 from mint_mlx.measure.fisher import measure
 from mint_mlx.measure.self_text import random_windows, write_tokens
-from mint_mlx.runtime import runner
+from mint_mlx.measure.text import Text
+from mint_mlx.runtime import gradients, runner
 from mint_mlx.runtime.device import on_cpu
 
 LABELS = np.random.default_rng(1).integers(0, 96, TOKENS.shape)
@@ -63,7 +64,7 @@ def test_the_walk_gives_the_whole_models_gradient(
     monkeypatch.setattr("mint_mlx.runtime.draws._labels", labels)
     monkeypatch.setattr("mint_mlx.runtime.gradients.LOGITS", 1)  # one position at a time
     more = {"batch": len(TOKENS), "streamed": streamed}
-    sensitivity = measure(job.source, job.inventory, TOKENS, "random", **more)
+    sensitivity = measure(job.source, job.inventory, Text(TOKENS, "random"), **more)
 
     rough = 1e-3 if on_cpu() else 0.02  # a GPU runs a model as it is stored, here in bfloat16
     for path in (
@@ -79,7 +80,8 @@ def test_the_walk_gives_the_whole_models_gradient(
 def test_experts_are_told_apart_and_streaming_changes_nothing(make: Maker) -> None:
     job = prepare(str(make(qwen3_moe(2, experts=8))))
     whole, streamed = (
-        measure(job.source, job.inventory, TOKENS, "r", batch=2, streamed=s) for s in (False, True)
+        measure(job.source, job.inventory, Text(TOKENS, "r"), batch=2, streamed=s)
+        for s in (False, True)
     )
     down = "model.layers.1.mlp.switch_mlp.down_proj"
     assert whole.trace[down].shape == (8,)
@@ -96,7 +98,7 @@ def test_the_prediction_is_near_the_divergence(demo_model: Path, tmp_path: Path)
     job = prepare(str(demo_model))
     tokens, how = write_tokens(job.source, random_windows(2048, 2048, length=64))
     profile = measurements.get_profile(job)
-    sensitivity = measure(job.source, job.inventory, tokens, how)
+    sensitivity = measure(job.source, job.inventory, Text(tokens, how))
     space = SearchSpace(job.inventory, job.recipe)
     plan = allocate(profile, parse_budget("5bpw"), space, "fisher", sensitivity=sensitivity)
     convert.convert(str(demo_model), plan=plan, out=tmp_path / "out", smoke=False)
@@ -110,7 +112,7 @@ def test_heads_of_latent_attention_leave_no_row_for_every_token(tmp_path: Path) 
     """They are rounded to nearest: what an error costs them is all that is asked."""
     job = prepare(str(write_family(tmp_path / "model", "deepseek_v3")))
     tokens = np.random.default_rng(0).integers(0, 96, (2, 16))
-    sensitivity = measure(job.source, job.inventory, tokens, "random")
+    sensitivity = measure(job.source, job.inventory, Text(tokens, "random"))
     heads = {layer.path for layer in job.inventory.layers if layer.kind == "multi-linear"}
     assert heads
     assert all(sensitivity.trace[path].sum() > 0 for path in heads)
@@ -133,3 +135,43 @@ def test_one_direction_that_holds_nearly_everything(make: Maker, tmp_path: Path)
     edit_weights(folder, change)
     result = convert.convert(str(folder), "6bpw", tmp_path / "out", effort="balanced", smoke=False)
     assert result.plan.objective == "fisher-gptq"
+
+
+def test_what_a_prompt_is_followed_by_counts_and_the_prompt_itself_does_not(make: Maker) -> None:
+    """As if the labels within prompts had no loss, from the definition."""
+    job = prepare(str(make(llama(2))))
+    tokens = np.random.default_rng(1).integers(0, 96, (4, 16)).astype(np.int32)
+    text = Text(tokens, given=np.array([1, 9, 1, 5], dtype=np.int32))
+    measured = measure(job.source, job.inventory, text)
+    plain = measure(job.source, job.inventory, Text(tokens))
+
+    # The head reads each token by itself: those of prompts weigh nothing there, others as before.
+    head = measured.weights["lm_head"].weight.reshape(4, 16)
+    np.testing.assert_array_equal(head > 0, text.counted)
+    expected = plain.weights["lm_head"].weight.reshape(4, 16)
+    np.testing.assert_allclose(head[text.counted], expected[text.counted], rtol=2e-3)
+
+    # A layer below weighs a prompt's tokens by what follows from them; plain windows are as before.
+    below = measured.weights["model.layers.0.self_attn.v_proj"].weight.reshape(4, 16)
+    before = plain.weights["model.layers.0.self_attn.v_proj"].weight.reshape(4, 16)
+    np.testing.assert_allclose(below[[0, 2]], before[[0, 2]], rtol=2e-3)
+    assert (below[1, :8] > 0).all()
+    assert below[1, :8].sum() < before[1, :8].sum()
+
+    # Costs are those of a token that counts.
+    counted = text.counted.sum()
+    cost = measured.trace["lm_head"] / (2 * counted)
+    np.testing.assert_allclose(measured.per_weight("lm_head"), cost)
+
+
+def test_the_columns_of_the_head_are_cut_anywhere(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = prepare(str(make(llama(1))))
+    tokens = np.random.default_rng(1).integers(0, 96, (2, 16)).astype(np.int32)
+    text = Text(tokens, given=np.array([7, 1], dtype=np.int32))
+    whole = measure(job.source, job.inventory, text)
+    monkeypatch.setattr(gradients, "LOGITS", 2 * 96 * 3)  # three positions at a time
+    pieces = measure(job.source, job.inventory, text)
+    for path, weights in whole.weights.items():
+        np.testing.assert_allclose(pieces.weights[path].weight, weights.weight, rtol=2e-3)

@@ -16,6 +16,7 @@ from mint_mlx.jobs.model import prepare
 from mint_mlx.measure import pass_state
 from mint_mlx.measure.fisher import measure
 from mint_mlx.measure.sensitivity_file import save_sensitivity
+from mint_mlx.measure.text import Text
 from mint_mlx.runtime import blocks
 
 INTERRUPTIONS = [
@@ -48,7 +49,7 @@ def test_a_walk_that_was_interrupted_goes_on_to_the_same_numbers(
             seen.append(what)
 
         more = {"progress": progress, "streamed": streamed, "key": "k"}
-        sensitivity = measure(job.source, job.inventory, TOKENS, "r", **more)
+        sensitivity = measure(job.source, job.inventory, Text(TOKENS, "r"), **more)
         save_sensitivity(sensitivity, tmp_path / name)
         return (tmp_path / name).read_bytes()
 
@@ -91,10 +92,10 @@ def test_what_is_kept_of_a_walk_has_the_type_that_it_had(
         if done == 3:
             raise KeyboardInterrupt
 
-    whole = measure(job.source, job.inventory, TOKENS, "r")
+    whole = measure(job.source, job.inventory, Text(TOKENS, "r"))
     with pytest.raises(KeyboardInterrupt):
-        measure(job.source, job.inventory, TOKENS, "r", progress=stop, key="k")
-    again = measure(job.source, job.inventory, TOKENS, "r", key="k")
+        measure(job.source, job.inventory, Text(TOKENS, "r"), progress=stop, key="k")
+    again = measure(job.source, job.inventory, Text(TOKENS, "r"), key="k")
     assert all((whole.trace[path] == again.trace[path]).all() for path in whole.trace)
 
 
@@ -105,7 +106,7 @@ def test_what_blocks_read_must_fit_on_the_disk(
     free = TOKENS.size * HIDDEN * 4 * 3 - 1
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
     with pytest.raises(MintError, match="--work-dir"):
-        measure(job.source, job.inventory, TOKENS, "random", batch=2)
+        measure(job.source, job.inventory, Text(TOKENS, "random"), batch=2)
 
 
 def test_spills_go_where_they_are_told_to(

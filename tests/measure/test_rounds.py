@@ -16,6 +16,7 @@ from mint_mlx.jobs.model import Job, prepare
 from mint_mlx.measure import fisher, rounds
 from mint_mlx.measure.sensitivity import Sensitivity, TokenWeights
 from mint_mlx.measure.sensitivity_file import load_sensitivity, save_sensitivity
+from mint_mlx.measure.text import Text
 
 TEXT = np.random.default_rng(2).integers(0, 96, (8, 16)).astype(np.int32)
 UP = "model.layers.0.mlp.switch_mlp.up_proj"
@@ -30,11 +31,11 @@ def few(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def measure(job: Job, **more: Any) -> Sensitivity:
-    return rounds.measure(job.source, job.inventory, TEXT, "random", **more)
+    return rounds.measure(job.source, job.inventory, Text(TEXT, "random"), **more)
 
 
 def of(job: Job, windows: slice) -> Sensitivity:
-    return fisher.measure(job.source, job.inventory, TEXT[windows], "random")
+    return fisher.measure(job.source, job.inventory, Text(TEXT[windows], "random"))
 
 
 def check_same(one: Sensitivity, other: Sensitivity) -> None:
@@ -166,6 +167,22 @@ def test_what_was_not_measured_weighs_as_tokens_at_its_place_do(
     rows = blocks[0][UP]
     assert sum(len(batch.weight) for batch in rows.batches) == TEXT.size * 2
     squared = measured.weights[UP]
-    usual = usual_weights(TokenWeights(np.sqrt(squared.weight), squared.expert), 16)
+    usual = usual_weights(
+        TokenWeights(np.sqrt(squared.weight), squared.expert), measured.text.counted
+    )
     assert len(set(usual.tolist())) == 5
     assert set(rows.batches[-1].weight.tolist()) == set(usual.tolist())
+
+
+def test_tokens_of_prompts_that_were_not_measured_weigh_as_those_that_were() -> None:
+    counted = Text(np.zeros((4, 8)), given=np.array([1, 5, 3, 1])).counted
+    weight = np.arange(1, 17, dtype=np.float32)[:, None]
+    usual = usual_weights(TokenWeights(weight, None), counted).reshape(4, 8)
+
+    # Of the second window four tokens are only given; runs of places are 0, 1-2, 3-6 and 7.
+    prompt = weight[8:12].mean()
+    np.testing.assert_allclose(usual[2, :2], prompt)
+    np.testing.assert_allclose(usual[1, :4], prompt)
+    assert usual[3, 0] == weight[0]
+    np.testing.assert_allclose(usual[3, 1:3], weight[1:3].mean())
+    np.testing.assert_allclose(usual[2, 3:7], np.concatenate([weight[3:7], weight[12:15]]).mean())

@@ -13,11 +13,12 @@ from mint_mlx.base.errors import MintError
 from mint_mlx.jobs.model import prepare
 from mint_mlx.measure.fisher import measure
 from mint_mlx.measure.sensitivity_file import load_sensitivity, save_sensitivity
+from mint_mlx.measure.text import Text
 
 
 def test_a_sensitivity_survives_its_file(make: Maker, tmp_path: Path) -> None:
     job = prepare(str(make(qwen3_moe(1))))
-    measured = measure(job.source, job.inventory, TOKENS, "random")
+    measured = measure(job.source, job.inventory, Text(TOKENS, "random"))
     assert measured.metric.keys() == {0}
     assert measured.metric[0].shape == (128, 128)
     assert measured.embedding is not None
@@ -28,7 +29,7 @@ def test_a_sensitivity_survives_its_file(make: Maker, tmp_path: Path) -> None:
     file = tmp_path / "s.npz"
     save_sensitivity(measured, file)
     read = load_sensitivity(file)
-    assert (read.origin, read.how) == (measured.origin, measured.how)
+    assert (read.origin, read.text.how) == (measured.origin, measured.text.how)
     assert read.remaining == measured.remaining
     same = np.testing.assert_array_equal
     same(read.tokens, TOKENS)

@@ -13,11 +13,12 @@ from mint_mlx.converters.quantizers.inputs import EMBEDDING_DAMPING, Moments, bl
 from mint_mlx.jobs.model import prepare
 from mint_mlx.measure.fisher import measure
 from mint_mlx.measure.moments import add_ridge, effective_rows
+from mint_mlx.measure.text import Text
 
 
 def test_layers_that_no_block_follows_don_t_end_the_walk(make: Maker) -> None:
     job = prepare(str(make(qwen3_moe(2))))
-    sensitivity = measure(job.source, job.inventory, TOKENS, "random", batch=2)
+    sensitivity = measure(job.source, job.inventory, Text(TOKENS, "random"), batch=2)
     moments = Moments(job.source, job.inventory, sensitivity)
     for path in (
         "model.embed_tokens",
@@ -30,7 +31,7 @@ def test_layers_that_no_block_follows_don_t_end_the_walk(make: Maker) -> None:
 
 def test_moments_are_those_of_the_layers_inputs(make: Maker) -> None:
     job = prepare(str(make(qwen3_moe(2, experts=8))))
-    sensitivity = measure(job.source, job.inventory, TOKENS, "random", batch=2)
+    sensitivity = measure(job.source, job.inventory, Text(TOKENS, "random"), batch=2)
     blocks = dict(block_inputs(job.source, job.inventory, sensitivity, batch=4))
     assert list(blocks) == [0, 1, None]
     assert list(blocks[None]) == ["lm_head"]
@@ -81,7 +82,7 @@ def test_error_feedback_runs_experts_as_the_sensitivity_did(tmp_path: Path) -> N
     """DBRX runs its experts token by token where it isn't trained: one weight for every row."""
     job = prepare(str(write_family(tmp_path / "model", "dbrx")))
     tokens = np.random.default_rng(0).integers(0, 96, (2, 16))
-    sensitivity = measure(job.source, job.inventory, tokens, "random")
+    sensitivity = measure(job.source, job.inventory, Text(tokens, "random"))
     block, seen = next(block_inputs(job.source, job.inventory, sensitivity))
     expert = seen["transformer.blocks.0.ffn.experts.0.w1"]
     weights = np.concatenate([batch.weight for batch in expert.batches])

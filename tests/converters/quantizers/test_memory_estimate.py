@@ -23,6 +23,7 @@ from mint_mlx.jobs import convert, steps
 from mint_mlx.jobs.model import prepare
 from mint_mlx.jobs.request import Request
 from mint_mlx.measure.fisher import measure
+from mint_mlx.measure.text import Text
 from mint_mlx.runtime import memory
 from mint_mlx.runtime.memory import GIB
 
@@ -77,7 +78,7 @@ def test_what_layers_read_is_all_counted(
     if device:
         request.getfixturevalue(device)
     job = prepare(str(make(shapes)))
-    sensitivity = measure(job.source, job.inventory, TOKENS, "random")
+    sensitivity = measure(job.source, job.inventory, Text(TOKENS, "random"))
     block = [layer for layer in job.inventory.layers if layer.block == 1]
     inputs = dict(block_inputs(job.source, job.inventory, sensitivity, batch=4))[1]
 
@@ -117,7 +118,7 @@ def test_what_refining_holds_is_all_counted(demo_model: Path, tmp_path: Path) ->
     # One step on targets that are all alike.
     tokens = np.random.default_rng(0).integers(0, 256, (16, 256)).astype(np.int32)
     ids = np.broadcast_to(np.arange(256, dtype=np.int32), (*tokens.shape, 256))
-    targets = distil.Targets(tokens, ids, np.full(ids.shape, -np.log(256), np.float32))
+    targets = distil.Targets(Text(tokens), ids, np.full(ids.shape, -np.log(256), np.float32))
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     distil.refine(out, targets, steps=1)
