@@ -151,8 +151,10 @@ class Learner(Walk):
         target = moments.batches[0].x.reshape(top.shape)
 
         # Of zeros both have the same predictions: nothing is learned from those within prompts.
-        counted = mx.array(self.sensitivity.text.counted)[..., None]
-        top, target = (mx.where(counted, array, 0) for array in (top, target))
+        counted = self.sensitivity.text.counted
+        if not counted.all():
+            counts = mx.array(counted)[..., None]
+            top, target = (mx.where(counts, array, 0) for array in (top, target))
         mx.eval(top)
 
         def call(top: mx.array) -> mx.array:

@@ -10,9 +10,11 @@ from helpers import Maker, llama
 from hypothesis import given as examples
 from hypothesis import strategies as st
 
+from mint_mlx.allocation.artifacts import sensitivity_beside
 from mint_mlx.base.report import Silent
 from mint_mlx.checkpoint.tokenizer import load_tokenizer
 from mint_mlx.eval.tasks import all_tasks
+from mint_mlx.jobs.convert import convert
 from mint_mlx.jobs.measurements import get_text
 from mint_mlx.jobs.model import prepare
 from mint_mlx.measure.conversations import begin_with, conversation_prompts, conversations
@@ -135,3 +137,20 @@ def test_a_models_own_text_has_conversations_only_with_a_template(make: Maker) -
     assert text.how == "sampled, seed 0, 2 of 4 windows in conversations"
     assert sorted(text.given > 1) == [False, False, True, True]
     np.testing.assert_array_equal(get_text(chat, 256, Silent()).tokens, text.tokens)
+
+
+@pytest.mark.parametrize("effort", ["balanced", "best"])
+def test_a_chat_model_is_converted_by_its_replies(make: Maker, tmp_path: Path, effort: str) -> None:
+    folder = str(chat_model(make))
+    result = convert(folder, "4bpw", tmp_path / "out", effort=effort, smoke=False)
+    artifact = sensitivity_beside(result.path)
+    assert artifact is not None
+    windows = len(artifact.tokens)
+    half = f"{windows // 2} of {windows} windows in conversations"
+    assert (artifact.text.given > 1).sum() == windows // 2
+    assert artifact.text.how == f"sampled, seed 0, {half}"
+
+    # The next run takes it as it is, and makes the same.
+    again = convert(folder, "4bpw", tmp_path / "again", sensitivity=str(result.path), effort=effort)
+    for file in sorted(result.path.glob("*.safetensors")):
+        assert (again.path / file.name).read_bytes() == file.read_bytes()
