@@ -29,11 +29,22 @@ SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)  # where each of eight rows begins in its
 
 
 def match(group: Group, stated: Stated) -> Packed | None:
-    """A weight of AWQ's layout."""
-    if group.dtype("qweight") not in ("I32", "U32") or "scales" not in group.roles:
+    """A weight of AWQ's layout.
+
+    Raises:
+        Unread: it is of another version than GEMM, or of shapes that don't fit.
+    """
+    if not {"qweight", "scales"} <= group.roles:
+        return None
+    version = _version(stated)
+    if stated.method == "awq" and version not in ("gemm", "none"):
+        raise Unread(
+            f"is AWQ of version {version}, whose codes lie in another order than GEMM's, which "
+            "mint-mlx reads"
+        )
+    if group.dtype("qweight") not in ("I32", "U32"):
         return None
     (columns, width), (groups, rows) = group.shape("qweight"), group.shape("scales")
-    version = str(stated.table.get("version", "gemm")).lower()
     size = group_size(stated, columns, groups)
     if (
         size is None
@@ -41,11 +52,10 @@ def match(group: Group, stated: Stated) -> Packed | None:
         or group.roles - {"qzeros"} != {"qweight", "scales"}
         or width * 32 != rows * BITS
         or ("qzeros" in group.roles and group.shape("qzeros") != (groups, width))
-        or version not in ("gemm", "none")
     ):
         raise Unread(
             f"has codes of shape {[columns, width]} and scales of shape {[groups, rows]}, which is "
-            f"neither GPTQ nor AWQ of 4 bits in version GEMM (config.json says {version})"
+            "neither GPTQ nor AWQ of 4 bits in version GEMM"
         )
     config = affine_config(BITS, columns, size)
     form = f"{BITS}-bit AWQ (one scale a group of {size})"
@@ -62,6 +72,13 @@ def match(group: Group, stated: Stated) -> Packed | None:
         return values * spread(scales, columns, size)
 
     return Packed(group, form, (rows, columns), config, read, "qzeros" not in group.infos)
+
+
+def _version(stated: Stated) -> str:
+    """Which of AWQ's layouts config.json names: AutoAWQ's key, else GPTQModel's."""
+    keys = ("version", "checkpoint_format", "format")
+    named = [str(stated.table[key]).lower() for key in keys if stated.table.get(key)]
+    return named[0] if named else "gemm"
 
 
 def _unpack(words: mx.array) -> mx.array:

@@ -61,6 +61,15 @@ class _Scheme:
         return -(-self.columns // self.group)
 
 
+def _per_scale(scheme: Mapping[str, Any]) -> str:
+    """What shares a scale, as a scheme of config.json says it."""
+    block = scheme.get("block_structure")
+    if isinstance(block, list) and block:
+        return f"in blocks of {'x'.join(map(str, block))}"
+    size = scheme.get("group_size")
+    return f"in groups of {size}" if size else f"with one scale a {scheme.get('strategy')}"
+
+
 def match(group: Group, stated: Stated) -> Packed | None:
     """A weight of packed integers."""
     if group.dtype("packed") not in WORDS or group.dtype("scale") not in REALS:
@@ -71,8 +80,7 @@ def match(group: Group, stated: Stated) -> Packed | None:
     schemes = _schemes(group, stated)
     if len(schemes) != 1:
         expected = " or ".join(
-            f"{scheme.get('num_bits')} bits in groups of {scheme.get('group_size')}"
-            for scheme in stated.schemes
+            f"{scheme.get('num_bits')} bits {_per_scale(scheme)}" for scheme in stated.schemes
         )
         raise Unread(
             f"is packed in {group.shape('packed')[-1]} words a row with scales of shape "

@@ -33,6 +33,8 @@ UNREAD = {
     "fp_quant": "FP-Quant",
     "higgs": "HIGGS",
     "hqq": "HQQ",
+    "paroquant": "ParoQuant",
+    "qqq": "QQQ",
     "quanto": "quanto",
     "sinq": "SINQ",
     "spqr": "SpQR",
@@ -48,6 +50,8 @@ _TOOLS = {
     "codebooks": "AQLM",
     "q_weight": "EXL2",
     "trellis": "EXL3",
+    "channel_scales": "ParoQuant",
+    "s_channel": "QQQ",
     "dense_weights": "SpQR",
     "indices": "VPTQ",
 }

@@ -177,6 +177,14 @@ def test_nothing_is_found_in_good_checkpoints(make: Maker, tmp_path: Path, good:
     mlx_lm_convert(str(source), str(tmp_path / "theirs-4bit"), quantize=True, q_group_size=64)
     assert doctor(str(tmp_path / "theirs-4bit")).findings == []
     assert doctor(str(source)).findings == []
+
+    # mlx_lm.awq says so of every module that it doesn't quantize.
+    entries = {"model.norm": False, "model.layers.0.self_attn.rope": False}
+    edit_config(tmp_path / "theirs-4bit", lambda config: config["quantization"].update(entries))
+    edit_config(
+        tmp_path / "theirs-4bit", lambda config: config["quantization_config"].update(entries)
+    )
+    assert doctor(str(tmp_path / "theirs-4bit")).findings == []
     with pytest.raises(MintError, match="an original"):
         doctor(str(tmp_path / "mixtral"))
 

@@ -230,14 +230,17 @@ def test_awq_is_packed_along_the_outputs(zeros: bool, group: int, config: str) -
     np.testing.assert_allclose(values, ((codes - wide[0]) * wide[1]).T, rtol=2e-6, atol=1e-5)
 
 
-def test_other_versions_of_awq_are_refused() -> None:
+@pytest.mark.parametrize(
+    "table", [{"version": "GEMV"}, {"format": "gemv", "checkpoint_format": "gemv"}]
+)
+def test_other_versions_of_awq_are_refused(table: dict[str, str]) -> None:
     arrays: Arrays = {
         "qweight": ("I32", np.zeros((ROWS, COLUMNS // 8), dtype=np.int32)),
         "qzeros": ("I32", np.zeros((ROWS, 1), dtype=np.int32)),
         "scales": ("F16", np.zeros((ROWS, 8), dtype=np.float16)),
     }
-    with pytest.raises(Unread, match=r"neither GPTQ nor AWQ.*says gemv"):
-        matched(awq, arrays, quant_method="awq", version="GEMV")
+    with pytest.raises(Unread, match="is AWQ of version gemv"):
+        matched(awq, arrays, quant_method="awq", **table)
 
 
 def test_scales_of_no_group_are_refused() -> None:

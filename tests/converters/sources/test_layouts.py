@@ -207,7 +207,11 @@ def test_float32_scales_of_an_mlx_checkpoint_become_bfloat16(make: Maker, tmp_pa
     mx.eval(tensors)
     wide = {n: a.astype(mx.float32) if n.endswith(".scales") else a for n, a in tensors.items()}
     mx.save_safetensors(str(file), wide, metadata={"format": "mlx"})
-    result = convert.convert(str(tmp_path / "four"), "4.7bpw", tmp_path / "out", smoke=False)
+    notes = Notes()
+    result = convert.convert(
+        str(tmp_path / "four"), "4.7bpw", tmp_path / "out", smoke=False, report=notes
+    )
+    assert any("layers of four are float32: they are written in 16 bits" in n for n in notes.said)
     after = mx.load(str(tmp_path / "out" / "model.safetensors"))
     for layer in result.inventory.layers:
         if result.plan.choice[layer.path] == layer.stored:

@@ -163,3 +163,12 @@ def test_shapes_that_do_not_fit_are_refused(change: Arrays, reason: str) -> None
     arrays, _ = packed(4, 8, 128, 2)
     with pytest.raises(Unread, match=reason):
         matched(pack_quantized, arrays | change, **scheme(4, 64))
+
+
+def test_blocks_of_rows_and_columns_are_refused_as_that() -> None:
+    arrays, _ = packed(4, 8, 128, 2)
+    blocks = {"num_bits": 4, "type": "int", "strategy": "block", "block_structure": [64, 64]}
+    stated = {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": blocks}}}
+    arrays["scale"] = ("F32", np.ones((1, 2), np.float32))
+    with pytest.raises(Unread, match="not that of 4 bits in blocks of 64x64"):
+        matched(pack_quantized, arrays, **stated)

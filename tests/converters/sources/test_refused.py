@@ -106,7 +106,32 @@ UNREAD: dict[str, tuple[dict[str, tuple[str, np.ndarray]], dict[str, Any], str]]
             "scales": ("F32", np.ones((128, 8))),
         },
         {"quant_method": "awq", "version": "gemv"},
-        "neither GPTQ nor AWQ of 4 bits in version GEMM (config.json says gemv)",
+        "is AWQ of version gemv, whose codes lie in another order",
+    ),
+    "AWQ in words of 16 bits": (
+        {
+            "qweight": ("I16", np.ones((32, 128))),
+            "qzeros": ("F16", np.ones((8, 128))),
+            "scales": ("F16", np.ones((8, 128))),
+        },
+        {"quant_method": "awq", "format": "gemv_fast", "checkpoint_format": "gemv_fast"},
+        "is AWQ of version gemv_fast, whose codes lie in another order",
+    ),
+    "ParoQuant": (
+        {
+            "qweight": ("I32", np.ones((128, 16))),
+            "qzeros": ("I32", np.ones((2, 16))),
+            "scales": ("F16", np.ones((2, 128))),
+            "theta": ("F16", np.ones((8, 64))),
+            "channel_scales": ("F16", np.ones((1, 128))),
+        },
+        {"quant_method": "paroquant", "format": "paroquant"},
+        "ParoQuant, which mint-mlx does not read",
+    ),
+    "QQQ": (
+        {"B": ("I32", np.ones((8, 256))), "s_channel": ("F32", np.ones((1, 128)))},
+        {"quant_method": "qqq"},
+        "is packed by QQQ",
     ),
     "integers without scales": (
         {"weight": ("I8", np.ones((128, 128)))},
