@@ -6,7 +6,10 @@ low and the high bits of 32 codes in words of their own.
 
 A weight is (code - zero) x scale. `qzeros` holds zero - 1 in the formats `gptq` and
 `auto_round:auto_gptq`, and zero itself in `gptq_v2`, `gptq_p`, `auto_round` and
-`auto_round:gptqmodel`.
+`auto_round:gptqmodel`. Where codes fill words GPTQModel takes the ones from whole words, so that a
+zero of 0 borrows from its neighbour, and adds them to whole words again.
+
+An embedding is packed along the vocabulary: read so, it lies on its side.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ LESS_ONE = {"", "gptq", "gemm"}
 # AutoRound's own, which may also be called after the tool: `auto_round:auto_gptq`.
 AUTO_ROUND_LESS_ONE = re.compile(r"|auto|(?!.*gptqmodel).*gptq.*")
 
+# The names of embeddings; a head is packed as other layers are.
+EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|embeddings?)\.weight$")
 # The widths of the planes that a code of GPTQModel's own layout is split into, the lowest first.
 PLANES = {3: (2, 1), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}
 
@@ -76,6 +81,9 @@ def match(group: Group, stated: Stated) -> Packed | None:
     kind = "asymmetric" if stated.table.get("sym") is False else "symmetric"
     order = ", columns reordered" if reordered else ""
     form = f"{bits}-bit GPTQ ({kind}, one scale a {per}{order})"
+    lies_on_its_side = _by_gptqmodel(stated) and EMBEDDING.search(group.stem) is not None
+    if lies_on_its_side:
+        config = None
 
     def read(tensors: Mapping[str, mx.array]) -> Any:
         words = mx.contiguous(tensors["qweight"].T).view(mx.uint32)
@@ -88,9 +96,11 @@ def match(group: Group, stated: Stated) -> Packed | None:
             return affine_codes(pack(codes, config.bits), scales, zeros, config, columns)
         index = tensors["g_idx"] if reordered else mx.arange(columns) // size
         values = codes.astype(mx.float32) - mx.take(zeros, index, axis=-1)
-        return values * mx.take(scales, index, axis=-1)
+        values *= mx.take(scales, index, axis=-1)
+        return values.T if lies_on_its_side else values
 
-    return Packed(group, form, (rows, columns), config, read, _all_symmetric(stated.table))
+    shape = (columns, rows) if lies_on_its_side else (rows, columns)
+    return Packed(group, form, shape, config, read, _all_symmetric(stated.table))
 
 
 def _all_symmetric(table: Mapping[str, Any]) -> bool:
@@ -134,15 +144,30 @@ def _codes(words: mx.array, bits: int, count: int, planar: bool) -> mx.array:
 
 def _zeros(qzeros: mx.array, bits: int, rows: int, stated: Stated) -> mx.array:
     """The zero points (groups, rows) as codes, with what the format takes from them added again."""
-    codes = _codes(qzeros, bits, rows, _is_planar(stated, bits))
-    offset: Any = 1 if _takes_one(stated, bits) else 0
+    planar = _is_planar(stated, bits)
+    codes = _codes(qzeros, bits, rows, planar)
+    top = 2**bits - 1
+    zeros = codes
+    if _takes_one(stated, bits):
+        zeros = codes + 1 & top
+        if 32 % bits == 0 and _by_gptqmodel(stated):
+            ones = mx.array((2**32 - 1) // top, dtype=mx.uint32)
+            zeros = _codes(qzeros.view(mx.uint32) + ones, bits, rows, planar)
 
     # A symmetric weight has its zero in the middle, whatever its format is called.
     if stated.table.get("sym") is True:
         middle = 2 ** (bits - 1)
-        offset = mx.where((codes == middle).all(), 0, offset)
-        offset = mx.where((codes == middle - 1).all(), 1, offset).astype(mx.uint8)
-    return codes + offset & (2**bits - 1)
+        zeros = mx.where((codes == middle).all(), codes, zeros)
+        zeros = mx.where((codes == middle - 1).all(), codes + 1, zeros)
+    return zeros
+
+
+def _by_gptqmodel(stated: Stated) -> bool:
+    """Whether config.json says that GPTQModel wrote the checkpoint."""
+    meta = stated.table.get("meta")
+    written_by = meta.get("quantizer") if isinstance(meta, dict) else None
+    names = written_by if isinstance(written_by, list) else [written_by]
+    return any(str(name).lower().startswith("gptqmodel") for name in names)
 
 
 def _format(stated: Stated) -> str:

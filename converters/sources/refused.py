@@ -30,6 +30,7 @@ UNREAD = {
     "exl2": "EXL2",
     "exl3": "EXL3",
     "fouroversix": "Four Over Six",
+    "gguf": "GPTQModel's GGUF",
     "fp_quant": "FP-Quant",
     "higgs": "HIGGS",
     "hqq": "HQQ",

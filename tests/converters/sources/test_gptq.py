@@ -8,10 +8,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from quantized import Arrays, bit_stream, matched, read
+from quantized import Arrays, bit_stream, group, matched, read
 
 from mint_mlx.converters.sources import awq, gptq
-from mint_mlx.converters.sources.packed import Unread
+from mint_mlx.converters.sources.packed import Stated, Unread
 
 RNG = np.random.default_rng(5)
 ROWS, COLUMNS = 96, 256
@@ -251,3 +251,37 @@ def test_scales_of_no_group_are_refused() -> None:
     }
     with pytest.raises(Unread, match="0 groups, which 256 columns do not fall into"):
         matched(gptq, arrays, quant_method="gptq")
+
+
+BY_GPTQMODEL = {"quant_method": "gptq", "meta": {"quantizer": ["gptqmodel:7.7.0"]}}
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("sym", [False, True])
+def test_gptqmodel_takes_the_ones_from_whole_words(bits: int, sym: bool) -> None:
+    """A zero of 0 borrows from its neighbour: version 7.7.0 adds the ones to whole words again."""
+    arrays, _ = gptq_tensors(bits, 64)
+    zeros = RNG.integers(0, 3, (COLUMNS // 64, ROWS))
+    assert (zeros == 0).any()
+    words = bit_stream(zeros, bits).view(np.uint32) - np.uint32((2**32 - 1) // (2**bits - 1))
+    arrays["qzeros"] = ("I32", words.view(np.int32))
+
+    exact = dict(arrays, qzeros=("I32", bit_stream(zeros, bits)))
+    _, expected = read(gptq, exact, quant_method="gptq", bits=bits, format="gptq_v2", sym=False)
+    _, values = read(gptq, arrays, **BY_GPTQMODEL, bits=bits, format="gptq", sym=sym)
+    np.testing.assert_array_equal(values, expected)
+
+    # AutoGPTQ's take them from each alone.
+    _, alone = read(gptq, arrays, quant_method="gptq", bits=bits, format="gptq", sym=False)
+    assert (alone != expected).any()
+
+
+def test_gptqmodel_s_embeddings_lie_on_their_side() -> None:
+    """Version 7.7.0 packs an embedding along the vocabulary, and says so nowhere."""
+    arrays, expected = gptq_tensors(8, 32, -1)
+    stated = Stated(BY_GPTQMODEL | {"bits": 8, "format": "gptq"}, lambda _: arrays["g_idx"][1])
+    weight = gptq.match(group(arrays, "model.embed_tokens.weight"), stated)
+    assert weight is not None
+    assert (weight.shape, weight.config) == ((COLUMNS, ROWS), None)
+    values = weight.read({role: mx.array(array) for role, (_, array) in arrays.items()})
+    np.testing.assert_allclose(np.array(values), expected.T, rtol=2e-6, atol=1e-4)
