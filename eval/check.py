@@ -18,6 +18,7 @@ from ..base.units import duration
 from ..checkpoint.layers import list_layers
 from ..checkpoint.source import Source, load_source, open_model
 from ..checkpoint.tokenizer import load_tokenizer
+from ..jobs.model import check_same_model
 from ..runtime.replies import generate_replies
 from ..runtime.runner import fits
 from .check_time import check_seconds
@@ -47,11 +48,13 @@ def check(model: str, source: str, report: Report | None = None) -> dict[str, An
         `kinds` (figures of each kind of task) and `tasks` (each task with both replies).
 
     Raises:
-        MintError: the tokenizers differ, or a model can't be loaded or is too large.
+        MintError: the checkpoint is of another model, the tokenizers differ, or a model can't be
+            loaded or is too large.
         KeyboardInterrupt: also where some replies were scored.
     """
     report = report or Silent()
     candidate, origin = load_source(model), load_source(source)
+    check_same_model(candidate, origin)
     check_read_alike(candidate)
     key = tokenizer_key(load_tokenizer(origin.path))
     check_same_tokenizer(origin.name, key, load_tokenizer(candidate.path))

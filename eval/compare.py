@@ -25,7 +25,7 @@ from ..base.units import Budget, parse_budget
 from ..checkpoint.source import load_source
 from ..checkpoint.tokenizer import load_tokenizer
 from ..jobs import measurements
-from ..jobs.model import Job, prepare
+from ..jobs.model import Job, check_same_model, prepare
 from ..measure import cache
 from . import peers, stats
 from .build import Built, Task, build
@@ -142,10 +142,13 @@ def compare(
     if not sizes and not given:
         raise UsageError("give a size with --budget, or a checkpoint to compare with --with")
     calibration = baseline(baseline_text, settings) if baseline_text is not None else None
-    files = [Path(name) for name in dict.fromkeys(given) if name.endswith(GGUF)]
-    existing = [load_source(repo) for repo in dict.fromkeys(given) if not repo.endswith(GGUF)]
+    files = list({Path(n).resolve(): Path(n) for n in given if n.endswith(GGUF)}.values())
+    others = [load_source(repo) for repo in dict.fromkeys(given) if not repo.endswith(GGUF)]
+    existing = list({other.path.resolve(): other for other in others}.values())
     job = prepare(model)
     check_gguf(job.source, files)
+    for other in existing:
+        check_same_model(other, job.source)
     peers.refuse_quantized(job)
 
     text, control = cut_text(job.source, settings, report)

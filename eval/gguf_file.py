@@ -23,6 +23,7 @@ from ..converters.output.small_files import copy_small_files
 from .gguf_names import ARCHITECTURES, gguf_name, rotated_heads
 
 GGUF = ".gguf"
+MAGIC = b"GGUF"  # what each file begins with
 WEIGHTS = "model.safetensors"
 PACKED = "gguf_bytes"  # the key of its metadata
 
@@ -44,11 +45,15 @@ def check_gguf(source: Source, files: Sequence[Path]) -> None:
     """Refuse GGUF files that can't be read as checkpoints of a source.
 
     Raises:
-        MintError: one is missing, the package is, or the family is none of those known.
+        MintError: one is missing or no GGUF file, the package is missing, or the family is none
+            of those known.
     """
     for file in files:
         if not file.is_file():
             raise MintError(f"{file} does not exist: check the path")
+        with file.open("rb") as opened:
+            if opened.read(len(MAGIC)) != MAGIC:
+                raise MintError(f"{file} is no GGUF file: download it again")
     if files:
         gguf_package()
         architecture_of(source)

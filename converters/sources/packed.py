@@ -26,13 +26,14 @@ BYTES = ("U8", "I8")
 _COMPANION = re.compile(
     r"(.+?)(?:_weight)?_(packed|shape|scale|scale_inv|scale_2|global_scale|zero_point|g_idx)$"
 )
-# The same for bitsandbytes, whose names follow after a dot.
-_STATE = re.compile(r"(.+\.weight)\.(absmax|quant_map|nested_\w+|quant_state)(?:\.\w+)?$")
+# The same for bitsandbytes, whose names follow after a dot; GPTQModel's after an underscore.
+_STATE = re.compile(r"(.+\.weight)[._](absmax|quant_map|nested_\w+|quant_state)(?:\.\w+)?$")
 # Tensors that stand beside `weight` in a module, or in its place; values are their roles.
 _IN_MODULE = {
     "qweight": "qweight",
     "qzeros": "qzeros",
     "SCB": "SCB",
+    "weight_scb": "SCB",
     "weight_format": "weight_format",
     "pre_quant_scale": "pre_quant_scale",
     "_weight_qdata": "qdata",

@@ -117,14 +117,25 @@ def check_same_model(given: Source, source: Source) -> None:
     Raises:
         MintError: naming the key in which they differ.
     """
+    difference = other_model(given, source)
+    if difference is not None:
+        raise MintError(difference)
+
+
+def other_model(given: Source, source: Source) -> str | None:
+    """Why a checkpoint can't be one of a source, as far as their configs tell; None where it can.
+
+    The sentence names the key in which they differ.
+    """
     ours = text_config(given.config)
     theirs = text_config(source.config)
     for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
         if ours.get(key) != theirs.get(key):
-            raise MintError(
+            return (
                 f"{given.name} was not made from {source.name}: their {key} is {ours.get(key)} "
                 f"and {theirs.get(key)}"
             )
+    return None
 
 
 def note_side_files(job: Job, report: Report) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Cli, Maker, Notes, llama
+from helpers import Cli, Maker, Notes, llama, qwen3_moe
 
 from mint_mlx.base.errors import MintError, UsageError
 from mint_mlx.base.units import duration
@@ -146,6 +146,8 @@ def test_what_cannot_be_checked_is_refused(
     monkeypatch.setattr(checking, "fits", lambda folder: False)
     with pytest.raises(MintError, match="too large for this machine"):
         checking.check(source, source)
+    with pytest.raises(MintError, match="was not made from model: their model_type"):
+        checking.check(str(make(qwen3_moe(1), "other")), source)
 
 
 @pytest.mark.parametrize(

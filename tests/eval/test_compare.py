@@ -154,15 +154,23 @@ def test_a_shuffled_layer_is_ranked_last(make: Maker, tmp_path: Path, settings: 
     assert rows["good"]["kl"] == pytest.approx(rows["fast"]["kl"], rel=0.05)
 
 
-def test_a_checkpoint_of_another_model_is_a_row_with_a_reason(
-    make: Maker, settings: Settings
+def test_a_checkpoint_of_another_model_is_refused_before_anything_is_built(
+    make: Maker, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = str(make(qwen3_moe(1)))
-    other = str(make(llama(1), "other"))
-    comparison = compare(source, ["5bpw"], ["nmse"], [other], settings=settings, speed=False)
-    rows = by_method(comparison.rows)
-    assert "not the same model" in rows["other"]["reason"]
-    assert "kl" in rows["nmse"]
+    source, other = str(make(qwen3_moe(1))), str(make(llama(1), "other"))
+    monkeypatch.setattr(comparing, "build", lambda *_: pytest.fail("something is built"))
+    with pytest.raises(MintError, match="their model_type is llama and qwen3_moe"):
+        compare(source, ["5bpw"], ["nmse"], [other], settings=settings, speed=False)
+
+
+def test_a_checkpoint_that_is_given_twice_is_ranked_once(
+    make: Maker, tmp_path: Path, settings: Settings
+) -> None:
+    folder = str(make(llama(1)))
+    convert.convert(folder, uniform="4bit-g64", out=tmp_path / "given", smoke=False)
+    given = [str(tmp_path / "given"), f"{tmp_path}/../{tmp_path.name}/given"]
+    comparison = compare(folder, [], ["fast"], given, settings=settings, speed=False)
+    assert sorted(row["method"] for row in comparison.rows) == ["fast", "given"]
 
 
 def test_generation_speed_stands_beside_uniform(

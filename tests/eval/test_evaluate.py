@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
-from helpers import Maker, llama
+from helpers import Maker, Notes, llama
 
 from mint_mlx.base.errors import MintError, UsageError
 from mint_mlx.eval.evaluate import evaluate
@@ -22,6 +23,19 @@ def test_wrong_sources_are_noticed(make: Maker) -> None:
         evaluate(str(other), source=str(make(llama(1))))
     with pytest.raises(MintError, match="chat template"):
         evaluate(str(other), Settings(chat=True), source=str(other))
+
+
+def test_a_source_of_another_model_is_told(make: Maker, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("A text of some words. " * 40)
+    notes = Notes()
+    settings = Settings(text=str(text), length=32, windows=1)
+    source, other = str(make(llama(1))), str(make(llama(2), "other"))
+    evaluate(other, settings, source, report=notes)
+    assert any("their num_hidden_layers is 2 and 1; the divergence is" in n for n in notes.said)
+    notes.said.clear()
+    evaluate(source, settings, source, report=notes)
+    assert not any("between two models" in note for note in notes.said)
 
 
 def test_options_that_need_a_source_are_refused_before_the_model_is_opened() -> None:

@@ -49,6 +49,12 @@ def test_names_and_the_order_of_rows() -> None:
     np.testing.assert_array_equal(gguf_file._reorder(pairs, 2, to_pairs=False), rows)
 
 
+def test_a_file_that_is_no_gguf_is_refused(make: Maker, tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"abcde")
+    with pytest.raises(MintError, match="is no GGUF file"):
+        gguf_file.check_gguf(prepare(str(make(llama(1)))).source, [tmp_path / "x.gguf"])
+
+
 def test_the_size_of_an_unpacked_file_is_that_of_its_codes(tmp_path: Path) -> None:
     def write(folder: Path) -> None:
         folder.mkdir()
