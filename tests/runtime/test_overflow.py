@@ -16,6 +16,7 @@ from mint_mlx.eval.settings import Settings
 from mint_mlx.jobs import convert as jobs
 from mint_mlx.jobs.model import prepare
 from mint_mlx.measure.sensitivity import Sensitivity
+from mint_mlx.measure.text import Text
 from mint_mlx.runtime.overflow import largest_activation, overflow
 from mint_mlx.runtime.runner import load_block, load_runner
 
@@ -46,7 +47,7 @@ def test_numbers_that_fit_are_no_problem(make: Maker) -> None:
 
 def test_an_effort_that_runs_the_model_refuses_it(overflowing: Path) -> None:
     sensitivity = Sensitivity.__new__(Sensitivity)
-    object.__setattr__(sensitivity, "tokens", TOKENS)
+    object.__setattr__(sensitivity, "text", Text(TOKENS))
     job = prepare(str(overflowing))
     with pytest.raises(MintError, match=r"overflows in it.*down_proj.*--dtype bfloat16"):
         jobs._check_activations(job, sensitivity, Notes())
