@@ -73,6 +73,7 @@ model = transformers.AutoModelForCausalLM.from_pretrained(folder / "fp8", quanti
 weight = model.model.layers[0].mlp.up_proj.weight.float()
 print("as transformers loads it:", "a million times too large" if error(weight) > 1e6 else error(weight))
 PY
+cd "$folder"  # it writes a log there
 "$folder/venv/bin/python" "$folder/write.py" "$folder" > "$folder/log" 2>&1 || { tail -n 5 "$folder/log"; exit 1; }
 "$folder/venv/bin/python" "$folder/look.py" "$folder" 2> "$folder/errors" | tee "$folder/seen"
 ! grep -iE "scale_inv|not used|newly" "$folder/errors"

@@ -61,6 +61,7 @@ print("format:", model.quantize_config.format.value)
 print("rows with a zero point of 0:", zero.tolist() == list(range(2, 256, 5)))
 print("rows that differ follow them within a word:", differ == [row + 1 for row in zero.tolist() if row % 8 < 7], len(differ))
 PY
+cd "$folder"  # it writes a log there
 "$folder/venv/bin/python" "$folder/look.py" "$folder" > "$folder/log" 2> "$folder/errors" || { tail -n 5 "$folder/log" "$folder/errors"; exit 1; }
 grep -E "^(format|rows)" "$folder/log" | tee "$folder/seen"
 diff "$folder/seen" - <<'SEEN'
