@@ -66,6 +66,11 @@ def tokenizer_is_code(folder: Path) -> bool:
     return isinstance(table, dict) and "AutoTokenizer" in table
 
 
+def has_runnable_tokenizer(folder: Path) -> bool:
+    """Whether the folder holds a tokenizer that is no code of a stranger, which is never run."""
+    return has_tokenizer(folder) and not tokenizer_is_code(folder)
+
+
 def tokenizer_settings(folder: Path) -> dict[str, Any]:
     """What tokenizer_config.json says; nothing where it is malformed: load_tokenizer refuses it."""
     path = folder / "tokenizer_config.json"

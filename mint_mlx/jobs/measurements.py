@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from ..base.scratch import scratch_folder
 from ..base.versions import versions
 from ..checkpoint.low_disk import Waves, at_once
 from ..checkpoint.source import check_unchanged
-from ..checkpoint.tokenizer import encode, has_tokenizer, load_tokenizer, tokenizer_is_code
+from ..checkpoint.tokenizer import encode, has_runnable_tokenizer, load_tokenizer
 from ..measure import cache, resume
 from ..measure.profile import Profile, assumed, measure_curves
 from ..measure.profile_file import save_profile
@@ -200,8 +201,11 @@ def text_start(
     from ..measure.conversations import begin_with, conversation_prompts
     from ..measure.self_text import random_windows
 
-    windows = random_windows(vocabulary(job), count, first_token(job), seed)
-    prompts = conversation_prompts(job.source.path, report)
+    tokenizer = _tokenizer(job)
+    windows = random_windows(vocabulary(job), count, _first_of(tokenizer), seed)
+    prompts = []
+    if tokenizer is not None and tokenizer.chat_template is not None:
+        prompts = conversation_prompts(job.source.path, report)
     return begin_with(windows, prompts, vocabulary(job), seed)
 
 
@@ -214,9 +218,18 @@ def vocabulary(job: Job) -> int:
 
 def first_token(job: Job) -> int | None:
     """What a text of the model starts with, or None."""
-    if not has_tokenizer(job.source.path) or tokenizer_is_code(job.source.path):
-        return None
-    ids = encode(load_tokenizer(job.source.path), "")
+    return _first_of(_tokenizer(job))
+
+
+def _tokenizer(job: Job) -> Any:
+    """The model's tokenizer; None where there is none that may be run."""
+    folder = job.source.path
+    return load_tokenizer(folder) if has_runnable_tokenizer(folder) else None
+
+
+def _first_of(tokenizer: Any) -> int | None:
+    """The token that a tokenizer puts before every text, if it does."""
+    ids = [] if tokenizer is None else encode(tokenizer, "")
     return int(ids[0]) if len(ids) else None
 
 

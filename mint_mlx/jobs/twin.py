@@ -30,7 +30,7 @@ from ..base.targets import OLD, check_target
 from ..base.units import Budget, both
 from ..checkpoint.layers import list_layers
 from ..checkpoint.source import Source, load_source, open_model
-from ..checkpoint.tokenizer import has_tokenizer, load_tokenizer, tokenizer_is_code
+from ..checkpoint.tokenizer import has_runnable_tokenizer, load_tokenizer
 from ..converters.output.conversion import Conversion
 from ..converters.output.write import write
 from ..measure.profile import Profile
@@ -174,7 +174,7 @@ def _check_layers(twin: Source, job: Job) -> None:
 def _check_vocabulary(twin: Source, job: Job) -> None:
     """Refuse a twin whose tokenizer gives tokens other numbers (a MintError)."""
     folders = twin.path, job.source.path
-    if not all(has_tokenizer(f) and not tokenizer_is_code(f) for f in folders):
+    if not all(map(has_runnable_tokenizer, folders)):
         return
     theirs, ours = (load_tokenizer(folder).get_vocab() for folder in folders)
     if theirs != ours:

@@ -16,7 +16,6 @@ import yaml
 
 from ..base.report import Report
 from ..checkpoint.chat_template import TemplateProblem, as_messages, render, tool_schema
-from ..checkpoint.tokenizer import has_tokenizer, load_tokenizer, tokenizer_is_code
 
 FILE = Path(__file__).with_name("conversations.yaml")
 WITHOUT = "no conversation is among the model's own text"
@@ -26,20 +25,13 @@ REPLY = 4  # at least one of so many parts of a window is left to the reply
 def conversation_prompts(folder: Path, report: Report) -> list[list[int]]:
     """Token ids of the conversations, each ready for a reply, as far as a checkpoint knows them.
 
-    None without a chat template, or where it refuses all; one that refuses some, as many know no
-    system prompt, or no tools, has the others.
+    None where the template refuses all; of one that refuses some, as many know no system prompt, or
+    no tools, the others.
 
     Args:
-        folder: of the checkpoint.
+        folder: of the checkpoint, with a tokenizer that has a template.
         report: is told of a template that can't be used.
-
-    Raises:
-        MintError: the tokenizer can't be read.
     """
-    if not has_tokenizer(folder) or tokenizer_is_code(folder):
-        return []
-    if load_tokenizer(folder).chat_template is None:
-        return []
     try:
         rendered = render(folder, conversations())
     except TemplateProblem as problem:
