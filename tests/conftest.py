@@ -57,6 +57,7 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mint_mlx.converters.quantizers.learn_block.TOKENS", 256)
     monkeypatch.setattr("mint_mlx.converters.quantizers.distil.STEPS", 4)
     monkeypatch.setattr("mint_mlx.converters.quantizers.distil.TOKENS", 256)
+    monkeypatch.setattr("mint_mlx.eval.text.TELLING", 10_000)
 
 
 @pytest.fixture

@@ -141,9 +141,14 @@ def mx_codes(groups: np.ndarray, grid: QuantConfig) -> tuple[np.ndarray, np.ndar
     codes = np.zeros(groups.shape, dtype=np.uint8)
     scales = np.zeros(len(groups), dtype=np.uint8)
     fits = np.zeros(len(groups), dtype=bool)
-    peak = np.abs(groups).max(axis=1, initial=0)
-    for scale, stored, possible in _mx_scales(peak, grid):
-        some = np.flatnonzero(possible & ~fits)
+
+    # Nearly all groups of other weights have more sizes than the format has.
+    sizes = np.sort(np.abs(groups), axis=1)
+    few = 1 + (np.diff(sizes, axis=1) > 0).sum(axis=1) <= len(FP4)
+    if not few.any():
+        return codes, scales, fits
+    for scale, stored, possible in _mx_scales(sizes[:, -1], grid):
+        some = np.flatnonzero(possible & few & ~fits)
         ratio = np.abs(groups[some]) / scale[some, None]
         index = np.minimum(np.searchsorted(FP4, ratio), len(FP4) - 1)
         good = (FP4[index] == ratio).all(axis=1)
