@@ -163,7 +163,8 @@ def bit_stream(codes: np.ndarray, bits: int) -> np.ndarray:
     single = codes[..., None] >> np.arange(bits) & 1
     flat = single.reshape(len(codes), -1).astype(np.uint8)
     flat = np.pad(flat, [(0, 0), (0, -flat.shape[1] % 32)])
-    return np.packbits(flat, axis=-1, bitorder="little").view(np.int32)
+    words = np.packbits(flat, axis=-1, bitorder="little")
+    return np.ascontiguousarray(words).view(np.int32)
 
 
 def padded(codes: np.ndarray, bits: int) -> np.ndarray:

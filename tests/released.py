@@ -51,7 +51,7 @@ def released(family: str, folder: Path) -> Path:
 
 
 def _move_off_grid(file: Path) -> None:
-    """Move bfloat16 weights in a shard by up to 4 % of themselves; mx.save would lose FP8's type."""
+    """Move a shard's bfloat16 weights by up to 4 %; mx.save would lose the type of FP8."""
     data = bytearray(file.read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
     drawn = np.random.default_rng(0)

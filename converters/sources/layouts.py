@@ -189,7 +189,7 @@ def _match(group: Group, stated: Stated) -> Packed | None:
         return None
     if kind is not None and group.roles == {""} and not group.stem.endswith("weight"):
         return None  # a buffer, such as the positions
-    if not stated.table:
+    if not stated.table or (_is_mlx(group) and stated.method not in refused.READ):
         raise _unstated(group)
     method = refused.READ.get(stated.method, repr(stated.method))
     question = "; is the checkpoint complete?" if stated.method in refused.READ else ""
@@ -226,12 +226,17 @@ def _code_type(group: Group) -> str:
 
 def _unstated(group: Group) -> Unread:
     """The refusal of packed tensors in a source that doesn't say that it is quantized."""
-    if group.roles == {"", "scales"} and group.dtype("") == "U32":
+    if _is_mlx(group):
         return Unread(
             "is packed as in MLX checkpoints, but config.json has no `quantization`",
             "download config.json again",
         )
     return Unread(f"is of type {_code_type(group)}, of which config.json says nothing")
+
+
+def _is_mlx(group: Group) -> bool:
+    """Whether a weight is packed as MLX packs it."""
+    return group.roles == {"", "scales"} and group.dtype("") == "U32"
 
 
 def is_native(config: dict[str, Any], headers: Headers) -> bool:

@@ -1,4 +1,7 @@
-"""Reads MXFP4 and MXFP8: 32 codes share a power of two. MLX has both, so the bytes stay.
+"""Reads MXFP4, MXFP6 and MXFP8: 32 codes share a power of two.
+
+MLX has MXFP4 and MXFP8, so the bytes stay. Numbers of MXFP6 (E2M3) are whole eighths up to
+60, which 8-bit codes hold.
 
 compressed-tensors (`mxfp4-pack-quantized`, Kimi-K3; `mxfp8-quantized`), ModelOpt, Quark and MiniMax
 write them under different names; only the codes' words and the scales' bytes count. gpt-oss has a
@@ -33,7 +36,7 @@ GROUP = 32
 
 
 def match(group: Group, stated: Stated) -> Packed | None:
-    """A weight of MXFP4, MXFP8 or MXINT4.
+    """A weight of MXFP4, MXFP6, MXFP8 or MXINT4.
 
     Raises:
         Unread: its integers have another width.
@@ -51,6 +54,8 @@ def match(group: Group, stated: Stated) -> Packed | None:
         columns, mode = 2 * width, "mxfp4"
     elif kind == "F8_E4M3" and group.shape(scale) == (*rows, width // GROUP):
         columns, mode = width, "mxfp8"
+    elif _has_six_bits(stated) and group.shape(scale) == (*rows, width * 4 // 3 // GROUP):
+        return _six_bits(group, codes, scale, (*rows, width * 4 // 3))
     else:
         return None
     if columns % GROUP:
@@ -65,6 +70,29 @@ def match(group: Group, stated: Stated) -> Packed | None:
         return Codes(mx.contiguous(tensors[codes]).view(mx.uint32), tensors[scale])
 
     return Packed(group, mode.upper(), (*rows, columns), mx_mode(mode), read)
+
+
+def _has_six_bits(stated: Stated) -> bool:
+    """Whether a scheme of compressed-tensors says so, whose 6-bit floats are E2M3."""
+    return any((t.get("num_bits"), t.get("type")) == (6, "float") for t in stated.schemes)
+
+
+def _six_bits(group: Group, codes: str, scale: str, shape: tuple[int, ...]) -> Packed | None:
+    """A weight of MXFP6: bit 5 of a code is its sign, two are the exponent, three the mantissa."""
+    columns = shape[-1]
+    if group.dtype(codes) not in BYTES or columns % GROUP:
+        return None
+    config = QuantConfig(8, GROUP)
+    eighths = [*range(8)] + [(8 + m) << e for e in range(3) for m in range(8)]
+
+    def read(tensors: Mapping[str, mx.array]) -> Codes:
+        stored = unpack(mx.contiguous(tensors[codes]).view(mx.uint32), 6, columns)
+        size = mx.take(mx.array(eighths, dtype=mx.uint8), stored & 31)
+        above_zero = mx.where(stored & 32, 64 - size, 64 + size).astype(mx.uint8)
+        scales = exponents(tensors[scale].view(mx.uint8)) / 8
+        return affine_codes(pack(above_zero, 8), scales, mx.array(64.0), config, columns)
+
+    return Packed(group, "MXFP6", shape, config, read)
 
 
 def _has_integers(group: Group, stated: Stated) -> bool:

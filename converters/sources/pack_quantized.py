@@ -1,4 +1,4 @@
-"""Reads `pack-quantized` of compressed-tensors: integers of 2 to 8 bits, without loss.
+"""Reads `pack-quantized` of compressed-tensors: integers of 1 to 8 bits, without loss.
 
 A weight is (code - zero) x scale, which is MLX's affine form with a bias of -zero x scale, and the
 packed words are MLX's own (codes without a gap, the lowest bits first). A symmetric scheme has its
@@ -8,6 +8,7 @@ or 7 bits fits into, under the same name of the format.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -44,6 +45,7 @@ class _Scheme:
         columns: of the weight.
         group: columns that share a scale.
         per_word: codes in a word where none spans two words; 0 for codes without a gap.
+        block: rows that share a scale.
     """
 
     bits: int
@@ -51,6 +53,7 @@ class _Scheme:
     columns: int
     group: int
     per_word: int
+    block: int = 1
 
     def words(self, count: int) -> int:
         """How many words so many codes take."""
@@ -59,6 +62,11 @@ class _Scheme:
     @property
     def groups(self) -> int:
         return -(-self.columns // self.group)
+
+    @property
+    def scale_rows(self) -> tuple[int, ...]:
+        """Like `rows`, of the scales."""
+        return (*self.rows[:-1], -(-self.rows[-1] // self.block))
 
 
 def _per_scale(scheme: Mapping[str, Any]) -> str:
@@ -78,7 +86,10 @@ def match(group: Group, stated: Stated) -> Packed | None:
     if others:
         raise Unread(f"is packed, but with tensors that pack-quantized doesn't have ({others})")
     schemes = _schemes(group, stated)
-    if len(schemes) != 1:
+    if len(schemes) > 1:
+        names = sorted(f"{scheme.bits} bits in groups of {scheme.group}" for scheme in schemes)
+        raise Unread(f"may hold {' as well as '.join(names)}, and config.json does not tell which")
+    if not schemes:
         expected = " or ".join(
             f"{scheme.get('num_bits')} bits {_per_scale(scheme)}" for scheme in stated.schemes
         )
@@ -94,6 +105,8 @@ def match(group: Group, stated: Stated) -> Packed | None:
     config = None if reordered else affine_config(scheme.bits, scheme.columns, scheme.group)
     kind = "asymmetric" if "zero_point" in group.infos else "symmetric"
     per = "row" if scheme.groups == 1 else f"group of {scheme.group}"
+    if scheme.block > 1:
+        per = f"block of {scheme.block}x{scheme.group}"
     form = f"{scheme.bits}-bit integers ({kind}, one scale a {per})"
 
     def read(tensors: Mapping[str, mx.array]) -> Any:
@@ -104,30 +117,82 @@ def match(group: Group, stated: Stated) -> Packed | None:
 
 
 def _schemes(group: Group, stated: Stated) -> set[_Scheme]:
-    """The schemes of config.json that the shapes of a weight's tensors agree with."""
+    """The schemes of config.json that the shapes of a weight's tensors agree with.
+
+    4 codes of 7 bits in a word, as older versions wrote them, are as wide as codes of 8 bits: there
+    the names that a scheme is for tell, and then the version.
+    """
+    matching = [
+        (table, scheme)
+        for table in stated.schemes
+        for scheme in _schemes_of(table, group, _columns(group, stated))
+    ]
+    if len({scheme for _, scheme in matching}) > 1:
+        module = group.stem.removesuffix(".weight")
+        named = [pair for pair in matching if _is_for(pair[0], module)]
+        matching = named or matching
+    schemes = {scheme for _, scheme in matching}
+    newer = {scheme for scheme in schemes if not scheme.per_word}
+    return newer if newer and _packs_without_gaps(stated) else schemes
+
+
+def _schemes_of(table: Mapping[str, Any], group: Group, known: int) -> list[_Scheme]:
+    """The ways in which codes of a scheme may lie in a weight, where the shapes allow any.
+
+    Args:
+        table: of `weights` in config.json.
+        group: the weight.
+        known: its columns, or 0.
+    """
     *rows, width = group.shape("packed")
     *scale_rows, groups = group.shape("scale") or (1,)
-    if prod(group.shape("scale")) == 1 or group.shape("scale") == tuple(rows):
-        groups = 1
-    elif scale_rows != rows:
-        return set()
+    whole = prod(group.shape("scale")) == 1 or group.shape("scale") == tuple(rows)
+    groups = 1 if whole else groups
+    bits, (block, size) = table.get("num_bits"), _shared_by(table)
+    if type(bits) is not int or not 1 <= bits <= 8 or table.get("type") != "int":
+        return []
 
-    known = _columns(group, stated)
-    matching = set()
-    for table in stated.schemes:
-        bits, size = table.get("num_bits"), table.get("group_size")
-        if type(bits) is not int or not 2 <= bits <= 8 or table.get("type") != "int":
+    # Codes without a gap, or those of older versions (where that can be told).
+    columns = known or size * groups or width * 32 // bits
+    older = (32 // bits,) if 32 % bits and (known or size) else ()
+    schemes = []
+    for per_word in (0, *older):
+        group_size = min(size or columns, columns)
+        scheme = _Scheme(bits, tuple(rows), columns, group_size, per_word, 1 if whole else block)
+        fits = whole or scheme.scale_rows == tuple(scale_rows)
+        if fits and scheme.words(columns) == width and scheme.groups == groups:
+            schemes.append(scheme)
+    return schemes
+
+
+def _shared_by(table: Mapping[str, Any]) -> tuple[int, int]:
+    """How many rows and columns share a scale by a scheme of config.json; 0 columns for all."""
+    block, size = table.get("block_structure"), table.get("group_size")
+    numbers = [n for n in block if type(n) is int and n > 0] if isinstance(block, list) else []
+    if len(numbers) == 2:
+        return numbers[0], numbers[1]
+    return 1, size if type(size) is int and size > 0 else 0
+
+
+def _is_for(table: Mapping[str, Any], module: str) -> bool:
+    """Whether a scheme's `targets` name a module: by its name, or by a regular expression."""
+    targets = table.get("targets")
+    for target in targets if isinstance(targets, list) else []:
+        try:
+            if target == module or (target[:3] == "re:" and re.match(target[3:], module)):
+                return True
+        except (re.error, TypeError):  # no name of anything
             continue
-        size = size if type(size) is int and size > 0 else 0
+    return False
 
-        # Codes without a gap, or those of older versions (where that can be told).
-        columns = known or size * groups or width * 32 // bits
-        older = 32 // bits if 32 % bits and (known or size) else 0
-        for per_word in (0, older):
-            scheme = _Scheme(bits, tuple(rows), columns, min(size or columns, columns), per_word)
-            if scheme.words(columns) == width and scheme.groups == groups:
-                matching.add(scheme)
-    return matching
+
+def _packs_without_gaps(stated: Stated) -> bool:
+    """Whether the version of compressed-tensors that wrote a config leaves no bits of a word empty.
+
+    0.18 was the first.
+    """
+    version = re.match(r"(\d+)\.(\d+)", str(stated.table.get("version")))
+    return version is not None and (int(version[1]), int(version[2])) >= (0, 18)
 
 
 def _columns(group: Group, stated: Stated) -> int:
@@ -142,7 +207,7 @@ def _check_zeros(group: Group, scheme: _Scheme) -> None:
     """Refuse zero points of another shape than the scales', whose rows may be packed."""
     if "zero_point" not in group.infos:
         return
-    shape, rows = group.shape("zero_point"), scheme.rows
+    shape, rows = group.shape("zero_point"), scheme.scale_rows
     packed = (*rows[:-1], scheme.words(rows[-1]), scheme.groups)
     if shape != (packed if group.dtype("zero_point") in WORDS else group.shape("scale")):
         raise Unread(
@@ -188,10 +253,14 @@ def _read(
 
 
 def _by_row(numbers: mx.array, scheme: _Scheme) -> mx.array:
-    """Scales or zero points as float32 (..., rows, groups), also where all rows share one."""
+    """Scales or zero points as float32 (..., rows, groups), also where several rows share one."""
     numbers = numbers.astype(mx.float32)
-    shape = (*scheme.rows, scheme.groups)
-    return mx.broadcast_to(numbers, shape) if numbers.size == 1 else numbers.reshape(shape)
+    if numbers.size == 1:
+        return mx.broadcast_to(numbers, (*scheme.rows, scheme.groups))
+    numbers = numbers.reshape(*scheme.scale_rows, scheme.groups)
+    if scheme.block == 1:
+        return numbers
+    return mx.repeat(numbers, scheme.block, axis=-2)[..., : scheme.rows[-1], :]
 
 
 def _zeros(tensors: Mapping[str, mx.array], scheme: _Scheme) -> mx.array:
@@ -205,5 +274,5 @@ def _zeros(tensors: Mapping[str, mx.array], scheme: _Scheme) -> mx.array:
 
     # They are packed down the rows.
     across = mx.contiguous(zeros.swapaxes(-1, -2))
-    codes = unpack(across, scheme.bits, scheme.rows[-1], scheme.per_word)
+    codes = unpack(across, scheme.bits, scheme.scale_rows[-1], scheme.per_word)
     return _by_row(codes.swapaxes(-1, -2), scheme)

@@ -39,6 +39,8 @@ _IN_MODULE = {
     "_weight_qdata": "qdata",
     "_weight_scale": "scale",
     "_weight_zero_point": "zero_point",
+    "_weight_act_pre_scale": "act_pre_scale",
+    "_weight_act_quant_scale": "act_quant_scale",
     "embedding_quantized": "embedding",
     "embedding_scale": "embedding_scale",
 }
@@ -114,11 +116,15 @@ class Stated:
 
     @cached_property
     def schemes(self) -> list[dict[str, Any]]:
-        """The tables of `weights` in the groups of a compressed-tensors config."""
+        """The tables of `weights` in the groups of a compressed-tensors config, with `targets`."""
         groups = self.table.get("config_groups")
         groups = groups.values() if isinstance(groups, dict) else ()
-        tables = [group.get("weights") for group in groups if isinstance(group, dict)]
-        return [table for table in tables if isinstance(table, dict)]
+        tables = [group for group in groups if isinstance(group, dict)]
+        return [
+            {"targets": table.get("targets"), **table["weights"]}
+            for table in tables
+            if isinstance(table.get("weights"), dict)
+        ]
 
 
 @dataclass(frozen=True)
@@ -267,9 +273,10 @@ def group_size(stated: Stated, columns: int, groups: int) -> int | None:
 def affine_config(bits: int, columns: int, group: int) -> QuantConfig | None:
     """MLX's configuration for codes whose scales are shared by `group` columns; None without one.
 
-    A group that MLX lacks falls into smaller ones that share a scale, and 7 bits are taken as 8.
+    A group that MLX lacks falls into smaller ones that share a scale, 7 bits are taken as 8, and 1
+    as 2.
     """
-    bits = 8 if bits == 7 else bits
+    bits = {1: 2, 7: 8}.get(bits, bits)
     if columns % group or bits not in AFFINE_BITS:
         return None
     sizes = [size for size in AFFINE_GROUPS if group % size == 0]

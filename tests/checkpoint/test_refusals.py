@@ -173,6 +173,16 @@ CASES: dict[str, tuple[Change, str]] = {
         f"{Q_PROJ}.weight is packed as in MLX checkpoints, but config.json has no `quantization`: "
         "download config.json again",
     ),
+    "an MLX checkpoint that says so in the wrong place": (
+        holds(
+            {"quantization_config": {"group_size": 64, "bits": 4}},
+            weight=("U32", np.ones((128, 16))),
+            scales=("F16", np.ones((128, 2))),
+            biases=("F16", np.ones((128, 2))),
+        ),
+        f"{Q_PROJ}.weight is packed as in MLX checkpoints, but config.json has no `quantization`: "
+        "download config.json again",
+    ),
     "groups that don't divide": (
         holds(
             stated(**GPTQ),

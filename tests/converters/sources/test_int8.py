@@ -66,6 +66,40 @@ def test_torchao_of_four_bits_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("code", "scale", "shape", "reason"),
+    [
+        ("F8_E4M3", "F8_E8M0", (8, 2), "is MXFP8 of torchao"),
+        ("U8", "F8_E8M0", (8, 2), "is MXFP4 of torchao"),
+        ("U8", "F8_E4M3", (8, 4), "is NVFP4 of torchao"),
+        ("I8", "F32", (2, 8), "is int4 of torchao"),
+    ],
+)
+def test_other_types_of_torchao_are_named(
+    code: str, scale: str, shape: tuple[int, ...], reason: str
+) -> None:
+    codes = np.zeros((8, 64), np.int8 if code == "I8" else np.uint8)
+    scales = np.ones(shape, np.float32 if scale == "F32" else np.uint8)
+    with pytest.raises(Unread, match=reason):
+        matched(torchao, {"qdata": (code, codes), "scale": (scale, scales)})
+
+
+def test_scales_of_activations_are_not_needed_but_those_of_smoothing_are() -> None:
+    arrays, expected = tensors_of_torchao()
+    static = arrays | {"act_quant_scale": ("F32", np.ones((1, 1), np.float32))}
+    np.testing.assert_allclose(read(torchao, static)[1], expected)
+    smoothed = arrays | {"act_pre_scale": ("F32", np.ones(64, np.float32))}
+    with pytest.raises(Unread, match="was smoothed by torchao"):
+        matched(torchao, smoothed)
+
+
+def tensors_of_torchao() -> tuple[Arrays, np.ndarray]:
+    """Signed bytes with a scale a row, and their values."""
+    codes = np.arange(-128, 128, dtype=np.int8).reshape(4, 64)
+    scales = np.array([[0.5], [1], [2], [4]], np.float32)
+    return {"qdata": ("I8", codes), "scale": ("F32", scales)}, codes * scales
+
+
+@pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"scale": ("F32", np.ones((5, 1), np.float32))}, "its scales are of shape"),

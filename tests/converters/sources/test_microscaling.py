@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from formulas import E2M1, e4m3
-from quantized import Arrays, matched, read
+from quantized import Arrays, bit_stream, matched, read
 
 from mint_mlx.base.safetensors_header import TensorInfo
 from mint_mlx.converters.sources import fp8, microscaling, nvfp4
@@ -37,6 +37,25 @@ def test_mxfp4_stays(lead: tuple[int, ...], role: str, code: str, scale: str) ->
     assert str(weight.config) == "mxfp4"
     sizes = np.repeat(2.0 ** (byte.astype(np.float32) - 127), 32, -1)
     np.testing.assert_array_equal(got, values * sizes)
+
+
+@pytest.mark.parametrize("lead", LEADS)
+def test_mxfp6_is_whole_eighths(lead: tuple[int, ...]) -> None:
+    """As compressed-tensors 0.20.1 writes it: E2M3, four codes in three bytes."""
+    codes = RNG.integers(0, 64, (*lead, 96))
+    size = codes & 7 | np.where(codes & 24, 8, 0)  # the mantissa in eighths, with its leading one
+    exponent = np.maximum((codes >> 3 & 3) - 1, 0)
+    values = np.where(codes & 32, -1, 1) * size * 2.0**exponent / 8
+    byte = RNG.integers(110, 140, (*lead, 3)).astype(np.uint8)
+    words = bit_stream(codes.reshape(-1, 96), 6).view(np.uint8).reshape(*lead, 72)
+    arrays: Arrays = {"packed": ("U8", words), "scale": ("U8", byte)}
+    scheme = {"weights": {"num_bits": 6, "type": "float", "group_size": 32}}
+    weight, got = read(microscaling, arrays, config_groups={"g": scheme})
+    assert (weight.form, str(weight.config)) == ("MXFP6", "8bit-g32")
+    np.testing.assert_array_equal(
+        got, values * np.repeat(2.0 ** (byte.astype(float) - 127), 32, -1)
+    )
+    assert matched(microscaling, arrays) is None  # other tools have another six bits
 
 
 @pytest.mark.parametrize("lead", LEADS)

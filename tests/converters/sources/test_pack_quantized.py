@@ -42,13 +42,13 @@ def packed(
     return arrays, (codes - wide[0]) * wide[1]
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("older", [False, True])
 def test_every_width_stays(bits: int, zeros: bool, older: bool) -> None:
     arrays, expected = packed(bits, 40, 192, 3, older, zeros)
     weight, values = read(pack_quantized, arrays, **scheme(bits, 64))
-    assert str(weight.config) == f"{8 if bits == 7 else bits}bit-g64"
+    assert str(weight.config) == f"{ {1: 2, 7: 8}.get(bits, bits) }bit-g64"
     np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-4)
 
 
@@ -165,10 +165,59 @@ def test_shapes_that_do_not_fit_are_refused(change: Arrays, reason: str) -> None
         matched(pack_quantized, arrays | change, **scheme(4, 64))
 
 
-def test_blocks_of_rows_and_columns_are_refused_as_that() -> None:
+def blocks(rows: int, columns: int) -> dict[str, Any]:
+    """A `quantization_config` of 4 bits with one scale a block."""
+    shape = {"strategy": "block", "block_structure": [rows, columns]}
+    return {"quant_method": "compressed-tensors"} | scheme(4, None, **shape)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_blocks_of_rows_and_columns(zeros: bool) -> None:
+    codes = RNG.integers(0, 16, (40, 192))
+    scales = RNG.random((2, 3)).astype(np.float32)
+    zero = RNG.integers(0, 16, (2, 3)) if zeros else np.full((2, 3), 8)
+    arrays: Arrays = {"packed": ("I32", bit_stream(codes, 4)), "scale": ("F32", scales)}
+    arrays["shape"] = ("I64", np.array([40, 192]))
+    if zeros:
+        arrays["zero_point"] = ("I32", bit_stream(zero.T, 4).T)
+    weight, values = read(pack_quantized, arrays, **blocks(32, 64))
+    assert str(weight.config) == "4bit-g64"
+    assert "block of 32x64" in weight.form
+    wide = [np.repeat(np.repeat(n, 32, 0)[:40], 64, 1) for n in (zero, scales)]
+    np.testing.assert_allclose(values, (codes - wide[0]) * wide[1], rtol=2e-6, atol=1e-5)
+
+
+def test_blocks_that_do_not_fit_are_refused_as_that() -> None:
     arrays, _ = packed(4, 8, 128, 2)
-    blocks = {"num_bits": 4, "type": "int", "strategy": "block", "block_structure": [64, 64]}
-    stated = {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": blocks}}}
-    arrays["scale"] = ("F32", np.ones((1, 2), np.float32))
+    arrays["scale"] = ("F32", np.ones((2, 2), np.float32))
     with pytest.raises(Unread, match="not that of 4 bits in blocks of 64x64"):
+        matched(pack_quantized, arrays, **blocks(64, 64))
+
+
+def seven_and_eight(**more: Any) -> dict[str, Any]:
+    """A `quantization_config` of 7 bits for some layers, and of 8 for `layer`."""
+    seven, eight = (scheme(bits, 64)["config_groups"]["group_0"] for bits in (7, 8))
+    return {"config_groups": {"a": seven, "b": eight | more}}
+
+
+def test_eight_bits_are_told_from_seven_that_leave_gaps_by_the_layers_of_a_scheme() -> None:
+    arrays, expected = packed(8, 8, 192, 3)
+    for target in ("layer", "re:.*ay"):
+        _, values = read(pack_quantized, arrays, **seven_and_eight(targets=[target]))
+        np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("version", ["0.18.0", "0.20.1", "1.0.0"])
+def test_or_by_the_version_that_leaves_no_gaps(version: str) -> None:
+    arrays, expected = packed(8, 8, 192, 3)
+    stated = seven_and_eight(targets=["Linear"]) | {"version": version}
+    _, values = read(pack_quantized, arrays, **stated)
+    np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("version", ["0.17.1", None])
+def test_else_they_are_refused(version: str | None) -> None:
+    arrays, _ = packed(8, 8, 192, 3)
+    stated = seven_and_eight(targets=["re:(", 3]) | {"version": version}
+    with pytest.raises(Unread, match="may hold 7 bits in groups of 64 as well as 8 bits"):
         matched(pack_quantized, arrays, **stated)
