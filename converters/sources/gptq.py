@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -71,14 +72,15 @@ def match(group: Group, stated: Stated) -> Packed | None:
             f"is GPTQ with codes of shape {[height, rows]} and zero points of shape "
             f"{list(group.shape('qzeros'))}, which do not fit each other"
         )
-    size = group_size(stated, columns, groups)
+    of_layer = replace(stated, table=stated.of_layer(group.stem))
+    size = group_size(of_layer, columns, groups)
     if size is None:
         raise Unread(f"is GPTQ with {groups} groups, which {columns} columns do not fall into")
     planar = _is_planar(stated, bits)
     reordered = _is_reordered(group, stated, columns, size)
     config = None if reordered else affine_config(bits, columns, size)
     per = "row" if groups == 1 else f"group of {size}"
-    kind = "asymmetric" if stated.table.get("sym") is False else "symmetric"
+    kind = "asymmetric" if of_layer.table.get("sym") is False else "symmetric"
     order = ", columns reordered" if reordered else ""
     form = f"{bits}-bit GPTQ ({kind}, one scale a {per}{order})"
     lies_on_its_side = _by_gptqmodel(stated) and EMBEDDING.search(group.stem) is not None
@@ -88,7 +90,7 @@ def match(group: Group, stated: Stated) -> Packed | None:
     def read(tensors: Mapping[str, mx.array]) -> Any:
         words = mx.contiguous(tensors["qweight"].T).view(mx.uint32)
         scales = mx.contiguous(tensors["scales"].T).astype(mx.float32)
-        zeros = _zeros(tensors["qzeros"], bits, rows, stated).T.astype(mx.float32)
+        zeros = _zeros(tensors["qzeros"], bits, rows, of_layer).T.astype(mx.float32)
         if config and config.bits == bits and not planar:
             return affine_codes(words, scales, zeros, config, columns)
         codes = _codes(words, bits, columns, planar)
@@ -182,6 +184,9 @@ def _takes_one(stated: Stated, bits: int) -> bool:
         return False
     name = _format(stated)
     if stated.method.endswith("auto-round"):
+        # Where it never loaded the model, each layer goes by what is said of that layer.
+        if stated.table.get("model_free"):
+            return stated.table.get("sym") is not False
         return AUTO_ROUND_LESS_ONE.fullmatch(name) is not None
     return name in LESS_ONE
 

@@ -97,9 +97,7 @@ def _six_bits(group: Group, codes: str, scale: str, shape: tuple[int, ...]) -> P
 
 def _has_integers(group: Group, stated: Stated) -> bool:
     """Whether AutoRound's config says so, of this layer or of all."""
-    single = stated.table.get("extra_config") or {}
-    layer = single.get(group.stem.removesuffix(".weight")) or {}
-    return str((stated.table | layer).get("data_type")).startswith("mx_int")
+    return str(stated.of_layer(group.stem).get("data_type")).startswith("mx_int")
 
 
 def _integers(group: Group, codes: str, scale: str, shape: tuple[int, ...]) -> Packed:

@@ -7,6 +7,7 @@ tensors of one weight, their types and shapes, and says how the weight is read.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,6 +52,15 @@ _BESIDE = {
     "scale": ("weight",),
     "scales": ("qweight", "weight"),
 }
+# In keys of tables by layer: what makes one a pattern, and dots that stand for themselves.
+_PATTERN = re.compile(r"[^\w.-]")
+_BARE_DOT = re.compile(r"(?<!\\)\.(?![*+?])")
+
+
+def _block(name: str) -> str:
+    """The part of a name that says in which block it lies; '' where none does."""
+    found = re.search(r"layers\.\d+\.", name)
+    return found[0] if found else ""
 
 
 class Unread(Exception):
@@ -113,6 +123,47 @@ class Stated:
     @property
     def method(self) -> str:
         return str(self.table.get("quant_method", "")).lower()
+
+    def of_layer(self, stem: str) -> dict[str, Any]:
+        """The table of one weight: what is said of it alone comes before what is said of all."""
+        module = stem.removesuffix(".weight")
+        if module in self._by_name:
+            return self.table | self._by_name[module]
+        for key, pattern, says in (*self._by_pattern[_block(module)], *self._by_pattern[""]):
+            if pattern.search(module) if pattern else key in module:
+                return self.table | says
+        return self.table
+
+    def _by_key(self, name: str) -> dict[str, dict[str, Any]]:
+        """A table of tables by layer in config.json; other entries are left out."""
+        table = self.table.get(name)
+        items = table.items() if isinstance(table, dict) else ()
+        return {key: says for key, says in items if isinstance(says, dict)}
+
+    @cached_property
+    def _by_name(self) -> dict[str, dict[str, Any]]:
+        return self._by_key("extra_config")
+
+    @cached_property
+    def _by_pattern(self) -> dict[str, list[tuple[str, re.Pattern[str] | None, dict[str, Any]]]]:
+        """What is said of layers by a pattern, or by a part of their names (None), by the block
+        that it names ('' for none).
+
+        Keys of AutoRound's `extra_config` are names, parts of names or regular expressions, those
+        of GPTQModel's `dynamic` regular expressions behind `+:`. Of these only whether a layer is
+        symmetric is not seen in its tensors.
+        """
+        dynamic = self._by_key("dynamic")
+        keyed = list(self._by_name.items())
+        keyed += [(key.removeprefix("+:"), says) for key, says in dynamic.items() if "sym" in says]
+        patterns = defaultdict(list)
+        for key, says in keyed:
+            try:
+                pattern = re.compile(_BARE_DOT.sub(r"\.", key)) if _PATTERN.search(key) else None
+                patterns[_block(key)].append((key, pattern, says))
+            except re.error:  # no pattern
+                continue
+        return patterns
 
     @cached_property
     def schemes(self) -> list[dict[str, Any]]:

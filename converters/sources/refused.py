@@ -73,7 +73,7 @@ def match(group: Group, stated: Stated) -> Packed | None:
     if kind in BYTES and scales in REALS and len(group.shape("")) == 2:
         rows, shape = group.shape("")[0], group.shape("scale")
         if kind == "U8" and shape and shape[0] == 2 * rows:
-            raise Unread("is int4 of ModelOpt (AWQ), with two rows in a byte")
+            raise Unread("is int4 of ModelOpt, with two rows in a byte")
     if kind == "I32" and "scale" in group.infos:
         raise Unread("is int4 of Quark, whose order of codes its config does not tell for sure")
     leaf = group.stem.rpartition(".")[2]

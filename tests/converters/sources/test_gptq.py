@@ -11,7 +11,7 @@ import pytest
 from quantized import Arrays, bit_stream, group, matched, read
 
 from mint_mlx.converters.sources import awq, gptq
-from mint_mlx.converters.sources.packed import Stated, Unread
+from mint_mlx.converters.sources.packed import Stated, Unread, dequantize
 
 RNG = np.random.default_rng(5)
 ROWS, COLUMNS = 96, 256
@@ -50,6 +50,38 @@ def gptq_tensors(
     }
     wide = [np.repeat(n.astype(np.float32), group, 1) for n in (zeros, scales)]
     return arrays, (codes - wide[0]) * wide[1]
+
+
+@pytest.mark.parametrize("of_all", [True, False])
+@pytest.mark.parametrize(
+    ("key", "is_meant"),
+    [
+        ("model.layers.0.self_attn.k_proj", True),
+        ("k_proj", True),
+        (".*self_attn.*", True),
+        ("layers.0.self_attn", True),
+        ("q_proj", False),
+        ("layers.1.self_attn", False),
+        ("self_attn(", False),
+    ],
+)
+def test_what_autoround_wrote_without_the_model_goes_by_each_layer(
+    key: str, is_meant: bool, of_all: bool
+) -> None:
+    """As AutoRound 0.16.1 does with no iterations: asymmetric layers keep their zero points."""
+    table = {"packing_format": "auto_round:auto_gptq" if of_all else "auto_round", "sym": of_all}
+    table |= {"quant_method": "auto-round", "model_free": True}
+    table["extra_config"] = {key: {"sym": not of_all}, "lm_head": None}
+    symmetric = of_all != is_meant
+    arrays, expected = gptq_tensors(4, 64, -1 if symmetric else 0, middle=symmetric)
+    of_layer = group(arrays, "model.layers.0.self_attn.k_proj.weight")
+    weight = gptq.match(of_layer, Stated(table, lambda _: arrays["g_idx"][1]))
+    assert weight is not None
+    assert weight.config is not None
+    assert ("asymmetric" in weight.form) != symmetric
+    codes = weight.read({role: mx.array(values) for role, (_, values) in arrays.items()})
+    values = np.array(dequantize(codes, weight.config))
+    np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

@@ -33,7 +33,7 @@ UNREAD: dict[str, tuple[dict[str, tuple[str, np.ndarray]], dict[str, Any], str]]
     "int4 of ModelOpt": (
         {"weight": ("U8", np.ones((64, 128))), "weight_scale": ("F32", np.ones((128, 1)))},
         {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"},
-        "is int4 of ModelOpt (AWQ), with two rows in a byte",
+        "is int4 of ModelOpt, with two rows in a byte",
     ),
     "int4 of Quark": (
         {
