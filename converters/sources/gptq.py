@@ -24,6 +24,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from .packed import (
+    EMBEDDING,
     REALS,
     Group,
     Packed,
@@ -43,8 +44,6 @@ LESS_ONE = {"", "gptq", "gemm"}
 # AutoRound's own, which may also be called after the tool: `auto_round:auto_gptq`.
 AUTO_ROUND_LESS_ONE = re.compile(r"|auto|(?!.*gptqmodel).*gptq.*")
 
-# The names of embeddings; a head is packed as other layers are.
-EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|embeddings?)\.weight$")
 # The widths of the planes that a code of GPTQModel's own layout is split into, the lowest first.
 PLANES = {3: (2, 1), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}
 

@@ -4,7 +4,7 @@
 |---|---|
 | MLX's own (affine, mxfp4, mxfp8, nvfp4) | layers stay as they are, or are dequantized one by one |
 | integers (compressed-tensors, GPTQ, AWQ, AutoRound, metal, gemma) | the same: MLX has the codes |
-| MXFP4, MXFP8 | the same |
+| BitNet, MXFP4, MXFP6, MXFP8 | the same |
 | FP8, NVFP4, int8, bitsandbytes, torchao | dequantized to the model's 16-bit type |
 | gpt-oss, DeepSeek-V4.1, Muse | as mlx-lm's class reads them |
 
@@ -31,6 +31,7 @@ from ...base.quant_config import MX_MODES, QuantConfig
 from ...base.safetensors_header import TensorInfo
 from . import (
     awq,
+    bitnet,
     bitsandbytes,
     fp8,
     gemma,
@@ -53,6 +54,7 @@ Headers = Mapping[str, Mapping[str, TensorInfo]]  # tensors by file and name
 # The first that knows a weight's tensors reads it (or says why it can't be read).
 FORMATS = (
     refused,
+    bitnet,
     gemma,
     metal,
     microscaling,
@@ -73,6 +75,8 @@ NATIVE = {
     "deepseek_v41_text": r".*\.ffn\.experts\..*\.w1\.scale",
     "muse_spark": r".*\.experts\.\w+_weight_scale",
 }
+# Methods whose weights may be numbers that are quantized only when the model runs.
+ROUNDED_LATER = ("bitnet",)
 # Files in which older tools describe the quantization, with what their config.json would say.
 BESIDE = {
     "hf_quant_config.json": {"quant_method": "modelopt"},
@@ -150,12 +154,13 @@ def find_packed(
         return ()
     layout = read_layout(config, folder)
     tensors = {name: info for table in headers.values() for name, info in table.items()}
+    stated = Stated(layout or {}, _value_reader(folder, headers), keep_nvfp4)
     scaled = any(name.endswith((".weight_scale", ".weight_scale_inv")) for name in tensors)
-    if not scaled and all(info.dtype in REALS for info in tensors.values()):
+    only_numbers = not scaled and all(info.dtype in REALS for info in tensors.values())
+    if only_numbers and stated.method not in ROUNDED_LATER:
         return ()
 
     # Each weight by its own tensors: what config.json says of several formats may overlap.
-    stated = Stated(layout or {}, _value_reader(folder, headers), keep_nvfp4)
     packed = []
     for group in group_tensors(tensors).values():
         try:

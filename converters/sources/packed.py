@@ -22,6 +22,8 @@ from ...base.safetensors_header import TensorInfo
 EXPONENTS = ("U8", "F8_E8M0")  # types of a scale that is a power of two, 2^(byte - 127)
 REALS = ("F32", "BF16", "F16")  # types of a scale that is a number
 BYTES = ("U8", "I8")
+# The names of embeddings; a head is packed as other layers are.
+EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|embeddings?)\.weight$")
 
 # What follows a weight's name in the names of the tensors that belong to it.
 _COMPANION = re.compile(
@@ -58,9 +60,9 @@ _BARE_DOT = re.compile(r"(?<!\\)\.(?![*+?])")
 
 
 def _block(name: str) -> str:
-    """The part of a name that says in which block it lies; '' where none does."""
-    found = re.search(r"layers\.\d+\.", name)
-    return found[0] if found else ""
+    """The number of the block that a name lies in, as it is written there; '' outside of all."""
+    number, dot, _ = name.partition("layers.")[2].partition(".")
+    return number if dot and number.isdecimal() else ""
 
 
 class Unread(Exception):
@@ -146,8 +148,7 @@ class Stated:
 
     @cached_property
     def _by_pattern(self) -> dict[str, list[tuple[str, re.Pattern[str] | None, dict[str, Any]]]]:
-        """What is said of layers by a pattern, or by a part of their names (None), by the block
-        that it names ('' for none).
+        """What is said of layers by a pattern, or a part of their names (None), by their block.
 
         Keys of AutoRound's `extra_config` are names, parts of names or regular expressions, those
         of GPTQModel's `dynamic` regular expressions behind `+:`. Of these only whether a layer is

@@ -14,6 +14,7 @@ from .packed import BYTES, REALS, Group, Packed, Stated, Unread
 READ = {
     "auto-round": "AutoRound",
     "awq": "AWQ",
+    "bitnet": "BitNet",
     "bitsandbytes": "bitsandbytes",
     "compressed-tensors": "compressed-tensors",
     "fbgemm_fp8": "FBGEMM FP8",
@@ -25,7 +26,6 @@ READ = {
 }
 UNREAD = {
     "aqlm": "AQLM",
-    "bitnet": "BitNet's own packing",
     "eetq": "EETQ",
     "exl2": "EXL2",
     "exl3": "EXL3",

@@ -72,7 +72,9 @@ def generate_tokens(
 ) -> list[list[int]]:
     """Greedy replies of a loaded model to prompts of token ids, each with the token that ended it.
 
-    Short prompts of similar lengths are answered together where the model's caches can be merged.
+    Short prompts of similar lengths are answered together where the model's caches can be merged;
+    of one length where a cache is no attention's: Mamba and its like take padding for text
+    (findings/jamba-replies-depend-on-their-batch-in-mlx-lm.sh).
 
     Args:
         model: an mlx-lm model.
@@ -82,7 +84,9 @@ def generate_tokens(
         progress: called with (what, work done, work in all), as of `work`.
     """
     lengths = [len(prompt) for prompt in prompts]
-    batches = groups(lengths) if _answers_together(model) else [[i] for i in range(len(prompts))]
+    batches = [[i] for i in range(len(prompts))]
+    if _answers_together(model):
+        batches = groups(lengths, _masks_padding(model))
     works = [work([lengths[i] for i in batch], max_tokens) for batch in batches]
     total = sum(works)
 
@@ -107,6 +111,16 @@ def _answers_together(model: Any) -> bool:
 
     merges = all(hasattr(cache, "merge") for cache in make_prompt_cache(model))
     return merges and hasattr(BatchGenerator, "next_generated")
+
+
+def _masks_padding(model: Any) -> bool:
+    """Whether all state that a model keeps is attention's, which masks the padding of a batch."""
+    from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
+
+    caches = list(make_prompt_cache(model))
+    inner = [each for cache in caches if isinstance(cache, CacheList) for each in cache.caches]
+    outer = [cache for cache in caches if not isinstance(cache, CacheList)]
+    return all(isinstance(cache, (KVCache, RotatingKVCache)) for cache in (*outer, *inner))
 
 
 def work(lengths: list[int], max_tokens: int) -> int:
@@ -135,15 +149,17 @@ def _answer(
     return answer(model, tokenizer, prompts, max_tokens, written)
 
 
-def groups(lengths: list[int]) -> list[list[int]]:
+def groups(lengths: list[int], padded: bool = True) -> list[list[int]]:
     """Indices of prompts that are answered together, by their lengths in tokens.
 
     A group holds at most TOGETHER tokens, each prompt counted as the longest one. A prompt above
-    LONG is alone: its attention needs no mask for the others, which is slow on a CPU.
+    LONG is alone: its attention needs no mask for the others, which is slow on a CPU. Where nothing
+    may be `padded`, those of a group have one length.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         joins = bool(batches) and lengths[index] <= LONG
+        joins = joins and (padded or lengths[batches[-1][0]] == lengths[index])
         if joins and (len(batches[-1]) + 1) * lengths[index] <= TOGETHER:
             batches[-1].append(index)
         else:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import mlx.core as mx
 import pytest
+from families import write_family
 from helpers import OLD_MLX_LM, Maker, llama
 
 from mint_mlx.checkpoint import generate
@@ -41,6 +44,26 @@ def test_a_batch_gives_the_replies_of_single_prompts(make: Maker) -> None:
     assert ended[0][-1] == alone[0][2]
     assert len(ended[0]) < 6
     assert generate.together(model, tokenizer, PROMPTS, 6) == ended
+
+
+@pytest.mark.skipif(OLD_MLX_LM, reason="it answers prompts one by one")
+@pytest.mark.parametrize(
+    ("family", "masks"), [("jamba", False), ("bailing_moe_linear", False), ("olmoe", True)]
+)
+def test_models_that_take_padding_for_text_are_given_none(
+    tmp_path: Path, family: str, masks: bool
+) -> None:
+    folder = write_family(tmp_path / family, family)
+    model, tokenizer = build_model(folder), load_tokenizer(folder)
+    model.set_dtype(mx.float32)
+    prompts = [*PROMPTS, [40, 41], [50, 51, 52, 53]]
+    alone = generate.one_by_one(model, tokenizer, prompts, 8)
+    assert generate.generate_tokens(model, tokenizer, prompts, 8) == alone
+    assert (generate.together(model, tokenizer, prompts, 8) == alone) == masks
+
+
+def test_prompts_of_one_length_are_answered_together_where_nothing_may_be_padded() -> None:
+    assert generate.groups([4, 2, 7, 2, 4, 4], padded=False) == [[1, 3], [0, 4, 5], [2]]
 
 
 def test_prompts_of_similar_lengths_are_answered_together() -> None:

@@ -253,11 +253,6 @@ NEVER: dict[str, tuple[str, dict[str, tuple[str, np.ndarray]], str]] = {
         },
         "is (packed by|a tensor of) AQLM",
     ),
-    "BitNet": (
-        "bitnet",
-        {"weight": ("U8", np.ones((32, 64))), "weight_scale": ("F32", np.ones(1))},
-        "is packed by BitNet's own packing",
-    ),
     "EETQ": (
         "eetq",
         {"weight": ("I8", np.ones((64, 128))), "weight_scales": ("F16", np.ones(128))},

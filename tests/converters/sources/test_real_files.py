@@ -27,6 +27,7 @@ ONCE = 1e-6
 ROUNDED = {
     "bnb-int8": 2e-3,
     "gm-act": 3e-3,
+    "hf-bitnet": 2e-3,
     "mlx-nvfp4-gs": 2e-3,
     "mo-fp8pc": 3e-3,
     "mo-nvfp4": 3e-3,
@@ -48,6 +49,8 @@ STAY = {
     "ct20-MXFP6": {"8bit-g32"},
     "ct20-W4-blocks": {"4bit-g64"},
     "ct20-W7-W8": {"8bit-g32"},
+    "hf-bitnet": {"2bit-g64", "2bit-g128"},
+    "hf-bitnet-auto": {"2bit-g64", "2bit-g128"},
     "hf-gemma": {"2bit-g128", "4bit-g128", "8bit-g128"},
     "hf-metal": {"4bit-g64"},
     "mo-mxfp8": {"mxfp8"},
