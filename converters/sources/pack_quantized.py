@@ -88,7 +88,11 @@ def match(group: Group, stated: Stated) -> Packed | None:
     schemes = _schemes(group, stated)
     if len(schemes) > 1:
         names = sorted(f"{scheme.bits} bits in groups of {scheme.group}" for scheme in schemes)
-        raise Unread(f"may hold {' as well as '.join(names)}, and config.json does not tell which")
+        known = _columns(group, stated) > 0
+        raise Unread(
+            f"may hold {' as well as '.join(names)}, and config.json does not tell which",
+            needs_weights=not known,
+        )
     if not schemes:
         expected = " or ".join(
             f"{scheme.get('num_bits')} bits {_per_scale(scheme)}" for scheme in stated.schemes

@@ -75,7 +75,9 @@ def match(group: Group, stated: Stated) -> Packed | None:
         if kind == "U8" and shape and shape[0] == 2 * rows:
             raise Unread("is int4 of ModelOpt, with two rows in a byte")
     if kind == "I32" and "scale" in group.infos:
-        raise Unread("is int4 of Quark, whose order of codes its config does not tell for sure")
+        raise Unread(
+            "is packed integers of Quark, whose order of codes its config does not tell for sure"
+        )
     leaf = group.stem.rpartition(".")[2]
     rotation = _rotated_by(stated.table)
     by_autoround = leaf.startswith("spinquant_") or leaf == "hadamard_matrix"

@@ -42,7 +42,7 @@ UNREAD: dict[str, tuple[dict[str, tuple[str, np.ndarray]], dict[str, Any], str]]
             "weight_zero_point": ("I32", np.ones((128, 1))),
         },
         {"quant_method": "quark"},
-        "is int4 of Quark",
+        "is packed integers of Quark",
     ),
     "a rotation": (
         {
