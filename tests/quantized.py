@@ -19,7 +19,8 @@ from helpers import rewrite_shards, write_checkpoint
 from signs import products as products
 
 from mint_mlx.base.safetensors_header import TensorInfo
-from mint_mlx.converters.sources.packed import Group, Packed, Stated, dequantize
+from mint_mlx.converters.sources.packed import Group, Packed, dequantize
+from mint_mlx.converters.sources.stated import Stated
 
 FOLDER = Path(__file__).parent / "fixtures" / "quantized"
 NAMES = sorted(folder.name for folder in FOLDER.iterdir())

@@ -15,14 +15,13 @@ from .packed import (
     REALS,
     Group,
     Packed,
-    Stated,
     Unread,
     affine_codes,
     affine_config,
-    group_size,
     pack,
     spread,
 )
+from .stated import Stated, group_size
 
 BITS = 4
 SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)  # where each of eight rows begins in its word

@@ -20,12 +20,12 @@ from .packed import (
     Codes,
     Group,
     Packed,
-    Stated,
     Unread,
     affine_codes,
     affine_config,
     pack,
 )
+from .stated import Stated
 
 PER_BYTE = 4  # weights
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from .packed import Group, Packed, Stated, Unread
+from .packed import Group, Packed, Unread
+from .stated import Stated
 
 INT8_LARGEST = 127
 

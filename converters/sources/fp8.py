@@ -12,8 +12,9 @@ from collections.abc import Mapping
 
 import mlx.core as mx
 
-from .packed import EXPONENTS, REALS, Group, Packed, Stated, Unread, exponents
+from .packed import EXPONENTS, REALS, Group, Packed, Unread, exponents
 from .scales import Block, find_block, in_words, stated_blocks, widen
+from .stated import Stated
 
 BLOCK: Block = (128, 128)  # where config.json names no blocks
 SCALES = ("scale", "scale_inv")

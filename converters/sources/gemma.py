@@ -13,17 +13,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from .packed import (
-    BYTES,
-    REALS,
-    Group,
-    Packed,
-    Stated,
-    Unread,
-    affine_codes,
-    affine_config,
-    spread,
-)
+from .packed import BYTES, REALS, Group, Packed, Unread, affine_codes, affine_config, spread
+from .stated import Stated
 
 METHOD = "gemma"
 

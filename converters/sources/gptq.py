@@ -28,14 +28,13 @@ from .packed import (
     REALS,
     Group,
     Packed,
-    Stated,
     Unread,
     affine_codes,
     affine_config,
-    group_size,
     pack,
     unpack,
 )
+from .stated import Stated, group_size
 
 WORDS = ("I32", "U32")
 TENSORS = {"qweight", "qzeros", "scales", "g_idx"}

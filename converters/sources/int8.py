@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 import mlx.core as mx
 
-from .packed import REALS, Group, Packed, Stated, Unread
+from .packed import REALS, Group, Packed, Unread
 from .scales import Block, find_block, in_words, widen
+from .stated import Stated
 
 
 def match(group: Group, stated: Stated) -> Packed | None:

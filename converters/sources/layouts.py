@@ -46,9 +46,10 @@ from . import (
     refused,
     torchao,
 )
-from .packed import REALS, Group, Packed, Stated, Unread, group_tensors
+from .packed import REALS, Group, Packed, Unread, group_tensors
 from .restore import Stacks, restore, unpack
 from .sanitize import wrap_sanitize
+from .stated import Stated
 
 Headers = Mapping[str, Mapping[str, TensorInfo]]  # tensors by file and name
 # The first that knows a weight's tensors reads it (or says why it can't be read).

@@ -10,7 +10,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from .packed import REALS, Codes, Group, Packed, Stated, Unread, affine_config, spread, unpack
+from .packed import REALS, Codes, Group, Packed, Unread, affine_config, spread, unpack
+from .stated import Stated
 
 BITS = (2, 4, 8)
 

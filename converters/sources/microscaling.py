@@ -24,13 +24,13 @@ from .packed import (
     Codes,
     Group,
     Packed,
-    Stated,
     Unread,
     affine_codes,
     exponents,
     pack,
     unpack,
 )
+from .stated import Stated
 
 GROUP = 32
 

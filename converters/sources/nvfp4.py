@@ -13,7 +13,8 @@ from dataclasses import replace
 import mlx.core as mx
 
 from ...base.quant_config import NVFP4_GLOBAL, NVFP4_LARGEST, mx_mode
-from .packed import BYTES, Codes, Group, Packed, Stated, Unread, dequantize
+from .packed import BYTES, Codes, Group, Packed, Unread, dequantize
+from .stated import Stated
 
 GROUP = 16
 

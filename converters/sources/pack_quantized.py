@@ -23,7 +23,6 @@ from .packed import (
     Codes,
     Group,
     Packed,
-    Stated,
     Unread,
     affine_codes,
     affine_config,
@@ -31,6 +30,7 @@ from .packed import (
     spread,
     unpack,
 )
+from .stated import Stated
 
 WORDS = ("I32", "U32")
 

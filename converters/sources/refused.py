@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from ...base.files import BASE_MODEL
-from .packed import BYTES, REALS, Group, Packed, Stated, Unread
+from .packed import BYTES, REALS, Group, Packed, Unread
+from .stated import Stated
 
 # Methods that are read and ones that aren't, by the `quant_method` of config.json.
 READ = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from .packed import Stated
+from .stated import Stated
 
 Block = tuple[int, int]  # rows and columns that share a scale; 0 for all of them
 TENSOR: Block = (0, 0)

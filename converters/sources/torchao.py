@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from .fp8 import read_fp8
 from .int8 import read_int8
-from .packed import REALS, Group, Packed, Stated, Unread
+from .packed import REALS, Group, Packed, Unread
+from .stated import Stated
 
 # What torchao's types of codes and scales are; its float8 and int8 have scales that are numbers.
 OTHERS = {

@@ -9,7 +9,8 @@ import pytest
 from quantized import Arrays, group, matched, read
 
 from mint_mlx.converters.sources import bitnet
-from mint_mlx.converters.sources.packed import Stated, Unread
+from mint_mlx.converters.sources.packed import Unread
+from mint_mlx.converters.sources.stated import Stated
 
 RNG = np.random.default_rng(8)
 ROWS, COLUMNS = 24, 192

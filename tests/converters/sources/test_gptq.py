@@ -11,7 +11,8 @@ import pytest
 from quantized import Arrays, bit_stream, group, matched, read
 
 from mint_mlx.converters.sources import awq, gptq
-from mint_mlx.converters.sources.packed import Stated, Unread, dequantize
+from mint_mlx.converters.sources.packed import Unread, dequantize
+from mint_mlx.converters.sources.stated import Stated
 
 RNG = np.random.default_rng(5)
 ROWS, COLUMNS = 96, 256
