@@ -25,6 +25,7 @@ REFUSED = "mo-int4awq"
 # Beyond one rounding to bfloat16. What a tool computes itself may be rounded otherwise.
 ONCE = 1e-6
 ROUNDED = {
+    "ar-mfree-asym": 1.5e-2,
     "bnb-int8": 2e-3,
     "gm-act": 3e-3,
     "hf-bitnet": 2e-3,
@@ -37,6 +38,7 @@ STAY = {
     "ar-awq": {"4bit-g128"},
     "ar-gptq-asym": {"4bit-g128"},
     "ar-gptq-sym": {"4bit-g128"},
+    "ar-mfree-asym": {"4bit-g128", "4bit-g64"},
     "ar-round-asym": {"4bit-g128"},
     "cli-mixed": {"3bit-g64"},  # whose config.json says null for the groups
     "ct-MIX": {"4bit-g32"},
