@@ -44,7 +44,7 @@ def match(group: Group, stated: Stated) -> Packed | None:
     if group.dtype("qweight") not in ("I32", "U32"):
         return None
     (columns, width), (groups, rows) = group.shape("qweight"), group.shape("scales")
-    size = group_size(stated, columns, groups)
+    size = group_size(stated.of_layer(group.stem), columns, groups)
     if (
         size is None
         or group.dtype("scales") not in REALS

@@ -71,7 +71,7 @@ def match(group: Group, stated: Stated) -> Packed | None:
             f"{list(group.shape('qzeros'))}, which do not fit each other"
         )
     of_layer = replace(stated, table=stated.of_layer(group.stem))
-    size = group_size(of_layer, columns, groups)
+    size = group_size(of_layer.table, columns, groups)
     if size is None:
         raise Unread(f"is GPTQ with {groups} groups, which {columns} columns do not fall into")
     planar = _is_planar(stated, bits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -88,13 +88,13 @@ class Stated:
         ]
 
 
-def group_size(stated: Stated, columns: int, groups: int) -> int | None:
+def group_size(table: Mapping[str, Any], columns: int, groups: int) -> int | None:
     """Columns that share a scale; None where they don't fall into so many groups.
 
     The last group may have fewer: 192 columns in groups of 128 have two scales, as 192 in groups of
     96 would. What config.json says comes first.
     """
-    size = stated.table.get("group_size")
+    size = table.get("group_size")
     if type(size) is int and size > 0 and -(-columns // size) == groups:
         return size
     return columns // groups if groups and columns % groups == 0 else None
