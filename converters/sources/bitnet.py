@@ -2,8 +2,8 @@
 
 A byte holds four weights of a column, which lie a quarter of the rows apart, the first in the
 lowest bits; codes of 0 to 2 are -1 to 1. `weight_scale` divides them in layers of the class
-`bitlinear`, and multiplies them in those of `autobitlinear`. (Which rounds inputs to 8 bits when it
-runs; that is left out, as of all formats.) mlx-lm's class `bitnet` reads such tensors itself.
+`bitlinear`, and multiplies them in those of `autobitlinear`. That inputs are rounded to 8 bits when
+it runs is left out, as of all formats. mlx-lm's class `bitnet` reads such tensors itself.
 """
 
 from __future__ import annotations
