@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..base.errors import MintError
 from .model_classes import ModelClass
 
 Table = dict[str, Any]
 THETA = ("rope_theta", "rotary_emb_base")
 FACTOR = ("partial_rotary_factor", "rotary_pct")
 LOCAL_THETA = ("rope_local_base_freq", "swa_rope_theta", "rope_local_theta")
+DEFAULT_THETA = 10000.0
 FULL, SLIDING = "full_attention", "sliding_attention"
 # The share of a head that transformers rotates where a config of the family says nothing.
 DEFAULT_SHARE = {
@@ -32,15 +34,21 @@ SCALING_APART = {"exaone_moe"}
 def rope_keys(table: Table, reader: ModelClass) -> Table:
     """What a table says in `rope_parameters`, by the keys that its class reads.
 
-    Nothing for a class that reads `rope_parameters` itself.
+    Of a class that reads `rope_parameters` itself, only theta, where it reads another one as well.
+
+    Raises:
+        MintError: a `rope_scaling` stands beside them, for which transformers leaves theta out.
     """
     parameters = table.get("rope_parameters")
     if not isinstance(parameters, dict) or not parameters:
         return {}
-    if "rope_parameters" in reader.keys and reader.name not in SCALING_APART:
-        return {}
-
     full, local = by_layer(parameters)
+    _check_theta(table, full)
+    if "rope_parameters" in reader.keys and reader.name not in SCALING_APART:
+        inner = full.get("rope_theta")
+        said = [name for name in THETA if name in reader.keys and name in table]
+        return {name: inner for name in said if inner not in (None, table[name])}
+
     if local is None:
         full = full | _stated(table)
     added: Table = {}
@@ -53,6 +61,24 @@ def rope_keys(table: Table, reader: ModelClass) -> Table:
             added[name] = local["rope_theta"]
     added |= _partial(table, full, reader)
     return added | _scaling(table, full, reader)
+
+
+def _check_theta(table: Table, full: Table) -> None:
+    """Refuse a `rope_scaling` that transformers would take without the theta that is stated.
+
+    It takes such a table in place of `rope_parameters`, and theta from it, or from beside it, or
+    else a default.
+    """
+    scaling, theta = table.get("rope_scaling"), full.get("rope_theta")
+    if not isinstance(scaling, dict) or not scaling or theta is None:
+        return
+    taken = scaling.get("rope_theta", table.get("rope_theta", DEFAULT_THETA))
+    if taken != theta:
+        raise MintError(
+            f"config.json has rope_scaling beside rope_parameters; transformers takes rope_scaling "
+            f"alone, and not the rope_theta of {theta} in rope_parameters: put the scaling into "
+            "rope_parameters, and leave rope_scaling out"
+        )
 
 
 def by_layer(parameters: Table) -> tuple[Table, Table | None]:

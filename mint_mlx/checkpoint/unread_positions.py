@@ -9,6 +9,7 @@ from typing import Any
 from .model_classes import ModelClass
 from .rope_keys import (
     DEFAULT_SHARE,
+    DEFAULT_THETA,
     FACTOR,
     LOCAL_THETA,
     THETA,
@@ -19,7 +20,6 @@ from .rope_keys import (
 )
 
 Table = dict[str, Any]
-DEFAULT_THETA = 10000.0
 # Classes (of mlx-lm 0.32) that read `rope_scaling` and do nothing with it.
 UNSCALED = {"gemma3n", "glm4_moe", "mixtral", "qwen2_moe", "qwen3_moe", "solar_open"}
 # Classes that read `rope_parameters` and take theta from it, nothing else.
@@ -82,6 +82,10 @@ def unread_positions(table: Table, reader: ModelClass) -> Iterator[tuple[str, An
     if reader.name in NO_ROPE:
         return
     if isinstance(parameters, dict) and parameters:
+        # transformers takes a scaling beside them in their place.
+        beside = scaling if isinstance(scaling, dict) and is_scaled(scaling) else {}
+        if beside and scaling_alone(beside) != scaling_alone(by_layer(parameters)[0]):
+            yield from _scaling("rope_scaling", beside, reader)
         if "rope_parameters" in reader.keys:
             yield from _half_read(table, parameters, reader)
         else:

@@ -120,12 +120,40 @@ def test_what_transformers_reads_first_is_read_first() -> None:
 
     # A scaling beside it wins, as in what mint-mlx writes itself.
     linear = {"rope_type": "linear", "factor": 8.0}
-    assert adapt(flat(rope_scaling=linear))["rope_scaling"]["factor"] == 8.0
+    assert adapt(flat(rope_scaling=linear, rope_theta=500.0))["rope_scaling"]["factor"] == 8.0
+
+    # A class that reads both thetas is given the one that wins.
+    config = read_json(TWINS / "qwen3" / "config.json")
+    inner = config["rope_parameters"]["rope_theta"]
+    assert adapt(config | {"rope_theta": 2 * inner})["rope_theta"] == inner
 
     # Of tables by type of layer, stray keys beside them count for nothing.
     config = read_json(TWINS / "gemma3_text" / "config.json")
     config["rope_parameters"]["rope_theta"] = 77.0
     assert adapt(config)["rope_theta"] == 500.0
+
+
+@pytest.mark.parametrize("more", [{}, {"rope_theta": 77.0}])
+def test_a_scaling_beside_that_leaves_theta_out_is_refused(more: dict[str, Any]) -> None:
+    """transformers takes it in place of `rope_parameters`, theta and all."""
+    linear = {"rope_type": "linear", "factor": 8.0}
+    with pytest.raises(MintError, match=r"and not the rope_theta of 500\.0 in rope_parameters"):
+        adapt(flat(rope_scaling=linear, **more))
+    for config in (
+        flat(rope_scaling=linear | {"rope_theta": 500.0}),
+        flat(rope_scaling={}),
+        flat(rope_scaling=None),
+    ):
+        assert adapt(config)["rope_theta"] == 500.0
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "lfm2"])
+def test_a_scaling_beside_that_the_class_does_not_do_is_refused(family: str) -> None:
+    config = read_json(TWINS / family / "config.json")
+    theta = config["rope_parameters"]["rope_theta"]
+    scaling = {"rope_type": "yarn", "factor": 4.0, "rope_theta": theta}
+    with pytest.raises(MintError, match="rope_scaling.rope_type is"):
+        check_keys(adapt(config | {"rope_scaling": scaling}))
 
 
 def test_a_class_that_reads_rope_parameters_gets_nothing_else() -> None:
