@@ -22,11 +22,14 @@ from .packed import Codes, Packed, dequantize
 
 # By the id of a stacked array the ids of the arrays that it was made of, along the first axis.
 Stacks = Mapping[int, Sequence[int]]
-# What serving programs need at run time, and the language model doesn't.
+# What serving programs need at run time, positions that follow from config.json, and the head that
+# reinforcement learning leaves beside a model (trl's): the language model doesn't need them.
 UNUSED = re.compile(
     r"(.*[._])?([kv]_cache_scale|[kvq]_(scale|global_scale|zero_point)|kv_scale|prob_scale|input_scale(_ub)?|"
     r"output_scale|input_global_scale|input_zero_point|output_zero_point|activation_scale|"
-    r"input_activation_scale|(input|output|weight|[kvq]_bmm)_quantizer\._amax|rotary_emb\.inv_freq)"
+    r"input_activation_scale|(input|output|weight|[kvq]_bmm)_quantizer\._amax|"
+    r"rotary_emb\.((original_)?inv_freq|cos_cached|sin_cached)|position_ids|masked_bias|"
+    r"v_head\.summary\.(weight|bias))"
 )
 
 

@@ -127,11 +127,20 @@ def drop_copy(
 ) -> dict[str, mx.array]:
     """A checkpoint's tensors without a copy of the embedding for a head that the model lacks.
 
-    `config` must be that of `with_own_head`.
+    Where nothing but the copy is stored, it is the embedding: tools that store each tensor once
+    keep the first of its names. `config` must be that of `with_own_head`.
     """
-    if "quantization" in config or _holds_head(_parameters(model)):
+    if "quantization" in config:
         return weights
-    return {name: array for name, array in weights.items() if not HEAD.fullmatch(name)}
+    parameters = list(_parameters(model))
+    is_tied = not _holds_head(parameters)
+    copies = {name: array for name, array in weights.items() if HEAD.fullmatch(name)}
+    embeddings = [name for name in parameters if EMBEDDING.fullmatch(name)]
+    only_copy = len(copies) == len(embeddings) == 1 and not any(map(EMBEDDING.fullmatch, weights))
+    if not is_tied and not (only_copy and _says(config) is True):
+        return weights
+    kept = {name: array for name, array in weights.items() if name not in copies}
+    return kept | dict(zip(embeddings, copies.values(), strict=True)) if only_copy else kept
 
 
 def _stated(config: dict[str, Any]) -> list[bool]:

@@ -152,7 +152,7 @@ def test_a_scaling_beside_that_the_class_does_not_do_is_refused(family: str) -> 
     config = read_json(TWINS / family / "config.json")
     theta = config["rope_parameters"]["rope_theta"]
     scaling = {"rope_type": "yarn", "factor": 4.0, "rope_theta": theta}
-    with pytest.raises(MintError, match="rope_scaling.rope_type is"):
+    with pytest.raises(MintError, match=r"rope_scaling\.rope_type is"):
         check_keys(adapt(config | {"rope_scaling": scaling}))
 
 

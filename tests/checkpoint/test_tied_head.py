@@ -9,6 +9,7 @@ import mlx.core as mx
 import pytest
 from families import config_of, write_family
 from helpers import Maker, Weights, edit_config, edit_weights, llama
+from released import released
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.base.safetensors_header import read_folder, read_header
@@ -40,6 +41,28 @@ def test_a_copy_is_dropped(make: Maker, tmp_path: Path) -> None:
     result = convert(str(source), uniform="keep", out=tmp_path / "out", smoke=False)
     assert HEAD not in mx.load(str(result.path / "model.safetensors"))
     assert json.loads((result.path / "config.json").read_text())["tie_word_embeddings"] is True
+
+
+@pytest.mark.parametrize("family", [None, "gemma3_text"])
+def test_a_copy_alone_is_the_embedding(make: Maker, tmp_path: Path, family: str | None) -> None:
+    """As `accelerate.save_model` leaves it: of the names of a tensor the first by the alphabet."""
+    source = tie(make(llama(1)), equal=True)
+    if family:
+        source = released(family, tmp_path / "source")
+        next(source.glob("model-*.safetensors")).rename(source / "model.safetensors")
+        (source / "model.safetensors.index.json").unlink()
+    edit_config(source, tie_word_embeddings=True)
+    embedding: list[mx.array] = []
+
+    def rename(weights: Weights) -> Weights:
+        embedding.append(weights.pop("model.embed_tokens.weight"))
+        return weights | {HEAD: embedding[0]}
+
+    edit_weights(source, rename)
+    result = convert(str(source), uniform="keep", out=tmp_path / "out", smoke=False)
+    written = mx.load(str(result.path / "model.safetensors"))
+    assert HEAD not in written
+    assert mx.array_equal(written["model.embed_tokens.weight"], embedding[0])
 
 
 def test_another_head_is_used_and_stock_mlx_lm_reads_it(make: Maker, tmp_path: Path) -> None:

@@ -262,10 +262,16 @@ def test_what_only_serving_needs_is_dropped(make: Maker) -> None:
         f"{base}.k_zero_point",
         f"{base}.v_global_scale",
         f"{base}.rotary_emb.inv_freq",
+        "model.rotary_emb.original_inv_freq",
+        f"{base}.rotary_emb.cos_cached",
+        "model.embeddings.position_ids",
+        "v_head.summary.weight",
+        "v_head.summary.bias",
         "model.layers.0.mlp.experts.gate_up_proj_activation_scale",
     )
     assert all(UNUSED.fullmatch(name) for name in extra)
     assert not UNUSED.fullmatch("model.layers.0.router.scale")
+    assert not UNUSED.fullmatch("score.weight")  # of a model that classifies
     assert not UNUSED.fullmatch(f"{base}.q_proj.weight_zero_point")
     assert not UNUSED.fullmatch(f"{base}.q_proj.input_quantizer._pre_quant_scale")
     edit_weights(folder, lambda w: w | {name: mx.ones(1) for name in extra})
