@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -61,6 +62,8 @@ _BUILD_ERRORS = (
 )
 # What names of tensors hold that an adapter was saved in, by itself or around the model's own.
 ADAPTED = ("lora_", "modules_to_save", "original_module", "base_layer")
+# What mlx says of an embedding of another number of rows.
+RESIZED = re.compile(r".*shape \(\d+, (\d+)\) .*shape \((\d+), \1\) .*\.?embed_tokens\.")
 
 
 def check_model(config: dict[str, Any]) -> None:
@@ -181,6 +184,8 @@ def _why_not_built(name: str, config: dict[str, Any], error: BaseException) -> s
         if any(part in str(error) for part in ADAPTED):
             why = "an adapter was saved with the model: merge it first"
         return f"{text} ({why})"
+    if rows := RESIZED.match(str(error)):
+        return f"{text}: set vocab_size to {rows[2]} in config.json, if tokens were added or taken"
     if str(error).startswith("Expected shape"):
         return f"{text}: its config.json is of another model, give both as they were released"
 

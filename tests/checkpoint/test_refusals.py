@@ -133,6 +133,11 @@ CASES: dict[str, tuple[Change, str]] = {
         r"config\.json holds a value that no model has \(no_rope_layers is 3\): download it again, "
         "or correct it",
     ),
+    "another number of tokens than rows": (
+        says(vocab_size=90),
+        r".*Expected shape \(90, 128\) but received shape \(96, 128\).* set vocab_size to 96 in "
+        r"config\.json, if tokens were added or taken",
+    ),
     "null where the class needs a value": (
         says(num_key_value_heads=None, rms_norm_eps=None),
         r"mlx-lm cannot build a model from model: config\.json says null for .*rms_norm_eps: "
