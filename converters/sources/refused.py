@@ -75,6 +75,8 @@ def match(group: Group, stated: Stated) -> Packed | None:
         rows, shape = group.shape("")[0], group.shape("scale")
         if kind == "U8" and shape and shape[0] == 2 * rows:
             raise Unread("is int4 of ModelOpt, with two rows in a byte")
+    if kind == "F64" and group.stem.endswith("weight"):
+        raise Unread("is in float64, which mint-mlx does not read", "save it in bf16 or float32")
     if kind == "I32" and "scale" in group.infos:
         raise Unread(
             "is packed integers of Quark, whose order of codes its config does not tell for sure"

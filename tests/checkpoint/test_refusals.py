@@ -133,6 +133,13 @@ CASES: dict[str, tuple[Change, str]] = {
         r"config\.json holds a value that no model has \(no_rope_layers is 3\): download it again, "
         "or correct it",
     ),
+    "float64": (
+        lambda folder: rewrite_shards(
+            folder,
+            lambda t: t.update({f"{Q_PROJ}.weight": ("F64", [128, 128], bytes(8 * 128 * 128))}),
+        ),
+        f"{Q_PROJ}.weight is in float64, which mint-mlx does not read: save it in bf16 or float32",
+    ),
     "another number of tokens than rows": (
         says(vocab_size=90),
         r".*Expected shape \(90, 128\) but received shape \(96, 128\).* set vocab_size to 96 in "

@@ -45,7 +45,7 @@ def test_a_copy_is_dropped(make: Maker, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", [None, "gemma3_text"])
 def test_a_copy_alone_is_the_embedding(make: Maker, tmp_path: Path, family: str | None) -> None:
-    """As `accelerate.save_model` leaves it: of the names of a tensor the first by the alphabet."""
+    """As `safetensors.torch.save_model` leaves it: of a tensor's names the first by alphabet."""
     source = tie(make(llama(1)), equal=True)
     if family:
         source = released(family, tmp_path / "source")
