@@ -15,6 +15,35 @@ THETA = ("rope_theta", "rotary_emb_base")
 FACTOR = ("partial_rotary_factor", "rotary_pct")
 LOCAL_THETA = ("rope_local_base_freq", "swa_rope_theta", "rope_local_theta")
 DEFAULT_THETA = 10000.0
+# What transformers takes where none is stated, of families that have another one (without `_text`).
+THETAS = {
+    "apertus": 12e6,
+    "bitnet": 500e3,
+    "cohere": 500e3,
+    "ernie4_5": 500e3,
+    "ernie4_5_moe": 500e3,
+    "exaone": 500e3,
+    "gemma3": 1e6,
+    "gemma3n": 1e6,
+    "gpt_oss": 150e3,
+    "helium": 100e3,
+    "lfm2": 1e6,
+    "lfm2_moe": 1e6,
+    "llama4": 500e3,
+    "longcat_flash": 10e6,
+    "minimax": 1e6,
+    "minimax_m2": 5e6,
+    "minimax_m3_vl": 5e6,
+    "mixtral": 1e6,
+    "olmo3": 500e3,
+    "phimoe": 1e6,
+    "qwen2_5_vl": 1e6,
+    "qwen2_vl": 1e6,
+    "qwen3_vl": 500e3,
+    "qwen3_vl_moe": 500e3,
+    "smollm3": 2e6,
+    "solar_open": 1e6,
+}
 FULL, SLIDING = "full_attention", "sliding_attention"
 # The share of a head that transformers rotates where a config of the family says nothing.
 DEFAULT_SHARE = {
@@ -67,12 +96,13 @@ def _check_theta(table: Table, full: Table) -> None:
     """Refuse a `rope_scaling` that transformers would take without the theta that is stated.
 
     It takes such a table in place of `rope_parameters`, and theta from it, or from beside it, or
-    else a default.
+    else its default of the family.
     """
     scaling, theta = table.get("rope_scaling"), full.get("rope_theta")
     if not isinstance(scaling, dict) or not scaling or theta is None:
         return
-    taken = scaling.get("rope_theta", table.get("rope_theta", DEFAULT_THETA))
+    default = THETAS.get(str(table.get("model_type")).removesuffix("_text"), DEFAULT_THETA)
+    taken = scaling.get("rope_theta", table.get("rope_theta", default))
     if taken != theta:
         raise MintError(
             f"config.json has rope_scaling beside rope_parameters; transformers takes rope_scaling "

@@ -147,6 +147,15 @@ def test_a_scaling_beside_that_leaves_theta_out_is_refused(more: dict[str, Any])
         assert adapt(config)["rope_theta"] == 500.0
 
 
+def test_a_scaling_beside_may_leave_out_the_theta_that_its_family_has_anyway() -> None:
+    config = read_json(TWINS / "llama" / "config.json") | {"model_type": "smollm3"}
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 2e6}
+    linear = {"rope_type": "linear", "factor": 8.0}
+    adapted = adapt(config | {"rope_scaling": linear})
+    assert adapted["rope_theta"] == 2e6
+    assert adapted["rope_scaling"]["factor"] == 8.0
+
+
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "lfm2"])
 def test_a_scaling_beside_that_the_class_does_not_do_is_refused(family: str) -> None:
     config = read_json(TWINS / family / "config.json")

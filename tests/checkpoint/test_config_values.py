@@ -72,7 +72,7 @@ def test_why_a_model_is_not_built(make: Maker) -> None:
         (
             "beside",
             {"vocab_size": 100},
-            r"embed_tokens.weight: its config.json is of another model",
+            r"embed_tokens.weight: set vocab_size to 96 in config.json",
         ),
         ("lost", {"num_hidden_layers": 3}, r"layers.2.* \(is the checkpoint complete"),
     ):

@@ -14,6 +14,7 @@ from mint_mlx.base.hf_config import text_config
 from mint_mlx.checkpoint.config_keys import INSIDE, adapt, brought
 from mint_mlx.checkpoint.family_defaults import DEFAULTS, SIZES_INSIDE, UNSETTLED_THETA
 from mint_mlx.checkpoint.model_classes import REQUIRED, is_known, model_class
+from mint_mlx.checkpoint.rope_keys import DEFAULT_THETA, THETAS
 from mint_mlx.checkpoint.unread_keys import COUNTED, HARMLESS, check_keys
 
 pytestmark = pytest.mark.skipif(OLD_MLX_LM, reason="its classes have other defaults")
@@ -233,3 +234,15 @@ def test_no_other_default_differs() -> None:
             and key not in DEFAULTS.get(family, {})
         }
     assert sorted(differ - DERIVED - OTHERS) == []
+
+
+def test_thetas_that_nobody_states_are_those_of_transformers() -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    seen = {}
+    for family in filter(is_known, CONFIG_MAPPING):
+        theta = getattr(type(CONFIG_MAPPING[family]().get_text_config()), "default_theta", None)
+        theta = theta["global"] if isinstance(theta, dict) else theta
+        if theta not in (None, DEFAULT_THETA):
+            seen[family.removesuffix("_text")] = theta
+    assert seen == THETAS
