@@ -104,7 +104,7 @@ def test_a_family_from_its_roles_to_its_score(tmp_path: Path, family: str) -> No
         return
 
     # It converts, and scores the same in memory and streamed.
-    result = convert.convert(str(folder), "6bpw", tmp_path / "out", smoke=False)
+    result = convert.convert(str(folder), "6bpw", tmp_path / "out", smoke=False, quantizer="rtn")
     assert result.bytes <= 6 * result.inventory.parameters / 8
     windows = Windows(np.random.default_rng(0).integers(0, 96, (2, 16)).astype(np.int32))
     whole = score(runner.load_runner(tmp_path / "out", False), windows, 1)
