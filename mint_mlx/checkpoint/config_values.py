@@ -16,6 +16,19 @@ from .model_classes import text_class
 
 Table = dict[str, Any]
 EXPERTS, CHOSEN, DEPTHS = ALIASES[0], ALIASES[1], ALIASES[-1]
+# Families in which transformers wants one of `layer_types` for each layer, and no more.
+LISTED = {
+    "cohere2",
+    "exaone4",
+    "gemma3_text",
+    "gemma4_text",
+    "gpt_oss",
+    "lfm2",
+    "olmo3",
+    "qwen3_5_moe_text",
+    "qwen3_5_text",
+    "qwen3_next",
+}
 # Numbers that a model can't do without.
 SIZES = ("hidden_size", "num_attention_heads", "vocab_size", *DEPTHS)
 TABLES = ("rope_scaling", "rope_parameters")
@@ -58,7 +71,7 @@ def _is_count(value: Any) -> bool:
 def _check_layer_types(table: Table) -> None:
     """Refuse types of layers that aren't a list, or one that ends before the layers do.
 
-    It may go on: some list the blocks for multi-token prediction too.
+    It may go on where a family lists the blocks for multi-token prediction too.
     """
     types = table.get("layer_types")
     if types is None:
@@ -66,7 +79,8 @@ def _check_layer_types(table: Table) -> None:
     if not isinstance(types, list) or not all(isinstance(name, (str, int)) for name in types):
         raise _refusal("layer_types", types, "a list of names")
     depth = next((table[key] for key in DEPTHS if _is_count(table.get(key))), 0)
-    if types and len(types) < depth:
+    too_many = table.get("model_type") in LISTED and len(types) > depth > 0
+    if types and (len(types) < depth or too_many):
         raise MintError(
             f"config.json lists {len(types)} layer_types for {depth} layers: download it again, or "
             "correct it"

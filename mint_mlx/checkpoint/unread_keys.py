@@ -196,6 +196,8 @@ def unread_keys(config: Table) -> list[Unread]:
         Unread(key, value, reader.name, "go by everywhere")
         for key, value in read_in_part(table, reader)
     ]
+    if reader.name == "gemma2" and table.get("attn_logit_softcapping", 0) is None:
+        unread.append(Unread("attn_logit_softcapping", None, reader.name, "run"))
     unread += _activations(table, reader) + _both_ways(table, reader)
     return unread + _layer_types(table, reader) + _layers_apart(table, reader)
 

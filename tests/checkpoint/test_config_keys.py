@@ -165,6 +165,12 @@ def test_a_scaling_beside_that_the_class_does_not_do_is_refused(family: str) -> 
         check_keys(adapt(config | {"rope_scaling": scaling}))
 
 
+def test_a_gemma_2_without_its_cap_is_refused() -> None:
+    config = read_json(TWINS / "gemma2" / "config.json") | {"attn_logit_softcapping": None}
+    with pytest.raises(MintError, match=r"attn_logit_softcapping is null, .* does not run"):
+        check_keys(adapt(config))
+
+
 def test_a_class_that_reads_rope_parameters_gets_nothing_else() -> None:
     config = read_json(TWINS / "qwen3" / "config.json")
     assert adapt(config) == config

@@ -61,7 +61,10 @@ def test_a_value_that_no_model_has_is_refused_by_its_key(
 def test_types_of_layers_may_go_on_but_not_end_early() -> None:
     config = config_at("t5/gemma3_text")
     types = config["layer_types"]
-    check_values(config | {"layer_types": [*types, "full_attention"]})
+    longer = {"layer_types": [*types, "full_attention"]}
+    check_values(config | longer | {"model_type": "step3p5"})
+    with pytest.raises(MintError, match="lists 4 layer_types for 3 layers"):
+        check_values(config | longer)  # transformers refuses it too
     with pytest.raises(MintError, match="lists 2 layer_types for 3 layers"):
         check_values(config | {"layer_types": types[:2]})
 
