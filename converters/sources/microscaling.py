@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 import mlx.core as mx
 
-from ...base.quant_config import QuantConfig, mx_mode
+from ...base.quant_config import mx_mode
 from .packed import (
     BYTES,
     EXPONENTS,
@@ -26,6 +26,7 @@ from .packed import (
     Packed,
     Unread,
     affine_codes,
+    affine_config,
     exponents,
     pack,
     unpack,
@@ -33,6 +34,10 @@ from .packed import (
 from .stated import Stated
 
 GROUP = 32
+# Sizes of MXINT4's codes in quarters, and of MXFP6's (two bits of exponent, three of mantissa) in
+# eighths.
+QUARTERS = tuple(range(8))
+EIGHTHS = (*range(8), *((8 + m) << e for e in range(3) for m in range(8)))
 
 
 def match(group: Group, stated: Stated) -> Packed | None:
@@ -54,17 +59,23 @@ def match(group: Group, stated: Stated) -> Packed | None:
         columns, mode = 2 * width, "mxfp4"
     elif kind == "F8_E4M3" and group.shape(scale) == (*rows, width // GROUP):
         columns, mode = width, "mxfp8"
-    elif _has_six_bits(stated) and group.shape(scale) == (*rows, width * 4 // 3 // GROUP):
-        return _six_bits(group, codes, scale, (*rows, width * 4 // 3))
+    elif (
+        kind in BYTES
+        and _has_six_bits(stated)
+        and group.shape(scale) == (*rows, width * 4 // 3 // GROUP)
+    ):
+        columns, mode = width * 4 // 3, "mxfp6"
     else:
         return None
     if columns % GROUP:
         return None
 
+    if mode == "mxfp6":
+        return _signed(group, "MXFP6", (codes, scale), columns, EIGHTHS, 8)
     if _has_integers(group, stated):
         if mode != "mxfp4":
             raise Unread("holds integers of 8 bits with shared exponents (MXINT8)")
-        return _integers(group, codes, scale, (*rows, columns))
+        return _signed(group, "MXINT4", (codes, scale), columns, QUARTERS, 4)
 
     def read(tensors: Mapping[str, mx.array]) -> Codes:
         return Codes(mx.contiguous(tensors[codes]).view(mx.uint32), tensors[scale])
@@ -77,40 +88,36 @@ def _has_six_bits(stated: Stated) -> bool:
     return any((t.get("num_bits"), t.get("type")) == (6, "float") for t in stated.schemes)
 
 
-def _six_bits(group: Group, codes: str, scale: str, shape: tuple[int, ...]) -> Packed | None:
-    """A weight of MXFP6: bit 5 of a code is its sign, two are the exponent, three the mantissa."""
-    columns = shape[-1]
-    if group.dtype(codes) not in BYTES or columns % GROUP:
-        return None
-    config = QuantConfig(8, GROUP)
-    eighths = [*range(8)] + [(8 + m) << e for e in range(3) for m in range(8)]
-
-    def read(tensors: Mapping[str, mx.array]) -> Codes:
-        stored = unpack(mx.contiguous(tensors[codes]).view(mx.uint32), 6, columns)
-        size = mx.take(mx.array(eighths, dtype=mx.uint8), stored & 31)
-        above_zero = mx.where(stored & 32, 64 - size, 64 + size).astype(mx.uint8)
-        scales = exponents(tensors[scale].view(mx.uint8)) / 8
-        return affine_codes(pack(above_zero, 8), scales, mx.array(64.0), config, columns)
-
-    return Packed(group, "MXFP6", shape, config, read)
-
-
 def _has_integers(group: Group, stated: Stated) -> bool:
     """Whether AutoRound's config says so, of this layer or of all."""
     return str(stated.of_layer(group.stem).get("data_type")).startswith("mx_int")
 
 
-def _integers(group: Group, codes: str, scale: str, shape: tuple[int, ...]) -> Packed:
-    """A weight of MXINT4: bit 3 of a code is its sign, the others are quarters."""
-    config = QuantConfig(4, GROUP)
-    columns = shape[-1]
+def _signed(
+    group: Group, form: str, roles: tuple[str, str], columns: int, sizes: tuple[int, ...], unit: int
+) -> Packed:
+    """A weight whose codes are a size, with its sign in the bit above.
+
+    Args:
+        group: its tensors.
+        form: what it is, in words.
+        roles: of its codes and its scales.
+        columns: of the weight, whole groups.
+        sizes: that a code without its sign stands for, in parts of one, 2^n of them.
+        unit: how many parts make one.
+    """
+    codes, scale = roles
+    sign, zero = len(sizes), 1 << max(sizes).bit_length()
+    config = affine_config(zero.bit_length(), columns, GROUP)
+    assert config is not None
 
     def read(tensors: Mapping[str, mx.array]) -> Codes:
-        signed = unpack(mx.contiguous(tensors[codes]).view(mx.uint32), 4, columns)
-        quarters = signed & 7
-        above_zero = mx.where(signed & 8, 8 - quarters, 8 + quarters).astype(mx.uint8)
-        scales = exponents(tensors[scale].view(mx.uint8)) / 4
+        words = mx.contiguous(tensors[codes]).view(mx.uint32)
+        stored = unpack(words, sign.bit_length(), columns)
+        size = mx.take(mx.array(sizes, dtype=mx.uint8), stored & sign - 1)
+        above_zero = mx.where(stored & sign, zero - size, zero + size).astype(mx.uint8)
+        scales = exponents(tensors[scale].view(mx.uint8)) / unit
         words = pack(above_zero, config.bits)
-        return affine_codes(words, scales, mx.array(8.0), config, columns)
+        return affine_codes(words, scales, mx.array(float(zero)), config, columns)
 
-    return Packed(group, "MXINT4", shape, config, read)
+    return Packed(group, form, (*group.shape(codes)[:-1], columns), config, read)

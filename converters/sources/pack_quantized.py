@@ -30,6 +30,7 @@ from .packed import (
     spread,
     unpack,
 )
+from .scales import as_block
 from .stated import Stated
 
 WORDS = ("I32", "U32")
@@ -126,10 +127,9 @@ def _schemes(group: Group, stated: Stated) -> set[_Scheme]:
     4 codes of 7 bits in a word, as older versions wrote them, are as wide as codes of 8 bits: there
     the names that a scheme is for tell, and then the version.
     """
+    known = _columns(group, stated)
     matching = [
-        (table, scheme)
-        for table in stated.schemes
-        for scheme in _schemes_of(table, group, _columns(group, stated))
+        (table, scheme) for table in stated.schemes for scheme in _schemes_of(table, group, known)
     ]
     if len({scheme for _, scheme in matching}) > 1:
         module = group.stem.removesuffix(".weight")
@@ -171,11 +171,8 @@ def _schemes_of(table: Mapping[str, Any], group: Group, known: int) -> list[_Sch
 
 def _shared_by(table: Mapping[str, Any]) -> tuple[int, int]:
     """How many rows and columns share a scale by a scheme of config.json; 0 columns for all."""
-    block, size = table.get("block_structure"), table.get("group_size")
-    numbers = [n for n in block if type(n) is int and n > 0] if isinstance(block, list) else []
-    if len(numbers) == 2:
-        return numbers[0], numbers[1]
-    return 1, size if type(size) is int and size > 0 else 0
+    sizes = table.get("block_structure"), (1, table.get("group_size"))
+    return next((block for block in map(as_block, sizes) if block), (1, 0))
 
 
 def _is_for(table: Mapping[str, Any], module: str) -> bool:

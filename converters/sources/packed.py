@@ -69,6 +69,14 @@ class Unread(Exception):
         self.needs_weights = needs_weights
 
 
+def smoothed(tool: str, role: str) -> Unread:
+    """The refusal of a weight whose inputs are scaled when it runs."""
+    return Unread(
+        f"was smoothed by {tool} (AWQ or SmoothQuant): its inputs are scaled when it runs "
+        f"({role}), for which MLX has no place"
+    )
+
+
 @dataclass(frozen=True)
 class Group:
     """The tensors of one weight.

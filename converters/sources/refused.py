@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ...base.files import BASE_MODEL
-from .packed import BYTES, REALS, Group, Packed, Unread
+from .packed import BYTES, REALS, Group, Packed, Unread, smoothed
 from .stated import Stated
 
 # Methods that are read and ones that aren't, by the `quant_method` of config.json.
@@ -66,10 +66,7 @@ def match(group: Group, stated: Stated) -> Packed | None:
         Unread: it is such a weight.
     """
     if "pre_quant_scale" in group.infos:
-        raise Unread(
-            "was smoothed by ModelOpt (AWQ or SmoothQuant): its inputs are scaled when it runs "
-            "(pre_quant_scale), for which MLX has no place"
-        )
+        raise smoothed("ModelOpt", "pre_quant_scale")
     kind, scales = group.dtype(""), group.dtype("scale")
     if kind in BYTES and scales in REALS and len(group.shape("")) == 2:
         rows, shape = group.shape("")[0], group.shape("scale")

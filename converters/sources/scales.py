@@ -6,6 +6,8 @@ of rows and columns; every tool writes them with axes of its own.
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 
 from .stated import Stated
@@ -44,13 +46,14 @@ def stated_blocks(stated: Stated) -> list[Block]:
     for scheme in stated.schemes:
         size = scheme.get("group_size")
         sizes += [scheme.get("block_structure"), [1, size] if size else None]
-    return [
-        (size[0], size[1])
-        for size in sizes
-        if isinstance(size, (list, tuple))
-        and len(size) == 2
-        and all(type(n) is int and n > 0 for n in size)
-    ]
+    return [block for block in map(as_block, sizes) if block is not None]
+
+
+def as_block(size: Any) -> Block | None:
+    """Rows and columns from a value of config.json; None where it isn't two numbers of them."""
+    if not isinstance(size, (list, tuple)) or len(size) != 2:
+        return None
+    return (size[0], size[1]) if all(type(n) is int and n > 0 for n in size) else None
 
 
 def _counts(rows: int, columns: int, block: Block) -> tuple[int, int]:

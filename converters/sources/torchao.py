@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from .fp8 import read_fp8
 from .int8 import read_int8
-from .packed import REALS, Group, Packed, Unread
+from .packed import REALS, Group, Packed, Unread, smoothed
 from .stated import Stated
 
 # What torchao's types of codes and scales are; its float8 and int8 have scales that are numbers.
@@ -27,10 +27,7 @@ def match(group: Group, stated: Stated) -> Packed | None:
     if kind is None:
         return None
     if "act_pre_scale" in group.infos:
-        raise Unread(
-            "was smoothed by torchao (AWQ or SmoothQuant): its inputs are scaled when it runs "
-            "(act_pre_scale), for which MLX has no place"
-        )
+        raise smoothed("torchao", "act_pre_scale")
     name = OTHERS.get((kind, group.dtype("scale") or ""))
     if name:
         raise Unread(f"is {name} of torchao, whose scales lie in the order of its kernels")

@@ -15,7 +15,7 @@ from typing import Any
 from ..base.errors import MintError
 from .key_names import ALIASES
 from .model_classes import REQUIRED, ModelClass
-from .rope_keys import FULL, by_layer
+from .rope_keys import FULL, THETAS, by_layer
 
 Table = dict[str, Any]
 
@@ -50,7 +50,7 @@ DEFAULTS: dict[str, Table] = {
             "rope_type": "llama3",
         }
     },
-    "bitnet": {"rope_theta": 500000.0},
+    "bitnet": {"rope_theta": THETAS["bitnet"]},
     "cohere2": {"rope_theta": 10000.0},
     "deepseek_v3": _DEEPSEEK,
     "deepseek_v32": _DEEPSEEK,
@@ -109,7 +109,7 @@ DEFAULTS: dict[str, Table] = {
     "minicpm3": {"rope_theta": 10000.0},
     "muse_glimmer": {"rope_theta": 10000.0},
     "phi": {"partial_rotary_factor": 0.5},
-    "phimoe": {"rms_norm_eps": 1e-5, "rope_theta": 1000000.0},
+    "phimoe": {"rms_norm_eps": 1e-5, "rope_theta": THETAS["phimoe"]},
     "qwen2": {"rope_theta": 10000.0},
     "qwen2_moe": {"rope_theta": 10000.0},
     "qwen3": {"rope_theta": 10000.0},
@@ -118,7 +118,7 @@ DEFAULTS: dict[str, Table] = {
     "qwen3_moe": {"norm_topk_prob": False},
     "qwen3_next": {"norm_topk_prob": True},
     "qwen3_vl_moe_text": {"norm_topk_prob": True},  # its class has no such key
-    "smollm3": {"rope_theta": 2000000.0},
+    "smollm3": {"rope_theta": THETAS["smollm3"]},
     "starcoder2": {"rope_theta": 10000.0},
 }
 # Sizes that mlx-lm's class requires, and that LLaVA and Pixtral leave out of the table inside.

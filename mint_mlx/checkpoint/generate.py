@@ -84,9 +84,10 @@ def generate_tokens(
         progress: called with (what, work done, work in all), as of `work`.
     """
     lengths = [len(prompt) for prompt in prompts]
+    caches = _caches(model)
     batches = [[i] for i in range(len(prompts))]
-    if _answers_together(model):
-        batches = groups(lengths, _masks_padding(model))
+    if _answers_together(caches):
+        batches = groups(lengths, _masks_padding(caches))
     works = [work([lengths[i] for i in batch], max_tokens) for batch in batches]
     total = sum(works)
 
@@ -104,23 +105,27 @@ def generate_tokens(
     return [replies[i] for i in range(len(prompts))]
 
 
-def _answers_together(model: Any) -> bool:
-    """Whether several prompts can share a batch: not before mlx-lm 0.32, nor with every cache."""
-    from mlx_lm.generate import BatchGenerator
+def _caches(model: Any) -> list[Any]:
+    """What a model keeps between tokens, of each layer."""
     from mlx_lm.models.cache import make_prompt_cache
 
-    merges = all(hasattr(cache, "merge") for cache in make_prompt_cache(model))
+    return list(make_prompt_cache(model))
+
+
+def _answers_together(caches: list[Any]) -> bool:
+    """Whether several prompts can share a batch: not before mlx-lm 0.32, nor with every cache."""
+    from mlx_lm.generate import BatchGenerator
+
+    merges = all(hasattr(cache, "merge") for cache in caches)
     return merges and hasattr(BatchGenerator, "next_generated")
 
 
-def _masks_padding(model: Any) -> bool:
+def _masks_padding(caches: list[Any]) -> bool:
     """Whether all state that a model keeps is attention's, which masks the padding of a batch."""
-    from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
+    from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
 
-    caches = list(make_prompt_cache(model))
-    inner = [each for cache in caches if isinstance(cache, CacheList) for each in cache.caches]
-    outer = [cache for cache in caches if not isinstance(cache, CacheList)]
-    return all(isinstance(cache, (KVCache, RotatingKVCache)) for cache in (*outer, *inner))
+    parts = [cache.caches if isinstance(cache, CacheList) else [cache] for cache in caches]
+    return all(isinstance(each, (KVCache, RotatingKVCache)) for part in parts for each in part)
 
 
 def work(lengths: list[int], max_tokens: int) -> int:
