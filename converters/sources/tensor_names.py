@@ -142,7 +142,8 @@ def _unwrapped(model: _Model, weights: Weights) -> Weights:
 
 def _with_base(model: _Model, weights: Weights) -> Weights:
     """The tensors of a model that was saved without its head, as part of one that has one."""
-    if EMBEDDING not in weights or BASE + EMBEDDING not in model.names:
+    based = any(f".{name}".endswith(f".{BASE}{EMBEDDING}") for name in model.names)
+    if EMBEDDING not in weights or not based:
         return weights
     return {name if name in model.names else BASE + name: array for name, array in weights.items()}
 

@@ -170,7 +170,7 @@ def _experts(table: Table, reader: ModelClass) -> list[str]:
             "mlx-lm lets the weights of Jamba's chosen experts add up to 1, transformers takes "
             "them as they are: its expert layers count for more"
         ]
-    sums = any(table.get(key) for key in SUMS)
+    sums = any(table.get(key, reader.defaults.get(key)) for key in SUMS)
     alone = any(table.get(key) == 1 for key in EXPERTS_CHOSEN)
     if reader.name in ONE_EXPERT_WEIGHS and sums and alone:
         return [

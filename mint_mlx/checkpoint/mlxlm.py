@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -39,11 +38,11 @@ from ..base.hf_config import text_config
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
 from ..converters.sources.restore import drop_unused
 from ..converters.sources.sanitize import wrap_sanitize
+from .build_failure import why_not_built
 from .class_towers import without_towers
 from .config_keys import adapt
-from .model_classes import text_class
 from .stored_dtype import with_stored_dtype
-from .tied_head import drop_copy, with_own_head
+from .tied_head import drop_copy, with_copy, with_own_head
 from .tokenizer import first_line
 
 # The exceptions with which mlx-lm fails on a config and tensors that don't fit together. Both come
@@ -60,10 +59,6 @@ _BUILD_ERRORS = (
     NameError,
     AssertionError,
 )
-# What names of tensors hold that an adapter was saved in, by itself or around the model's own.
-ADAPTED = ("lora_", "modules_to_save", "original_module", "base_layer")
-# What mlx says of an embedding of another number of rows.
-RESIZED = re.compile(r".*shape \(\d+, (\d+)\) .*shape \((\d+), \1\) .*\.?embed_tokens\.")
 
 
 def check_model(config: dict[str, Any]) -> None:
@@ -149,57 +144,8 @@ def build_model(
             config = with_stored_dtype(adapt(load_config(folder)), headers)
             model, _ = load_model(folder, lazy=True, model_config=config, get_model_classes=classes)
     except _BUILD_ERRORS as error:
-        raise MintError(_why_not_built(folder.name, config, error)) from error
+        raise MintError(why_not_built(folder.name, config, error)) from error
     return model
-
-
-def _why_not_built(name: str, config: dict[str, Any], error: BaseException) -> str:
-    """Why mlx-lm fails on a checkpoint, and what to look at, where tensors are missing."""
-    reader = text_class(config)
-    lacking = reader.required - text_config(config).keys() if reader else set()
-    if reader and lacking and isinstance(error, TypeError):
-        return (
-            f"mlx-lm cannot build a model from {name}: config.json lacks "
-            f"{', '.join(sorted(lacking))}, which the class {reader.name} needs: update mlx-lm and "
-            "mint-mlx, or give the model as it was released"
-        )
-
-    # sanitize fails with the name of a tensor that it looks for, load_weights with a count.
-    if isinstance(error, KeyError) and error.args == ("lm_head",):
-        return (
-            f"{name} has no head but its embedding, and mlx-lm's class for "
-            f"{config.get('model_type')!r} wants one of its own"
-        )
-    reason = first_line(error)
-    lost = isinstance(error, KeyError) and "." in str(error)
-    if lost:
-        reason = f"Missing {error.args[0]}"
-    if not reason.endswith(".."):
-        reason = reason.removesuffix(".")
-    text = f"mlx-lm cannot build a model from {name}: {reason}"
-    if reason.startswith("Missing "):
-        return f"{text} (is the checkpoint complete, and does its config.json belong to it?)"
-    if str(error).startswith("Received "):
-        why = "its config.json is of another model, or the class of mlx-lm knows no such tensors"
-        if any(part in str(error) for part in ADAPTED):
-            why = "an adapter was saved with the model: merge it first"
-        return f"{text} ({why})"
-    if rows := RESIZED.match(str(error)):
-        return f"{text}: set vocab_size to {rows[2]} in config.json, if tokens were added or taken"
-    if str(error).startswith("Expected shape"):
-        return f"{text}: its config.json is of another model, give both as they were released"
-
-    empty = sorted(
-        key
-        for key, value in text_config(config).items()
-        if value is None and reader and reader.defaults.get(key) is not None
-    )
-    if empty and isinstance(error, (TypeError, AttributeError, ValueError)):
-        return (
-            f"mlx-lm cannot build a model from {name}: config.json says null for "
-            f"{', '.join(empty)}: leave the keys out, or give their values"
-        )
-    return f"{text} (check the values of its config.json)"
 
 
 def _prepared(model_class: type, config: dict[str, Any]) -> type:
@@ -212,7 +158,8 @@ def _prepared(model_class: type, config: dict[str, Any]) -> type:
     ) -> dict[str, Any]:
         renamed = rename(model, config, drop_copy(model, config, weights))
         folded = fold_multipliers(config, drop_unused(model, renamed))
-        return without_towers(model, stock(folded))
+        sanitized = without_towers(model, stock(folded))
+        return with_copy(model, config, sanitized)  # some classes drop the head in sanitize
 
     return wrap_sanitize(model_class, prepare)
 
@@ -349,8 +296,23 @@ def bare_model(config: dict[str, Any]) -> Any:
             # Some classes write into the tables that they read.
             return model_class(args_class.from_dict(deepcopy(config)))
     except _BUILD_ERRORS as error:
-        text = _why_not_built("this config.json", config, error)
+        text = why_not_built("this config.json", config, error)
         raise MintError(text) from error
+
+
+def check_runs(config: dict[str, Any]) -> None:
+    """Refuse a model that mlx-lm builds and then fails on at the first token.
+
+    No number is computed. What needs Metal passes: it is converted for a Mac.
+
+    Raises:
+        MintError: with mlx-lm's words.
+    """
+    try:
+        two_token_cache(config)
+    except MintError as error:
+        if str(error) != FOR_METAL:
+            raise
 
 
 def two_token_cache(config: dict[str, Any], kv_bits: int | None = None) -> list[Any]:
@@ -379,8 +341,8 @@ def two_token_cache(config: dict[str, Any], kv_bits: int | None = None) -> list[
         if NO_METAL in str(error):
             raise MintError(FOR_METAL) from error
         raise MintError(
-            f"mlx-lm cannot run this model to measure its cache ({first_line(error)}): check that "
-            "its config.json belongs to it"
+            f"mlx-lm cannot run this model ({first_line(error)}): check the values of its "
+            "config.json, or wait for a version of mlx-lm that can"
         ) from error
     if kv_bits is None:
         return caches

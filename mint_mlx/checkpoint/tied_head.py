@@ -143,6 +143,22 @@ def drop_copy(
     return kept | dict(zip(embeddings, copies.values(), strict=True)) if only_copy else kept
 
 
+def with_copy(
+    model: Any, config: dict[str, Any], weights: dict[str, mx.array]
+) -> dict[str, mx.array]:
+    """A checkpoint's tensors with the embedding as head, for a class that always has one.
+
+    transformers ties any family's head; some classes of mlx-lm don't read that their config does.
+    """
+    if "quantization" in config or _says(config) is not True or _holds_head(weights):
+        return weights
+    embeddings = [name for name in weights if EMBEDDING.fullmatch(name)]
+    heads = [name for name in _parameters(model) if HEAD.fullmatch(name)]
+    if len(embeddings) != 1 or len(heads) != 1:
+        return weights
+    return weights | {heads[0]: weights[embeddings[0]]}
+
+
 def _stated(config: dict[str, Any]) -> list[bool]:
     """What the tables of a config say, the outer one first; nothing of a table that is silent."""
     tables = config_tables(config)

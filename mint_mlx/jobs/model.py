@@ -16,7 +16,7 @@ from ..checkpoint.config_file import read_config
 from ..checkpoint.config_keys import is_flattened
 from ..checkpoint.known_differences import known_differences
 from ..checkpoint.layers import Inventory, list_layers
-from ..checkpoint.mlxlm import bare_model
+from ..checkpoint.mlxlm import bare_model, check_runs
 from ..checkpoint.mtp_codes import IN_8_BITS, with_coded_head
 from ..checkpoint.source import (
     Source,
@@ -77,6 +77,7 @@ def prepare(
     source = read_as(load_source(model, weights=weights), keep_nvfp4, dtype)
     chosen = find_recipe(recipe, source.config)
     inventory = list_layers(open_model(source), source.config)
+    check_runs(source.config)
     unused = find_unused(source.headers.values(), source.config, inventory)
     if parts == "all":
         _check_towers(source, unused)

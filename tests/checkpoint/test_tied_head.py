@@ -119,6 +119,21 @@ def test_a_class_without_a_head_refuses_another_one(tmp_path: Path) -> None:
         load_source(str(folder))
 
 
+@pytest.mark.parametrize("family", ["glm4_moe", "gpt_oss"])
+def test_a_class_that_always_has_a_head_gets_the_embedding(family: str, tmp_path: Path) -> None:
+    folder = write_family(tmp_path / "moe", family)
+    edit_weights(folder, lambda w: {k: a for k, a in w.items() if k != HEAD})
+    with pytest.raises(MintError, match=r"Missing 1 parameters: lm_head.weight"):
+        open_model(load_source(str(folder)))
+
+    edit_config(folder, tie_word_embeddings=True)
+    result = convert(str(folder), uniform="keep", out=tmp_path / "out", smoke=False)
+    written = mx.load(str(result.path / "model.safetensors"))
+    stored = mx.load(str(folder / "model.safetensors"))
+    assert mx.array_equal(written[HEAD], stored[EMBEDDING])
+    assert mx.array_equal(written[EMBEDDING], stored[EMBEDDING])
+
+
 def test_a_class_that_wants_a_head_refuses_a_tied_model(tmp_path: Path) -> None:
     folder = write_family(tmp_path / "moe", "qwen3_vl_moe")
     edit_weights(folder, lambda w: {k: a for k, a in w.items() if "lm_head" not in k})

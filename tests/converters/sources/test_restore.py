@@ -188,7 +188,12 @@ def _mistral4() -> Model:
         "qk_rope_head_dim": 16,
         "qk_nope_head_dim": 16,
         "v_head_dim": 32,
-        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "rope_parameters": {
+            "rope_theta": 10000.0,
+            "rope_type": "default",
+            "llama_4_scaling_beta": 0.0,
+            "original_max_position_embeddings": 512,
+        },
         "torch_dtype": "bfloat16",
     }
     return config, shapes
