@@ -63,7 +63,11 @@ def why_not_built(name: str, config: dict[str, Any], error: BaseException) -> st
             f"mlx-lm's class {reader.name} runs no model without a layer of {kind[1]}, and "
             f"{name} has none: wait for a version of mlx-lm that does"
         )
-    return f"{text}: {reason}{_values(config, reader, error)}"
+    if empty := _empty(config, reader, error):
+        return (
+            f"{text}: config.json says null for {empty}: leave the keys out, or give their values"
+        )
+    return f"{text}: {reason} (check the values of its config.json)"
 
 
 def _tensors(reason: str, names: str, config: dict[str, Any]) -> str | None:
@@ -85,14 +89,9 @@ def _tensors(reason: str, names: str, config: dict[str, Any]) -> str | None:
     return "its config.json is of another model, or the class of mlx-lm knows no such tensors"
 
 
-def _values(config: dict[str, Any], reader: ModelClass | None, error: BaseException) -> str:
-    """What to do about the values of a config.json, as the end of a sentence."""
-    empty = sorted(
-        key
-        for key, value in text_config(config).items()
-        if value is None and reader and reader.defaults.get(key) is not None
-    )
-    if empty and isinstance(error, (TypeError, AttributeError, ValueError)):
-        keys = ", ".join(empty)
-        return f": config.json says null for {keys}: leave the keys out, or give their values"
-    return " (check the values of its config.json)"
+def _empty(config: dict[str, Any], reader: ModelClass | None, error: BaseException) -> str:
+    """The keys without a value for which the class has one, if they can be the reason."""
+    if reader is None or not isinstance(error, (TypeError, AttributeError, ValueError)):
+        return ""
+    empty = [key for key, value in text_config(config).items() if value is None]
+    return ", ".join(sorted(key for key in empty if reader.defaults.get(key) is not None))
