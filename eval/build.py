@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base import schema
-from ..base.checksum import Damaged, if_sound, read_checked, with_checksum
+from ..base.checksum import Damaged, if_sound, of_files, read_checked, warn, with_checksum
 from ..base.errors import MintError, explain
 from ..base.files import MARK, MARK_FILE, exclusive, write_text
 from ..base.folders import UNMARKED
@@ -100,14 +100,16 @@ def build(task: Task, cache_folder: Path, report: Report) -> Built:
     wait = f"wait for another run that builds {task.method}"
     with exclusive(folder, lambda: report.stage(wait)):
         note = if_sound(folder / MADE, _read_note)
-        if note is None and checkpoint.is_dir():
-            # It has this name, so it is whole, though the note beside it is damaged.
-            note = {"seconds": 0.0, "reason": None}
-        if note is None or not (checkpoint.is_dir() or note.get("reason")):
+        if note is not None and checkpoint.is_dir():
+            report.stage(f"check {task.method}, which the cache holds")
+            if of_files(checkpoint) != note["files"]:
+                warn(f"{checkpoint} is damaged: it is built anew")
+                note = None
+        if note is None or not (checkpoint.is_dir() or note["reason"]):
             report.stage(f"build {task.method} ({task.about})")
             note = _build_new(task, task.build, folder)
 
-    if note.get("reason"):
+    if note["reason"]:
         return Built(task, None, folder, task.size, note["seconds"], note["reason"])
     packed = packed_bytes(checkpoint)
     size = stored_bytes(checkpoint) if packed is None else packed
@@ -120,7 +122,8 @@ def _build_new(task: Task, write: Callable[[Path], Any], folder: Path) -> dict[s
     Raises:
         Stranger: the folder holds something that isn't ours.
     """
-    if task.foreign and folder.is_dir():  # ours goes on from what an interrupted run wrote
+    # Ours goes on from what an interrupted run wrote; what is damaged goes, with its scores.
+    if folder.is_dir() and (task.foreign or (folder / "checkpoint").exists()):
         remove_folder(folder, BUILT)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / MARK_FILE, MARK)
@@ -144,7 +147,8 @@ def _build_new(task: Task, write: Callable[[Path], Any], folder: Path) -> dict[s
 
     if reason is not None:
         discard(unfinished, UNMARKED)
-    note = {"seconds": time.monotonic() - started, "reason": reason}
+    files = {} if reason is not None else of_files(unfinished)
+    note = {"seconds": time.monotonic() - started, "reason": reason, "files": files}
     if lasts:
         write_text(folder / MADE, with_checksum(json.dumps(note)))
     if reason is None:  # after the note, without which nobody knows how long it took
@@ -153,16 +157,17 @@ def _build_new(task: Task, write: Callable[[Path], Any], folder: Path) -> dict[s
 
 
 def _read_note(path: Path) -> dict[str, Any]:
-    """The note beside a checkpoint: `seconds` that it took, and the `reason` why there is none.
+    """The note beside a checkpoint: `seconds` that it took, the checksums of its `files`, and the
+    `reason` why there is none.
 
     Raises:
         Damaged: it isn't one.
     """
     try:
-        note = read_checked(path, old='{"seconds": ')
+        note = read_checked(path)
         schema.number(note["seconds"], 0)
         schema.optional_text(note["reason"])
-        return {"seconds": note["seconds"], "reason": note["reason"]}
+        return {key: note[key] for key in ("seconds", "reason", "files")}
     except (KeyError, TypeError, ValueError):
         raise Damaged(f"{path} is damaged") from None
 

@@ -19,6 +19,7 @@ from .errors import MintError, UsageError
 
 KEY = "checksum"
 MAX_TEXT = 400_000_000  # bytes; a profile of a thousand billion weights has a tenth of that
+CHUNK = 1 << 24  # bytes read at once
 _SEAL = re.compile(r'\{"checksum": "([0-9a-f]{32})", ')
 T = TypeVar("T")
 
@@ -34,6 +35,20 @@ class Damaged(MintError):
 def hexdigest(data: bytes) -> str:
     """The checksum of some bytes: 128 bits of BLAKE2b."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def of_files(folder: Path) -> dict[str, str]:
+    """The checksum of each file of a folder by its name, without those of subfolders."""
+    sums = {}
+    for path in sorted(folder.iterdir()):
+        if not path.is_file():
+            continue
+        digest = hashlib.blake2b(digest_size=16)
+        with path.open("rb") as file:
+            while data := file.read(CHUNK):
+                digest.update(data)
+        sums[path.name] = digest.hexdigest()
+    return sums
 
 
 def with_checksum(text: str) -> str:

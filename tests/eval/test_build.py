@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import Maker, llama
 from scoring import by_method
 
+from mint_mlx.base.checksum import DamagedFile
 from mint_mlx.base.errors import MintError
 from mint_mlx.converters.output import write
 from mint_mlx.converters.output.shard_writer import Writer
@@ -65,15 +69,53 @@ def test_what_was_interrupted_goes_on(
     assert sorted(written) == sorted([*set(written), written[4]])
 
 
-def test_a_checkpoint_without_its_note_is_taken(
-    make: Maker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+def flip(checkpoint: Path) -> None:
+    file = checkpoint / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1000] ^= 0xFF
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip,
+        lambda checkpoint: (checkpoint / "model.safetensors").unlink(),
+        lambda checkpoint: (checkpoint / "config.json").unlink(),
+        lambda checkpoint: (checkpoint.parent / "made.json").unlink(),
+        lambda checkpoint: (checkpoint.parent / "made.json").write_text("{"),
+    ],
+    ids=["flipped", "no weights", "no config", "no note", "damaged note"],
+)
+def test_a_damaged_checkpoint_is_built_anew(
+    damage: Callable[[Path], Any],
+    make: Maker,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    folder = str(make(llama(1)))
+    first = compare(folder, ["5bpw"], ["nmse"], settings=settings, speed=False)
+    (checkpoint,) = cache.cache_dir().rglob("checkpoint")
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "put", lambda *_: pytest.fail("it was written anew"))
+        compare(folder, ["5bpw"], ["nmse"], settings=settings, speed=False)
+
+    damage(checkpoint)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DamagedFile)
+        second = compare(folder, ["5bpw"], ["nmse"], settings=settings, speed=False)
+    assert {k: second.rows[0][k] for k in ("kl", "bytes")} == {
+        k: first.rows[0][k] for k in ("kl", "bytes")
+    }
+    assert (checkpoint / "model.safetensors").is_file()
+
+
+def test_one_that_was_finished_and_not_yet_named_is_taken(make: Maker, settings: Settings) -> None:
     """The run ended between the two."""
     folder = str(make(llama(1)))
     first = compare(folder, ["5bpw"], ["nmse"], settings=settings, speed=False)
-    for note in cache.cache_dir().rglob("made.json"):
-        note.unlink()
-    monkeypatch.setattr(Writer, "put", lambda *_: pytest.fail("it was written anew"))
+    (checkpoint,) = cache.cache_dir().rglob("checkpoint")
+    checkpoint.rename(checkpoint.with_name("unfinished"))
     second = compare(folder, ["5bpw"], ["nmse"], settings=settings, speed=False)
     assert second.rows[0]["kl"] == first.rows[0]["kl"]
 
