@@ -18,7 +18,7 @@ from ..base.report import Report, Silent
 from ..base.safetensors_header import stated_format
 from ..checkpoint.known_differences import known_differences
 from ..checkpoint.layers import list_layers
-from ..checkpoint.source import Source, brought_keys, load_source, open_model
+from ..checkpoint.source import Source, brought_keys, check_unchanged, load_source, open_model
 from ..checkpoint.tokenizer import encode, load_tokenizer
 from ..checkpoint.towers import find_unused
 from ..jobs.model import other_model
@@ -219,6 +219,7 @@ def score_model(
         runner = load_shared(source.path)
     started = time.monotonic()
     scores = _score_all(source, runner, text, reference, settings, report)
+    check_unchanged(source)
     seconds = time.monotonic() - started
 
     about = reference.about if reference is not None else None

@@ -17,9 +17,10 @@ import numpy as np
 from ...allocation.artifacts import PROFILE_FILE, SENSITIVITY_FILE
 from ...allocation.plan_file import plan_text
 from ...base.distributed import ranks
+from ...base.errors import MintError
 from ...base.files import LOCK, PLAN_FILE
-from ...base.folders import JOURNALS, SCRATCH_FILES, UNMARKED
-from ...base.remove import UNFINISHED, remove_file
+from ...base.folders import JOURNALS, SCRATCH_FILES, UNMARKED, WORK
+from ...base.remove import UNFINISHED, discard, remove_file
 from ...base.scratch import scratch_folder
 from ...base.side_files import matches
 from ...base.targets import check_space, put_in_place
@@ -90,7 +91,11 @@ def write(conversion: Conversion) -> str | None:
             choice = conversion.plan.choice
             sentence = write_sentence(work, conversion.inventory, choice, conversion.report)
 
-        check_unchanged(conversion.source)
+        try:
+            check_unchanged(conversion.source)
+        except MintError:
+            discard(work, WORK)  # nobody knows which layers are of the files as they were
+            raise
         _put_in_place(conversion)
         group.wait()
     return sentence

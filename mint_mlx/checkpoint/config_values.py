@@ -7,6 +7,7 @@ model is run. Here the key is named.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from ..base.errors import MintError
@@ -44,6 +45,7 @@ def check_values(config: Table) -> None:
         MintError: naming the key, its value and what was expected.
     """
     for table in config_tables(config):
+        _check_numbers(table)
         for key in TABLES:
             if table.get(key) and not isinstance(table[key], dict):
                 raise _refusal(key, table[key], "a table")
@@ -59,6 +61,16 @@ def check_values(config: Table) -> None:
     _check_layer_types(table)
     _check_positions(table)
     _check_experts(table)
+
+
+def _check_numbers(table: Table) -> None:
+    """Refuse NaN, which Python's JSON knows and no model computes with."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            _check_numbers(value)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, float) and math.isnan(item):
+                raise _refusal(key, value, "a number")
 
 
 def _is_count(value: Any) -> bool:

@@ -32,9 +32,9 @@ def generate_sentence(folder: Path, report: Report, max_tokens: int = SENTENCE) 
         The text; '' where the model has parts that mlx-lm runs on Metal only, and there is none.
 
     Raises:
-        MintError: it loads but doesn't generate.
+        MintError: it loads but doesn't generate, or computes no numbers.
     """
-    from mlx_lm import generate, load
+    from mlx_lm import load, stream_generate
 
     try:
         model, tokenizer = load(str(folder))
@@ -49,8 +49,16 @@ def generate_sentence(folder: Path, report: Report, max_tokens: int = SENTENCE) 
 
     # The forward pass is mlx-lm's, on values of the user's config.json: these are the exceptions
     # with which it fails on bad ones.
+    text = ""
     try:
-        text: str = generate(model, tokenizer, prompt=prompt, max_tokens=max_tokens, verbose=False)
+        for response in stream_generate(model, tokenizer, prompt, max_tokens=max_tokens):
+            if mx.isnan(response.logprobs).any():
+                raise MintError(
+                    "the result computes no numbers (NaN): the source's weights or config.json are "
+                    "damaged, or this machine's arithmetic overflows: look at the source's own "
+                    "text with mlx_lm.generate, or give --no-smoke to keep the result all the same"
+                )
+            text += response.text
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         if NO_METAL in str(error) or ON_GPU_ONLY in str(error):
             return ""

@@ -18,6 +18,7 @@ from typing import Any
 from ..base.errors import MintError, NeedsWeights, naming
 from ..base.hf_config import with_stated_dtype
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
+from ..base.side_files import TOKENIZER, matches
 from ..base.targets import check_name
 from ..converters.sources.gguf import original_repo
 from ..converters.sources.layouts import check_tensors
@@ -48,8 +49,8 @@ class Source:
             samples of every tensor.
         weight_bytes: bytes of all shards.
         has_weights: whether the shards are on this machine, not only their headers.
-        stamp: hash of the shards' sizes, times of change and places on the disk; '' where they
-            aren't on this machine.
+        stamp: hash of the sizes, times of change and places on the disk of shards, config.json and
+            tokenizer; '' where the shards aren't on this machine.
         sampled: whether `content` is of samples only, so that a small change may be missed.
         headers: of all shards, by file.
         keep_nvfp4: leave experts of NVFP4 packed where mlx-lm's class can.
@@ -227,13 +228,19 @@ def _from_folder(folder: Path, name: str, revision: str | None) -> Source:
 
 
 def _stamp(folder: Path, headers: Iterable[str]) -> str:
-    """A hash of shards' sizes, times of change and places on the disk."""
-    stats = {file: (folder / file).stat() for file in sorted(headers)}
+    """A hash of the sizes, times of change and places on the disk of all that the model is read
+    from: shards, config.json and the tokenizer."""
+    texts = [
+        path.name
+        for path in folder.iterdir()
+        if path.is_file() and matches(path.name, ("config.json", *TOKENIZER))
+    ]
+    stats = {file: (folder / file).stat() for file in sorted([*headers, *texts])}
     return _digest([[file, s.st_size, s.st_mtime_ns, s.st_ino] for file, s in stats.items()])
 
 
 def check_unchanged(source: Source) -> None:
-    """Refuse what was made from a source whose shards have changed since it was opened.
+    """Refuse what was made from a source whose files have changed since it was opened.
 
     Raises:
         MintError: they have.
@@ -244,7 +251,7 @@ def check_unchanged(source: Source) -> None:
         same = False
     if not same:
         raise MintError(
-            f"the weights of {source.name} have changed while they were read: run the same command "
+            f"the files of {source.name} have changed while they were read: run the same command "
             "again once nothing writes to them"
         )
 

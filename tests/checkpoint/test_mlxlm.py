@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
-from helpers import Maker, qwen3_moe
+from helpers import Maker, edit_weights, llama, qwen3_moe
 from released import RELEASED
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.checkpoint import mlxlm
 from mint_mlx.jobs.convert import convert
+
+NORM = "model.layers.0.input_layernorm.weight"
 
 
 def test_a_result_that_cannot_generate_gets_no_name(
@@ -22,7 +25,7 @@ def test_a_result_that_cannot_generate_gets_no_name(
     def fail(*args: Any, **kwargs: Any) -> str:
         raise TypeError("unsupported operand")
 
-    monkeypatch.setattr(mlx_lm, "generate", fail)
+    monkeypatch.setattr(mlx_lm, "stream_generate", fail)
     with pytest.raises(MintError, match="cannot generate"):
         convert(str(make(qwen3_moe(1))), "5bpw", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -33,6 +36,14 @@ def test_a_result_that_stock_mlx_lm_cannot_load_gets_no_name(make: Maker, tmp_pa
     (folder / "generation_config.json").write_text('{"eos_token_id": 2.0}')
     with pytest.raises(MintError, match=r"cannot load the result .* eos_token_id"):
         convert(str(folder), "5bpw", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_result_that_computes_no_numbers_gets_no_name(make: Maker, tmp_path: Path) -> None:
+    folder = make(llama(1))
+    edit_weights(folder, lambda w: w | {NORM: mx.full(w[NORM].shape, 3e38, dtype=mx.bfloat16)})
+    with pytest.raises(MintError, match=r"computes no numbers \(NaN\): the source's weights"):
+        convert(str(folder), uniform="4bit-g32", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

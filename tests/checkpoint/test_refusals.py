@@ -7,6 +7,7 @@ the lines that the tests of these rooms run; what is here was left.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,11 @@ CASES: dict[str, tuple[Change, str]] = {
         says(vocab_size=90),
         r".*Expected shape \(90, 128\) but received shape \(96, 128\).* set vocab_size to 96 in "
         r"config\.json, if tokens were added or taken",
+    ),
+    "a number that is none": (
+        says(rms_norm_eps=math.nan),
+        r"config\.json says rms_norm_eps is NaN, which is not a number: download it again, or "
+        "correct it",
     ),
     "null where the class needs a value": (
         says(num_key_value_heads=None, rms_norm_eps=None),
