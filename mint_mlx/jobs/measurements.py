@@ -273,6 +273,7 @@ def get_profile(
     cached = known_profile(job, sample)
     if all(ranks().gather(cached is not None)) and cached is not None:
         resume.clear_surplus(cache.profile_path(job.source, candidates, sample))
+        _tell_zeros(cached, report)
         return cached
 
     # A profile in the cache would hide from the next run what was allowed in this one.
@@ -289,7 +290,19 @@ def get_profile(
         with cache.report_write_errors("profile", report):
             save_profile(measured, place)
             resume.clear(place)
+    _tell_zeros(measured, report)
     return measured
+
+
+def _tell_zeros(profile: Profile, report: Report) -> None:
+    """Say which layers hold zeros alone, as those that a download has not reached yet do."""
+    empty = [path for path, curve in profile.curves.items() if not curve.energy.any()]
+    if empty:
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        report.note(
+            f"nothing but zeros in {empty[0]}{more} of {len(profile.curves)} layers: look whether "
+            f"the download or copy of {profile.origin.source} is complete"
+        )
 
 
 def known_profile(job: Job, sample: Sample | None = None) -> Profile | None:

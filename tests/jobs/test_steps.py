@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
-from helpers import Cli, Maker, llama, qwen3_moe
+from helpers import Cli, Maker, Notes, Weights, edit_weights, llama, qwen3_moe
 
 from mint_mlx.base.errors import MintError
-from mint_mlx.jobs import convert, steps
+from mint_mlx.jobs import convert, measurements, steps
+from mint_mlx.jobs.model import prepare
 from mint_mlx.measure.sensitivity_file import load_sensitivity
 from mint_mlx.rules import efforts
 
@@ -71,6 +74,23 @@ def test_a_damaged_profile_is_made_anew_and_nothing_else_is_replaced(
     with pytest.raises(MintError, match="--force"):
         steps.allocate(file, "6bpw", plan)
     steps.allocate(file, "6bpw", plan, force=True)
+
+
+def test_layers_of_zeros_are_told(make: Maker) -> None:
+    folder = make(llama(2))
+    notes = Notes()
+    measurements.get_profile(prepare(str(folder)), notes)
+    assert not any("zeros" in said for said in notes.said)
+
+    def empty(weights: Weights) -> Weights:
+        late = [name for name in weights if "layers.1." in name and "proj" in name]
+        return weights | {name: mx.zeros_like(weights[name]) for name in late}
+
+    edit_weights(folder, empty)
+    for _ in range(2):  # also from the cache
+        notes = Notes()
+        measurements.get_profile(prepare(str(folder)), notes)
+        assert any(re.match(r"nothing but zeros in \S+ and 6 more of 16", n) for n in notes.said)
 
 
 def test_a_profile_carries_its_recipe(make: Maker, tmp_path: Path) -> None:
