@@ -108,7 +108,7 @@ def forward(
         The blocks with their arguments, but for the hidden states; and the last block's output.
 
     Raises:
-        MintError: the hidden states don't fit on the disk.
+        MintError: the hidden states don't fit on the disk, or aren't finite.
     """
     depth = len(runner.blocks)
     steps = []
@@ -118,6 +118,8 @@ def forward(
         runner, tokens, batch, known=lambda i: pass_state.read_hidden(folder, i + 1, tokens.shape)
     ):
         progress(f"block {step.index} forward", step.index, 2 * depth)
+        if not mx.isfinite(out).all():
+            raise _not_finite(f"block {step.index}")
 
         # All hidden states are as large as the first: a full disk is known before the work.
         if step.index == 0:
@@ -183,6 +185,11 @@ def backward(
             progress(f"block {step.index} back", 2 * depth - step.index - 1, 2 * depth)
             if step.index not in contributions:
                 hidden = pass_state.read_hidden(folder, step.index, tokens.shape)
+                if hidden is None:
+                    raise MintError(
+                        f"what block {step.index} reads has vanished from {folder}, or is damaged: "
+                        "run the same command again, with TMPDIR set to a folder that nothing clears"
+                    )
                 yield replace(step.with_input(hidden), block=runner.blocks[step.index])
 
     for step, above, below in backward_blocks(
@@ -296,11 +303,15 @@ def _check_finite(trace: dict[str, np.ndarray]) -> None:
     """Refuse a trace that overflows (a MintError)."""
     broken = next((path for path, cost in trace.items() if not np.isfinite(cost).all()), None)
     if broken is not None:
-        raise MintError(
-            f"activations or gradients are not finite (at {broken}, among others): they overflow, "
-            "or a weight is damaged, which `mint-mlx profile` would name; `convert --effort fast` "
-            "runs no model"
-        )
+        raise _not_finite(broken)
+
+
+def _not_finite(place: str) -> MintError:
+    return MintError(
+        f"activations or gradients are not finite (at {place}, among others): they overflow, or a "
+        "number in the weights or in config.json is damaged; `mint-mlx profile` names weights that "
+        "are no numbers, and `convert --effort fast` runs no model"
+    )
 
 
 def _metric(grad: mx.array) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from helpers import HIDDEN, TOKENS, Cli, Maker, llama, qwen3_moe
+from helpers import HIDDEN, TOKENS, Cli, Maker, edit_weights, llama, qwen3_moe
 
 from mint_mlx.base.errors import MintError
 from mint_mlx.jobs.model import prepare
@@ -132,3 +132,31 @@ def test_spills_go_where_they_are_told_to(
     assert cli(*command).code == 0
     assert set(seen) == {spills}
     assert not list(spills.iterdir())
+
+
+def test_what_overflows_is_refused_where_it_does(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = make(llama(3))
+    large = "model.layers.1.input_layernorm.weight"
+    edit_weights(folder, lambda w: w | {large: mx.full(w[large].shape, 3e38, dtype=mx.bfloat16)})
+    job = prepare(str(folder))
+    for _ in range(2):
+        with pytest.raises(MintError, match="not finite .at block 1, among others.: they overflow"):
+            measure(job.source, job.inventory, Text(TOKENS, "r"), key="k")
+    assert not list(tmp_path.glob(f"{pass_state.NAME}*"))
+
+
+def test_a_state_that_vanishes_is_told(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    job = prepare(str(make(llama(2))))
+
+    def vanish(what: str, *_: int) -> None:
+        if what == "block 1 back":
+            next(tmp_path.rglob("hidden-1.safetensors")).unlink()
+
+    with pytest.raises(MintError, match="what block 1 reads has vanished from .* run the same"):
+        measure(job.source, job.inventory, Text(TOKENS, "r"), progress=vanish, key="k")
