@@ -188,7 +188,7 @@ def backward(
                 if hidden is None:
                     raise MintError(
                         f"what block {step.index} reads has vanished from {folder}, or is damaged: "
-                        "run the same command again, with TMPDIR set to a folder that nothing clears"
+                        "run the same command again, with TMPDIR in a place that nothing clears"
                     )
                 yield replace(step.with_input(hidden), block=runner.blocks[step.index])
 

@@ -143,7 +143,7 @@ def test_what_overflows_is_refused_where_it_does(
     edit_weights(folder, lambda w: w | {large: mx.full(w[large].shape, 3e38, dtype=mx.bfloat16)})
     job = prepare(str(folder))
     for _ in range(2):
-        with pytest.raises(MintError, match="not finite .at block 1, among others.: they overflow"):
+        with pytest.raises(MintError, match=r"not finite .at block 1, among others"):
             measure(job.source, job.inventory, Text(TOKENS, "r"), key="k")
     assert not list(tmp_path.glob(f"{pass_state.NAME}*"))
 
@@ -158,5 +158,5 @@ def test_a_state_that_vanishes_is_told(
         if what == "block 1 back":
             next(tmp_path.rglob("hidden-1.safetensors")).unlink()
 
-    with pytest.raises(MintError, match="what block 1 reads has vanished from .* run the same"):
+    with pytest.raises(MintError, match=r"what block 1 reads has vanished from .* run the same"):
         measure(job.source, job.inventory, Text(TOKENS, "r"), progress=vanish, key="k")
