@@ -22,7 +22,7 @@ from ..base.files import write_text
 from ..base.quant_config import QuantConfig
 from ..base.report import Report, Silent
 from ..base.units import Budget, parse_budget
-from ..checkpoint.source import load_source
+from ..checkpoint.source import check_unchanged, load_source
 from ..checkpoint.tokenizer import load_tokenizer
 from ..jobs import measurements
 from ..jobs.model import Job, check_same_model, prepare
@@ -98,11 +98,25 @@ class Bench:
         return cache.cache_dir() / "compare" / name
 
     def build(self, task: Task) -> Built:
-        """Build a checkpoint, or find it in the cache."""
+        """Build a checkpoint, or find it in the cache.
+
+        Raises:
+            MintError: the source has changed since it was opened; what was made of it isn't kept.
+        """
         source = self.job.source
         if source.sampled:
             task = replace(task, key=f"{task.key}|{source.stamp}")
-        return build(task, self.cache_folder, self.report)
+
+        if write := task.build:
+
+            def write_checked(folder: Path) -> None:
+                write(folder)
+                check_unchanged(source)
+
+            task = replace(task, build=write_checked)
+        built = build(task, self.cache_folder, self.report)
+        check_unchanged(source)
+        return built
 
 
 @cache.using("compare")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -134,3 +135,20 @@ def test_a_full_disk_is_no_lasting_reason(
     assert by_method(first.rows)["nmse"]["reason"] == "the disk has 1 B free"
     second = compare(folder, ["5bpw"], ["nmse"], settings=settings, speed=False)
     assert by_method(second.rows)["nmse"]["kl"] > 0
+
+
+def test_what_is_made_of_a_source_that_changes_is_not_kept(
+    make: Maker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(llama(1))
+    put = Writer.put
+
+    def touched(self: Writer, unit: str, tensors: Any) -> None:
+        os.utime(folder / "tokenizer.json", ns=(1, 1))
+        put(self, unit, tensors)
+
+    monkeypatch.setattr(Writer, "put", touched)
+    with pytest.raises(MintError, match="have changed while they were read"):
+        compare(str(folder), ["5bpw"], ["nmse"], settings=settings, speed=False)
+    assert not list(cache.cache_dir().rglob("checkpoint"))
+    assert not list(cache.cache_dir().rglob("made.json"))
