@@ -54,7 +54,7 @@ def check(model: str, source: str, report: Report | None = None) -> dict[str, An
     """
     report = report or Silent()
     candidate, origin = load_source(model), load_source(source)
-    check_same_model(candidate, origin)
+    check_same_model(candidate, origin, report)
     check_read_alike(candidate)
     key = tokenizer_key(load_tokenizer(origin.path))
     check_same_tokenizer(origin.name, key, load_tokenizer(candidate.path))

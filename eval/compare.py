@@ -162,7 +162,7 @@ def compare(
     job = prepare(model)
     check_gguf(job.source, files)
     for other in existing:
-        check_same_model(other, job.source)
+        check_same_model(other, job.source, report)
     peers.refuse_quantized(job)
 
     text, control = cut_text(job.source, settings, report)

@@ -21,7 +21,7 @@ from ..checkpoint.layers import list_layers
 from ..checkpoint.source import Source, brought_keys, check_unchanged, load_source, open_model
 from ..checkpoint.tokenizer import encode, load_tokenizer
 from ..checkpoint.towers import find_unused
-from ..jobs.model import other_model
+from ..jobs.model import other_model, other_weights
 from ..runtime.overflow import overflow
 from ..runtime.runner import Runner, load_shared
 from . import chat, stats
@@ -81,7 +81,7 @@ def evaluate(
         text = [predictions.windows for predictions in reference.predictions]
     else:
         origin = load_source(source)
-        other = other_model(candidate, origin)
+        other = other_model(candidate, origin) or other_weights(candidate, origin)
         if other is not None:
             report.note(f"{other}; the divergence is one between two models")
         key = tokenizer_key(load_tokenizer(origin.path))

@@ -49,12 +49,13 @@ def check_report(checkpoint: str | Path, out: Path | None = None) -> Path:
     return folder
 
 
-def _check_source(folder: Path, source: str) -> None:
+def _check_source(folder: Path, source: str, report: Report) -> None:
     """Refuse a source that isn't there or is of another model, also where nothing needs it.
 
     Args:
         folder: of the checkpoint.
         source: a model, or a file of its predictions.
+        report: is told of a source of other weights.
 
     Raises:
         MintError: saying which.
@@ -64,7 +65,7 @@ def _check_source(folder: Path, source: str) -> None:
         about = load_reference(Path(source).expanduser()).about
         check_same_tokenizer(about.source, about.tokenizer, load_tokenizer(folder))
     else:
-        check_same_model(checkpoint, load_source(source, weights=False))
+        check_same_model(checkpoint, load_source(source, weights=False), report)
 
 
 def make_report(
@@ -94,7 +95,7 @@ def make_report(
     report = report or Silent()
     folder = check_report(checkpoint, out)
     if source is not None:
-        _check_source(folder, source)
+        _check_source(folder, source, report)
     model = None if source is None or source.endswith(".safetensors") else source
     facts = read_facts(folder, model, measure=True, report=report, notes=out)
 

@@ -68,6 +68,11 @@ def generate_sentence(folder: Path, report: Report, max_tokens: int = SENTENCE) 
             "result all the same"
         ) from error
 
+    if not text.strip():
+        report.note(
+            "the result wrote nothing after its prompt: see whether the source writes more with "
+            "mlx_lm.generate"
+        )
     return " ".join(f"{start} {text}".split())
 
 

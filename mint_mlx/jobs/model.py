@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
+from ..allocation.plan_file import read_plan
 from ..base.errors import MintError
-from ..base.files import MTP_PLACES
+from ..base.files import MTP_PLACES, PLAN_FILE
 from ..base.hf_config import HALVES, text_config
 from ..base.one_line import listed
 from ..base.report import Report
@@ -112,8 +114,10 @@ def _check_towers(source: Source, unused: UnusedTensors) -> None:
         )
 
 
-def check_same_model(given: Source, source: Source) -> None:
+def check_same_model(given: Source, source: Source, report: Report) -> None:
     """Refuse a checkpoint of another model than a source, as far as their configs tell.
+
+    That it was made from other weights is told: a fine-tune may be compared with its base.
 
     Raises:
         MintError: naming the key in which they differ.
@@ -121,6 +125,29 @@ def check_same_model(given: Source, source: Source) -> None:
     difference = other_model(given, source)
     if difference is not None:
         raise MintError(difference)
+    if other := other_weights(given, source):
+        report.note(f"{other}; the divergence is one between two models")
+
+
+def other_weights(given: Source, source: Source) -> str | None:
+    """A sentence where a checkpoint's plan was made from other weights than a source's.
+
+    None where it was not, and where nobody knows: there is no plan that can be read, or one of the
+    two comes from the Hub, whose hashes are of another kind than a folder's.
+    """
+    file = given.path / PLAN_FILE
+    origin = None
+    if file.is_file():
+        with suppress(MintError):  # who needs the plan says what is wrong with it
+            origin = read_plan(file).origin
+    if origin is None or origin.matches(source.origin):
+        return None
+    if (origin.revision is None) != (source.revision is None):
+        return None
+    return (
+        f"{given.name} was made from other weights ({origin.source or 'unnamed'}) than those of "
+        f"{source.name}, as its {PLAN_FILE} says"
+    )
 
 
 def other_model(given: Source, source: Source) -> str | None:

@@ -90,7 +90,7 @@ def refine(
     check_twin(twin, keep_twin, no_twin, target)
     _check_refinable(checkpoint, given)
     job = prepare(source)
-    _check_pair(given, job.source)
+    _check_pair(given, job.source, report)
     check_target(target, job.source.path, force)
 
     # Refining works on a copy, which gets its name only if something was gained.
@@ -124,13 +124,13 @@ def _check_refinable(checkpoint: str, given: Source) -> None:
         )
 
 
-def _check_pair(given: Source, source: Source) -> None:
+def _check_pair(given: Source, source: Source, report: Report) -> None:
     """Refuse a source that the checkpoint wasn't made from, as far as their configs tell."""
     if source.fingerprint == given.fingerprint:
         raise MintError(
             f"{given.name} is its own source: give the model that it was made from with --source"
         )
-    check_same_model(given, source)
+    check_same_model(given, source, report)
 
 
 def tokens_needed(steps: int | None) -> int:

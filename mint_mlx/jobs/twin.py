@@ -39,7 +39,7 @@ from ..rules.efforts import EFFORTS
 from ..runtime.device import on_cpu
 from ..runtime.memory import largest_model
 from ..runtime.runner import fits
-from .model import Job, check_same_model
+from .model import Job, other_model
 
 NAME = "twin"  # of its folder within a temporary one
 LARGEST = Decimal("8.5")  # bits per weight: text of finer ones is the source's, but for chance
@@ -140,7 +140,8 @@ def given_twin(name: str, job: Job) -> Source:
         raise MintError(
             f"{name} is the model itself: give a quantized checkpoint of it, or leave --twin out"
         )
-    check_same_model(twin, job.source)
+    if (difference := other_model(twin, job.source)) is not None:
+        raise MintError(difference)
     plan = twin.path / PLAN_FILE
     if plan.is_file() and not (origin := read_plan(plan).origin).matches(job.source.origin):
         raise MintError(

@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from helpers import Maker, edit_weights, llama, qwen3_moe
+from helpers import Maker, Notes, edit_weights, llama, qwen3_moe
 from released import RELEASED
 
 from mint_mlx.base.errors import MintError
@@ -45,6 +45,14 @@ def test_a_result_that_computes_no_numbers_gets_no_name(make: Maker, tmp_path: P
     with pytest.raises(MintError, match=r"computes no numbers \(NaN\): the source's weights"):
         convert(str(folder), uniform="4bit-g32", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_result_that_writes_nothing_is_told(make: Maker, tmp_path: Path) -> None:
+    folder = make(llama(1))
+    edit_weights(folder, lambda w: {name: mx.zeros_like(array) for name, array in w.items()})
+    notes = Notes()
+    convert(str(folder), uniform="4bit-g32", out=tmp_path / "out", report=notes)
+    assert any("wrote nothing after its prompt" in said for said in notes.said)
 
 
 def test_configs_are_adapted_only_while_a_split_model_is_loaded() -> None:
