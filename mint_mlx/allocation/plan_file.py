@@ -179,8 +179,9 @@ def read_plan(path: Path | str) -> Plan:
     source = _check_header(data, file)
     choice, errors = _read_layers(data["layers"], file)
 
-    # What was said of the choice that the file was made with doesn't hold for an edited one.
-    edited = data.get("choice") not in (None, _digest(choice))
+    # What was said of the choice that the file was made with doesn't hold for an edited one, and
+    # without the hash nobody knows.
+    edited = data.get("choice") != _digest(choice)
     figures: dict[str, Any] = {} if edited else data
     stated = data.get("budget_bytes")
     stated = stated if type(stated) is int and 0 < stated < LARGE else None

@@ -267,6 +267,7 @@ def _given_plan(plan: Plan, job: Job, space: SearchSpace, report: Report) -> Pla
             f"{source.name}: its sizes hold, its errors may not; `mint-mlx profile` and `allocate` "
             "make a fresh one"
         )
+        plan = replace(plan, loss=None, gap=None, errors={})
     check_plan(plan, job.inventory, space.ignore_guards)
     total = plan.layout(job.inventory).total
     if plan.first_budget is not None and total > plan.first_budget:

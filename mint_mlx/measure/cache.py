@@ -138,6 +138,10 @@ def cached_sensitivity(
     def read(path: Path) -> Sensitivity:
         sensitivity = load_sensitivity(path)
         check_sensitivity(sensitivity, inventory)
+        rows, length = sensitivity.tokens.shape
+        fits = rows == -(-tokens // length)
+        if not fits or not sensitivity.origin.matches(source.origin):
+            raise Damaged(f"{path} is the sensitivity of another model or text")
         return sensitivity
 
     return if_sound(sensitivity_path(source, tokens, twin), read)

@@ -65,6 +65,13 @@ def test_what_was_said_of_a_plan_does_not_outlive_an_edit(make: Maker, tmp_path:
     assert (read.loss, read.gap, read.budget, read.budget_bytes) == (None,) * 4
     assert read.errors == {}
 
+    # Without the hash nobody knows whether it was edited.
+    unsealed = tmp_path / "u.yaml"
+    lines = [line for line in text.splitlines() if not line.startswith("choice:")]
+    unsealed.write_text("\n".join(lines))
+    assert read_plan(unsealed).edited
+    assert (read_plan(unsealed).loss, read_plan(unsealed).budget) == (None, None)
+
     # Carried out, it has the errors of what it says now, and no loss.
     result = convert.convert(folder, plan=plan, out=tmp_path / "edited", smoke=False)
     assert summary(result)["loss"] is None

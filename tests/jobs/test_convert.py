@@ -15,7 +15,9 @@ from helpers import Maker, Notes, edit_config, llama, mixtral, qwen3_moe, spoil_
 from mlx_lm import convert as mlx_lm_convert
 from mlx_lm import load
 
+from mint_mlx.allocation.plan_file import read_plan
 from mint_mlx.base.errors import MintError
+from mint_mlx.checkpoint.source import load_source
 from mint_mlx.converters.output.replace_tensors import replace_tensors
 from mint_mlx.converters.output.shard_writer import Writer
 from mint_mlx.converters.quantizers import distil
@@ -99,8 +101,11 @@ def test_a_plan_from_another_model_names_the_model_that_was_converted(
     convert(folder, "5bpw", tmp_path / "a", smoke=False)
     text = (tmp_path / "a" / "mint-plan.yaml").read_text()
     plan = tmp_path / "plan.yaml"
-    plan.write_text(text.replace("name: model", "name: Qwen/Other"))
-    convert(folder, plan=str(plan), out=tmp_path / "b", smoke=False)
+    content = load_source(folder).origin.content
+    plan.write_text(text.replace("name: model", "name: Qwen/Other").replace(content, "0" * 16))
+    result = convert(folder, plan=str(plan), out=tmp_path / "b", smoke=False)
+    assert (result.plan.loss, result.plan.gap, result.plan.errors) == (None, None, {})
+    assert read_plan(tmp_path / "b" / "mint-plan.yaml").loss is None
     assert "Qwen/Other" not in (tmp_path / "b" / "README.md").read_text()
     assert "Qwen/Other" not in (tmp_path / "b" / "mint-plan.yaml").read_text()
 
