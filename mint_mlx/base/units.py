@@ -65,10 +65,11 @@ def parse_budget(text: str) -> Budget:
     if match["unit"].lower() in ("bpw", "bits"):
         return Budget(text, bits_per_weight=number)
 
-    size = number * _unit_bytes(match["unit"], text)
-    if size != int(size):
+    unit = _unit_bytes(match["unit"], text)
+    size = int(number * unit)  # 17.3GiB is no whole number of bytes
+    if size == 0 or (unit == 1 and size != number):
         raise UsageError(f"the budget {text!r} is not a whole number of bytes: {EXAMPLES}")
-    return Budget(text, bytes=int(size))
+    return Budget(text, bytes=size)
 
 
 def _unit_bytes(unit: str, text: str) -> int:

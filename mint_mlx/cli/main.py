@@ -73,7 +73,7 @@ def main() -> None:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("always", DamagedFile)
+            warnings.simplefilter("once", DamagedFile)
             warnings.showwarning = _note
             words, notes = own_words(argv)
             for note in notes:

@@ -13,6 +13,7 @@ from mint_mlx.base.units import both, parse_budget
     [
         ("19GB", 19 * 10**9),
         ("17.5GiB", 17.5 * 2**30),
+        ("17.3GiB", 18_575_733_555),
         ("900MB", 900 * 10**6),
         ("900 MB", 900 * 10**6),
         ("123456B", 123456),
@@ -44,6 +45,7 @@ def test_bits_per_weight_count_the_parameters() -> None:
         "nine GB",
         "1e9B",
         "1.5B",
+        "0.0004KB",
         "4,5bpw",
         "nan",
         "4xb",
