@@ -1,4 +1,5 @@
-"""Tensors of towers that a class of mlx-lm doesn't drop, so that stock loading fails."""
+"""Tensors of towers and of multi-token prediction that a class of mlx-lm doesn't drop, so that stock
+loading fails."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from ..base.hf_config import text_config
+from .block_path import block_of
 from .roles import TOWER
 
 
@@ -19,6 +22,28 @@ def without_towers(model: Any, weights: dict[str, mx.array]) -> dict[str, mx.arr
         weights: the tensors by name, as its `sanitize` returns them.
     """
     rest = set(_unused_towers(model, weights))
+    return {name: array for name, array in weights.items() if name not in rest}
+
+
+def without_mtp(
+    model: Any, config: dict[str, Any], weights: dict[str, mx.array]
+) -> dict[str, mx.array]:
+    """The tensors without those of blocks for multi-token prediction, which follow on the others.
+
+    DeepSeek-V3's class of mlx-lm drops block 61 alone.
+
+    Args:
+        model: of mlx-lm.
+        config: its config.json.
+        weights: the tensors by name, as its `sanitize` returns them.
+    """
+    table = text_config(config)
+    depth, more = (table.get(key) for key in ("num_hidden_layers", "num_nextn_predict_layers"))
+    if not isinstance(depth, int) or not isinstance(more, int) or more < 1:
+        return weights
+    blocks = range(depth, depth + more)
+    rest = {name for name in weights if block_of(name) in blocks}
+    rest -= {name for name, _ in tree_flatten(model.parameters())}
     return {name: array for name, array in weights.items() if name not in rest}
 
 

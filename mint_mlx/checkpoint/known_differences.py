@@ -48,6 +48,25 @@ ONE_EXPERT_WEIGHS = {
     "nemotron_h",
     "solar_open",
 }
+# Classes that give the experts of groups which were ruled out a score of 0, transformers 5 none.
+RULED_OUT_IS_ZERO = {
+    "bailing_moe",
+    "bailing_moe_linear",
+    "deepseek_v3",
+    "deepseek_v32",
+    "dots1",
+    "exaone_moe",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "glm_moe_dsa",
+    "kimi_k3",
+    "kimi_linear",
+    "kimi_vl",
+    "mimo_v2_flash",
+    "nemotron_h",
+    "solar_open",
+}
+GROUPS = ("n_group", "num_expert_group")
 EXPERTS_CHOSEN = ("num_experts_per_tok", "num_experts_per_token")
 
 
@@ -169,6 +188,12 @@ def _experts(table: Table, reader: ModelClass) -> list[str]:
         return [
             "mlx-lm lets the weights of Jamba's chosen experts add up to 1, transformers takes "
             "them as they are: its expert layers count for more"
+        ]
+    groups = max((n for key in GROUPS if isinstance(n := table.get(key), int)), default=1)
+    if reader.name in RULED_OUT_IS_ZERO and 0 < (table.get("topk_group") or 0) < groups:
+        return [
+            "mlx-lm scores the experts of groups that are ruled out as 0: where scores with their "
+            "e_score_correction_bias are below 0, it chooses other experts than transformers 5"
         ]
     sums = any(table.get(key, reader.defaults.get(key)) for key in SUMS)
     alone = any(table.get(key) == 1 for key in EXPERTS_CHOSEN)

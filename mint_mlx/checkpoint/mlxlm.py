@@ -39,7 +39,7 @@ from ..base.safetensors_header import TensorInfo, read_folder, read_header
 from ..converters.sources.restore import drop_unused
 from ..converters.sources.sanitize import wrap_sanitize
 from .build_failure import why_not_built
-from .class_towers import without_towers
+from .class_towers import without_mtp, without_towers
 from .config_keys import adapt
 from .stored_dtype import with_stored_dtype
 from .tied_head import drop_copy, with_copy, with_own_head
@@ -158,7 +158,7 @@ def _prepared(model_class: type, config: dict[str, Any]) -> type:
     ) -> dict[str, Any]:
         renamed = rename(model, config, drop_copy(model, config, weights))
         folded = fold_multipliers(config, drop_unused(model, renamed))
-        sanitized = without_towers(model, stock(folded))
+        sanitized = without_mtp(model, config, without_towers(model, stock(folded)))
         return with_copy(model, config, sanitized)  # some classes drop the head in sanitize
 
     return wrap_sanitize(model_class, prepare)

@@ -11,7 +11,8 @@ import mlx_lm.utils
 import numpy as np
 import pytest
 from fake_hub import FakeHub
-from helpers import Notes, RawTensors, edit_config, rewrite_shards
+from families import write_family
+from helpers import Notes, RawTensors, edit_config, edit_weights, rewrite_shards
 from released import known, released
 
 from mint_mlx.base.errors import MintError
@@ -337,3 +338,16 @@ def test_the_doctor_sees_them_on_the_hub(hub: FakeHub, tmp_path: Path) -> None:
     ).path
     done = hub.run("doctor", "org/tiny")
     assert "nothing is wrong" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_block_that_the_class_does_not_drop_is_dropped(tmp_path: Path) -> None:
+    """mlx-lm's DeepSeek-V3 drops block 61 alone, as the release has it."""
+    folder = write_family(tmp_path / "model", "deepseek_v3")
+    extra = {"model.layers.4.eh_proj.weight": mx.ones((64, 128))}
+    edit_weights(folder, lambda weights: weights | extra)
+    with pytest.raises(MintError, match=r"parameters not in model: model\.layers\.4\.eh_proj"):
+        prepare(str(folder))
+    edit_config(folder, num_nextn_predict_layers=1)
+    assert prepare(str(folder)).unused.mtp.keys() == extra.keys()
+    result = convert.convert(str(folder), uniform="keep", out=tmp_path / "out", smoke=False)
+    assert not extra.keys() & mx.load(str(result.path / "model.safetensors")).keys()
