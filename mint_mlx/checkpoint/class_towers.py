@@ -1,5 +1,5 @@
-"""Tensors of towers and of multi-token prediction that a class of mlx-lm doesn't drop, so that stock
-loading fails."""
+"""Tensors that a class of mlx-lm does not drop, so that stock loading fails: towers, and blocks for
+multi-token prediction."""
 
 from __future__ import annotations
 
