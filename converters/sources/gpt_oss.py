@@ -1,21 +1,57 @@
-"""Reads gpt-oss fine-tunes in bf16, which hold all experts of a block in fused tensors.
+"""Reads gpt-oss as its fine-tunes are saved: experts fused in bf16, or as single linear layers.
 
-transformers writes them as (experts, inputs, outputs); mlx-lm 0.32 reads the released MXFP4 layout
-only. This file splits the fused tensors and gives them mlx-lm's names.
+transformers writes all experts of a block as (experts, inputs, outputs). Tools that quantize or
+train linear layers alone give each expert layers of its own: `experts.gate_up_projs.3` with gate
+and up interleaved (unsloth), or `experts.3.gate_proj` (llm-compressor). mlx-lm 0.32 reads the
+released MXFP4 layout only; this file gives all of them mlx-lm's names.
 """
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+
 import mlx.core as mx
 
+Weights = dict[str, mx.array]
 FUSED = "experts.gate_up_proj"
+BY_NUMBER = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.(weight|bias)")
+BY_KIND = re.compile(r"(.+\.experts)\.(gate_up|down)_projs\.(\d+)\.(weight|bias)")
 
 
-def split_experts(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """The tensors under mlx-lm's names, (experts, outputs, inputs); any other layout unchanged.
+def read_experts(weights: Weights) -> Weights:
+    """The tensors under mlx-lm's names, (experts, outputs, inputs); any other layout unchanged."""
+    return _split_fused(_stack_single(weights))
 
-    Gate and up are interleaved along the outputs, in weight and bias alike.
-    """
+
+def _stack_single(weights: Weights) -> Weights:
+    """The tensors with single experts stacked, where all of a kind are there."""
+    rest: Weights = {}
+    groups: dict[tuple[str, str, str], dict[int, mx.array]] = defaultdict(dict)
+    for name, array in weights.items():
+        if match := BY_NUMBER.fullmatch(name):
+            base, number, kind, leaf = match.groups()
+            groups[base, kind, leaf][int(number)] = array
+        elif match := BY_KIND.fullmatch(name):
+            base, kind, number, leaf = match.groups()
+            groups[base, f"{kind}_proj", leaf][int(number)] = array
+        else:
+            rest[name.replace(".router.linear.", ".router.")] = array
+
+    if any(sorted(experts) != list(range(len(experts))) for experts in groups.values()):
+        return weights
+    for (base, kind, leaf), experts in groups.items():
+        arrays = [experts[number] for number in range(len(experts))]
+        if kind != "gate_up_proj":
+            rest[f"{base}.{kind}.{leaf}"] = mx.stack(arrays)
+            continue
+        for half, first in (("gate_proj", 0), ("up_proj", 1)):
+            rest[f"{base}.{half}.{leaf}"] = mx.stack([array[first::2] for array in arrays])
+    return rest
+
+
+def _split_fused(weights: Weights) -> Weights:
+    """The tensors with fused experts split: gate and up are interleaved along the outputs."""
     if not any(name.endswith(FUSED) for name in weights):
         return weights
     tensors = {}

@@ -339,7 +339,7 @@ def reader(
         weights = gptq.without_zero_biases(model, weights)
         weights, codes = unpack(weights, packed, dtype)
         if config.get("model_type") == "gpt_oss":
-            weights = gpt_oss.split_experts(weights)
+            weights = gpt_oss.read_experts(weights)
         weights = stock(kimi_vl.split_latent(config, weights))
         stored = restore(model, weights, codes, stacks, None if as_read.exact else dtype)
         table.update({path: layer.as_mlx() for path, layer in stored.items()})

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
 import numpy as np
 import pytest
 from formulas import E2M1, as_numpy, raw, weight
+from helpers import Weights, edit_weights
 from mlx.utils import tree_flatten
 from released import RELEASED
 
+from mint_mlx.base.errors import MintError
 from mint_mlx.checkpoint.source import load_source, open_model
 
 
@@ -43,3 +50,63 @@ def test_gpt_oss_experts_in_bf16_are_those_of_the_fused_tensors() -> None:
         np.testing.assert_array_equal(biases, bias[:, start::2])
     down = raw(folder, f"{prefix}.down_proj").transpose(0, 2, 1)
     np.testing.assert_array_equal(as_numpy(model[f"{prefix}.down_proj.weight"]), down)
+
+
+def by_kind(name: str, number: int) -> str:
+    """As unsloth names the linear layers that it makes of experts."""
+    return f"{name.replace('_proj', '_projs')}.{number}"
+
+
+def by_number(name: str, number: int) -> str:
+    """As llm-compressor does."""
+    base, _, leaf = name.rpartition(".")
+    return f"{base}.{number}.{leaf}"
+
+
+def single(folder: Path, rename: Callable[[str, int], str]) -> None:
+    """Give each expert of a checkpoint linear layers of its own."""
+
+    def change(weights: Weights) -> Weights:
+        out: Weights = {}
+        for name, array in weights.items():
+            base, _, leaf = name.rpartition(".")
+            kind = leaf.removesuffix("_bias")
+            if not base.endswith("experts"):
+                out[name.replace(".router.", ".router.linear.")] = array
+                continue
+            rows = array if leaf.endswith("_bias") else array.swapaxes(-1, -2)
+            parts = {kind: rows}
+            if kind == "gate_up_proj" and rename is by_number:
+                parts = {"gate_proj": rows[:, ::2], "up_proj": rows[:, 1::2]}
+            for part, values in parts.items():
+                for number in range(len(values)):
+                    end = "bias" if leaf.endswith("_bias") else "weight"
+                    out[f"{rename(f'{base}.{part}', number)}.{end}"] = values[number]
+        return out
+
+    edit_weights(folder, change)
+
+
+@pytest.mark.parametrize("rename", [by_kind, by_number])
+def test_experts_as_single_linear_layers(rename: Callable[[str, int], str], tmp_path: Path) -> None:
+    fused, folder = tmp_path / "fused", tmp_path / "single"
+    for copy in (fused, folder):
+        copy.mkdir()
+        shutil.copy(RELEASED / "gpt_oss_bf16" / "config.json", copy)
+        shards = sorted((RELEASED / "gpt_oss_bf16").glob("*.safetensors"))
+        weights = {k: v for shard in shards for k, v in mx.load(str(shard)).items()}
+        mx.save_safetensors(str(copy / "model.safetensors"), weights)
+    single(folder, rename)
+    models = [
+        dict(tree_flatten(open_model(load_source(str(each))).parameters()))
+        for each in (fused, folder)
+    ]
+    assert models[0].keys() == models[1].keys()
+    for name, array in models[0].items():
+        np.testing.assert_array_equal(as_numpy(array), as_numpy(models[1][name]))
+
+    # Where one is missing nothing is guessed.
+    missing = f"{rename('model.layers.0.mlp.experts.down_proj', 0)}.weight"
+    edit_weights(folder, lambda w: {n: a for n, a in w.items() if n != missing})
+    with pytest.raises(MintError, match="parameters not in model"):
+        open_model(load_source(str(folder)))
