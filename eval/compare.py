@@ -372,7 +372,7 @@ def _rank(rows: list[Row]) -> None:
     """
     for group in {row["group"] for row in rows}:
         of_group = [row for row in rows if row["group"] == group and "kl" in row]
-        ranked = sorted(of_group, key=lambda row: row["kl"])
+        ranked = sorted(of_group, key=lambda row: (row["kl"], row["method"]))
         best = next((row for row in ranked if row["kind"] != "ours"), None)
         for rank, row in enumerate(ranked, start=1):
             row["rank"] = rank

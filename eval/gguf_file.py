@@ -25,6 +25,8 @@ from .gguf_names import ARCHITECTURES, gguf_name, rotated_heads
 GGUF = ".gguf"
 MAGIC = b"GGUF"  # what each file begins with
 WEIGHTS = "model.safetensors"
+HEAD, EMBEDDING = "output.weight", "token_embd.weight"
+POSITIONS = ("rope_freqs", "rope_factors")  # follow from config.json
 PACKED = "gguf_bytes"  # the key of its metadata
 
 
@@ -82,7 +84,7 @@ def write_gguf(source: Source, file: Path) -> None:
     architecture = architecture_of(source)
     writer = gguf.GGUFWriter(file, architecture)
     _write_settings(writer, text_config(source.config))
-    for _, name, array, heads in _tensors(source, architecture):
+    for _, name, array, heads in _tensors(source, architecture, False):
         values = np.array(array.astype(mx.float32))
         writer.add_tensor(name, values if heads is None else _reorder(values, heads, to_pairs=True))
         mx.clear_cache()
@@ -109,31 +111,50 @@ def read_gguf(source: Source, file: Path, out: Path) -> None:
         reader = gguf.GGUFReader(file)
     except (ValueError, OSError, IndexError, KeyError) as error:
         raise MintError(f"{file.name} is no GGUF file that can be read ({error})") from None
+    _check_settings(reader, file, source, architecture)
     stored = {tensor.name: tensor for tensor in reader.tensors}
+    other = f"{file.name} is of another model than {source.name}"
 
     weights: dict[str, mx.array] = {}
-    for parameter, name, array, heads in _tensors(source, architecture):
-        tensor = stored.get(name)
+    for parameter, name, array, heads in _tensors(source, architecture, HEAD in stored):
+        tensor = stored.pop(name, None)
         if tensor is None:
-            raise MintError(f"{file.name} is of another model than {source.name}: it lacks {name}")
+            raise MintError(f"{other}: it lacks {name}")
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        if values.size != array.size:
+        if values.shape != array.shape:
             raise MintError(
-                f"{file.name} is of another model than {source.name}: {name} has {values.size} "
-                f"weights in place of {array.size}"
+                f"{other}: {name} has the shape {values.shape} in place of {array.shape}"
             )
-        values = values.reshape(array.shape)
         weights[parameter] = mx.array(
             values if heads is None else _reorder(values, heads, to_pairs=False)
         )
+    if unread := sorted(name for name in stored if not name.startswith(POSITIONS)):
+        raise MintError(f"{other}: it holds {unread[0]}, which that one has no place for")
 
     out.mkdir(parents=True)
     metadata = {"format": "mlx", PACKED: str(sum(int(t.n_bytes) for t in reader.tensors))}
     mx.save_safetensors(str(out / WEIGHTS), weights, metadata=metadata)
     config = edit_text_config(source.config, lambda text: text | {"torch_dtype": "float32"})
     config = {key: value for key, value in config.items() if key != "dtype"}
+    if "lm_head.weight" in weights:  # also where the source has none
+        config["tie_word_embeddings"] = False
     (out / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     copy_small_files(source, out, "text")
+
+
+def _check_settings(reader: Any, file: Path, source: Source, architecture: str) -> None:
+    """Refuse a file of another architecture, or a part of one (a MintError)."""
+    fields = {name: reader.get_field(name) for name in ("general.architecture", "split.count")}
+    stated, parts = (field and field.contents() for field in fields.values())
+    if isinstance(parts, int) and parts > 1:
+        raise MintError(
+            f"{file.name} is one of {parts} parts: join them with `llama-gguf-split --merge`"
+        )
+    if stated != architecture:
+        raise MintError(
+            f"{file.name} is of another model than {source.name}: its architecture is {stated} in "
+            f"place of {architecture}"
+        )
 
 
 def packed_bytes(folder: Path) -> int | None:
@@ -147,8 +168,15 @@ def packed_bytes(folder: Path) -> int | None:
     return None if stated is None else int(stated)
 
 
-def _tensors(source: Source, architecture: str) -> Iterator[tuple[str, str, mx.array, int | None]]:
+def _tensors(
+    source: Source, architecture: str, head: bool
+) -> Iterator[tuple[str, str, mx.array, int | None]]:
     """Each parameter with GGUF's name of it, its (lazy) array and the heads to be reordered.
+
+    Args:
+        source: the model.
+        architecture: what GGUF calls it.
+        head: give the embedding a second time as the head where the model has none of its own.
 
     Raises:
         MintError: GGUF has no name for one.
@@ -156,11 +184,16 @@ def _tensors(source: Source, architecture: str) -> Iterator[tuple[str, str, mx.a
     text = text_config(source.config)
     heads = text["num_attention_heads"]
     key_heads = text.get("num_key_value_heads") or heads
+    embedding = mx.array([])
     for parameter, array in tree_flatten(open_model(source).parameters()):
         name = gguf_name(parameter)
         if name is None:
             raise MintError(f"GGUF has no name for {parameter}: it cannot be compared")
         yield parameter, name, array, rotated_heads(name, architecture, heads, key_heads)
+        head = head and name != HEAD
+        embedding = array if name == EMBEDDING else embedding
+    if head:
+        yield "lm_head.weight", HEAD, embedding, None
 
 
 def _reorder(values: np.ndarray, heads: int, to_pairs: bool) -> np.ndarray:

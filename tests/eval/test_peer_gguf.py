@@ -85,3 +85,36 @@ def test_a_source_written_as_gguf_is_read_back_as_it_was(
     (tmp_path / "cut.gguf").write_bytes((tmp_path / "x.gguf").read_bytes()[:100])
     with pytest.raises(MintError, match=r"cut\.gguf is no GGUF file that can be read"):
         gguf_file.read_gguf(source, tmp_path / "cut.gguf", tmp_path / "other")
+
+
+def test_a_head_of_the_files_own_is_used(make: Maker, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    tied = load_source(str(make(llama(1, tied=True), "tied")))
+    untied = load_source(str(make(llama(1), "untied")))
+    gguf_file.write_gguf(untied, tmp_path / "x.gguf")
+    gguf_file.read_gguf(tied, tmp_path / "x.gguf", tmp_path / "out")
+    again = dict(tree_flatten(open_model(load_source(str(tmp_path / "out"))).parameters()))
+    head = dict(tree_flatten(open_model(untied).parameters()))["lm_head.weight"]
+    assert mx.array_equal(again["lm_head.weight"], head.astype(mx.float32))
+
+
+def test_files_of_other_models_are_refused(make: Maker, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    one = load_source(str(make(llama(1), "one")))
+    gguf_file.write_gguf(load_source(str(make(llama(2), "two"))), tmp_path / "two.gguf")
+    moe = load_source(str(make(qwen3_moe(1), "moe")))
+    gguf_file.write_gguf(moe, tmp_path / "moe.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "part.gguf", "llama")
+    writer.add_uint16("split.count", 3)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for name, sentence in (
+        ("two", r"it holds blk\.1\.attn_k\.weight, which that one has no place for"),
+        ("moe", "its architecture is qwen3moe in place of llama"),
+        ("part", "is one of 3 parts: join them"),
+    ):
+        with pytest.raises(MintError, match=sentence):
+            gguf_file.read_gguf(one, tmp_path / f"{name}.gguf", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
