@@ -268,6 +268,7 @@ _CODES = {
     "complex64": "C64",
 }
 MLX_DTYPES = {code: name for name, code in _CODES.items()}
+NEVER_CAST = ("A_log", "correction_bias", "expert_bias")  # how such parameters' names end
 
 
 def _code(array: Any) -> str:
@@ -278,14 +279,15 @@ def _target_dtype(model: Any, config: dict[str, Any]) -> Callable[[str, str], st
     """The function from a parameter's name and type to the type that it is written in.
 
     Types are as mlx-lm casts them, except that float32 becomes bfloat16 (scales cost half). The
-    decay of a linear attention (`A_log`, a handful of numbers) stays float32 even where mlx-lm
-    would cast it.
+    decay of a linear attention (`A_log`) and what routers add to their scores, a handful of numbers
+    each, stay float32 even where mlx-lm would cast them: biases of 8 that differ by hundredths
+    choose by these.
     """
     wanted = stated_dtype(config)
     is_cast = getattr(model, "cast_predicate", None) or (lambda _: True)
 
     def target(name: str, dtype: str) -> str:
-        if dtype not in FLOATS or not is_cast(name) or name.endswith("A_log"):
+        if dtype not in FLOATS or not is_cast(name) or name.endswith(NEVER_CAST):
             return dtype
         return wanted or ("BF16" if dtype == "F32" else dtype)
 

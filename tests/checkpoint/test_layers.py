@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
+import pytest
 from families import write_family
-from helpers import Maker, llama, mixtral, qwen3_moe
+from helpers import Maker, edit_weights, llama, mixtral, qwen3_moe
 
 from mint_mlx.base.quant_config import KEEP, QuantConfig
 from mint_mlx.checkpoint.layers import Inventory, Layer, list_layers
 from mint_mlx.checkpoint.source import load_source, open_model
+from mint_mlx.jobs.convert import convert
 from mint_mlx.rules.recipes import candidates, find_recipe
 
 
@@ -119,3 +121,16 @@ def test_active_bytes_count_the_chosen_experts_only(make: Maker) -> None:
     experts = sum(2 * layer.size for layer in layers.layers if layer.kind == "experts")
     embedding = 2 * 96 * 128
     assert layers.active_bytes(dense) == 2 * layers.parameters - experts // 2 - embedding + 2 * 128
+
+
+@pytest.mark.parametrize("family", ["dots1", "deepseek_v3"])
+def test_what_routers_add_to_their_scores_stays_float32(family: str, tmp_path: Path) -> None:
+    """mlx-lm's dots1 doesn't say that it may not be cast."""
+    folder = write_family(tmp_path / "model", family)
+    bias = "model.layers.1.mlp.gate.e_score_correction_bias"
+    values = 8 + mx.arange(8) / 1000
+    edit_weights(folder, lambda weights: weights | {bias: values})
+    result = convert(str(folder), uniform="8bit-g32", out=tmp_path / "out", smoke=False)
+    written = mx.load(str(result.path / "model.safetensors"))[bias]
+    assert written.dtype == mx.float32
+    assert mx.array_equal(written, values)
