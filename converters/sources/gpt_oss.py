@@ -8,15 +8,13 @@ released MXFP4 layout only; this file gives all of them mlx-lm's names.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 
 import mlx.core as mx
 
 Weights = dict[str, mx.array]
 FUSED = "experts.gate_up_proj"
-BY_NUMBER = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.(weight|bias)")
-BY_KIND = re.compile(r"(.+\.experts)\.(gate_up|down)_projs\.(\d+)\.(weight|bias)")
+KINDS = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
 
 
 def read_experts(weights: Weights) -> Weights:
@@ -29,12 +27,11 @@ def _stack_single(weights: Weights) -> Weights:
     rest: Weights = {}
     groups: dict[tuple[str, str, str], dict[int, mx.array]] = defaultdict(dict)
     for name, array in weights.items():
-        if match := BY_NUMBER.fullmatch(name):
-            base, number, kind, leaf = match.groups()
+        base, *expert, leaf = name.rsplit(".", 3)
+        number = next(filter(str.isdecimal, expert), None)
+        kind = next((part.removesuffix("s") for part in expert if part != number), None)
+        if base.endswith(".experts") and number is not None and kind in KINDS:
             groups[base, kind, leaf][int(number)] = array
-        elif match := BY_KIND.fullmatch(name):
-            base, kind, number, leaf = match.groups()
-            groups[base, f"{kind}_proj", leaf][int(number)] = array
         else:
             rest[name.replace(".router.linear.", ".router.")] = array
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from ..base.quant_config import QuantConfig, parse_config
 from ..base.yamlfile import line_of, read_yaml
 from ..checkpoint.layers import Inventory
 from ..checkpoint.origin import Origin
+from ..checkpoint.towers import PARTS
+from ..rules.efforts import EFFORTS
 from ..runtime.speed_table import Speed
 from .plan import LayerError, Plan
 from .uniform import active_ratio
@@ -206,8 +209,8 @@ def read_plan(path: Path | str) -> Plan:
         speed_goal=_speed_goal(figures.get("speed")),
         recipe=str(data.get("recipe") or Plan.recipe),
         quantizer=str(data.get("quantizer") or Plan.quantizer),
-        effort=str(data.get("effort") or Plan.effort),
-        parts=str(data.get("parts") or Plan.parts),
+        effort=_one_of(data, "effort", Plan.effort, EFFORTS, file),
+        parts=_one_of(data, "parts", Plan.parts, PARTS, file),
     )
 
 
@@ -271,6 +274,16 @@ def _read_layers(
         if mean is not None and worst is not None:
             errors[path] = LayerError(mean, worst)
     return choice, errors
+
+
+def _one_of(
+    data: Mapping[str, Any], key: str, default: str, allowed: Collection[str], file: _File
+) -> str:
+    """A value of the plan that must be one of some words (else a MintError)."""
+    value = data.get(key) or default
+    if value not in allowed:
+        raise file.error(f"{key} must be one of {', '.join(allowed)}", key)
+    return str(value)
 
 
 def _versions(value: Any) -> dict[str, str]:
