@@ -38,7 +38,9 @@ COMPILER = (
     "MLX could not compile for this CPU: it needs g++ (on Debian: apt install g++) and some free "
     "space in the folder for temporary files (TMPDIR)"
 )
-NO_METAL = "No Metal back-end"  # in MLX's message about a kernel that exists for Metal only
+# In MLX's messages about a kernel that exists for Metal only: where there is none, and on a Mac
+# where it is put on the CPU.
+METAL_ONLY = ("No Metal back-end", "[metal_kernel] Only supports the GPU")
 
 UNREACHABLE = {  # what huggingface_hub and its transports raise without a network
     "OfflineModeIsEnabled",
@@ -148,9 +150,16 @@ def explain(error: BaseException) -> str | None:
         return FULL.format("")
     if isinstance(error, RuntimeError) and NOT_COMPILED in str(error):
         return COMPILER
-    if isinstance(error, RuntimeError) and NO_METAL in str(error):
+    if is_for_metal(error):
         return FOR_METAL
     return _explain_hub(error)
+
+
+def is_for_metal(error: BaseException) -> bool:
+    """Whether MLX can't run a kernel because it exists for Metal only."""
+    return isinstance(error, (RuntimeError, ValueError)) and any(
+        words in str(error) for words in METAL_ONLY
+    )
 
 
 def is_passing(error: BaseException) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..base.errors import NO_METAL, ON_GPU_ONLY, MintError
+from ..base.errors import ON_GPU_ONLY, MintError, is_for_metal
 from ..base.report import Progress, Report
 from .tokenizer import first_line, sentence_prompt
 
@@ -60,7 +60,7 @@ def generate_sentence(folder: Path, report: Report, max_tokens: int = SENTENCE) 
                 )
             text += response.text
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        if NO_METAL in str(error) or ON_GPU_ONLY in str(error):
+        if is_for_metal(error) or ON_GPU_ONLY in str(error):
             return ""
         raise MintError(
             f"the result loads but mlx-lm cannot generate from it ({type(error).__name__}: "

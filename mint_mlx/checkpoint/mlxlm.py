@@ -33,7 +33,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..base.errors import FOR_METAL, NO_METAL, MintError
+from ..base.errors import FOR_METAL, MintError, is_for_metal
 from ..base.hf_config import text_config
 from ..base.safetensors_header import TensorInfo, read_folder, read_header
 from ..converters.sources.restore import drop_unused
@@ -338,7 +338,7 @@ def two_token_cache(config: dict[str, Any], kv_bits: int | None = None) -> list[
             caches: list[Any] = make_prompt_cache(model)
             model(tokens, cache=caches)
     except _BUILD_ERRORS as error:
-        if NO_METAL in str(error):
+        if is_for_metal(error):
             raise MintError(FOR_METAL) from error
         raise MintError(
             f"mlx-lm cannot run this model ({first_line(error)}): check the values of its "

@@ -12,7 +12,7 @@ import pytest
 from families import write_family
 from helpers import OLD_MLX_LM, Maker, Weights, edit_config, edit_weights, llama
 
-from mint_mlx.base.errors import MintError
+from mint_mlx.base.errors import METAL_ONLY, MintError
 from mint_mlx.checkpoint.config_keys import adapt
 from mint_mlx.checkpoint.mlxlm import check_runs
 from mint_mlx.jobs.model import prepare
@@ -77,3 +77,17 @@ def test_what_fails_at_the_first_token_is_refused(tmp_path: Path) -> None:
     edit_config(folder, num_hidden_layers=3, moe_layers=[1], **lists)
     with pytest.raises(MintError, match=r"mlx-lm cannot run this model \(list index out of range"):
         prepare(str(folder))
+
+
+@pytest.mark.parametrize("words", METAL_ONLY)
+def test_what_needs_metal_is_converted_all_the_same(
+    words: str, make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError(f"{words} or so")
+
+    monkeypatch.setattr("mlx_lm.models.llama.Attention.__call__", fail)
+    prepare(str(make(llama(1))))
+    monkeypatch.setattr("mint_mlx.base.errors.METAL_ONLY", ())
+    with pytest.raises(MintError, match="mlx-lm cannot run this model"):
+        prepare(str(make(llama(1), "other")))
