@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from families import write_family
+from families import config_of, write_family
 from helpers import OLD_MLX_LM, Maker, Weights, edit_config, edit_weights, llama
 
 from mint_mlx.base.errors import METAL_ONLY, MintError
@@ -91,3 +91,11 @@ def test_what_needs_metal_is_converted_all_the_same(
     monkeypatch.setattr("mint_mlx.base.errors.METAL_ONLY", ())
     with pytest.raises(MintError, match="mlx-lm cannot run this model"):
         prepare(str(make(llama(1), "other")))
+
+
+def test_a_class_that_looks_at_numbers_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DBRX's would make a whole model of random weights to choose its experts."""
+    monkeypatch.setattr(
+        "mint_mlx.checkpoint.mlxlm.bare_model", lambda _: pytest.fail("it is built")
+    )
+    check_runs(config_of("dbrx"))
