@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -53,7 +54,9 @@ def get_reference(
     path = _cache_path(source, text)
     cached = _load_cached(path, text)
     if all(ranks().gather(cached is not None)) and cached is not None:
-        return cached
+        # The same tokens may have come from a file of another name.
+        about = replace(cached.about, text=settings.text_name, protocol=settings.protocol)
+        return replace(cached, about=about)
 
     report.stage("source")
     predictions, noise = _run(source, text, control, settings, report)

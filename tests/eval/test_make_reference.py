@@ -48,3 +48,11 @@ def test_a_reference_that_cannot_be_cached_costs_nothing(
     assert any("could not be written" in said and "No space left" in said for said in notes.said)
     with pytest.raises(OSError, match="No space left"):
         evaluate(source, settings, source=source, save=tmp_path / "reference.safetensors")
+
+
+def test_the_same_text_in_another_file_has_that_files_name(make: Maker, tmp_path: Path) -> None:
+    source = str(make(llama(1)))
+    for name in ("one.txt", "two.txt"):
+        (tmp_path / name).write_text("A text of some words. " * 40)
+        settings = Settings(text=str(tmp_path / name), length=32, windows=1)
+        assert evaluate(source, settings, source=source)["text"] == name
