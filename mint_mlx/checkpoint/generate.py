@@ -59,7 +59,7 @@ def generate_sentence(folder: Path, report: Report, max_tokens: int = SENTENCE) 
                     "text with mlx_lm.generate, or give --no-smoke to keep the result all the same"
                 )
             text += response.text
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         if is_for_metal(error) or ON_GPU_ONLY in str(error):
             return ""
         raise MintError(

@@ -14,6 +14,8 @@ Table = dict[str, Any]
 # How many groups a Mamba layer has: the norm before its output goes by them, mlx-lm's by none. (So
 # does transformers 4.57 without kernels; mamba_ssm, by which such models are trained, doesn't.)
 GROUPS = {"falcon_h1": "mamba_n_groups", "granitemoehybrid": "mamba_n_groups", "mamba2": "n_groups"}
+# What Granite's layers may have: of other words transformers makes none, mlx-lm rotary ones.
+POSITIONS = ("rope", "nope", None)
 # Falcon-H1's factors are folded into weights, but not into biases.
 BIASES = ("attention_bias", "mamba_proj_bias", "mlp_bias", "projectors_bias")
 
@@ -26,6 +28,8 @@ def read_in_part(table: Table, reader: ModelClass) -> list[tuple[str, Any]]:
         keys.append(groups)
     if reader.name == "gpt_bigcode" and table.get("multi_query") is False:
         keys.append("multi_query")  # each head's query, key and value lie together
+    if reader.name == "granitemoehybrid" and table.get("position_embedding_type") not in POSITIONS:
+        keys.append("position_embedding_type")
     if reader.name == "falcon_h1" and _has_factors(table):
         keys += [key for key in BIASES if table.get(key)]
     return [(key, table[key]) for key in keys]

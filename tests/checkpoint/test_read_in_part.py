@@ -28,6 +28,7 @@ GRANITE: Table = {"model_type": "granitemoehybrid", "layer_types": ["mamba", "at
     [
         ({"model_type": "mamba2"}, "n_groups", 8, 1),
         (GRANITE, "mamba_n_groups", 2, 1),
+        (GRANITE, "position_embedding_type", "alibi", "nope"),
         (FALCON | {"mamba_rms_norm": True}, "mamba_n_groups", 2, 1),
         ({"model_type": "gpt_bigcode", "n_embd": 8}, "multi_query", False, True),
         (FALCON, "mlp_bias", True, False),
