@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from ..base.hf_config import text_config
+from ..converters.sources.group_limits import rules_out_by_zero
 from ..converters.sources.multipliers import is_left_out
 from .bad_value import MALFORMED
 from .model_classes import ModelClass, text_class
@@ -48,25 +49,6 @@ ONE_EXPERT_WEIGHS = {
     "nemotron_h",
     "solar_open",
 }
-# Classes that give the experts of groups which were ruled out a score of 0, transformers 5 none.
-RULED_OUT_IS_ZERO = {
-    "bailing_moe",
-    "bailing_moe_linear",
-    "deepseek_v3",
-    "deepseek_v32",
-    "dots1",
-    "exaone_moe",
-    "glm4_moe",
-    "glm4_moe_lite",
-    "glm_moe_dsa",
-    "kimi_k3",
-    "kimi_linear",
-    "kimi_vl",
-    "mimo_v2_flash",
-    "nemotron_h",
-    "solar_open",
-}
-GROUPS = ("n_group", "num_expert_group")
 EXPERTS_CHOSEN = ("num_experts_per_tok", "num_experts_per_token")
 
 
@@ -80,15 +62,15 @@ def known_differences(config: Table) -> list[str]:
     if reader is None:
         return []
     try:
-        return _differences(text_config(config), reader)
+        return _differences(text_config(config), reader, "quantization" in config)
     except MALFORMED:  # who builds the model says so
         return []
 
 
-def _differences(table: Table, reader: ModelClass) -> list[str]:
+def _differences(table: Table, reader: ModelClass, quantized: bool) -> list[str]:
     """The sentences for a text model's table."""
-    sentences = [*_positions(table, reader), *_experts(table, reader), *_windows(table, reader)]
-    sentences += _logits(table, reader)
+    sentences = [*_positions(table, reader), *_experts(table, reader, quantized)]
+    sentences += [*_windows(table, reader), *_logits(table, reader)]
     if is_left_out(table):
         sentences.append(
             "mlx-lm's own conversions of Falcon-H1 leave out key_multiplier and, in values, "
@@ -177,7 +159,7 @@ def _yarn(size: int, theta: float, scaling: Table, truncate: bool) -> list[float
     return frequencies
 
 
-def _experts(table: Table, reader: ModelClass) -> list[str]:
+def _experts(table: Table, reader: ModelClass, quantized: bool) -> list[str]:
     """Routers that mlx-lm's classes run otherwise."""
     if reader.name == "ernie4_5_moe" and table.get("moe_use_aux_free") is not False:
         return [
@@ -189,11 +171,11 @@ def _experts(table: Table, reader: ModelClass) -> list[str]:
             "mlx-lm lets the weights of Jamba's chosen experts add up to 1, transformers takes "
             "them as they are: its expert layers count for more"
         ]
-    groups = max((n for key in GROUPS if isinstance(n := table.get(key), int)), default=1)
-    if reader.name in RULED_OUT_IS_ZERO and 0 < (table.get("topk_group") or 0) < groups:
+    if quantized and rules_out_by_zero(reader.name, table):
         return [
             "mlx-lm scores the experts of groups that are ruled out as 0: where scores with their "
-            "e_score_correction_bias are below 0, it chooses other experts than transformers 5"
+            "bias are below 0, it chooses other experts than transformers 5 (mint-mlx shifts the "
+            "biases as it converts, so that none is)"
         ]
     sums = any(table.get(key, reader.defaults.get(key)) for key in SUMS)
     alone = any(table.get(key) == 1 for key in EXPERTS_CHOSEN)

@@ -151,8 +151,11 @@ def build_model(
 
 def _prepared(model_class: type, config: dict[str, Any]) -> type:
     """A model class whose `sanitize` gets the tensors as mlx-lm expects them."""
+    from ..converters.sources.group_limits import rules_out_by_zero, shift_biases
     from ..converters.sources.multipliers import fold_multipliers
     from ..converters.sources.tensor_names import rename
+
+    reader, table = text_class(config), text_config(config)
 
     def prepare(
         model: Any, weights: dict[str, Any], stock: Callable[[dict[str, Any]], dict[str, Any]]
@@ -160,6 +163,8 @@ def _prepared(model_class: type, config: dict[str, Any]) -> type:
         renamed = rename(model, config, drop_copy(model, config, weights))
         folded = fold_multipliers(config, drop_unused(model, renamed))
         sanitized = without_mtp(model, config, without_towers(model, stock(folded)))
+        if reader and "quantization" not in config and rules_out_by_zero(reader.name, table):
+            sanitized = shift_biases(sanitized)
         return with_copy(model, config, sanitized)  # some classes drop the head in sanitize
 
     return wrap_sanitize(model_class, prepare)
