@@ -9,6 +9,7 @@ as well, and our levels as they were built last (eval/results/levels).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,14 +96,12 @@ def line(model: str, rows: list[Row], built: list[Row]) -> str:
 
     older = {row["method"]: row["kl"] for row in rows if row["kind"] == "ours"}
     latest = {row["method"]: row["kl"] for row in at_size(built, best["group"])}
-    figures = {
-        name: figure(latest[name]) if name in latest else figure(older[name]) + OLDER
-        for name in ("fast", "balanced", "best")
-        if name in latest or name in older
-    }
-    cells += [figures.get(name, "-") for name in ("fast", "balanced")]
-    ratio = latest.get("best", older["best"]) / min(row["kl"] for row in peers)
-    cells += [f"**{figures['best']}**", f"{ratio:.2f}"]
+    known = older | latest
+    lowest = min(("fast", "balanced", "best"), key=lambda name: known.get(name, math.inf))
+    for name in ("fast", "balanced", "best"):
+        text = figure(known[name]) + OLDER * (name not in latest) if name in known else "-"
+        cells.append(f"**{text}**" if name == lowest else text)
+    cells.append(f"{known['best'] / min(row['kl'] for row in peers):.2f}")
     return f"| {' | '.join(cells)} |"
 
 
