@@ -72,10 +72,17 @@ def result_lines(figures: Mapping[str, Any]) -> list[str]:
             ("same most likely token", f"{figures['same_top1']:.2%}"),
         ]
     return [
-        f"| {figures['text']}, {figures['windows']} windows of {figures['length']} tokens | |",
+        f"| {figures['text']}, {windows_text(figures)} tokens | |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in rows),
     ]
+
+
+def windows_text(figures: Mapping[str, Any]) -> str:
+    """How many windows were scored, and how long they are."""
+    length = figures["length"]
+    up_to = "up to " if figures.get("shortest", length) < length else ""
+    return f"{figures['windows']} windows of {up_to}{length}"
 
 
 def _with_error(value: float, error: float | None) -> str:

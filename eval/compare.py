@@ -104,6 +104,8 @@ class Bench:
             MintError: the source has changed since it was opened; what was made of it isn't kept.
         """
         source = self.job.source
+        # What is built brings the source's tokenizer along.
+        task = replace(task, key=f"{task.key}|{self.reference.about.tokenizer}")
         if source.sampled:
             task = replace(task, key=f"{task.key}|{source.stamp}")
 

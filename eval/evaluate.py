@@ -223,11 +223,13 @@ def score_model(
     seconds = time.monotonic() - started
 
     about = reference.about if reference is not None else None
+    lengths = {windows.tokens.shape[1] for windows in text}
     figures: dict[str, Any] = {
         "model": source.name,
         "text": about.text if about else settings.text_name,
         "protocol": about.protocol if about else settings.protocol,
-        "length": text[0].tokens.shape[1],
+        "length": max(lengths),
+        "shortest": min(lengths),
     }
     figures |= stats.perplexity_figures(scores)
     figures["window_nll"] = [float(x) for s in scores for x in s.nll.mean(axis=1)]

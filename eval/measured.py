@@ -123,6 +123,7 @@ def _check_figures(figures: Mapping[str, Any]) -> None:
         schema.text(figures[key])
     for key in ("windows", "tokens", "length"):
         schema.integer(figures[key], 0, 2**60)
+    schema.integer(figures.get("shortest", 0), 0, 2**60)
 
     spread = figures["spread"]
     edges = [schema.number(edge, -30, 30) for edge in spread["edges"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -109,21 +110,40 @@ def peer_tasks(
                 )
 
 
-def gguf_tasks(source: Source, files: Iterable[Path]) -> Iterator[Task]:
+def names_of_given(paths: Sequence[tuple[str, Path]]) -> list[str]:
+    """What files and folders that exist already are called in a table, each otherwise than all
+    methods and than each other.
+
+    Args:
+        paths: the name that each would have, and where it lies.
+    """
+    names = [name for name, _ in paths]
+    for shorten in (lambda path: f"{path.parent.name}/{path.name}", str):
+        taken = Counter([*names, *known_methods(), *NAMES.values()])
+        names = [
+            name if taken[name] == 1 else shorten(path.absolute())
+            for name, (_, path) in zip(names, paths, strict=True)
+        ]
+    return names
+
+
+def gguf_tasks(source: Source, files: Sequence[Path]) -> Iterator[Task]:
     """GGUF files of the source, to be read as checkpoints."""
-    for file in files:
+    names = names_of_given([(file.name, file) for file in files])
+    for name, file in zip(names, files, strict=True):
         status = file.stat()
         key = f"{file.absolute()} {status.st_size} {status.st_mtime_ns}"
         read = partial(read_gguf, source, file)
-        yield Task(file.name, "given", False, "GGUF as given", status.st_size, key, read)
+        yield Task(name, "given", False, "GGUF as given", status.st_size, key, read)
 
 
-def given_tasks(sources: Iterable[Source]) -> Iterator[Task]:
+def given_tasks(sources: Sequence[Source]) -> Iterator[Task]:
     """Checkpoints that exist already."""
-    for source in sources:
+    names = names_of_given([(source.name, source.path) for source in sources])
+    for name, source in zip(names, sources, strict=True):
         key = f"{source.fingerprint} {source.stamp}"
         size = source.weight_bytes
-        yield Task(source.name, "given", False, "as given", size, key, folder=source.path)
+        yield Task(name, "given", False, "as given", size, key, folder=source.path)
 
 
 def our_tasks(

@@ -14,6 +14,7 @@ from ..base.versions import versions
 from ..rules.efforts import SPREAD, band_text
 from ..runtime.kvcache import PREFILL
 from ..runtime.memory import GIB, MAC_SIZES, Needs, gpu_limit, needs, smallest_mac
+from .card import windows_text
 from .checkpoint_facts import Expectation, Facts
 from .kinds import with_error
 from .measured import MeasuredTable
@@ -24,6 +25,7 @@ from .pictures.mac_bars import Load, mac_bars
 from .pictures.size_curve import Marked, UniformPoint, size_curve
 from .pictures.token_histogram import token_histogram
 from .protocol import context_of
+from .stats import student
 
 PICTURES = {  # what a card says of them
     "report-plan": "the plan: bits of every layer",
@@ -147,7 +149,9 @@ def _size_section(facts: Facts) -> Section:
     figures = facts.measured.figures or {}
     # A measured KL has no place on a scale of other losses.
     scored = figures if expectation.is_kl else {}
-    marked = Marked(facts.model.bytes, expectation.loss, scored.get("kl"), scored.get("kl_se"))
+    error = scored.get("kl_se")
+    half = student(scored["windows"] - 1) * error if error else None
+    marked = Marked(facts.model.bytes, expectation.loss, scored.get("kl"), half)
     picture = size_curve(expectation.curve, marked, expectation.uniform)
     lines = [
         [
@@ -229,7 +233,7 @@ def _token_section(facts: Facts) -> Section:
     spread = figures["spread"]
     floor = figures["noise_floor"]
     text = (
-        f"{figures['text']}: {figures['windows']} windows of {figures['length']} tokens, "
+        f"{figures['text']}: {windows_text(figures)} tokens, "
         f"{figures['tokens']:,} tokens, held against {figures['source']}"
         f"{'' if floor is None else f'; the noise floor is {floor:.1g}'}. Half of the whole KL is "
         f"made by {spread['half']:.2%} of the tokens."

@@ -9,6 +9,7 @@ from typing import Any
 from ...base.units import UNITS, decimal_unit
 from ..compare import Comparison, Row
 from ..methods import NAMES, OURS
+from ..stats import student
 from .style import BLUE, GREEN, INK, LINE, ORANGE, PINK, Picture, new_figure, plain
 
 NAME = "plot"
@@ -99,6 +100,7 @@ def _format_axes(axis: Any, unit: int, ticks: int) -> None:
 def half_interval(row: Row, key: str) -> float:
     """Half of a figure's 95 % interval, for its error bar."""
     if key == "kl":
-        return float(1.96 * (row["kl_se"] or 0))
+        error = row["kl_se"]
+        return float(student(len(row["window_kl"]) - 1) * error) if error else 0.0
     interval = row["ln_ppl_difference_ci95"]
     return float(row["perplexity"] * (interval[1] - interval[0]) / 2) if interval else 0.0

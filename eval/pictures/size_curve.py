@@ -27,13 +27,13 @@ class Marked:
         bytes: of all safetensors files.
         expected: as the curve's loss, or None.
         measured: KL in nats per token, or None.
-        error: its standard error, or None.
+        half: of its 95 % interval, or None.
     """
 
     bytes: int
     expected: float | None = None
     measured: float | None = None
-    error: float | None = None
+    half: float | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _mark(axis: Any, marked: Marked) -> None:
         axis.errorbar(
             [marked.bytes],
             [marked.measured],
-            yerr=[1.96 * (marked.error or 0)],
+            yerr=[marked.half or 0],
             fmt="*",
             markersize=13,
             color=GREEN,

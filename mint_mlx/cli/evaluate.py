@@ -113,10 +113,11 @@ def _check_report(model: str, source: str | None) -> None:
 def _lines(f: dict[str, Any]) -> list[str]:
     """The figures for people."""
     from ..base.units import both, duration
+    from ..eval.card import windows_text
 
     lines = [
         f"{f['model']}: {both(f['bytes'])}, {f['bits_per_weight']:.2f} bits per weight",
-        f"text          {f['text']}, {f['windows']} windows of {f['length']} ({f['protocol']}), "
+        f"text          {f['text']}, {windows_text(f)} ({f['protocol']}), "
         f"{f['tokens']:,} tokens scored",
         f"perplexity    {_with_error(f['perplexity'], f['perplexity_se'])}",
         f"  per window  median {f['median_perplexity']:.5g}, 10%-trimmed mean "

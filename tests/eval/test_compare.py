@@ -19,6 +19,7 @@ from mint_mlx.converters.quantizers import memory_estimate
 from mint_mlx.eval import compare as comparing
 from mint_mlx.eval import report
 from mint_mlx.eval.compare import baseline, compare
+from mint_mlx.eval.methods import names_of_given
 from mint_mlx.eval.report import cells
 from mint_mlx.eval.settings import Settings
 from mint_mlx.jobs import convert
@@ -204,3 +205,22 @@ def test_wrong_calls_are_refused(
         call = call | {"baseline_text": settings.text}
     with pytest.raises((MintError, UsageError), match=problem):
         compare(str(make(llama(1))), **call, settings=settings, speed=False)
+
+
+def test_what_is_given_has_a_name_of_its_own(tmp_path: Path) -> None:
+    places = [tmp_path / "a" / "x.gguf", tmp_path / "b" / "x.gguf", tmp_path / "fast"]
+    names = names_of_given([(place.name, place) for place in places])
+    assert names == ["a/x.gguf", "b/x.gguf", f"{tmp_path.name}/fast"]
+    same = [tmp_path / "a" / "c" / "x", tmp_path / "b" / "c" / "x"]
+    assert names_of_given([("x", place) for place in same]) == [str(place) for place in same]
+
+
+def test_another_tokenizer_builds_anew(make: Maker, settings: Settings) -> None:
+    folder = make(llama(1))
+    compare(str(folder), ["5bpw"], ["nmse"], settings=settings, speed=False)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab |= {"a": vocab["b"], "b": vocab["a"]}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (row,) = compare(str(folder), ["5bpw"], ["nmse"], settings=settings, speed=False).rows
+    assert row["kl"] > 0
