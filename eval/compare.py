@@ -173,6 +173,9 @@ def compare(
 
     # Peers and given checkpoints have sizes of their own; ours are built to meet them.
     limits = [_limit(job, size) for size in sizes]
+    unbuilt = [name for name in names if name not in OURS] if methods and not limits else []
+    if unbuilt:
+        report.note(f"{', '.join(unbuilt)}: built near sizes of --budget only, and none is given")
     tasks = [
         *peer_tasks(job, names, limits, calibration, report),
         *gguf_tasks(job.source, files),

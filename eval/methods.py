@@ -27,7 +27,7 @@ from ..measure.profile import Profile
 from ..measure.sensitivity import Sensitivity
 from ..rules.efforts import EFFORTS, Effort
 from ..rules.objectives import needs_sensitivity
-from . import peers
+from . import peer_gguf, peers
 from .build import Task
 from .gguf_file import read_gguf
 
@@ -98,13 +98,16 @@ def peer_tasks(
                 if (peer.name, peer.about) in done:
                     continue
                 done.add((peer.name, peer.about))
+                key = text_key if peer.sees_text else ""
+                if name in peer_gguf.TYPES:
+                    key = peer_gguf.quantizer_stamp()
                 yield Task(
                     peer.name,
                     "peer",
                     peer.sees_text,
                     peer.about,
                     budget,
-                    key=text_key if peer.sees_text else "",
+                    key=key,
                     build=peer.build,
                     foreign=True,
                 )

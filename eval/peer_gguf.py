@@ -7,6 +7,7 @@ it makes is read back as a checkpoint (gguf_file.py), with the size of the GGUF 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -89,6 +90,16 @@ def library_folder() -> Path | None:
         if all(library(folder, name) for name in LIBRARIES):
             return folder.absolute()
     return None
+
+
+def quantizer_stamp() -> str:
+    """What tells one installation of llama.cpp's quantizer from another; '' where there is none."""
+    program, folder = shutil.which(PROGRAM), library_folder()
+    if program is None and folder is None:
+        return ""
+    files = [Path(program)] if program is not None else sorted(folder.iterdir()) if folder else []
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.blake2b(repr(stats).encode(), digest_size=8).hexdigest()
 
 
 def _command() -> list[str]:

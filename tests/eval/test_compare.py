@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from families import write_family
-from helpers import Maker, llama, qwen3_moe
+from helpers import Maker, Notes, llama, qwen3_moe
 from scoring import by_method
 
 from mint_mlx.base.errors import MintError, UsageError
@@ -224,3 +224,13 @@ def test_another_tokenizer_builds_anew(make: Maker, settings: Settings) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (row,) = compare(str(folder), ["5bpw"], ["nmse"], settings=settings, speed=False).rows
     assert row["kl"] > 0
+
+
+def test_peers_that_have_no_size_are_told(make: Maker, settings: Settings, tmp_path: Path) -> None:
+    folder = str(make(llama(1)))
+    convert.convert(folder, uniform="8bit-g32", out=tmp_path / "q", smoke=False)
+    notes = Notes()
+    given = [str(tmp_path / "q")]
+    more = {"given": given, "settings": settings, "speed": False, "report": notes}
+    compare(folder, [], ["nmse", "uniform-g64"], **more)
+    assert "uniform-g64: built near sizes of --budget only, and none is given" in notes.said

@@ -118,3 +118,17 @@ def test_files_of_other_models_are_refused(make: Maker, tmp_path: Path) -> None:
         with pytest.raises(MintError, match=sentence):
             gguf_file.read_gguf(one, tmp_path / f"{name}.gguf", tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def test_another_llama_cpp_builds_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(peer_gguf.LIBRARY, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert peer_gguf.quantizer_stamp() == ""
+    stamps = []
+    for text in ("#!/bin/sh", "#!/bin/sh\n"):
+        program = tmp_path / peer_gguf.PROGRAM
+        program.write_text(text)
+        program.chmod(0o755)
+        stamps.append(peer_gguf.quantizer_stamp())
+    assert "" not in stamps and len(set(stamps)) == 2
