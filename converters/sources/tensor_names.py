@@ -280,7 +280,10 @@ def _stacked_experts(model: _Model, weights: Weights) -> Weights:
     for name in weights:
         place = _place(name)
         match place.rest.split(".") if place else ():
-            case [block, "experts", number, leaf, "weight"] if place and block in _BLOCKS:
+            case [block, "experts", first, second, "weight"] if place and block in _BLOCKS:
+                # axolotl trains Llama-4's as lists of linear layers: `experts.gate_projs.3`.
+                by_kind = second.isdecimal() and first.endswith("s")
+                leaf, number = (first[:-1], second) if by_kind else (second, first)
                 if number.isdecimal():
                     projection = _NAMES.get(leaf, leaf)
                     groups[place.start, place.layer, projection][int(number)] = name

@@ -113,6 +113,7 @@ CASES: list[tuple[str, Callable[[Weights], Weights]]] = [
     ),
     ("kimi_linear", renamed((r"layers\.0\.mlp", "layers.0.block_sparse_moe"))),
     ("kimi_linear", fused),
+    ("qwen3_vl_moe", lambda w: renamed((r"experts\.(\d+)\.(\w+)", r"experts.\2s.\1"))(single(w))),
     ("llama4", renamed((r"^language_model\.", ""))),
     ("llama4", renamed((r"^language_model\.model", "model.language_model"))),
 ]
