@@ -3,7 +3,8 @@
 #   makes 257 where `use_bidirectional_attention` is set. Up to transformers 4.57 that is what it saves, too, and
 #   the next loading halves it again: each fine-tune, merge or copy by `save_pretrained` has half the window of
 #   the one before, in silence. transformers 5.24 no longer does so, but it reads files that 4.57 has saved
-#   (and anything else does) with the halved window.
+#   (and anything else does) with the halved window. (llama.cpp's converter reads config.json itself for that
+#   reason, see its #15867; that saved files carry it wasn't in the tracker that could be searched.)
 # Guess before running: a copy has the window, and gives the embeddings, of the original.
 # Seen (transformers 4.57.6 and 5.24.0, torch 2.13.0; 2026-12-01), which this script checks with a tiny model:
 #   257, 129, 65 and 33 in three copies; the mean of the hidden states of 400 tokens (of random weights) differs by
