@@ -33,6 +33,8 @@ CLASSES = {
 }
 GROUPS = ("n_group", "num_expert_group")
 BIASES = ("correction_bias", "expert_bias")  # how their names end
+# So far below the largest bias an expert is switched off: scores without bias are below 1.
+OFF = 64.0
 
 
 def rules_out_by_zero(name: str, table: Table) -> bool:
@@ -47,7 +49,11 @@ def rules_out_by_zero(name: str, table: Table) -> bool:
 
 
 def shift_biases(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """The tensors with each router's biases shifted, in float32, so that none is below 0."""
+    """The tensors with each router's biases shifted, in float32, so that none is below 0.
+
+    Experts that are switched off (a bias of -1e9) come first to just below all others, and groups
+    that hold one of them with them: beside such a number the others would be one and the same.
+    """
     return {
         name: _shifted(array) if name.endswith(BIASES) else array for name, array in weights.items()
     }
@@ -55,4 +61,9 @@ def shift_biases(weights: dict[str, mx.array]) -> dict[str, mx.array]:
 
 def _shifted(bias: mx.array) -> mx.array:
     exact = bias.astype(mx.float32)
-    return exact + mx.maximum(-exact.min(), 0)
+    largest = exact.max()
+    on = exact >= largest - OFF
+    # Below what any two that are on add up to, also with the largest beside it.
+    below = 2 * mx.where(on, exact, largest).min() - largest - 3
+    near = mx.where(on, exact, below)
+    return near + mx.maximum(-near.min(), 0)

@@ -281,9 +281,9 @@ def _one_of(
 ) -> str:
     """A value of the plan that must be one of some words (else a MintError)."""
     value = data.get(key) or default
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise file.error(f"{key} must be one of {', '.join(allowed)}", key)
-    return str(value)
+    return value
 
 
 def _versions(value: Any) -> dict[str, str]:

@@ -38,10 +38,10 @@ def hexdigest(data: bytes) -> str:
 
 
 def of_files(folder: Path) -> dict[str, str]:
-    """The checksum of each file of a folder by its name, without those of subfolders."""
+    """The checksum of each file of a folder by its name; without subfolders and hidden files."""
     sums = {}
     for path in sorted(folder.iterdir()):
-        if not path.is_file():
+        if path.name.startswith(".") or not path.is_file():
             continue
         digest = hashlib.blake2b(digest_size=16)
         with path.open("rb") as file:

@@ -67,6 +67,8 @@ def parse_budget(text: str) -> Budget:
 
     unit = _unit_bytes(match["unit"], text)
     size = int(number * unit)  # 17.3GiB is no whole number of bytes
+    if size > 10**18:
+        raise UsageError(f"the budget {text!r} is larger than any model: {EXAMPLES}")
     if size == 0 or (unit == 1 and size != number):
         raise UsageError(f"the budget {text!r} is not a whole number of bytes: {EXAMPLES}")
     return Budget(text, bytes=size)

@@ -30,7 +30,7 @@ def without_mtp(
 ) -> dict[str, mx.array]:
     """The tensors without those of blocks for multi-token prediction, which follow on the others.
 
-    DeepSeek-V3's class of mlx-lm drops block 61 alone.
+    Each has an `eh_proj`. DeepSeek-V3's class of mlx-lm drops block 61 alone.
 
     Args:
         model: of mlx-lm.
@@ -41,7 +41,8 @@ def without_mtp(
     depth, more = (table.get(key) for key in ("num_hidden_layers", "num_nextn_predict_layers"))
     if not isinstance(depth, int) or not isinstance(more, int) or more < 1:
         return weights
-    blocks = range(depth, depth + more)
+    blocks = {block_of(name) for name in weights if ".eh_proj." in name}
+    blocks &= set(range(depth, depth + more))
     rest = {name for name in weights if block_of(name) in blocks}
     rest -= {name for name, _ in tree_flatten(model.parameters())}
     return {name: array for name, array in weights.items() if name not in rest}

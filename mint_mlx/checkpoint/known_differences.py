@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 from ..base.hf_config import text_config
-from ..converters.sources.group_limits import rules_out_by_zero
 from ..converters.sources.multipliers import is_left_out
 from .bad_value import MALFORMED
 from .model_classes import ModelClass, text_class
@@ -62,15 +61,15 @@ def known_differences(config: Table) -> list[str]:
     if reader is None:
         return []
     try:
-        return _differences(text_config(config), reader, "quantization" in config)
+        return _differences(text_config(config), reader)
     except MALFORMED:  # who builds the model says so
         return []
 
 
-def _differences(table: Table, reader: ModelClass, quantized: bool) -> list[str]:
+def _differences(table: Table, reader: ModelClass) -> list[str]:
     """The sentences for a text model's table."""
-    sentences = [*_positions(table, reader), *_experts(table, reader, quantized)]
-    sentences += [*_windows(table, reader), *_logits(table, reader)]
+    sentences = [*_positions(table, reader), *_experts(table, reader), *_windows(table, reader)]
+    sentences += _logits(table, reader)
     if is_left_out(table):
         sentences.append(
             "mlx-lm's own conversions of Falcon-H1 leave out key_multiplier and, in values, "
@@ -159,7 +158,7 @@ def _yarn(size: int, theta: float, scaling: Table, truncate: bool) -> list[float
     return frequencies
 
 
-def _experts(table: Table, reader: ModelClass, quantized: bool) -> list[str]:
+def _experts(table: Table, reader: ModelClass) -> list[str]:
     """Routers that mlx-lm's classes run otherwise."""
     if reader.name == "ernie4_5_moe" and table.get("moe_use_aux_free") is not False:
         return [
@@ -170,12 +169,6 @@ def _experts(table: Table, reader: ModelClass, quantized: bool) -> list[str]:
         return [
             "mlx-lm lets the weights of Jamba's chosen experts add up to 1, transformers takes "
             "them as they are: its expert layers count for more"
-        ]
-    if quantized and rules_out_by_zero(reader.name, table):
-        return [
-            "mlx-lm scores the experts of groups that are ruled out as 0: where scores with their "
-            "bias are below 0, it chooses other experts than transformers 5 (mint-mlx shifts the "
-            "biases as it converts, so that none is)"
         ]
     sums = any(table.get(key, reader.defaults.get(key)) for key in SUMS)
     alone = any(table.get(key) == 1 for key in EXPERTS_CHOSEN)

@@ -351,8 +351,9 @@ def two_token_cache(config: dict[str, Any], kv_bits: int | None = None) -> list[
         if is_for_metal(error):
             raise MintError(FOR_METAL) from error
         raise MintError(
-            f"mlx-lm cannot run this model ({first_line(error)}): check the values of its "
-            "config.json, or wait for a version of mlx-lm that can"
+            f"mlx-lm cannot run this model ({first_line(error)}): its class fails at the first "
+            "token; check the values of config.json, the types of its layers above all, or wait "
+            "for a version of mlx-lm that can"
         ) from error
     if kv_bits is None:
         return caches

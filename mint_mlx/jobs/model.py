@@ -140,7 +140,7 @@ def other_weights(given: Source, source: Source) -> str | None:
     if file.is_file():
         with suppress(MintError):  # who needs the plan says what is wrong with it
             origin = read_plan(file).origin
-    if origin is None or origin.matches(source.origin):
+    if origin is None or origin.content in ("", source.content):
         return None
     if (origin.revision is None) != (source.revision is None):
         return None

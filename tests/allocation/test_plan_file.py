@@ -93,6 +93,7 @@ def test_what_was_said_of_a_plan_does_not_outlive_an_edit(make: Maker, tmp_path:
         ("mint_mlx_plan: 1\nlayers:\n- {layer: a, as: keep, bits: 4}", "line 3.*no key 'bits'"),
         ("mint_mlx_plan: 1\nsource: 3\nlayers: []", "line 2.*table"),
         ("mint_mlx_plan: 1\neffort: turbo\nlayers: []", "line 2.*one of fast, balanced, best"),
+        ("mint_mlx_plan: 1\neffort: [fast]\nlayers: []", "line 2.*one of fast, balanced, best"),
         ("mint_mlx_plan: 1\nlayers: []\nparts: half", "line 3.*one of text, mtp"),
         ("mint_mlx_plan: 1\nlayers:\n- {layer: a}", "line 3.*must be"),
         (

@@ -46,6 +46,7 @@ def test_bits_per_weight_count_the_parameters() -> None:
         "1e9B",
         "1.5B",
         "0.0004KB",
+        "9" * 420 + "GiB",
         "4,5bpw",
         "nan",
         "4xb",

@@ -64,10 +64,6 @@ def test_each_of_the_list_is_told() -> None:
     assert not differences(glm)
     assert "one expert" in differences(glm | {"num_experts_per_tok": 1, "norm_topk_prob": True})[0]
     assert not differences(glm | {"num_experts_per_tok": 1, "norm_topk_prob": False})
-    quantized = glm | {"quantization": {"bits": 4}}
-    assert not differences(quantized | {"n_group": 4, "topk_group": 4})
-    assert not differences(glm | {"n_group": 4, "topk_group": 2})
-    assert "ruled out as 0" in differences(quantized | {"n_group": 4, "topk_group": 2})[0]
     afmoe = config_of("afmoe")  # its class says what the config leaves out
     assert "one expert" in differences(afmoe | {"num_experts_per_tok": 1})[0]
 

@@ -343,7 +343,8 @@ def test_the_doctor_sees_them_on_the_hub(hub: FakeHub, tmp_path: Path) -> None:
 def test_a_block_that_the_class_does_not_drop_is_dropped(tmp_path: Path) -> None:
     """mlx-lm's DeepSeek-V3 drops block 61 alone, as the release has it."""
     folder = write_family(tmp_path / "model", "deepseek_v3")
-    extra = {"model.layers.4.eh_proj.weight": mx.ones((64, 128))}
+    names = ("eh_proj.weight", "enorm.weight", "self_attn.o_proj.weight")
+    extra = {f"model.layers.4.{name}": mx.ones((64, 128)) for name in names}
     edit_weights(folder, lambda weights: weights | extra)
     with pytest.raises(MintError, match=r"parameters not in model: model\.layers\.4\.eh_proj"):
         prepare(str(folder))
@@ -351,3 +352,8 @@ def test_a_block_that_the_class_does_not_drop_is_dropped(tmp_path: Path) -> None
     assert prepare(str(folder)).unused.mtp.keys() == extra.keys()
     result = convert.convert(str(folder), uniform="keep", out=tmp_path / "out", smoke=False)
     assert not extra.keys() & mx.load(str(result.path / "model.safetensors")).keys()
+
+    # A block without the projection that prediction begins with is one that config.json forgets.
+    edit_weights(folder, lambda w: {n: a for n, a in w.items() if "eh_proj" not in n})
+    with pytest.raises(MintError, match=r"parameters not in model: model\.layers\.4\."):
+        prepare(str(folder))

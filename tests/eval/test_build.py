@@ -99,6 +99,7 @@ def test_a_damaged_checkpoint_is_built_anew(
     (checkpoint,) = cache.cache_dir().rglob("checkpoint")
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "put", lambda *_: pytest.fail("it was written anew"))
+        (checkpoint / ".DS_Store").write_text("")  # as a file manager leaves it
         compare(folder, ["5bpw"], ["nmse"], settings=settings, speed=False)
 
     damage(checkpoint)

@@ -55,6 +55,18 @@ def test_the_choice_is_that_among_the_best_groups(middle: float) -> None:
         np.testing.assert_array_equal(weights, stock(gates, mx.array(bias))[1])
 
 
+@pytest.mark.parametrize("off", [-1e3, -1e9, -3e38, -np.inf])
+def test_experts_that_are_switched_off_leave_the_others_as_they_are(off: float) -> None:
+    drawn = np.random.default_rng(0)
+    gates = drawn.normal(size=(64, EXPERTS)).astype(np.float32)
+    bias = (0.3 * drawn.normal(size=EXPERTS)).astype(np.float32)
+    bias[[0, 5, 6, 7]] = off
+    (shifted,) = shift_biases({BIAS: mx.array(bias)}).values()
+    assert float(shifted.min()) == 0
+    assert float(shifted.max()) < 10
+    assert stock(gates, shifted)[0] == chosen(gates, np.maximum(bias, -1e3))
+
+
 def test_it_is_done_as_a_source_is_converted_and_never_again(tmp_path: Path) -> None:
     folder = write_family(tmp_path / "model", "deepseek_v3", n_group=4, topk_group=2)
     bias = mx.array([-0.75, -0.5, 0, 0.25, -1, 0, 0.5, 0], dtype=mx.bfloat16)
