@@ -25,7 +25,7 @@ from .gguf_names import ARCHITECTURES, gguf_name, rotated_heads
 GGUF = ".gguf"
 MAGIC = b"GGUF"  # what each file begins with
 WEIGHTS = "model.safetensors"
-HEAD, EMBEDDING = "output.weight", "token_embd.weight"
+HEAD, EMBEDDING = "output.weight", "model.embed_tokens.weight"
 POSITIONS = ("rope_freqs", "rope_factors")  # follow from config.json
 PACKED = "gguf_bytes"  # the key of its metadata
 
@@ -184,16 +184,14 @@ def _tensors(
     text = text_config(source.config)
     heads = text["num_attention_heads"]
     key_heads = text.get("num_key_value_heads") or heads
-    embedding = mx.array([])
-    for parameter, array in tree_flatten(open_model(source).parameters()):
+    parameters = dict(tree_flatten(open_model(source).parameters()))
+    if head and EMBEDDING in parameters:
+        parameters.setdefault("lm_head.weight", parameters[EMBEDDING])
+    for parameter, array in parameters.items():
         name = gguf_name(parameter)
         if name is None:
             raise MintError(f"GGUF has no name for {parameter}: it cannot be compared")
         yield parameter, name, array, rotated_heads(name, architecture, heads, key_heads)
-        head = head and name != HEAD
-        embedding = array if name == EMBEDDING else embedding
-    if head:
-        yield "lm_head.weight", HEAD, embedding, None
 
 
 def _reorder(values: np.ndarray, heads: int, to_pairs: bool) -> np.ndarray:

@@ -95,9 +95,12 @@ def library_folder() -> Path | None:
 def quantizer_stamp() -> str:
     """What tells one installation of llama.cpp's quantizer from another; '' where there is none."""
     program, folder = shutil.which(PROGRAM), library_folder()
-    if program is None and folder is None:
+    if program is not None:
+        files = [Path(program)]
+    elif folder is not None:
+        files = sorted(folder.iterdir())
+    else:
         return ""
-    files = [Path(program)] if program is not None else sorted(folder.iterdir()) if folder else []
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.blake2b(repr(stats).encode(), digest_size=8).hexdigest()
 

@@ -25,7 +25,7 @@ from .pictures.mac_bars import Load, mac_bars
 from .pictures.size_curve import Marked, UniformPoint, size_curve
 from .pictures.token_histogram import token_histogram
 from .protocol import context_of
-from .stats import student
+from .stats import half_interval
 
 PICTURES = {  # what a card says of them
     "report-plan": "the plan: bits of every layer",
@@ -150,7 +150,7 @@ def _size_section(facts: Facts) -> Section:
     # A measured KL has no place on a scale of other losses.
     scored = figures if expectation.is_kl else {}
     error = scored.get("kl_se")
-    half = student(scored["windows"] - 1) * error if error else None
+    half = half_interval(error, scored["windows"]) if error else None
     marked = Marked(facts.model.bytes, expectation.loss, scored.get("kl"), half)
     picture = size_curve(expectation.curve, marked, expectation.uniform)
     lines = [

@@ -58,6 +58,11 @@ def mean_and_se(values: Values) -> tuple[float, float | None, int]:
     return float(mean), float(math.sqrt(variance)), n
 
 
+def half_interval(error: float, count: int) -> float:
+    """Half of the 95 % interval of a mean over `count` windows, from its standard error."""
+    return student(count - 1) * error
+
+
 def paired(ours: list[float], theirs: list[float]) -> tuple[float, list[float] | None]:
     """Mean difference of two checkpoints over the same windows, with its 95 % interval."""
     difference = np.array(ours) - np.array(theirs)
@@ -65,7 +70,7 @@ def paired(ours: list[float], theirs: list[float]) -> tuple[float, list[float] |
     n = len(difference)
     if n < 2:
         return mean, None
-    half = student(n - 1) * float(difference.std(ddof=1)) / math.sqrt(n)
+    half = half_interval(float(difference.std(ddof=1)) / math.sqrt(n), n)
     return mean, [mean - half, mean + half]
 
 
@@ -106,7 +111,7 @@ def divergence_figures(scores: list[Score], predictions: list[Predictions]) -> d
         s.nll + p.true.reshape(len(p.windows.tokens), -1)[: len(s.nll), :-1] for s, p in pairs
     ]
     ln_ppl, ln_se, count = mean_and_se(difference)
-    half = None if ln_se is None else student(count - 1) * ln_se
+    half = None if ln_se is None else half_interval(ln_se, count)
 
     figures = {
         "kl": kl_mean,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -17,7 +18,6 @@ import numpy as np
 from ...allocation.artifacts import PROFILE_FILE, SENSITIVITY_FILE
 from ...allocation.plan_file import plan_text
 from ...base.distributed import ranks
-from ...base.errors import MintError
 from ...base.files import LOCK, PLAN_FILE
 from ...base.folders import JOURNALS, SCRATCH_FILES, UNMARKED, WORK
 from ...base.remove import UNFINISHED, discard, remove_file
@@ -91,11 +91,8 @@ def write(conversion: Conversion) -> str | None:
             choice = conversion.plan.choice
             sentence = write_sentence(work, conversion.inventory, choice, conversion.report)
 
-        try:
-            check_unchanged(conversion.source)
-        except MintError:
-            discard(work, WORK)  # nobody knows which layers are of the files as they were
-            raise
+        # (Nobody knows which layers are of the files as they were.)
+        check_unchanged(conversion.source, partial(discard, work, WORK))
         _put_in_place(conversion)
         group.wait()
     return sentence

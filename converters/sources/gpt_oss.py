@@ -12,6 +12,8 @@ from collections import defaultdict
 
 import mlx.core as mx
 
+from .tensor_names import numbered
+
 Weights = dict[str, mx.array]
 FUSED = "experts.gate_up_proj"
 KINDS = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
@@ -27,13 +29,13 @@ def _stack_single(weights: Weights) -> Weights:
     rest: Weights = {}
     groups: dict[tuple[str, str, str], dict[int, mx.array]] = defaultdict(dict)
     for name, array in weights.items():
-        base, *expert, leaf = name.rsplit(".", 3)
-        number = next(filter(str.isdecimal, expert), None)
-        kind = next((part.removesuffix("s") for part in expert if part != number), None)
-        if base.endswith(".experts") and number is not None and kind in KINDS:
-            groups[base, kind, leaf][int(number)] = array
-        else:
-            rest[name.replace(".router.linear.", ".router.")] = array
+        match name.rsplit(".", 3):
+            case [base, first, second, leaf] if base.endswith(".experts"):
+                kind, number = numbered(first, second)
+                if number is not None and kind in KINDS:
+                    groups[base, kind, leaf][number] = array
+                    continue
+        rest[name.replace(".router.linear.", ".router.")] = array
 
     if any(sorted(experts) != list(range(len(experts))) for experts in groups.values()):
         return weights
@@ -42,8 +44,8 @@ def _stack_single(weights: Weights) -> Weights:
         if kind != "gate_up_proj":
             rest[f"{base}.{kind}.{leaf}"] = mx.stack(arrays)
             continue
-        for half, first in (("gate_proj", 0), ("up_proj", 1)):
-            rest[f"{base}.{half}.{leaf}"] = mx.stack([array[first::2] for array in arrays])
+        for half, start in (("gate_proj", 0), ("up_proj", 1)):
+            rest[f"{base}.{half}.{leaf}"] = mx.stack([array[start::2] for array in arrays])
     return rest
 
 

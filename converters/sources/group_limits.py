@@ -13,10 +13,8 @@ from typing import Any
 import mlx.core as mx
 
 Table = dict[str, Any]
-# Classes that score what is ruled out as 0.
-CLASSES = {
-    "bailing_moe",
-    "bailing_moe_linear",
+# Classes with DeepSeek-V3's way to choose experts, of which each has a copy.
+RELATIVES = {
     "deepseek_v3",
     "deepseek_v32",
     "dots1",
@@ -24,13 +22,14 @@ CLASSES = {
     "glm4_moe",
     "glm4_moe_lite",
     "glm_moe_dsa",
-    "kimi_k3",
     "kimi_linear",
     "kimi_vl",
     "mimo_v2_flash",
     "nemotron_h",
     "solar_open",
 }
+# Classes that score what is ruled out as 0.
+CLASSES = RELATIVES | {"bailing_moe", "bailing_moe_linear", "kimi_k3"}
 GROUPS = ("n_group", "num_expert_group")
 BIASES = ("correction_bias", "expert_bias")  # how their names end
 # So far below the largest bias an expert is switched off: scores without bias are below 1.

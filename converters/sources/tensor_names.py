@@ -272,6 +272,17 @@ def _columns_first(
     return None
 
 
+def numbered(first: str, second: str) -> tuple[str, int | None]:
+    """The kind and the number of a single expert's layer, from the two parts of its name.
+
+    Most have `3.gate_proj`; lists of linear layers (axolotl's Llama-4, unsloth's gpt-oss) have
+    `gate_projs.3`. No number where it is no such name.
+    """
+    if second.isdecimal() and first.endswith("s"):
+        return first[:-1], int(second)
+    return second, int(first) if first.isdecimal() else None
+
+
 def _stacked_experts(model: _Model, weights: Weights) -> Weights:
     """The tensors with single experts stacked, for classes that read fused ones only."""
     if model.model_type not in FUSED_ITSELF:
@@ -281,12 +292,10 @@ def _stacked_experts(model: _Model, weights: Weights) -> Weights:
         place = _place(name)
         match place.rest.split(".") if place else ():
             case [block, "experts", first, second, "weight"] if place and block in _BLOCKS:
-                # axolotl trains Llama-4's as lists of linear layers: `experts.gate_projs.3`.
-                by_kind = second.isdecimal() and first.endswith("s")
-                leaf, number = (first[:-1], second) if by_kind else (second, first)
-                if number.isdecimal():
-                    projection = _NAMES.get(leaf, leaf)
-                    groups[place.start, place.layer, projection][int(number)] = name
+                kind, number = numbered(first, second)
+                if number is not None:
+                    projection = _NAMES.get(kind, kind)
+                    groups[place.start, place.layer, projection][number] = name
 
     result = dict(weights)
     for (start, layer, leaf), experts in groups.items():

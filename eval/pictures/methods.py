@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...base.units import UNITS, decimal_unit
+from .. import stats
 from ..compare import Comparison, Row
 from ..methods import NAMES, OURS
-from ..stats import student
 from .style import BLUE, GREEN, INK, LINE, ORANGE, PINK, Picture, new_figure, plain
 
 NAME = "plot"
@@ -101,6 +101,6 @@ def half_interval(row: Row, key: str) -> float:
     """Half of a figure's 95 % interval, for its error bar."""
     if key == "kl":
         error = row["kl_se"]
-        return float(student(len(row["window_kl"]) - 1) * error) if error else 0.0
+        return stats.half_interval(error, len(row["window_kl"])) if error else 0.0
     interval = row["ln_ppl_difference_ci95"]
     return float(row["perplexity"] * (interval[1] - interval[0]) / 2) if interval else 0.0

@@ -13,8 +13,6 @@ from .tokenizer import first_line
 ADAPTED = ("lora_", "modules_to_save", "original_module", "base_layer")
 # What mlx says of an embedding of another number of rows.
 RESIZED = re.compile(r".*shape \(\d+, (\d+)\) .*shape \((\d+), \1\) .*\.?embed_tokens\.")
-
-
 # Classes of transformers that say something of a text, and write none.
 JUDGES = re.compile(r"For(Sequence|Token)Classification$|For(QuestionAnswering|RewardModel)$")
 # What a list says of a kind of layer that a class looks for.
@@ -45,8 +43,7 @@ def why_not_built(name: str, config: dict[str, Any], error: BaseException) -> st
             f"{config.get('model_type')!r} wants one of its own"
         )
     reason = first_line(error)
-    lost = isinstance(error, KeyError) and "." in str(error)
-    if lost:
+    if isinstance(error, KeyError) and "." in str(error):
         reason = f"Missing {error.args[0]}"
     if not reason.endswith(".."):
         reason = reason.removesuffix(".")

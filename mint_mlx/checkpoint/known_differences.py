@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from ..base.hf_config import text_config
+from ..converters.sources.group_limits import RELATIVES
 from ..converters.sources.multipliers import is_left_out
 from .bad_value import MALFORMED
 from .model_classes import ModelClass, text_class
@@ -33,21 +34,7 @@ WITHOUT_WINDOWS = {
     "starcoder2",
 }
 # Classes that leave the weight of a single chosen expert as it is, where transformers makes it 1.
-ONE_EXPERT_WEIGHS = {
-    "afmoe",
-    "deepseek_v3",
-    "deepseek_v32",
-    "dots1",
-    "exaone_moe",
-    "glm4_moe",
-    "glm4_moe_lite",
-    "glm_moe_dsa",
-    "kimi_linear",
-    "kimi_vl",
-    "mimo_v2_flash",
-    "nemotron_h",
-    "solar_open",
-}
+ONE_EXPERT_WEIGHS = RELATIVES | {"afmoe"}
 EXPERTS_CHOSEN = ("num_experts_per_tok", "num_experts_per_token")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -239,8 +239,12 @@ def _stamp(folder: Path, headers: Iterable[str]) -> str:
     return _digest([[file, s.st_size, s.st_mtime_ns, s.st_ino] for file, s in stats.items()])
 
 
-def check_unchanged(source: Source) -> None:
+def check_unchanged(source: Source, forget: Callable[[], None] = lambda: None) -> None:
     """Refuse what was made from a source whose files have changed since it was opened.
+
+    Args:
+        source: the source.
+        forget: called before the refusal, to delete what the next run would take up.
 
     Raises:
         MintError: they have.
@@ -250,6 +254,7 @@ def check_unchanged(source: Source) -> None:
     except FileNotFoundError:
         same = False
     if not same:
+        forget()
         raise MintError(
             f"the files of {source.name} have changed while they were read: run the same command "
             "again once nothing writes to them"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy as np
 from ..allocation.artifacts import SENSITIVITY_FILE
 from ..allocation.search_space import SearchSpace, list_candidates
 from ..base.distributed import ranks
-from ..base.errors import MintError
 from ..base.folders import UNMARKED
 from ..base.hf_config import text_config
 from ..base.quant_config import QuantConfig
@@ -19,7 +18,7 @@ from ..base.report import Report, Silent
 from ..base.scratch import scratch_folder
 from ..base.versions import versions
 from ..checkpoint.low_disk import Waves, at_once
-from ..checkpoint.source import Source, check_unchanged
+from ..checkpoint.source import check_unchanged
 from ..checkpoint.tokenizer import encode, has_runnable_tokenizer, load_tokenizer
 from ..measure import cache, resume
 from ..measure.profile import Profile, assumed, measure_curves
@@ -93,20 +92,6 @@ def known_sensitivity(
     return cache.cached_sensitivity(job.source, job.inventory, count, twin.key if twin else "")
 
 
-def _check_unchanged(source: Source, place: Path | None) -> None:
-    """Refuse what was measured while the source's files changed, and forget what was noted of it.
-
-    Raises:
-        MintError: they have changed.
-    """
-    try:
-        check_unchanged(source)
-    except MintError:
-        if place is not None:
-            resume.clear(place)
-        raise
-
-
 @cache.using("sensitivities")
 def _measure_sensitivity(
     job: Job, report: Report, count: int, twin: Twin | None
@@ -129,7 +114,7 @@ def _measure_sensitivity(
         text = get_text(job, count, report, twin)
         report.stage("sensitivity")
         sensitivity = rounds.measure(job.source, job.inventory, text, report.step, key=place.stem)
-        _check_unchanged(job.source, place)
+        check_unchanged(job.source, partial(resume.clear, place))
     except NoChain as error:
         report.note(
             f"{job.source.name} cannot be run block by block ({error}): it is converted as with "
@@ -282,7 +267,7 @@ def get_profile(
     curves = measure_curves(
         job.source, job.inventory, candidates, sample, allow_nonfinite, waves, place, report.step
     )
-    _check_unchanged(job.source, place)
+    check_unchanged(job.source, lambda: None if place is None else resume.clear(place))
     measured = Profile(
         job.source.origin, job.inventory, curves, job.recipe, sample=sample, versions=versions()
     )
